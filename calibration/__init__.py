@@ -1,0 +1,1 @@
+"""What the quantisers are fed: which patches, and which layers stay float."""

@@ -1,0 +1,5 @@
+"""Network families, one file each; a new file is a new family."""
+
+from pkgutil import extend_path
+
+__path__ = extend_path(__path__, __name__)

@@ -1,0 +1,1 @@
+"""Words that every room shares: errors, records, images, metrics and plug-in discovery."""

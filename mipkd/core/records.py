@@ -1,0 +1,223 @@
+"""Small frozen records that stages hand to each other; every one is plain JSON plus paths.
+
+Sizes are `(height, width)` in pixels, times in seconds, files absolute paths.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network that has been identified: what is in a checkpoint and how we know it."""
+
+    role: str  # "teacher" or "student"
+    file: Path
+    sha256: str
+    arch: str  # name of a file in mipkd/archs, "onnx" for a foreign graph
+    hyper: dict[str, Any]  # arguments of the architecture's Hyper
+    scale: int
+    layout: str  # whose key names: "original", "basicsr", ...
+    settled: dict[str, str]  # fact -> how it was settled, where tensors cannot tell
+    params: int
+    gmacs: float  # at LR 256x256
+    licence: str = "unknown"
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Training photos decoded once: uint8 HR and LR pixels in two flat files and an index."""
+
+    folder: Path
+    sha256: str  # of the photos' contents and the way they were prepared
+    source: str
+    scale: int
+    count: int
+    skipped: tuple[str, ...] = ()
+    is_sample: bool = False
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Images to validate on: `<folder>/hr/*.png` and `<folder>/lr/*.png` of the same names."""
+
+    folder: Path
+    sha256: str
+    source: str
+    scale: int
+    images: tuple[str, ...]
+    lr_from: str  # "published" files or "bicubic" of our own
+    skipped: tuple[str, ...] = ()
+    is_sample: bool = False
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """A trained student and the trace of its training."""
+
+    model: Model
+    curves: Path  # JSON lines: step, every loss term, lr, seconds
+    pictures: tuple[Path, ...]
+    steps: int
+    seconds: float
+    losses: tuple[str, ...]
+    psnr_y_db: float  # of the exported (EMA) weights, mean over the validation images
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An ONNX graph: RGB NCHW float32 in [0, 1] in and out, dynamic height and width."""
+
+    file: Path
+    sha256: str
+    role: str
+    scale: int
+    multiple: int  # height and width of the input must be multiples of it
+    opset: int
+    family: str  # name of the architecture, "onnx" when unknown
+    parity_max_abs: float | None = None  # against torch on real images, in [0, 1]
+    parity_images: int = 0
+    licence: str = "unknown"
+
+
+@dataclass(frozen=True)
+class PatchSet:
+    """LR patches for calibration: one .npy of uint8 RGB, shape NHWC."""
+
+    file: Path
+    sha256: str
+    source: str
+    count: int
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model in a target's own format, ready to be opened on a device."""
+
+    target: str
+    precision: str
+    role: str
+    file: Path
+    size_bytes: int
+    scale: int
+    multiple: int
+    options: dict[str, str] = field(default_factory=dict)  # given to the runtime when opening
+    notes: tuple[str, ...] = ()  # what a reader should know: layers kept float, fallbacks
+
+
+@dataclass(frozen=True)
+class Host:
+    """The machine that measured."""
+
+    id: str
+    cpu: str
+    cores: int
+    memory_bytes: int
+    system: str
+    features: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Raw samples of one model at one input size; nothing is averaged away."""
+
+    size: tuple[int, int]  # LR height, width
+    samples_s: tuple[float, ...]
+    warmup: int
+    cold_start_s: float  # first inference after opening
+    invalid_because: str = ""
+
+
+@dataclass(frozen=True)
+class ImageScore:
+    """Quality of one output against the truth: Y channel, border of `scale` pixels cropped."""
+
+    image: str
+    psnr_y_db: float
+    ssim_y: float
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One model at one precision, measured on one target."""
+
+    role: str  # "student", "teacher" or "bicubic"
+    target: str
+    precision: str
+    size_bytes: int
+    latencies: tuple[Latency, ...]
+    scores: tuple[ImageScore, ...]
+    outputs: Path | None  # folder of the uint8 PNGs this runtime produced
+    versions: dict[str, str]
+    notes: tuple[str, ...] = ()
+    invalid_because: str = ""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A row of the report for what did not run."""
+
+    target: str
+    precision: str
+    stage: str
+    what: str
+    hint: str = ""
+
+
+class Outcome(str, Enum):
+    """What a gate, or all of them, came to."""
+
+    PASS = "PASS"
+    FAIL = "FAIL"
+    INVALID = "INVALID"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One line of the verdict: a figure, its bound and the reason."""
+
+    name: str
+    subject: str  # "openvino int8"
+    outcome: Outcome
+    figure: float | None
+    bound: float
+    unit: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All gates and what they come to."""
+
+    outcome: Outcome
+    gates: tuple[Gate, ...]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that a report is made from."""
+
+    name: str  # of the run
+    command: str  # that reproduces it
+    created: str  # ISO 8601, UTC
+    commit: str  # of this program's checkout, "" when installed from a wheel
+    smoke: bool  # trained or judged on sample photos: not a result
+    teacher: Model | None
+    student: Model
+    distilled: Distilled | None
+    graph: Graph  # the student's FP32 graph
+    tests: TestSet
+    photos: Photos | None
+    calibration: PatchSet | None
+    host: Host
+    # Role "bicubic", "teacher" and "student" with target "reference" (FP32 on ONNX Runtime,
+    # no latency) give quality; those with a real target give latency, and the student's quality.
+    measurements: tuple[Measurement, ...]
+    failures: tuple[Failure, ...]
+    verdict: Verdict
+    config: dict[str, Any]
+    seconds: dict[str, float]  # stage -> wall time
+    not_measured: tuple[str, ...]  # what a reader might look for and will not find, with why

@@ -1,0 +1,1 @@
+"""Train a student from a teacher: read, choose, feed, train, resume."""

@@ -1,0 +1,63 @@
+"""What a loss is: its own settings, the helpers it trains, and the maths.
+
+Shapes: N batch, C channels, H W low-res size, S scale. Images: float32 in [0, 1], RGB.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from mipkd.archs.base import SRNet
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Where features are compared: pairs of indices into the two nets' `blocks`."""
+
+    student: tuple[int, ...]
+    teacher: tuple[int, ...]
+
+
+@dataclass
+class Pass:
+    """All that one training step knows; the plain forwards are done once and shared."""
+
+    lr_NCHW: Tensor
+    hr_NCHW: Tensor
+    student: SRNet
+    student_image: Tensor
+    student_features: list[Tensor] = field(default_factory=list)
+    teacher: SRNet | None = None
+    teacher_image: Tensor | None = None
+    teacher_features: list[Tensor] = field(default_factory=list)
+    positions: Positions = Positions((), ())
+    generator: torch.Generator | None = None  # seeded from (seed, step)
+
+
+class Loss(BaseModel):
+    """A loss is its own config: its fields are its settings, `__call__` the maths.
+
+    Each module of `mipkd.losses` offers its class as `LOSS`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    needs_teacher: ClassVar[bool] = True
+    needs_features: ClassVar[bool] = False
+
+    weight: float = 1.0
+
+    def helper(
+        self, student: SRNet, teacher: SRNet | None, positions: Positions
+    ) -> nn.Module | None:
+        """Modules trained beside the student and dropped afterwards."""
+        return None
+
+    def __call__(self, seen: Pass, helper: nn.Module | None) -> dict[str, Tensor]:
+        """Named scalar terms, already weighted; their sum is minimised."""
+        raise NotImplementedError

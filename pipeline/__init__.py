@@ -1,0 +1,1 @@
+"""The command line, the flow of stages, the bench and the report."""

@@ -1,0 +1,1 @@
+"""Measure latency and pixels; knows neither models nor runtimes."""

@@ -1,0 +1,1 @@
+"""Turn measurements and a verdict into pages for people and files for machines."""

@@ -1,0 +1,1 @@
+"""One file a stage: a plain function from records to a record."""

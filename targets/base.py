@@ -1,0 +1,64 @@
+"""What a target is, and how an image goes through a session.
+
+Shapes: N batch, C channels, H W low-res size, S scale. Values: float32 in [0, 1], RGB.
+This file and every target's `open` run on a bare device: Python >= 3.10, numpy, the runtime.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from mipkd.core.records import Built, Graph, PatchSet
+
+FloatArray = npt.NDArray[np.float32]
+ByteArray = npt.NDArray[np.uint8]
+
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+
+
+class Session(Protocol):
+    """A model loaded on a device. `run` is the only timed call and blocks until done."""
+
+    def run(self, lr_NCHW: FloatArray) -> FloatArray:
+        """The upscaled batch, shape (N, C, S*H, S*W)."""
+
+    def close(self) -> None:
+        """Give the device's memory and threads back."""
+
+
+class Target(Protocol):
+    """A runtime on a device. Each module of `targets` offers one as `TARGET`."""
+
+    name: str
+
+    def precisions(self) -> tuple[str, ...]:
+        """The precisions worth building on this machine, the reference ("fp32") first."""
+
+    def why_not(self) -> str:
+        """Why this machine cannot run the target, with the cure; "" if it can."""
+
+    def versions(self) -> dict[str, str]:
+        """Package name to version of all that can change a figure."""
+
+    def build(self, graph: Graph, precision: str, calibration: PatchSet | None, out: Path) -> Built:
+        """Convert, and for "int8" quantise, `graph` into files under `out`."""
+
+    def open(self, built: Built) -> Session:
+        """Load what `build` made."""
+
+
+def upscale(session: Session, lr_HWC: ByteArray, *, scale: int, multiple: int = 1) -> ByteArray:
+    """The uint8 image a session makes of a uint8 image: pad, run, crop, clip, round."""
+    height, width = lr_HWC.shape[:2]
+    pad = ((0, -height % multiple), (0, -width % multiple), (0, 0))
+    padded = np.pad(lr_HWC, pad, mode="symmetric") if multiple > 1 else lr_HWC
+    lr_NCHW = np.ascontiguousarray(padded.transpose(2, 0, 1)[None], dtype=np.float32) / np.float32(
+        255
+    )
+    sr_NCHW = session.run(lr_NCHW)
+    sr_HWC = sr_NCHW[0, :, : height * scale, : width * scale].transpose(1, 2, 0)
+    return np.rint(np.clip(sr_HWC, 0, 1) * 255).astype(np.uint8)
