@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 StateDict = Mapping[str, Tensor]
@@ -90,7 +89,7 @@ class Arch(Protocol):
         "" gives the paper's student for the paper's teacher, else half depth and width."""
 
     def inherit(self, student: SRNet, teacher: SRNet) -> None:
-        """Copy weights of a teacher of the same family: evenly spaced blocks, strongest channels."""
+        """Copy weights of a teacher of the same family: even blocks, strong channels."""
 
     def original(self, net: SRNet) -> dict[str, Tensor]:
         """The net's weights under the original repository's key names."""
