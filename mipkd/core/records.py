@@ -221,3 +221,4 @@ class Evidence:
     config: dict[str, Any]
     seconds: dict[str, float]  # stage -> wall time
     not_measured: tuple[str, ...]  # what a reader might look for and will not find, with why
+    warnings: tuple[str, ...] = ()  # what the steps warned of

@@ -5,6 +5,7 @@ Shapes: N batch, C channels, H W low-res size, S scale. Images: float32 in [0, 1
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -36,7 +37,15 @@ class Pass:
     teacher_image: Tensor | None = None
     teacher_features: list[Tensor] = field(default_factory=list)
     positions: Positions = Positions((), ())
-    generator: torch.Generator | None = None  # seeded from (seed, step)
+    # All chance of a step is drawn from these two, seeded from (seed, step), so that a resumed
+    # run repeats it. `coins` decides what Python branches on: no wait for the device.
+    generator: torch.Generator | None = None
+    coins: random.Random = field(default_factory=random.Random)
+
+
+def l1(a: Tensor, b: Tensor) -> Tensor:
+    """Mean absolute difference, in float32 also under autocast."""
+    return (a.float() - b.float()).abs().mean()
 
 
 class Loss(BaseModel):
@@ -55,7 +64,7 @@ class Loss(BaseModel):
     def helper(
         self, student: SRNet, teacher: SRNet | None, positions: Positions
     ) -> nn.Module | None:
-        """Modules trained beside the student and dropped afterwards."""
+        """Modules trained beside the student and dropped afterwards; their buffers are saved."""
         return None
 
     def __call__(self, seen: Pass, helper: nn.Module | None) -> dict[str, Tensor]:

@@ -1,0 +1,246 @@
+"""The command line: options in, one clear line on trouble, exit codes out.
+
+0 pass; 2 usage or config; 3 unsupported model; 4 this machine lacks something;
+5 a stage failed; 6 a gate failed; 7 invalid or inconclusive; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from mipkd.core.errors import MipkdError
+from mipkd.core.records import Outcome
+
+EXIT = {Outcome.PASS: 0, Outcome.FAIL: 6, Outcome.INVALID: 7}
+
+app = typer.Typer(
+    help="Distil a super-resolution teacher into a student for an edge device, "
+    "and prove that speed and quality survived.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+log = logging.getLogger(__name__)
+
+Teacher = Annotated[
+    Path | None, typer.Option(help="Checkpoint of the teacher: .pth, .pt or .safetensors.")
+]
+ModelFile = Annotated[
+    Path | None,
+    typer.Option("--model", help="A finished student (checkpoint or ONNX): nothing is trained."),
+]
+TargetNames = Annotated[
+    str | None, typer.Option("--target", help="Targets, separated by commas: cpu,openvino.")
+]
+StudentSpec = Annotated[
+    str | None, typer.Option("--student", help="Family and size, such as edsr:c32b8.")
+]
+Data = Annotated[Path | None, typer.Option(help="Folder of HR photos to train on.")]
+Val = Annotated[
+    Path | None, typer.Option(help="Folder of HR photos, or a set with HR/ and LR_bicubic/X4/.")
+]
+Precisions = Annotated[
+    str | None, typer.Option("--precision", help="Precisions: fp32,bf16,fp16,int8.")
+]
+Steps = Annotated[int | None, typer.Option(help="Training steps.", min=1)]
+Scale = Annotated[int | None, typer.Option(help="Scale that the checkpoint must have.", min=1)]
+Out = Annotated[Path | None, typer.Option(help="Folder of the run; default runs/NAME.")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="TOML file; default ./mipkd.toml when there.")
+]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", help="Any setting: distill.lr=2e-4. Repeatable.")
+]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Tell more, tracebacks included.")]
+
+
+@app.command()
+def run(
+    teacher: Teacher = None,
+    model: ModelFile = None,
+    target: TargetNames = None,
+    student: StudentSpec = None,
+    data: Data = None,
+    val: Val = None,
+    precision: Precisions = None,
+    steps: Steps = None,
+    scale: Scale = None,
+    out: Out = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    verbose: Verbose = False,
+) -> None:
+    """Distil, export, quantise, measure, judge and report. Finished steps are remembered."""
+    _logging(verbose)
+    from pipeline.conclude import conclude, report_folder
+    from pipeline.config import load
+    from pipeline.flow import flow
+    from pipeline.summary import summary
+
+    settings = load(
+        _flags(teacher, model, target, student, data, val, precision, steps, scale, out),
+        file=config,
+        sets=sets or (),
+    )
+    here = _run_of(settings)
+    if settings.smoke:
+        log.warning(
+            "smoke run: sample photos stand in for %s; it shows that all works, it is no result",
+            "training photos and test images" if not settings.data else "test images",
+        )
+    with here.locked():
+        evidence = conclude(settings, here, flow(settings, here), command=_command())
+    Console().print(summary(evidence))
+    typer.echo(f"report: {report_folder(here.root) / 'index.html'}")
+    raise typer.Exit(EXIT[evidence.verdict.outcome])
+
+
+@app.command()
+def plan(
+    teacher: Teacher = None,
+    model: ModelFile = None,
+    target: TargetNames = None,
+    student: StudentSpec = None,
+    data: Data = None,
+    val: Val = None,
+    precision: Precisions = None,
+    steps: Steps = None,
+    scale: Scale = None,
+    out: Out = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    verbose: Verbose = False,
+) -> None:
+    """Say what `run` with the same options would do, what it remembers, and why."""
+    _logging(verbose)
+    from pipeline.config import load
+    from pipeline.flow import flow
+
+    settings = load(
+        _flags(teacher, model, target, student, data, val, precision, steps, scale, out),
+        file=config,
+        sets=sets or (),
+    )
+    here = _run_of(settings, dry=True)
+    flow(settings, here)
+    for event in here.events:
+        verb = "skip" if event.remembered else "run "
+        typer.echo(f"{verb}  {event.stage + ' ' + event.label:<32} {event.why}")
+    todo = sum(not e.remembered for e in here.events)
+    typer.echo(f"{todo} of {len(here.events)} steps would run, in {here.root}")
+
+
+@app.command()
+def doctor(
+    file: Annotated[Path | None, typer.Argument(help="A checkpoint to identify.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="HR photos or a test set to measure PSNR and SSIM on.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    sets: Sets = None,
+    verbose: Verbose = False,
+) -> None:
+    """Without FILE: what this machine can target. With FILE: what a checkpoint is."""
+    _logging(verbose)
+    from pipeline.doctor import examine_checkpoint, examine_machine, printed
+
+    found: dict[str, Any]
+    found = examine_checkpoint(file, images, sets or ()) if file else examine_machine()
+    typer.echo(json.dumps(found, indent=2) if as_json else printed(found))
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    verbose: Verbose = False,
+) -> None:
+    """Write the report of a finished run anew."""
+    _logging(verbose)
+    from pipeline.conclude import report_again
+
+    typer.echo(f"report: {report_again(folder)}")
+
+
+def main() -> None:
+    """The console script: expected errors become one line, a hint and an exit code."""
+    try:
+        app()
+    except MipkdError as error:
+        _say(error.what, error.hint)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _say("interrupted", "the same command goes on where it was")
+        sys.exit(130)
+    except OSError as error:
+        _say(f"{error.filename or 'system'}: {error.strerror or error}", "")
+        log.debug("traceback", exc_info=True)
+        sys.exit(5)
+
+
+def _say(what: str, hint: str) -> None:
+    typer.echo(f"error: {what}", err=True)
+    if hint:
+        typer.echo(f"hint: {hint}", err=True)
+
+
+def _logging(verbose: bool) -> None:
+    handler = RichHandler(
+        console=Console(stderr=True), show_path=verbose, log_time_format="%H:%M:%S", markup=False
+    )
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    for room in ("pipeline", "mipkd", "targets", "calibration"):
+        logging.getLogger(room).setLevel(logging.DEBUG if verbose else logging.INFO)
+    if not verbose:
+        warnings.simplefilter("ignore")  # of libraries; ours are logged
+
+
+def _flags(
+    teacher: Path | None,
+    model: Path | None,
+    target: str | None,
+    student: str | None,
+    data: Path | None,
+    val: Path | None,
+    precision: str | None,
+    steps: int | None,
+    scale: int | None,
+    out: Path | None,
+) -> dict[str, Any]:
+    return {
+        "teacher": teacher,
+        "model": model,
+        "target": _listed(target),
+        "student": student,
+        "data": data,
+        "val": val,
+        "precision": _listed(precision),
+        "distill": {"steps": steps},
+        "scale": scale,
+        "out": out,
+    }
+
+
+def _listed(text: str | None) -> tuple[str, ...] | None:
+    return tuple(part.strip() for part in text.split(",") if part.strip()) if text else None
+
+
+def _run_of(settings: Any, *, dry: bool = False) -> Any:
+    from pipeline.run import Run
+
+    given = settings.model or settings.teacher
+    return Run((settings.out or Path("runs") / given.stem).resolve(), dry=dry)
+
+
+def _command() -> str:
+    return shlex.join(["mipkd-pipeline", *sys.argv[1:]])

@@ -1,0 +1,105 @@
+"""What this machine can target, and what a checkpoint is."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from mipkd.core import plugins
+from pipeline.bench.host import describe_host
+from targets.base import FloatArray, Target
+
+
+def examine_machine() -> dict[str, Any]:
+    """The host, and of each target: usable or not, why not, versions."""
+    targets = {}
+    for name in plugins.names("targets"):
+        target: Target = plugins.load("targets", name, "TARGET")
+        reason = target.why_not()
+        targets[name] = {
+            "usable": not reason,
+            "why_not": reason,
+            "precisions": [] if reason else list(target.precisions()),
+            "versions": {} if reason else target.versions(),
+        }
+    return {"host": asdict(describe_host()), "targets": targets}
+
+
+def examine_checkpoint(file: Path, images: Path | None, sets: Sequence[str]) -> dict[str, Any]:
+    """Architecture, scale, sizes and how each fact is known; with images, PSNR and SSIM.
+
+    `--set identify.image_range=255` and the like settle what the file cannot tell.
+    """
+    from mipkd.distill import teacher as teachers
+    from mipkd.distill.data import load_tests, prepare_tests, probe_images
+    from pipeline.bench.pixels import score
+    from pipeline.config import load
+
+    options = load({"teacher": file}, sets=sets).identify
+    model, net = teachers.identify(
+        file,
+        role="teacher",
+        options=options,
+        probe=lambda scale: probe_images(images, scale=scale),
+    )
+    found: dict[str, Any] = {
+        "file": str(file),
+        "sha256": model.sha256,
+        "arch": model.arch,
+        "scale": model.scale,
+        "layout": model.layout,
+        "hyper": model.hyper,
+        "image_range": model.hyper.get("image_range"),
+        "settled": model.settled,
+        "params": model.params,
+        "gmacs": model.gmacs,
+        "licence": model.licence,
+    }
+    if images:
+        with TemporaryDirectory() as folder:
+            tests = prepare_tests(images, scale=model.scale, out=Path(folder))
+            scores = score(
+                _Torch(net),
+                tests=load_tests(tests),
+                scale=model.scale,
+                multiple=net.multiple,
+                out=None,
+            )
+        found["images"] = len(scores)
+        found["lr_from"] = tests.lr_from
+        found["psnr_y_db"] = round(statistics.fmean(s.psnr_y_db for s in scores), 4)
+        found["ssim_y"] = round(statistics.fmean(s.ssim_y for s in scores), 5)
+    return found
+
+
+def printed(found: dict[str, Any], indent: str = "") -> str:
+    """A nested finding as lines of `name: value`."""
+    lines = []
+    for name, value in found.items():
+        if isinstance(value, dict) and value:
+            lines += [f"{indent}{name}:", printed(value, indent + "  ")]
+        elif value not in ("", [], {}, None):
+            shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+            lines.append(f"{indent}{name}: {shown}")
+    return "\n".join(lines)
+
+
+class _Torch:
+    """A torch network as a session."""
+
+    def __init__(self, net: Any) -> None:
+        self.net = net
+
+    def run(self, lr_NCHW: FloatArray) -> FloatArray:
+        import torch
+
+        with torch.inference_mode():
+            image: FloatArray = self.net(torch.from_numpy(lr_NCHW)).numpy()
+        return image
+
+    def close(self) -> None:
+        """Nothing to give back."""

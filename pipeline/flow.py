@@ -1,0 +1,215 @@
+"""From a teacher's checkpoint to measurements on every target: the file to read first.
+
+    teacher -> identify -> distill -> export -> calibrate
+        -> for each target: build each precision -> measure them interleaved
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from mipkd.core import plugins
+from mipkd.core.errors import MipkdError, MissingError, UsageError, nearest
+from mipkd.core.images import hash_folder
+from mipkd.core.records import (
+    Distilled,
+    Failure,
+    Graph,
+    Host,
+    Measurement,
+    Model,
+    PatchSet,
+    Photos,
+    TestSet,
+)
+from pipeline.bench.host import describe_host
+from pipeline.config import Config
+from pipeline.run import Ref, Run, Source, hash_file
+from pipeline.stages.build import build
+from pipeline.stages.calibrate import calibrate
+from pipeline.stages.distill import distill
+from pipeline.stages.export import adopt, export
+from pipeline.stages.identify import identify
+from pipeline.stages.measure import measure
+from pipeline.stages.prepare import photos, tests
+from pipeline.stages.reference import FP32_ON, reference
+from targets.base import PRECISIONS, Target
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Every step's reference, for the judge and the report."""
+
+    teacher: Ref[Model] | None
+    model: Ref[Model] | None  # a finished student that was given
+    distilled: Ref[Distilled] | None
+    graph: Ref[Graph]
+    photos: Ref[Photos]
+    tests: Ref[TestSet]
+    patches: Ref[PatchSet]
+    measured: tuple[Ref[tuple[Measurement, ...]], ...]
+    failures: tuple[Failure, ...]
+    host: Host
+
+
+def flow(config: Config, run: Run) -> Flow:
+    """Every step of a run, remembered or made; in a dry run, only planned.
+
+    Raises:
+        MipkdError: of any step before the targets; a target's own becomes a `Failure`.
+    """
+    chosen = _targets(config)
+    host = describe_host()
+    val, data = _folder(config.val), _folder(config.data)
+
+    teacher = _checkpoint(config, run, "teacher", config.teacher, val)
+    foreign = config.model is not None and config.model.suffix == ".onnx"
+    model = None if foreign else _checkpoint(config, run, "student", config.model, val)
+    adopted = run.step(adopt, config.adopt, _file(config.model), val) if foreign else None
+    like = teacher or model or adopted
+    assert like is not None, "a configuration has a teacher or a model"
+    _same_scale(teacher, model or adopted)
+
+    test_set = run.step(tests, None, like, val)
+    pixels = run.step(photos, config.distill.patch, like, data)
+    distilled = None
+    if not config.model:
+        distilled = run.step(distill, config.distill, teacher, config.student, pixels, test_set)
+    graph = adopted or run.step(
+        export, config.export, distilled or model, teacher, test_set, label="student"
+    )
+    graphs = [graph]
+    if teacher:
+        graphs += [run.step(export, config.export, teacher, teacher, test_set, label="teacher")]
+    patches = run.step(calibrate, config.calibrate, pixels)
+
+    fp32_on: Target = plugins.load("targets", FP32_ON, "TARGET")
+    measured = [run.step(reference, None, graphs, test_set, fp32_on.versions())]
+    failures: list[Failure] = []
+    for target in chosen:
+        versions, builts = target.versions(), []
+        for label, of, precision in _wanted(config, target, graphs):
+            with _row(failures, target.name, precision, "build"):
+                calibration = patches if precision == "int8" else None
+                builts.append(
+                    run.step(
+                        build,
+                        precision,
+                        target.name,
+                        of,
+                        calibration,
+                        versions,
+                        label=f"{target.name} {label} {precision}",
+                    )
+                )
+        with _row(failures, target.name, "all", "measure"):
+            measured.append(
+                run.step(
+                    measure,
+                    config.bench,
+                    target.name,
+                    builts,
+                    test_set,
+                    versions,
+                    host,
+                    label=target.name,
+                )
+            )
+    return Flow(
+        teacher=teacher,
+        model=model,
+        distilled=distilled,
+        graph=graph,
+        photos=pixels,
+        tests=test_set,
+        patches=patches,
+        measured=tuple(measured),
+        failures=tuple(failures),
+        host=host,
+    )
+
+
+def _targets(config: Config) -> list[Target]:
+    """The targets asked for, or those of this machine's CPU when none is named.
+
+    Raises:
+        UsageError: an unknown target or precision.
+        MissingError: a target that was asked for cannot run here, before any work is lost.
+    """
+    if config.target is None:
+        usual: list[Target] = [plugins.load("targets", n, "TARGET") for n in ("cpu", "openvino")]
+        return [t for t in usual if not t.why_not()]
+    for precision in config.precision or ():
+        if precision not in PRECISIONS:
+            raise UsageError(
+                f"--precision: unknown name {precision!r}", hint=nearest(precision, PRECISIONS)
+            )
+    chosen: list[Target] = [plugins.load("targets", n, "TARGET") for n in config.target]
+    for target in chosen:
+        if reason := target.why_not():
+            raise MissingError(f"target {target.name}: {reason}")
+    return chosen
+
+
+def _wanted(
+    config: Config, target: Target, graphs: Sequence[Ref[Graph]]
+) -> Iterator[tuple[str, Ref[Graph], str]]:
+    """What to build: the student at every precision asked for, the teacher in the float ones."""
+    offered = target.precisions()
+    asked = [p for p in config.precision or offered if p in offered]
+    for precision in config.precision or ():
+        if precision not in offered:
+            log.warning("%s offers no %s here: left out", target.name, precision)
+    for label, graph in zip(("student", "teacher"), graphs, strict=False):
+        for precision in asked:
+            if label == "student" or precision != "int8":
+                yield label, graph, precision
+
+
+@contextmanager
+def _row(failures: list[Failure], target: str, precision: str, stage: str) -> Iterator[None]:
+    """Turn one target's failure into a row of the report; the others go on."""
+    try:
+        yield
+    except Exception as error:
+        what = error.what if isinstance(error, MipkdError) else f"{type(error).__name__}: {error}"
+        hint = error.hint if isinstance(error, MipkdError) else ""
+        log.error("%s %s: %s failed: %s", target, precision, stage, what)
+        log.debug("traceback", exc_info=True)
+        failures.append(Failure(target, precision, stage, what, hint))
+
+
+def _checkpoint(
+    config: Config, run: Run, role: str, file: Path | None, images: Source | None
+) -> Ref[Model] | None:
+    if file is None:
+        return None
+    options = config.identify.model_copy(update={"scale": config.scale}) if config.scale else None
+    return run.step(identify, options or config.identify, _file(file), role, images, label=role)
+
+
+def _same_scale(teacher: Ref[Model] | None, model: Ref[Model] | Ref[Graph] | None) -> None:
+    if not (teacher and model and teacher.record and model.record):
+        return
+    if teacher.record.scale != model.record.scale:
+        raise UsageError(
+            f"--model: its scale is x{model.record.scale}, the teacher's x{teacher.record.scale}",
+            hint="give a teacher and a model of the same scale",
+        )
+
+
+def _file(path: Path | None) -> Source:
+    assert path is not None
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file", hint="check the path of --teacher or --model")
+    return Source(path, hash_file(path))
+
+
+def _folder(path: Path | None) -> Source | None:
+    return Source(path, hash_folder(path)) if path else None

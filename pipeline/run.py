@@ -1,0 +1,387 @@
+"""A run's folder: steps remembered by fingerprint, resumed, locked and journalled.
+
+A step is a stage applied to its config section and its inputs. Its key is a hash of the
+stage's name and version, the section, and the keys of the inputs, so the whole plan is known
+before anything runs. It works in `<stage>/<key>.partial/`, renamed to `<key>/` when whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import Any, Generic, TypeVar, get_type_hints
+
+from pydantic import TypeAdapter
+from pydantic_core import to_jsonable_python
+
+from mipkd.core.errors import MipkdError, StageError, UsageError
+
+log = logging.getLogger(__name__)
+R = TypeVar("R")
+K = TypeVar("K")
+_HERE = "run:"  # stands for the run's folder in stored records, so that runs can be moved
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file or folder from outside that enters by its content, wherever it lies."""
+
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Ref(Generic[R]):
+    """A step's place in the run and, unless only planned, its record."""
+
+    key: str
+    record: R | None
+
+    @property
+    def value(self) -> R:
+        """The record; asking a plan for it is a bug."""
+        assert self.record is not None, f"step {self.key} has not run"
+        return self.record
+
+
+@dataclass(frozen=True)
+class Stage(Generic[R]):
+    """A plain function `(config, *records, out) -> record` with a hand-bumped version."""
+
+    name: str
+    version: int
+    function: Callable[..., R]
+    resumes: bool  # finds its own way in a `.partial` folder that an earlier start left
+
+    @property
+    def returns(self) -> Any:
+        return get_type_hints(self.function)["return"]
+
+
+def stage(version: int, *, resumes: bool = False) -> Callable[[Callable[..., R]], Stage[R]]:
+    """Make a stage of a function; its name is the function's."""
+    return lambda function: Stage(function.__name__, version, function, resumes)
+
+
+@dataclass(frozen=True)
+class Event:
+    """What `plan` prints for a step."""
+
+    stage: str
+    label: str
+    key: str
+    remembered: bool
+    why: str
+
+
+@dataclass
+class Run:
+    """A folder of steps. With `dry` nothing runs and nothing is written."""
+
+    root: Path
+    dry: bool = False
+    events: list[Event] = field(default_factory=list)
+    keys: dict[str, str] = field(default_factory=dict)  # "stage label" -> key, in order
+
+    def step(self, stage: Stage[R], config: Any, *inputs: Any, label: str = "") -> Ref[R]:
+        """The stage's record: remembered when nothing it depends on has changed, else made.
+
+        Raises:
+            MipkdError: the stage's own; the disk being full becomes a StageError.
+        """
+        asked = _asked(stage, config, inputs)
+        key = _digest(asked)
+        folder = self.root / stage.name / key
+        known = (folder / "record.json").is_file()
+        why = "remembered" if known else self._why(stage, label, asked)
+        self.events.append(Event(stage.name, label, key, known, why))
+        self.keys[f"{stage.name} {label}".strip()] = key
+        if known:
+            self._journal("remembered", stage=stage.name, label=label, key=key)
+            return Ref(key, self._load(stage, folder))
+        if self.dry:
+            return Ref(key, None)
+        return Ref(key, self._make(stage, config, inputs, folder, asked, label))
+
+    def receipts(self) -> dict[str, dict[str, Any]]:
+        """What each step of this pass noted, by "stage label"."""
+        found = {}
+        for name, key in self.keys.items():
+            file = self.root / name.split()[0] / key / "receipt.json"
+            if file.is_file():
+                found[name] = json.loads(file.read_text())
+        return found
+
+    def keep(self, name: str, record: Any) -> None:
+        """Store a record in the run's folder, under a name."""
+        stored = _swap_prefix(to_jsonable_python(record), str(self.root), _HERE)
+        partial = self.root / f"{name}.partial"
+        partial.write_text(json.dumps(stored, indent=1))
+        partial.replace(self.root / name)
+
+    def kept(self, name: str, kind: type[K]) -> K:
+        """A record that `keep` stored.
+
+        Raises:
+            OSError, ValueError: it is not there, or not of this kind.
+        """
+        stored = json.loads((self.root / name).read_text())
+        return TypeAdapter(kind).validate_python(_swap_prefix(stored, _HERE, str(self.root)))
+
+    def _make(
+        self,
+        stage: Stage[R],
+        config: Any,
+        inputs: Sequence[Any],
+        folder: Path,
+        asked: dict[str, Any],
+        label: str,
+    ) -> R:
+        partial = folder.with_name(folder.name + ".partial")
+        if not stage.resumes:
+            shutil.rmtree(partial, ignore_errors=True)
+        self._journal("start", stage=stage.name, label=label, key=folder.name)
+        log.info("%s %s", stage.name, label)
+        start = time.perf_counter()
+        _reset_peak_memory()
+        try:
+            partial.mkdir(parents=True, exist_ok=True)
+            with _noting() as notes:
+                record = stage.function(config, *(_opened(i) for i in inputs), out=partial)
+            receipt = {
+                "asked": asked,
+                "label": label,
+                "seconds": round(time.perf_counter() - start, 3),
+                "peak_rss_bytes": _peak_memory_bytes(),
+                "warnings": notes,
+                "commit": commit(),
+                "program": package_version("mipkd-pipeline") if _installed() else "",
+                "ended": now(),
+            }
+            (partial / "receipt.json").write_text(json.dumps(receipt, indent=2))
+            (partial / "record.json").write_text(json.dumps(self._stored(record, partial, folder)))
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+        except OSError as error:
+            self._journal("failed", stage=stage.name, label=label, what=str(error))
+            raise _as_stage_error(stage.name, error) from error
+        except (Exception, KeyboardInterrupt) as error:
+            self._journal("failed", stage=stage.name, label=label, what=repr(error))
+            raise
+        self._journal("done", stage=stage.name, label=label, seconds=receipt["seconds"])
+        return self._load(stage, folder)
+
+    def _stored(self, record: Any, partial: Path, folder: Path) -> Any:
+        place = f"{_HERE}/{folder.relative_to(self.root)}"
+        stored = _swap_prefix(to_jsonable_python(record), str(partial), place)
+        return _swap_prefix(stored, str(self.root), _HERE)
+
+    def _load(self, stage: Stage[R], folder: Path) -> R:
+        stored = json.loads((folder / "record.json").read_text())
+        adapter: TypeAdapter[R] = TypeAdapter(stage.returns)
+        return adapter.validate_python(_swap_prefix(stored, _HERE, str(self.root)))
+
+    def _why(self, stage: Stage[Any], label: str, asked: dict[str, Any]) -> str:
+        """What differs from the latest receipt of the same stage and label."""
+        folder = self.root / stage.name
+        if next(folder.glob(_partial_name(asked)), None):
+            return "was interrupted" + (", goes on where it was" if stage.resumes else "")
+        receipts = sorted(folder.glob("*/receipt.json"), key=lambda f: f.stat().st_mtime)
+        for file in reversed(receipts):
+            old = json.loads(file.read_text())
+            if old["label"] == label:
+                return "changed: " + (", ".join(_differences(old["asked"], asked)) or "order")
+        return "not yet run"
+
+    def _journal(self, event: str, **facts: Any) -> None:
+        if self.dry:
+            return
+        line = json.dumps({"at": now(), "event": event, **facts})
+        with (self.root / "journal.jsonl").open("a") as journal:
+            journal.write(line + "\n")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep a second run out of this folder.
+
+        Raises:
+            UsageError: the folder cannot be written, or another run holds it.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            raise UsageError(
+                f"--out: cannot write to {self.root}: {error.strerror}",
+                hint="name a folder that you may write to",
+            ) from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(handle, 64).decode(errors="replace").strip() or "unknown"
+            os.close(handle)
+            raise UsageError(
+                f"--out: {self.root} is in use by another run (process {holder})",
+                hint="wait for it, or give this run a folder of its own with --out",
+            ) from None
+        try:
+            os.truncate(handle, 0)
+            os.write(handle, str(os.getpid()).encode())
+            yield
+        finally:
+            os.close(handle)
+
+
+def _partial_name(asked: dict[str, Any]) -> str:
+    """The name of the folder an interrupted step of this key leaves."""
+    return _digest(asked) + ".partial"
+
+
+def now() -> str:
+    """The time as ISO 8601 in UTC."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def commit() -> str:
+    """The git commit of this program's checkout, with "+" when changed; "" outside one."""
+    here = Path(__file__).resolve().parent
+    git = ["git", "-C", str(here)]
+    try:
+        head = subprocess.run(
+            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+        )
+        dirt = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
+    except OSError:
+        return ""
+    if head.returncode != 0:
+        return ""
+    return head.stdout.strip() + ("+" if dirt.stdout.strip() else "")
+
+
+def hash_file(path: Path) -> str:
+    """The sha256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _installed() -> bool:
+    try:
+        package_version("mipkd-pipeline")
+    except ModuleNotFoundError:
+        return False
+    return True
+
+
+def _asked(stage: Stage[Any], config: Any, inputs: Sequence[Any]) -> dict[str, Any]:
+    return {
+        "stage": stage.name,
+        "version": stage.version,
+        "config": to_jsonable_python(config),
+        "inputs": [_fingerprint(i) for i in inputs],
+    }
+
+
+def _fingerprint(value: Any) -> Any:
+    if isinstance(value, Ref):
+        return value.key
+    if isinstance(value, Source):
+        return value.sha256
+    if isinstance(value, (list, tuple)):
+        return [_fingerprint(v) for v in value]
+    return to_jsonable_python(value)
+
+
+def _opened(value: Any) -> Any:
+    if isinstance(value, Ref):
+        return value.value
+    if isinstance(value, (list, tuple)):
+        return tuple(_opened(v) for v in value)
+    return value
+
+
+def _digest(asked: dict[str, Any]) -> str:
+    text = json.dumps(asked, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _swap_prefix(value: Any, old: str, new: str) -> Any:
+    """Replace a leading path in every string of a JSON value."""
+    if isinstance(value, str):
+        inside = value == old or value.startswith(old + "/")
+        return new + value[len(old) :] if inside else value
+    if isinstance(value, list):
+        return [_swap_prefix(v, old, new) for v in value]
+    if isinstance(value, dict):
+        return {k: _swap_prefix(v, old, new) for k, v in value.items()}
+    return value
+
+
+def _differences(old: Any, new: Any, at: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = list(dict.fromkeys([*old, *new]))
+        return [
+            line
+            for name in names
+            for line in _differences(old.get(name), new.get(name), f"{at}.{name}".lstrip("."))
+        ]
+    if old == new:
+        return []
+    return [at if at == "inputs" else f"{at} {_short(old)} -> {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _as_stage_error(stage: str, error: OSError) -> MipkdError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StageError(
+            f"{stage}: no space left on the disk ({error.filename or 'while writing'})",
+            hint="free some space and run the same command again: finished steps are kept",
+        )
+    return StageError(f"{stage}: {error.strerror or error} ({error.filename})")
+
+
+def _reset_peak_memory() -> None:
+    """Start the kernel's high-water mark anew, so that each step has its own (Linux)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_memory_bytes() -> int | None:
+    """The process's largest resident size since the last reset; None where it is not told."""
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(x for x in lines if x.startswith("VmHWM")).split()[1]) * 1024
+    return None
+
+
+@contextmanager
+def _noting() -> Iterator[list[str]]:
+    """Collect the messages of WARNING and above that are logged inside."""
+    notes: list[str] = []
+
+    class Notes(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            notes.append(record.getMessage())
+
+    handler = Notes(logging.WARNING)
+    logging.getLogger().addHandler(handler)
+    try:
+        yield notes
+    finally:
+        logging.getLogger().removeHandler(handler)

@@ -1,0 +1,27 @@
+"""Choose the patches that quantisers see: from training photos, never from test images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from calibration import patches
+from mipkd.core.records import PatchSet, Photos
+from pipeline.run import stage
+
+
+class CalibrateConfig(BaseModel):
+    """How many patches, how large (LR pixels), and which draw."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    count: int = 64
+    size: int = 64
+    seed: int = 0
+
+
+@stage(version=1)
+def calibrate(config: CalibrateConfig, photos: Photos, out: Path) -> PatchSet:
+    """LR patches of the training photos."""
+    return patches.choose(photos, count=config.count, size=config.size, seed=config.seed, out=out)

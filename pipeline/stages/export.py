@@ -1,0 +1,68 @@
+"""Turn weights into an ONNX graph, with proof that it computes the same."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from mipkd.core.records import Distilled, Graph, Model, TestSet
+from mipkd.distill import teacher as teachers
+from mipkd.distill.data import load_tests
+from mipkd.export import foreign, onnx
+from mipkd.export.parity import parity
+from pipeline.run import Source, stage
+
+
+class ExportConfig(BaseModel):
+    """Settings of the export."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_parity: float = 1e-4  # largest difference to torch, images in [0, 1]
+    parity_images: int = 3
+
+
+@stage(version=1)
+def export(
+    config: ExportConfig, source: Distilled | Model, teacher: Model | None, tests: TestSet, out: Path
+) -> Graph:
+    """The FP32 graph of a model, compared with torch on real images and on noise."""
+    model = source.model if isinstance(source, Distilled) else source
+    net = teachers.load(model)
+    graph = onnx.export(
+        net,
+        out=out,
+        metadata={
+            "teacher_sha256": teacher.sha256 if teacher else "",
+            "licence": model.licence,
+            "weights_sha256": model.sha256,
+        },
+        role=model.role,
+        family=model.arch,
+    )
+    images = [lr for _, lr, _ in load_tests(tests)[: config.parity_images]]
+    largest = parity(net, graph, images, bound=config.max_parity)
+    return replace(
+        graph, parity_max_abs=largest, parity_images=len(images), licence=model.licence
+    )
+
+
+class AdoptConfig(BaseModel):
+    """What a foreign graph cannot tell, when a probe on images should not settle it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scale: int | None = None
+    image_range: float | None = None
+
+
+@stage(version=1)
+def adopt(config: AdoptConfig, source: Source, images: Source | None, out: Path) -> Graph:
+    """Any ONNX graph with one image in and one out, brought to our range and dynamic sizes."""
+    return foreign.adopt(
+        source.path,
+        scale=config.scale,
+        image_range=config.image_range,
+        probe=lambda scale: probe_images(images.path if images else None, scale=scale),
+        out=out,
+    )

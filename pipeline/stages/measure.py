@@ -1,0 +1,59 @@
+"""Run what was built: raw latency samples, and the quality of the pixels it produced."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+from mipkd.core import plugins
+from mipkd.core.records import Built, Host, Measurement, TestSet
+from mipkd.distill.data import load_tests
+from pipeline.bench.latency import BenchSettings, compare
+from pipeline.bench.pixels import score
+from pipeline.run import stage
+from targets.base import Target
+
+
+@stage(version=1)
+def measure(
+    config: BenchSettings,
+    target: str,
+    builts: tuple[Built, ...],
+    tests: TestSet,
+    versions: dict[str, str],
+    host: Host,
+    out: Path,
+) -> tuple[Measurement, ...]:
+    """All of one target's models: latencies interleaved, then the students' pixels."""
+    chosen: Target = plugins.load("targets", target, "TARGET")
+    pairs = load_tests(tests)
+    with ExitStack() as stack:
+        opened = {
+            f"{b.role} {b.precision}": stack.enter_context(closing(chosen.open(b))) for b in builts
+        }
+        by_size = [compare(opened, size, config) for size in config.sizes]
+        found = []
+        for (name, session), built in zip(opened.items(), builts, strict=True):
+            outputs = out / name.replace(" ", "-") if built.role == "student" else None
+            found.append(
+                Measurement(
+                    role=built.role,
+                    target=target,
+                    precision=built.precision,
+                    size_bytes=built.size_bytes,
+                    latencies=tuple(latencies[name] for latencies in by_size),
+                    scores=score(
+                        session,
+                        tests=pairs,
+                        scale=built.scale,
+                        multiple=built.multiple,
+                        out=outputs,
+                    )
+                    if outputs
+                    else (),
+                    outputs=outputs,
+                    versions=versions,
+                    notes=built.notes,
+                )
+            )
+    return tuple(found)

@@ -1,0 +1,53 @@
+"""What the targets' pixels are compared with: bicubic, and the models in FP32."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+from mipkd.core import plugins
+from mipkd.core.images import resize_bicubic
+from mipkd.core.records import Graph, Measurement, TestSet
+from mipkd.distill.data import load_tests
+from pipeline.bench.pixels import score, score_images
+from pipeline.run import stage
+from targets.base import Target
+
+FP32_ON = "cpu"  # ONNX Runtime is always installed, and parity ties its FP32 to torch
+
+
+@stage(version=1)
+def reference(
+    config: None, graphs: tuple[Graph, ...], tests: TestSet, versions: dict[str, str], out: Path
+) -> tuple[Measurement, ...]:
+    """Quality without latency of bicubic and of each graph in FP32."""
+    pairs = load_tests(tests)
+    bicubic = out / "bicubic"
+    scale = graphs[0].scale
+    upscaled = ((name, resize_bicubic(lr, hr.shape[:2]), hr) for name, lr, hr in pairs)
+    found = [
+        _measured("bicubic", 0, score_images(upscaled, scale=scale, out=bicubic), bicubic, {})
+    ]
+    target: Target = plugins.load("targets", FP32_ON, "TARGET")
+    for graph in graphs:
+        built = target.build(graph, "fp32", None, out / f"{graph.role}-build")
+        with closing(target.open(built)) as session:
+            outputs = out / graph.role
+            scores = score(
+                session, tests=pairs, scale=scale, multiple=graph.multiple, out=outputs
+            )
+        found.append(_measured(graph.role, built.size_bytes, scores, outputs, versions))
+    return tuple(found)
+
+
+def _measured(role, size_bytes, scores, outputs, versions) -> Measurement:
+    return Measurement(
+        role=role,
+        target="reference",
+        precision="fp32",
+        size_bytes=size_bytes,
+        latencies=(),
+        scores=scores,
+        outputs=outputs,
+        versions=versions,
+    )

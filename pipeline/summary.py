@@ -1,0 +1,76 @@
+"""The end of a run on a terminal: one table and the verdict."""
+
+from __future__ import annotations
+
+import statistics
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from mipkd.core.records import Evidence, Measurement, Outcome
+
+_COLOURS = {Outcome.PASS: "green", Outcome.FAIL: "red", Outcome.INVALID: "yellow"}
+
+
+def summary(evidence: Evidence) -> Group:
+    """Latency, speed-up, PSNR and drop of each target and precision, then the gates."""
+    table = Table(title=f"{evidence.name}: x{evidence.graph.scale} student, mean of test images")
+    for name in ("target", "model", "precision", "size MB", "p50 ms", "at", "x teacher"):
+        table.add_column(name, justify="left" if name in ("target", "model") else "right")
+    table.add_column("PSNR-Y dB", justify="right")
+    table.add_column("drop dB", justify="right")
+    base = _psnr(_of(evidence, "student", "reference"))
+    for m in evidence.measurements:
+        psnr = _psnr(m)
+        p50, at, speedup = _latency(evidence, m)
+        table.add_row(
+            m.target,
+            m.role,
+            m.precision,
+            f"{m.size_bytes / 1e6:.2f}" if m.size_bytes else "",
+            p50,
+            at,
+            speedup,
+            f"{psnr:.3f}" if psnr else "",
+            f"{base - psnr:+.3f}" if psnr and base and m.target != "reference" else "",
+        )
+    lines = [_gate_line(gate.outcome, f"{gate.subject}: {gate.name}: {gate.reason}")
+             for gate in evidence.verdict.gates]
+    for failure in evidence.failures:
+        lines.append(Text(f"FAILED  {failure.target} {failure.precision}: {failure.what}", "red"))
+    verdict = evidence.verdict.outcome
+    end = Text(f"verdict: {verdict.value}", f"bold {_COLOURS[verdict]}")
+    smoke = Text("smoke run on sample photos: not a result", "yellow") if evidence.smoke else ""
+    return Group(table, *lines, end, smoke)
+
+
+def _gate_line(outcome: Outcome, text: str) -> Text:
+    return Text.assemble((f"{outcome.value:<8}", _COLOURS[outcome]), text)
+
+
+def _latency(evidence: Evidence, m: Measurement) -> tuple[str, str, str]:
+    """Median at the middle of the measured sizes, and how many times the teacher's FP32."""
+    if not m.latencies:
+        return "", "", ""
+    latency = m.latencies[len(m.latencies) // 2]
+    p50 = statistics.median(latency.samples_s)
+    height, width = latency.size
+    teacher = _of(evidence, "teacher", m.target)
+    speedup = ""
+    if teacher and teacher.latencies and m.role == "student":
+        theirs = next(x for x in teacher.latencies if x.size == latency.size)
+        speedup = f"{statistics.median(theirs.samples_s) / p50:.2f}"
+    return f"{p50 * 1e3:.2f}", f"{width}x{height}", speedup
+
+
+def _of(evidence: Evidence, role: str, target: str) -> Measurement | None:
+    """The FP32 measurement of a role on a target."""
+    found = (m for m in evidence.measurements if (m.role, m.target) == (role, target))
+    return next((m for m in found if m.precision == "fp32"), None)
+
+
+def _psnr(measurement: Measurement | None) -> float | None:
+    if measurement is None or not measurement.scores:
+        return None
+    return statistics.fmean(score.psnr_y_db for score in measurement.scores)
