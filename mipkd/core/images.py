@@ -1,0 +1,189 @@
+"""Read, write and resize images, and measure PSNR and SSIM as the SR papers do.
+
+Shapes: H W size, C channels. Values: uint8 RGB. Only numpy is needed to import this file;
+Pillow and scikit-image are imported where they are used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from mipkd.core.errors import UsageError
+
+ByteArray = npt.NDArray[np.uint8]
+Plane = npt.NDArray[np.float64]
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+PSNR_OF_EQUAL_DB = 100.0  # stands for infinity, which JSON cannot hold
+_SSIM_WINDOW = 11
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The images of a folder, sorted by name.
+
+    Raises:
+        UsageError: no such folder, a file instead of one, or no image in it.
+    """
+    if not folder.is_dir():
+        kind = "a file, not a folder" if folder.exists() else "no such folder"
+        raise UsageError(f"{folder}: {kind}", hint="give a folder of photos")
+    found = sorted(
+        f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith(".")
+    )
+    if not found:
+        raise UsageError(f"{folder}: no image in it", hint="known: " + " ".join(SUFFIXES))
+    return found
+
+
+def hash_folder(folder: Path) -> str:
+    """sha256 over names and contents of all images in a folder and the folders below it."""
+    if not folder.is_dir():
+        list_images(folder)  # says what is wrong
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        if file.suffix.lower() in SUFFIXES and file.is_file():
+            digest.update(str(file.relative_to(folder)).encode())
+            with file.open("rb") as opened:
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
+def read_rgb(path: Path) -> ByteArray:
+    """An image file as uint8 RGB (H, W, 3): upright, grey repeated, alpha over white dropped.
+
+    Raises:
+        UsageError: the file cannot be read or decoded.
+    """
+    from PIL import Image, ImageOps
+
+    Image.MAX_IMAGE_PIXELS = None  # large photos are what we are for
+    try:
+        with Image.open(path) as opened:
+            upright = ImageOps.exif_transpose(opened)
+            if upright.mode.startswith("I"):  # 16-bit grey; PIL would clip it
+                grey = np.asarray(upright, dtype=np.float64) / 257
+                upright = Image.fromarray(np.rint(np.clip(grey, 0, 255)).astype(np.uint8))
+            if "A" in upright.getbands() or "transparency" in upright.info:
+                over = upright.convert("RGBA")
+                white = Image.new("RGBA", over.size, "white")
+                upright = Image.alpha_composite(white, over)
+            return np.array(upright.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise UsageError(f"{path}: cannot be read as an image: {error}") from error
+
+
+def write_png(path: Path, image_HWC: ByteArray) -> None:
+    """Write an image; the folder must be there."""
+    from PIL import Image
+
+    Image.fromarray(image_HWC).save(path)
+
+
+def crop_to_multiple(image_HWC: ByteArray, scale: int) -> ByteArray:
+    """The top left part whose height and width are multiples of `scale`."""
+    height, width = image_HWC.shape[:2]
+    return image_HWC[: height - height % scale, : width - width % scale]
+
+
+def downscale(image_HWC: ByteArray, scale: int) -> ByteArray:
+    """The LR image that MATLAB's `imresize(image, 1 / scale)` makes, to the last bit."""
+    height, width = image_HWC.shape[:2]
+    return resize_bicubic(
+        image_HWC, (math.ceil(height / scale), math.ceil(width / scale)), 1 / scale
+    )
+
+
+def resize_bicubic(
+    image_HWC: ByteArray, size: tuple[int, int], scale: float | None = None
+) -> ByteArray:
+    """MATLAB's bicubic: a = -0.5, antialiased when shrinking, symmetric edges, rows first,
+    rounded to uint8 after each dimension.
+
+    `scale` is output over input; by default each dimension's own ratio of sizes.
+    """
+    rows = _resize_rows(image_HWC, size[0], scale or size[0] / image_HWC.shape[0])
+    columns = rows.transpose(1, 0, 2)
+    resized = _resize_rows(columns, size[1], scale or size[1] / image_HWC.shape[1])
+    return np.ascontiguousarray(resized.transpose(1, 0, 2))
+
+
+def _resize_rows(image_HWC: ByteArray, rows: int, scale: float) -> ByteArray:
+    indices, weights = _taps(image_HWC.shape[0], rows, scale)
+    total = np.zeros((rows, *image_HWC.shape[1:]))
+    for tap in range(indices.shape[1]):
+        total += weights[:, tap, None, None] * image_HWC[indices[:, tap]]
+    # MATLAB rounds halves away from zero, numpy to even.
+    return np.floor(np.clip(total, 0, 255) + 0.5).astype(np.uint8)
+
+
+def _taps(length: int, out: int, scale: float) -> tuple[npt.NDArray[np.int64], Plane]:
+    """For each output row the input rows it reads and their weights, both (out, taps)."""
+    shrink = min(scale, 1.0)
+    width = 4 / shrink
+    centre = (np.arange(out) + 0.5) / scale - 0.5
+    first = np.floor(centre - width / 2).astype(np.int64)
+    indices = first[:, None] + np.arange(math.ceil(width) + 2)
+    weights = shrink * _cubic(shrink * (centre[:, None] - indices))
+    weights /= weights.sum(axis=1, keepdims=True)
+    folded = np.mod(indices, 2 * length)
+    mirrored = np.where(folded < length, folded, 2 * length - 1 - folded)
+    used = np.any(weights != 0, axis=0)
+    return mirrored[:, used], weights[:, used]
+
+
+def _cubic(x: Plane) -> Plane:
+    near, far = np.abs(x), np.abs(x) ** 2
+    inner = 1.5 * near * far - 2.5 * far + 1
+    outer = -0.5 * near * far + 2.5 * far - 4 * near + 2
+    return cast("Plane", np.where(near <= 1, inner, np.where(near <= 2, outer, 0.0)))
+
+
+def luma(image_HWC: ByteArray) -> Plane:
+    """Y of YCbCr (BT.601, 16 to 235) as float64 (H, W), not rounded."""
+    return cast("Plane", image_HWC @ np.array([65.481, 128.553, 24.966]) / 255 + 16)
+
+
+def psnr_y(a_HWC: ByteArray, b_HWC: ByteArray, *, border: int) -> float:
+    """PSNR of the Y channels in dB, `border` pixels cropped; equal images give 100.
+
+    Raises:
+        UsageError: sizes differ, or nothing is left inside the border.
+    """
+    a, b = _planes(a_HWC, b_HWC, border, least=1)
+    mse = float(np.mean((a - b) ** 2))
+    return min(PSNR_OF_EQUAL_DB, 10 * math.log10(255**2 / mse)) if mse else PSNR_OF_EQUAL_DB
+
+
+def ssim_y(a_HWC: ByteArray, b_HWC: ByteArray, *, border: int) -> float:
+    """SSIM of the Y channels as Wang et al. (2004): 11x11 Gaussian window, sigma 1.5.
+
+    Raises:
+        UsageError: sizes differ, or the image is smaller than the window.
+    """
+    from skimage.metrics import structural_similarity
+
+    a, b = _planes(a_HWC, b_HWC, border, least=_SSIM_WINDOW)
+    return float(
+        structural_similarity(
+            a, b, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+        )
+    )
+
+
+def _planes(a_HWC: ByteArray, b_HWC: ByteArray, border: int, least: int) -> tuple[Plane, Plane]:
+    if a_HWC.shape != b_HWC.shape:
+        raise UsageError(f"images differ in size: {a_HWC.shape[:2]} and {b_HWC.shape[:2]}")
+    height, width = a_HWC.shape[:2]
+    if min(height, width) < 2 * border + least:
+        raise UsageError(
+            f"image of {width}x{height} is too small to be measured with a border of {border}",
+            hint=f"at least {2 * border + least} pixels a side are needed",
+        )
+    inside = (slice(border, height - border), slice(border, width - border))
+    return luma(a_HWC)[inside], luma(b_HWC)[inside]
