@@ -209,6 +209,7 @@ class Run:
     def _journal(self, event: str, **facts: Any) -> None:
         if self.dry:
             return
+        self.root.mkdir(parents=True, exist_ok=True)
         line = json.dumps({"at": now(), "event": event, **facts})
         with (self.root / "journal.jsonl").open("a") as journal:
             journal.write(line + "\n")
