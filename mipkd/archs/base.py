@@ -69,7 +69,8 @@ class Arch(Protocol):
     """
 
     name: ClassVar[str]
-    needs: ClassVar[tuple[str, ...]]  # keys, in any of the layouts' canonical names, that prove it
+    Hyper: type
+    signs: ClassVar[Mapping[str, tuple[str, ...]]]  # layout -> keys that must be there
 
     def canonical(self, state: StateDict) -> tuple[str, dict[str, Tensor]] | None:
         """The layout's name and the state dict under our key names; None if not this family."""
@@ -80,6 +81,9 @@ class Arch(Protocol):
 
     def unsettled(self, hyper: Any) -> list[Any]:
         """The hyper-parameters a probe on images should try, the likeliest first."""
+
+    def paper(self, scale: int) -> Any:
+        """The MiPKD paper's student of this family."""
 
     def make(self, hyper: Any) -> SRNet:
         """A net with random weights."""
@@ -93,3 +97,34 @@ class Arch(Protocol):
 
     def original(self, net: SRNet) -> dict[str, Tensor]:
         """The net's weights under the original repository's key names."""
+
+
+def params(net: nn.Module) -> int:
+    """The number of learned values."""
+    return sum(p.numel() for p in net.parameters())
+
+
+def gmacs(net: SRNet, size: int = 256) -> float:
+    """Billions of multiply-accumulates for one LR image of `size` x `size`; `net` on meta."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(torch.empty(1, 3, size, size, device="meta"))
+    return counter.get_total_flops() / 2e9
+
+
+def pair_positions(
+    student: SRNet, teacher: SRNet, count: int = 3
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Indices into both nets' `blocks` where features are compared, the last at the end.
+
+    The first ones are at even fractions of the residual blocks (EDSR-32: after blocks 10 and
+    21; RCAN-10: after groups 3 and 6); the end is what the tail receives.
+    """
+    return _fractions(student, count), _fractions(teacher, count)
+
+
+def _fractions(net: SRNet, count: int) -> tuple[int, ...]:
+    length = len(net.blocks)
+    ends = [max(0, round(length * (i + 1) / count) - 1) for i in range(count)]
+    return tuple(dict.fromkeys(ends))

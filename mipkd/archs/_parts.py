@@ -1,0 +1,154 @@
+"""What the families share: the upsampler, budgets, counting, and weights cut from a teacher."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mipkd.archs.base import StateDict
+from mipkd.core.errors import UsageError
+
+# Mean RGB of DIV2K's 800 training images in [0, 1], as EDSR's and RCAN's authors use it.
+DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
+
+
+def conv(inputs: int, outputs: int, size: int = 3) -> nn.Conv2d:
+    """A convolution that keeps height and width."""
+    return nn.Conv2d(inputs, outputs, size, padding=size // 2)
+
+
+def upsampler(channels: int, scale: int, *, direct: bool) -> nn.Sequential:
+    """Pixel shuffles to `scale`: in steps of 2 (or one of 3), or one step straight to RGB."""
+    if direct:
+        return nn.Sequential(conv(channels, 3 * scale**2), nn.PixelShuffle(scale))
+    steps = [3] if scale == 3 else [2] * (scale.bit_length() - 1)
+    layers = [
+        layer for s in steps for layer in (conv(channels, s * s * channels), nn.PixelShuffle(s))
+    ]
+    return nn.Sequential(*layers)
+
+
+def read_upsampler(state: StateDict, channels: int) -> tuple[int, bool]:
+    """Scale and whether it is direct, from `up.0`, `up.2`, ... and `last`."""
+    outputs = [int(v.shape[0]) for k, v in state.items() if re.fullmatch(r"up\.\d+\.weight", k)]
+    if "last.weight" not in state:
+        return round((outputs[0] / 3) ** 0.5), True
+    return round((outputs[0] // channels) ** (len(outputs) / 2)), False
+
+
+def renamed(state: StateDict, rules: Mapping[str, str]) -> dict[str, Tensor] | None:
+    """Keys rewritten by the first rule (regex to template) that matches; None if one has none."""
+    found = {}
+    for key, value in state.items():
+        for pattern, template in rules.items():
+            new, count = re.subn(f"^{pattern}", template, key)
+            if count:
+                if new:
+                    found[new] = value
+                break
+        else:
+            return None
+    return found
+
+
+def count_of(state: StateDict, prefix: str) -> int:
+    """How many consecutive numbers follow `prefix` in the keys."""
+    numbers = {int(m[1]) for k in state if (m := re.match(re.escape(prefix) + r"(\d+)\.", k))}
+    return len(numbers)
+
+
+def parse_budget(arch: str, budget: str, letters: Mapping[str, str]) -> dict[str, int]:
+    """`c64b32` as {"channels": 64, "blocks": 32}, with `letters` {"c": "channels", ...}.
+
+    Raises:
+        UsageError: not that grammar.
+    """
+    parts = re.findall(r"([a-z])(\d+)", budget)
+    whole = "".join(a + n for a, n in parts) == budget
+    if not whole or any(a not in letters or int(n) < 1 for a, n in parts):
+        grammar = ", ".join(f"{a}N ({word})" for a, word in letters.items())
+        raise UsageError(
+            f"--student: cannot read {budget!r} of {arch}:{budget}",
+            hint=f"known: {grammar}; for example {arch}:c32"
+            + "".join(f"{a}4" for a in letters if a != "c"),
+        )
+    return {letters[a]: int(n) for a, n in parts}
+
+
+def evenly(few: int, many: int) -> list[int]:
+    """`few` indices spread evenly over `many`."""
+    return [min(many - 1, int((i + 0.5) * many / few)) for i in range(few)]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Which channels a dimension of a weight runs over.
+
+    `repeat` consecutive entries belong to one channel (before a pixel shuffle);
+    `stacks` copies of the channels follow each other (q, k and v);
+    channels come in `parts` of equal size that each keep their share (attention heads).
+    """
+
+    name: str
+    repeat: int = 1
+    stacks: int = 1
+    parts: int = 1
+
+
+Axes = Callable[[str], tuple[Axis | None, ...]]
+
+
+def cut(student: nn.Module, weights: StateDict, axes: Axes) -> None:
+    """Fill a narrower student with the strongest channels of `weights` (the same key names).
+
+    A channel's strength is the summed norm of all weights that write or read it.
+    """
+    kept = _strongest(dict(student.named_parameters()), weights, axes)
+    with torch.no_grad():
+        for name, parameter in student.named_parameters():
+            value = weights[name]
+            for dim, axis in enumerate(axes(name)[: value.ndim]):
+                if axis and axis.name in kept:
+                    value = value.index_select(
+                        dim, _entries(axis, kept[axis.name], value.shape[dim])
+                    )
+            if value.shape != parameter.shape:
+                raise UsageError(
+                    f"init: {name} is {tuple(value.shape)} in the teacher, "
+                    f"{tuple(parameter.shape)} in the student",
+                    hint='give a smaller student, or --set distill.init="random"',
+                )
+            parameter.copy_(value)
+
+
+def _strongest(small: Mapping[str, Tensor], weights: StateDict, axes: Axes) -> dict[str, Tensor]:
+    """For each axis that shrinks, the sorted indices of the channels to keep."""
+    strength: dict[str, Tensor] = {}
+    wanted: dict[str, tuple[int, int]] = {}
+    for name, parameter in small.items():
+        value = weights[name]
+        for dim, axis in enumerate(axes(name)[: value.ndim]):
+            if axis is None or parameter.shape[dim] == value.shape[dim]:
+                continue
+            block = axis.repeat * axis.stacks
+            wanted[axis.name] = (parameter.shape[dim] // block, axis.parts)
+            norms = value.float().pow(2).transpose(0, dim).flatten(1).sum(1)
+            per_channel = norms.view(axis.stacks, -1, axis.repeat).sum((0, 2)).sqrt()
+            strength[axis.name] = strength.get(axis.name, torch.zeros(())) + per_channel
+    kept = {}
+    for name, (count, parts) in wanted.items():
+        by_part = strength[name].view(parts, -1)
+        top = by_part.topk(count // parts, dim=1).indices.sort(dim=1).values
+        kept[name] = (top + torch.arange(parts)[:, None] * by_part.shape[1]).flatten()
+    return kept
+
+
+def _entries(axis: Axis, channels: Tensor, length: int) -> Tensor:
+    """The positions of `channels` along a dimension of `length`."""
+    per_stack = length // axis.stacks
+    one = (channels[:, None] * axis.repeat + torch.arange(axis.repeat)).flatten()
+    return (torch.arange(axis.stacks)[:, None] * per_stack + one).flatten()

@@ -1,0 +1,79 @@
+"""Choose a student's size and its first weights."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mipkd.archs.base import Arch, SRNet, gmacs
+from mipkd.core import plugins
+from mipkd.core.errors import UsageError, nearest
+from mipkd.core.records import Model
+from mipkd.distill.teacher import TeacherOptions, hyper_of, identify
+
+log = logging.getLogger(__name__)
+
+
+def choose(teacher: Model, spec: str | None) -> tuple[Arch, Any]:
+    """The student that `spec` names: `edsr:c32b8`, `edsr`, or None for the paper's student,
+    else half the teacher's depth and width.
+
+    Within the teacher's family, letters left out are as in the teacher; elsewhere as in the
+    paper's student of that family.
+
+    Raises:
+        UsageError: unknown family or size.
+    """
+    name, _, budget = (spec or teacher.arch).partition(":")
+    if name not in plugins.names("mipkd.archs"):
+        raise UsageError(
+            f"--student: unknown family {name!r}", hint=nearest(name, plugins.names("mipkd.archs"))
+        )
+    arch: Arch = plugins.load("mipkd.archs", name, "ARCH")
+    if name == teacher.arch:
+        hyper = arch.shrink(hyper_of(arch, teacher), budget)
+    else:
+        paper = arch.paper(teacher.scale)
+        hyper = arch.shrink(paper, budget) if budget else paper
+    with torch.device("meta"):
+        cost = gmacs(arch.make(hyper))
+    if cost >= teacher.gmacs:
+        log.warning(
+            "the student (%.1f GMACs at LR 256x256) is no smaller than its teacher (%.1f)",
+            cost,
+            teacher.gmacs,
+        )
+    return arch, hyper
+
+
+def initialise(student: SRNet, arch: Arch, teacher: SRNet | None, how: str) -> None:
+    """First weights: "teacher" (the strongest of its own), "random", or a checkpoint's path.
+
+    Raises:
+        UsageError: the checkpoint does not fit.
+    """
+    if how == "random":
+        return
+    if how != "teacher":
+        _copy(student, Path(how))
+        return
+    if teacher is None or type(teacher) is not type(student):
+        log.warning("init: the teacher is of another family: the student starts at random")
+        return
+    arch.inherit(student, teacher)
+
+
+def _copy(student: SRNet, path: Path) -> None:
+    _, net = identify(path, role="student", options=TeacherOptions())
+    given = net.state_dict()
+    for key, value in student.state_dict().items():
+        if key not in given or given[key].shape != value.shape:
+            there = tuple(given[key].shape) if key in given else "missing"
+            raise UsageError(
+                f"distill.init: {path}: {key} is {there}, the student's is {tuple(value.shape)}",
+                hint="give a checkpoint of the student's own size",
+            )
+    student.load_state_dict(given)
