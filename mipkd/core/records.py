@@ -154,6 +154,7 @@ class Measurement:
     versions: dict[str, str]
     notes: tuple[str, ...] = ()
     invalid_because: str = ""
+    file: Path | None = None  # the model that was measured, the one to ship
 
 
 @dataclass(frozen=True)
@@ -189,11 +190,22 @@ class Gate:
 
 
 @dataclass(frozen=True)
+class Recommendation:
+    """What to ship for a target; no precision when nothing passes there."""
+
+    target: str
+    precision: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Verdict:
     """All gates and what they come to."""
 
     outcome: Outcome
     gates: tuple[Gate, ...]
+    remarks: tuple[str, ...] = ()  # what no gate forbids and a reader should know
+    recommended: tuple[Recommendation, ...] = ()  # one a target
 
 
 @dataclass(frozen=True)

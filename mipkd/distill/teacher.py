@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
@@ -71,7 +70,7 @@ def identify(
     unknown = [fact for fact, how in settled.items() if how == "unknown"]
     if unknown:
         hyper, how = _probed(arch, hyper, weights, probe, settled)
-        settled |= {fact: how for fact in unknown}
+        settled |= dict.fromkeys(unknown, how)
     net = _filled(arch, hyper, weights)
     found = describe(arch, hyper, role=role, file=path, licence=options.licence)
     settled = {fact: f"{getattr(hyper, fact, None)} ({how})" for fact, how in settled.items()}
@@ -122,7 +121,7 @@ def save(net: SRNet, model: Model, path: Path) -> None:
     tensors = {k: v.detach().cpu().contiguous() for k, v in arch.original(net).items()}
     partial = path.with_name(path.name + ".partial")
     save_file(tensors, partial, metadata=header)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
