@@ -1,1 +1,1 @@
-"""Measure latency and pixels; knows neither models nor runtimes."""
+"""The bench: latency, pixels and host, knowing neither model nor runtime (numpy alone)."""

@@ -1,0 +1,118 @@
+"""The machine that measures: its CPU, how much of it we may use, what it can compute fast."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+from mipkd.core.records import Host
+
+# What decides the speed of a convolution, under the names that Linux and macOS give.
+_FEATURES = {
+    "avx2": "avx2",
+    "avx512f": "avx512f",
+    "avx_vnni": "avx_vnni",
+    "avx512_vnni": "avx512_vnni",
+    "avx512_bf16": "avx512_bf16",
+    "amx_tile": "amx",
+    "amx_int8": "amx_int8",
+    "amx_bf16": "amx_bf16",
+    "neon": "neon",
+    "asimd": "neon",
+    "asimddp": "dotprod",
+    "i8mm": "i8mm",
+    "bf16": "bf16",
+    "sve": "sve",
+}
+_APPLE = {
+    "hw.optional.neon": "neon",
+    "hw.optional.arm.FEAT_DotProd": "dotprod",
+    "hw.optional.arm.FEAT_I8MM": "i8mm",
+    "hw.optional.arm.FEAT_BF16": "bf16",
+}
+
+
+def describe_host() -> Host:
+    """This machine; `id` is the same as long as nothing that decides its speed changes."""
+    cpu, features = (_of_apple if platform.system() == "Darwin" else _of_linux)()
+    cores, memory_bytes = _cores(), _memory_bytes()
+    decides = (cpu, str(cores), f"{memory_bytes / 2**30:.0f}", platform.machine(), *features)
+    return Host(
+        id=hashlib.sha256("\n".join(decides).encode()).hexdigest()[:12],
+        cpu=cpu,
+        cores=cores,
+        memory_bytes=memory_bytes,
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        features=features,
+    )
+
+
+def _of_linux() -> tuple[str, tuple[str, ...]]:
+    """Name and features from /proc/cpuinfo; a board's own name where the chip has none."""
+    facts: dict[str, str] = {}
+    for line in _text("/proc/cpuinfo").splitlines():
+        name, colon, value = line.partition(":")
+        if colon:
+            facts.setdefault(name.strip().lower(), value.strip())
+    board = _text("/sys/firmware/devicetree/base/model").strip("\0\n ")
+    cpu = facts.get("model name") or board or facts.get("hardware") or platform.processor()
+    flags = f"{facts.get('flags', '')} {facts.get('features', '')}".split()
+    return cpu or platform.machine(), _known(flags)
+
+
+def _of_apple() -> tuple[str, tuple[str, ...]]:
+    features = tuple(feature for name, feature in _APPLE.items() if _sysctl(name) == "1")
+    return _sysctl("machdep.cpu.brand_string") or platform.machine(), features
+
+
+def _known(flags: list[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for flag, name in _FEATURES.items() if flag in flags))
+
+
+def _cores() -> int:
+    """The cores that this process may keep busy: affinity and the container's quota."""
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    quota = _quota()
+    return max(1, min(cores, round(quota))) if quota else cores
+
+
+def _quota() -> float | None:
+    """CPUs granted by the control group, version 2 or 1; None when unlimited or unknown."""
+    with suppress(ValueError):
+        granted, period = _text("/sys/fs/cgroup/cpu.max").split()
+        return int(granted) / int(period)
+    with suppress(ValueError, ZeroDivisionError):
+        granted = _text("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
+        period = _text("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
+        return int(granted) / int(period) if int(granted) > 0 else None
+    return None
+
+
+def _memory_bytes() -> int:
+    """The machine's memory, or less where the container may use less."""
+    total = 0
+    with suppress(ValueError, OSError, AttributeError):
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with suppress(ValueError):
+            total = min(total, int(_text(file)))
+    return total
+
+
+def _sysctl(name: str) -> str:
+    with suppress(OSError):
+        done = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+    return ""
+
+
+def _text(file: str) -> str:
+    with suppress(OSError):
+        return Path(file).read_text(errors="replace")
+    return ""

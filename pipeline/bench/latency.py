@@ -1,0 +1,245 @@
+"""Latency of several sessions at one input size, interleaved, every sample kept.
+
+Models take turns in random order, so that a machine that slows down slows all of them. A turn
+lasts `turn_s`: what ran before leaves its data in the caches and its threads spinning, so the
+first call of a turn is not counted unless it alone outlasts the turn.
+
+Shapes: N batch, C channels, H W low-res size, S scale.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter_ns
+from typing import ClassVar
+
+import numpy as np
+
+from mipkd.core.records import Latency
+from targets.base import FloatArray, Session
+
+log = logging.getLogger(__name__)
+
+FEWEST = 5  # samples; a median of fewer says nothing
+PLENTY = 5000  # samples; more would not sharpen a p99, and all are kept in files
+_TURN_CALLS = 500  # so that a model of microseconds does not fill a turn with 100,000 samples
+_TOO_FAST = 1 / 3  # of the median: no clock moves that far, a call that does not block does
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """How long to measure, at which sizes, and when to call a measurement INVALID.
+
+    Times are per model and size. `max_time_s` ends the measurement of a model so heavy that
+    `min_samples` would take minutes; with fewer than 5 samples by then it is INVALID.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    sizes: tuple[tuple[int, int], ...] = ((64, 64), (128, 128), (180, 320))  # LR height, width
+    warmup_s: float = 0.3
+    min_warmups: int = 2  # runs, after the cold start
+    min_time_s: float = 1.0
+    min_samples: int = 20
+    max_time_s: float = 30.0
+    turn_s: float = 0.1
+    max_drift: float = 0.3  # between the medians of the first and the last third
+    attempts: int = 2  # a measurement that drifts is made anew so often
+    seed: int = 0  # of the input image and of the order of turns
+
+    def __post_init__(self) -> None:
+        if not self.sizes or any(side < 1 for size in self.sizes for side in size):
+            raise ValueError("sizes must be pairs of LR height and width, each at least 1")
+        if self.min_samples < FEWEST:
+            raise ValueError(f"min_samples must be at least {FEWEST}")
+        if self.attempts < 1 or self.max_time_s < self.min_time_s:
+            raise ValueError("attempts must be at least 1, max_time_s at least min_time_s")
+
+
+def compare(
+    sessions: Mapping[str, Session],
+    size: tuple[int, int],
+    settings: BenchSettings,
+    *,
+    multiples: Mapping[str, int] | None = None,
+) -> dict[str, Latency]:
+    """The latency of each session at LR `size`, measured in turns in one go.
+
+    `multiples` names sessions whose input sides must be multiples of a number: they get the
+    image padded, as they would in use. A session that raises becomes an INVALID latency.
+    """
+    runners = [
+        _Runner(name, session, _image(size, (multiples or {}).get(name, 1), settings.seed))
+        for name, session in sessions.items()
+    ]
+    for runner in runners:
+        _warm_up(runner, settings)
+    well = [runner for runner in runners if not runner.invalid_because]
+    for attempt in range(1, settings.attempts + 1):
+        _interleave(well, settings, random.Random(settings.seed + attempt))
+        drifting = [f"{r.name}: {why}" for r in well if (why := drift(r.samples_s, settings))]
+        if not drifting or attempt == settings.attempts:
+            break
+        log.info("latency at %dx%d once more: %s", size[1], size[0], "; ".join(drifting))
+    for runner in well:
+        runner.invalid_because = runner.check_output() or doubt(runner.samples_s, settings)
+    return {runner.name: runner.latency(size) for runner in runners}
+
+
+def doubt(samples_s: tuple[float, ...], settings: BenchSettings) -> str:
+    """Why samples should not be believed, with the rule; "" when they can be."""
+    if len(samples_s) < FEWEST:
+        return (
+            f"{len(samples_s)} samples in {settings.max_time_s:g} s, fewer than {FEWEST}: "
+            "raise bench.max_time_s"
+        )
+    median = float(np.median(samples_s))
+    fast = sum(sample <= _TOO_FAST * median for sample in samples_s)
+    if fast > 0.01 * len(samples_s):
+        return f"{fast} of {len(samples_s)} samples are under a third of the median: not blocking"
+    return drift(samples_s, settings)
+
+
+def drift(samples_s: tuple[float, ...], settings: BenchSettings) -> str:
+    """How far the machine's pace moved when that is over `max_drift`, else "".
+
+    Nine samples are the fewest of which thirds have medians.
+    """
+    third = len(samples_s) // 3
+    if third < 3:
+        return ""
+    first, last = float(np.median(samples_s[:third])), float(np.median(samples_s[-third:]))
+    moved = max(first, last) / max(min(first, last), 1e-9) - 1
+    if moved <= settings.max_drift:
+        return ""
+    return (
+        f"unstable: median {first * 1e3:.3g} ms in the first third, {last * 1e3:.3g} ms in the "
+        f"last ({moved:.0%} apart, bound {settings.max_drift:.0%})"
+    )
+
+
+@dataclass
+class _Runner:
+    """A session, its input and what has been measured of it."""
+
+    name: str
+    session: Session
+    lr_NCHW: FloatArray
+    cold_start_s: float = 0.0
+    warmups: int = 0
+    usual_s: float = 0.0  # of the latest uncounted call
+    samples_ns: list[int] = field(default_factory=list)
+    spent_ns: int = 0
+    invalid_because: str = ""
+
+    @property
+    def samples_s(self) -> tuple[float, ...]:
+        return tuple(sample * 1e-9 for sample in self.samples_ns)
+
+    def call_ns(self) -> int:
+        """Time one call; the output is given back outside the timed span."""
+        start = perf_counter_ns()
+        sr_NCHW = self.session.run(self.lr_NCHW)
+        end = perf_counter_ns()
+        del sr_NCHW
+        return end - start
+
+    def turn(self, turn_ns: int) -> None:
+        """Calls for `turn_ns`, at least one counted."""
+        if self.usual_s * 1e9 < turn_ns:
+            self.call_ns()
+        spent = calls = 0
+        while spent < turn_ns and calls < _TURN_CALLS:
+            sample = self.call_ns()
+            self.samples_ns.append(sample)
+            spent += sample
+            calls += 1
+        self.spent_ns += spent
+
+    def done(self, settings: BenchSettings) -> bool:
+        spent_s, count = self.spent_ns * 1e-9, len(self.samples_ns)
+        enough = spent_s >= settings.min_time_s and count >= settings.min_samples
+        return enough or spent_s >= settings.max_time_s or count >= PLENTY
+
+    def is_full(self, settings: BenchSettings) -> bool:
+        return self.spent_ns * 1e-9 >= settings.max_time_s or len(self.samples_ns) >= 2 * PLENTY
+
+    def check_output(self) -> str:
+        """What is wrong with the session's output; "" when nothing is."""
+        sr_NCHW = np.asarray(self.session.run(self.lr_NCHW))
+        height, width = self.lr_NCHW.shape[2:]
+        scale = sr_NCHW.shape[2] // height if sr_NCHW.ndim == 4 else 0
+        wanted = (1, 3, scale * height, scale * width)
+        if scale < 1 or sr_NCHW.shape != wanted:
+            return f"output of shape {sr_NCHW.shape} for an input of shape {self.lr_NCHW.shape}"
+        return "" if np.isfinite(sr_NCHW).all() else "output has values that are not finite"
+
+    def latency(self, size: tuple[int, int]) -> Latency:
+        return Latency(
+            size=size,
+            samples_s=self.samples_s,
+            warmup=self.warmups,
+            cold_start_s=self.cold_start_s,
+            invalid_because=self.invalid_because,
+        )
+
+
+def _warm_up(runner: _Runner, settings: BenchSettings) -> None:
+    """The cold start, a look at the output, then runs until the pace is the usual one."""
+    try:
+        runner.cold_start_s = runner.call_ns() * 1e-9
+        runner.invalid_because = runner.check_output()
+    except Exception as error:  # one model's failure is a row of the report
+        log.warning("%s: inference failed: %s", runner.name, error)
+        runner.invalid_because = f"inference failed: {type(error).__name__}: {error}"
+    if runner.invalid_because:
+        return
+    spent_s = 0.0
+    while runner.warmups < settings.min_warmups or spent_s < settings.warmup_s:
+        runner.usual_s = runner.call_ns() * 1e-9
+        runner.warmups += 1
+        # A call under a microsecond must not spin for the whole warm-up in Python alone.
+        spent_s += max(runner.usual_s, 1e-5)
+
+
+def _interleave(runners: list[_Runner], settings: BenchSettings, order: random.Random) -> None:
+    """Turns in random order until each has enough samples; earlier samples are dropped."""
+    for runner in runners:
+        runner.samples_ns, runner.spent_ns = [], 0
+    turn_ns = int(settings.turn_s * 1e9)
+    with _without_collector():
+        while not all(runner.done(settings) for runner in runners):
+            # Those that have enough go on beside the others, so that all are measured over the
+            # same span; only what would take too long or too much memory stops.
+            turns = [r for r in runners if not r.is_full(settings)]
+            for runner in order.sample(turns, len(turns)):
+                runner.turn(turn_ns)
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Keep Python's garbage collector out of the timed calls."""
+    was = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def _image(size: tuple[int, int], multiple: int, seed: int) -> FloatArray:
+    """A smooth random image, shape (1, 3, H, W), H and W padded up to `multiple`."""
+    height, width = (side + -side % multiple for side in size)
+    grid = np.random.default_rng(seed).random((3, 9, 9))
+    rows, columns = np.linspace(0, 8, height), np.linspace(0, 8, width)
+    knots = np.arange(9)
+    wide = np.apply_along_axis(lambda line: np.interp(columns, knots, line), 2, grid)
+    image = np.apply_along_axis(lambda line: np.interp(rows, knots, line), 1, wide)
+    return np.ascontiguousarray(image[None], dtype=np.float32)

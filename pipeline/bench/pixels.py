@@ -1,0 +1,49 @@
+"""Quality of the pixels that a session produced, image by image, and the pixels themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from mipkd.core.images import psnr_y, ssim_y, write_png
+from mipkd.core.records import ImageScore
+from targets.base import ByteArray, Session, upscale
+
+
+def score(
+    session: Session,
+    *,
+    tests: Sequence[tuple[str, ByteArray, ByteArray]],
+    scale: int,
+    multiple: int,
+    out: Path,
+) -> tuple[ImageScore, ...]:
+    """PSNR and SSIM of each test image `(name, lr_HWC, hr_HWC)`; outputs go to `out`."""
+    made = (
+        (name, upscale(session, lr_HWC, scale=scale, multiple=multiple), hr_HWC)
+        for name, lr_HWC, hr_HWC in tests
+    )
+    return score_images(made, scale=scale, out=out)
+
+
+def score_images(
+    images: Iterable[tuple[str, ByteArray, ByteArray]], *, scale: int, out: Path
+) -> tuple[ImageScore, ...]:
+    """PSNR and SSIM of images `(name, sr_HWC, hr_HWC)`, Y channel, `scale` pixels cropped."""
+    out.mkdir(parents=True, exist_ok=True)
+    scores = []
+    for name, sr_HWC, hr_HWC in images:
+        write_png(output_file(out, name), sr_HWC)
+        scores.append(
+            ImageScore(
+                image=name,
+                psnr_y_db=psnr_y(sr_HWC, hr_HWC, border=scale),
+                ssim_y=ssim_y(sr_HWC, hr_HWC, border=scale),
+            )
+        )
+    return tuple(scores)
+
+
+def output_file(folder: Path, image: str) -> Path:
+    """Where the output for a test image lies."""
+    return folder / (image if image.endswith(".png") else f"{image}.png")

@@ -1,0 +1,60 @@
+"""Figures from raw samples: percentiles, and a ratio of medians with its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+_BLOCKS = 20  # of a series of samples; calls close in time are alike, blocks are nearly free of it
+_PER_BLOCK = 100  # samples of a block that enter; bounds the memory, hardly moves a median
+_DRAWS = 1000
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """Of raw samples, in seconds; interpolated, so p99 of under 100 samples is near the maximum."""
+
+    p50_s: float
+    p90_s: float
+    p99_s: float
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio of two medians and the interval that holds it with 95 % confidence."""
+
+    value: float
+    low: float
+    high: float
+
+
+def percentiles(samples_s: Sequence[float]) -> Percentiles:
+    """p50, p90 and p99 of at least one sample."""
+    p50, p90, p99 = np.percentile(np.asarray(samples_s, dtype=np.float64), (50, 90, 99))
+    return Percentiles(float(p50), float(p90), float(p99))
+
+
+def ratio_of_medians(slow_s: Sequence[float], fast_s: Sequence[float], *, seed: int = 0) -> Ratio:
+    """median(slow) / median(fast), how many times as fast the second is.
+
+    The two series were interleaved, so block i of one ran beside block i of the other: the
+    bootstrap draws blocks in pairs, which keeps what moved both out of the interval.
+    """
+    count = min(_BLOCKS, len(slow_s), len(fast_s))
+    drawn = np.random.default_rng(seed).integers(0, count, (_DRAWS, count))
+    tops = np.median(_blocks(slow_s, count)[drawn].reshape(_DRAWS, -1), axis=1)
+    bottoms = np.median(_blocks(fast_s, count)[drawn].reshape(_DRAWS, -1), axis=1)
+    low, high = np.percentile(tops / bottoms, (2.5, 97.5))
+    value = float(np.median(slow_s) / np.median(fast_s))
+    # Blocks are cut to one length, so at the edge the interval may miss the plain ratio.
+    return Ratio(value, min(float(low), value), max(float(high), value))
+
+
+def _blocks(samples_s: Sequence[float], count: int) -> npt.NDArray[np.float64]:
+    """Consecutive blocks of one length, shape (count, length)."""
+    length = len(samples_s) // count
+    blocks = np.asarray(samples_s, dtype=np.float64)[: count * length].reshape(count, length)
+    return blocks[:, :: -(-length // _PER_BLOCK)]

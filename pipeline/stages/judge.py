@@ -1,0 +1,216 @@
+"""Say whether the student may be shipped: gates, remarks, and what to ship for each target."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mipkd.core.records import Failure, Gate, Measurement, Outcome, Recommendation, Verdict
+from pipeline.bench.against import (
+    at,
+    drop_by_image,
+    mean_psnr_db,
+    reference,
+    speedup,
+    speedup_over_best,
+    students,
+    subject,
+    valid_sizes,
+)
+
+Bound = Annotated[float, Field(allow_inf_nan=False)] | Literal["off"]
+
+
+class GateConfig(BaseModel):
+    """The bounds a student must keep on every target at every precision; "off" lifts one.
+
+    The defaults are those of somebody who ships a student in its teacher's place. Quantisation
+    may cost what nobody sees: 0.1 dB on the mean (MLPerf Mobile's EDSR loses 0.06 dB with
+    training for INT8 and 0.18 without). No picture may be broken behind a good mean: 0.5 dB on
+    the one that loses most. The student must beat plain bicubic, and be faster than its teacher.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_mean_drop_db: Bound = 0.1  # PSNR-Y below the FP32 student, mean over the test images
+    max_worst_drop_db: Bound = 0.5  # the same, on the image that loses most
+    min_gain_over_bicubic_db: Bound = 0.1  # PSNR-Y of the FP32 student, mean
+    min_speedup_over_teacher: Bound = 1.0  # at every LR size, against its fastest float precision
+
+
+def judge(
+    config: GateConfig, measurements: Sequence[Measurement], failures: Sequence[Failure]
+) -> Verdict:
+    """FAIL if any gate fails, else INVALID if any could not be judged, else PASS."""
+    gates = (
+        *_gain_over_bicubic(config, measurements),
+        *(gate for m in students(measurements) for gate in _of_one(config, m, measurements)),
+        *_not_run(measurements, failures),
+    )
+    return Verdict(
+        outcome=_overall(gates),
+        gates=gates,
+        remarks=tuple(_remarks(measurements)),
+        recommended=recommend(measurements, gates, failures),
+    )
+
+
+def recommend(
+    measurements: Sequence[Measurement], gates: Sequence[Gate], failures: Sequence[Failure] = ()
+) -> tuple[Recommendation, ...]:
+    """For each target the fastest precision, at the largest LR size, that passes all its gates.
+
+    Of those whose speed cannot be told apart from the fastest one's, the one with the highest
+    PSNR: a quantised model that is not faster is not worth its loss.
+    """
+    on = students(measurements)
+    targets = dict.fromkeys([m.target for m in on] + [f.target for f in failures])
+    return tuple(_recommend_for(t, [m for m in on if m.target == t], gates) for t in targets)
+
+
+def _recommend_for(target: str, on: Sequence[Measurement], gates: Sequence[Gate]) -> Recommendation:
+    stopped = {gate.subject: gate for gate in gates if gate.outcome is not Outcome.PASS}
+    if "student" in stopped:
+        gate = stopped["student"]
+        return Recommendation(target, "", f"{gate.name} {gate.outcome.value}: {gate.reason}")
+    passing = [m for m in on if subject(m) not in stopped and valid_sizes(m)]
+    common = set.intersection(*(set(valid_sizes(m)) for m in passing)) if passing else set()
+    if not common:
+        return Recommendation(target, "", "no precision passes all its gates")
+    size = max(common, key=lambda s: s[0] * s[1])
+    fastest = min(passing, key=lambda m: _median_s(m, size))
+    tied = [m for m in passing if (r := speedup(m, fastest, size)) and r.low <= 1.0]
+    best = max(tied, key=lambda m: (mean_psnr_db(m) or 0.0, m is fastest))
+    if best is fastest:
+        return Recommendation(target, best.precision, "the fastest that passes every gate")
+    why = f"as fast as {fastest.precision}, with a higher PSNR"
+    return Recommendation(target, best.precision, why)
+
+
+def _gain_over_bicubic(config: GateConfig, measurements: Sequence[Measurement]) -> Iterator[Gate]:
+    bound, name = config.min_gain_over_bicubic_db, "gain over bicubic"
+    if bound == "off":
+        return
+    student = mean_psnr_db(reference(measurements, "student"))
+    bicubic = mean_psnr_db(reference(measurements, "bicubic"))
+    if student is None or bicubic is None:
+        yield _invalid(name, "student", bound, "dB", "no score of the FP32 student or of bicubic")
+        return
+    gain = student - bicubic
+    reason = f"mean PSNR-Y of the FP32 student {student:.3f} dB, of bicubic {bicubic:.3f} dB"
+    yield Gate(name, "student", _passes(gain >= bound), gain, bound, "dB", reason)
+
+
+def _of_one(
+    config: GateConfig, m: Measurement, measurements: Sequence[Measurement]
+) -> Iterator[Gate]:
+    """The gates of one target and precision."""
+    if m.invalid_because:
+        yield _invalid("measured", subject(m), 0.0, "", m.invalid_because)
+        return
+    for latency in m.latencies:
+        if not at(m, latency.size):
+            name = f"latency at {latency.size[1]}x{latency.size[0]}"
+            yield _invalid(name, subject(m), 0.0, "", latency.invalid_because or "no samples")
+    yield from _drops(config, m, reference(measurements, "student"))
+    yield from _speedup(config, m, measurements)
+
+
+def _drops(config: GateConfig, m: Measurement, base: Measurement | None) -> Iterator[Gate]:
+    """PSNR lost against the FP32 student, on the mean and on the image that loses most."""
+    drops = drop_by_image(m, base)
+    worst = max(drops, key=lambda image: drops[image], default="")
+    for name, bound in (
+        ("mean drop", config.max_mean_drop_db),
+        ("worst drop", config.max_worst_drop_db),
+    ):
+        if bound == "off":
+            continue
+        if not drops:
+            why = "not scored on the test images of the FP32 student"
+            yield _invalid(name, subject(m), bound, "dB", why)
+            continue
+        on_mean = name == "mean drop"
+        figure = statistics.fmean(drops.values()) if on_mean else drops[worst]
+        reason = "against the FP32 student, "
+        reason += f"mean of {len(drops)} images" if on_mean else f"on {worst}"
+        yield Gate(name, subject(m), _passes(figure <= bound), figure, bound, "dB", reason)
+
+
+def _speedup(
+    config: GateConfig, m: Measurement, measurements: Sequence[Measurement]
+) -> Iterator[Gate]:
+    """The least speed-up over the teacher's fastest float precision, of all sizes measured.
+
+    Every size counts: nobody knows yet which one the device will see. The interval decides; one
+    that holds the bound inside is inconclusive, which is INVALID.
+    """
+    bound, name = config.min_speedup_over_teacher, "speed-up over teacher"
+    if bound == "off" or not any(t.role == "teacher" for t in measurements):
+        return
+    teachers = [t for t in measurements if (t.role, t.target) == ("teacher", m.target)]
+    found = {size: speedup_over_best(teachers, m, size) for size in valid_sizes(m)}
+    missing = [f"{size[1]}x{size[0]}" for size, pair in found.items() if not pair]
+    if missing or not found:
+        why = f"no valid latency of the teacher on {m.target} " + (", ".join(missing) or "to match")
+        yield _invalid(name, subject(m), bound, "x", why)
+        return
+    size, (ratio, precision) = min(
+        ((size, pair) for size, pair in found.items() if pair), key=lambda item: item[1][0].value
+    )
+    reason = (
+        f"95 % interval {ratio.low:.2f} to {ratio.high:.2f}, against the teacher in {precision} "
+        f"at LR {size[1]}x{size[0]}, the least of {len(found)} sizes"
+    )
+    outcome = _passes(ratio.low >= bound)
+    if ratio.low < bound <= ratio.high:
+        outcome, reason = Outcome.INVALID, f"inconclusive: {reason}"
+    yield Gate(name, subject(m), outcome, ratio.value, bound, "x", reason)
+
+
+def _remarks(measurements: Sequence[Measurement]) -> Iterator[str]:
+    """INT8 that is not faster than the same student in a float precision."""
+    on = students(measurements)
+    for int8 in (m for m in on if m.precision == "int8"):
+        floats = [m for m in on if m.target == int8.target]
+        for size in valid_sizes(int8):
+            pair = speedup_over_best(floats, int8, size)
+            if pair and pair[0].low <= 1.0:
+                ratio, precision = pair
+                yield (
+                    f"{int8.target}: INT8 is not faster than {precision} at LR "
+                    f"{size[1]}x{size[0]}: {ratio.value:.2f}x ({ratio.low:.2f} to {ratio.high:.2f})"
+                )
+
+
+def _not_run(measurements: Sequence[Measurement], failures: Sequence[Failure]) -> Iterator[Gate]:
+    for failure in failures:
+        why = f"{failure.stage} failed: {failure.what}"
+        yield _invalid("measured", f"{failure.target} {failure.precision}", 0.0, "", why)
+    if not failures and not students(measurements):
+        yield _invalid("measured", "student", 0.0, "", "no target was measured")
+
+
+def _invalid(name: str, subject: str, bound: float, unit: str, reason: str) -> Gate:
+    return Gate(name, subject, Outcome.INVALID, None, bound, unit, reason)
+
+
+def _passes(well: bool) -> Outcome:
+    return Outcome.PASS if well else Outcome.FAIL
+
+
+def _overall(gates: Sequence[Gate]) -> Outcome:
+    outcomes = [gate.outcome for gate in gates]
+    for outcome in (Outcome.FAIL, Outcome.INVALID):
+        if outcome in outcomes:
+            return outcome
+    return Outcome.PASS
+
+
+def _median_s(m: Measurement, size: tuple[int, int]) -> float:
+    latency = at(m, size)
+    assert latency is not None
+    return statistics.median(latency.samples_s)
