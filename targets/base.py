@@ -34,6 +34,7 @@ class Target(Protocol):
     """A runtime on a device. Each module of `targets` offers one as `TARGET`."""
 
     name: str
+    makes_pixels: bool  # False for a target that measures the bench, not a runtime
 
     def precisions(self) -> tuple[str, ...]:
         """The precisions worth building on this machine, the reference ("fp32") first."""

@@ -1,0 +1,97 @@
+"""Export a net to ONNX: RGB NCHW float32 in [0, 1] in and out, dynamic height and width."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mipkd.archs.base import SRNet
+from mipkd.core.records import Graph
+
+OPSET = 20
+INPUT, OUTPUT = "lr", "sr"
+_EXAMPLE = 48  # LR pixels a side while tracing; the result does not depend on it
+
+
+def export(net: SRNet, *, out: Path, metadata: dict[str, str], role: str, family: str) -> Graph:
+    """`out`/model.onnx; its metadata says scale, colour, range, border and multiple.
+
+    The graph takes one image whose height and width are multiples of `net.multiple`.
+    """
+    program = _program(net)
+    file = out / "model.onnx"
+    facts = {
+        "scale": str(net.scale),
+        "colour": "RGB",
+        "range": "0..1",
+        "border": str(net.scale),
+        "multiple": str(net.multiple),
+        "producer": "mipkd-pipeline",
+        "family": family,
+    }
+    program.model.metadata_props.update({**facts, **metadata})
+    partial = file.with_name(file.name + ".partial")
+    program.save(partial)
+    partial.replace(file)
+    return Graph(
+        file=file,
+        sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+        role=role,
+        scale=net.scale,
+        multiple=net.multiple,
+        opset=OPSET,
+        family=family,
+    )
+
+
+class _Tapped(nn.Module):
+    """The net without padding: runtimes pad outside the graph."""
+
+    def __init__(self, net: SRNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, lr: Tensor) -> Tensor:
+        image, _ = self.net.tapped(lr)
+        return image
+
+
+def _program(net: SRNet) -> Any:
+    height, width = (net.multiple * torch.export.Dim(n, min=1, max=8192) for n in ("h", "w"))
+    if net.multiple == 1:
+        height, width = (torch.export.Dim(n, min=2, max=8192) for n in ("height", "width"))
+    example = torch.rand(1, 3, _EXAMPLE, _EXAMPLE + net.multiple * 2)
+    noise = io.StringIO()
+    loggers = [logging.getLogger(n) for n in ("torch.onnx", "onnxscript", "onnx_ir")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(noise),
+            contextlib.redirect_stderr(noise),
+            torch.no_grad(),
+        ):
+            warnings.simplefilter("ignore")
+            return torch.onnx.export(
+                _Tapped(net).eval().cpu().float(),
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes={"lr": {2: height, 3: width}},
+                verbose=False,
+            )
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

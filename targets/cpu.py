@@ -1,0 +1,164 @@
+"""ONNX Runtime on this machine's CPU: FP32, and INT8 with unsigned activations.
+
+`open` needs numpy and onnxruntime alone; `build` needs the host's onnx too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import shutil
+import warnings
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from mipkd.core.errors import MissingError, UnsupportedError
+from mipkd.core.records import Built, Graph, PatchSet
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from targets.base import FloatArray
+
+
+class OrtSession:
+    """An ONNX Runtime session on the CPU provider."""
+
+    def __init__(self, file: Path, options: dict[str, str]) -> None:
+        import onnxruntime
+
+        settings = onnxruntime.SessionOptions()
+        settings.log_severity_level = 3
+        for name, value in options.items():
+            settings.add_session_config_entry(name, value)
+        self._session: Any = onnxruntime.InferenceSession(
+            str(file), settings, providers=["CPUExecutionProvider"]
+        )
+        self._input = self._session.get_inputs()[0].name
+
+    def run(self, lr_NCHW: FloatArray) -> FloatArray:
+        """The upscaled batch, shape (N, C, S*H, S*W)."""
+        (image,) = self._session.run(None, {self._input: lr_NCHW})
+        return image  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Drop the session and its threads."""
+        self._session = None
+
+
+class Cpu:
+    """ONNX Runtime's CPU provider."""
+
+    name = "cpu"
+    makes_pixels = True
+
+    def precisions(self) -> tuple[str, ...]:
+        """FP32 and INT8; the CPU provider has no fast 16-bit convolutions."""
+        return ("fp32", "int8")
+
+    def why_not(self) -> str:
+        """Missing only where onnxruntime is."""
+        try:
+            version("onnxruntime")
+        except PackageNotFoundError:
+            return "onnxruntime is not installed; pip install onnxruntime"
+        return ""
+
+    def versions(self) -> dict[str, str]:
+        """onnxruntime and numpy."""
+        return {name: version(name) for name in ("onnxruntime", "numpy")}
+
+    def build(self, graph: Graph, precision: str, calibration: PatchSet | None, out: Path) -> Built:
+        """`out`/model.onnx, quantised for "int8"."""
+        out.mkdir(parents=True, exist_ok=True)
+        file, notes = out / "model.onnx", ()
+        if precision == "fp32":
+            shutil.copyfile(graph.file, file)
+        elif precision == "int8":
+            notes = _quantize(graph, _given(calibration), file)
+        else:
+            raise UnsupportedError(f"cpu: no precision {precision!r}", hint="known: fp32, int8")
+        return Built(
+            target=self.name,
+            precision=precision,
+            role=graph.role,
+            file=file,
+            size_bytes=file.stat().st_size,
+            scale=graph.scale,
+            multiple=graph.multiple,
+            # A spinning pool of one session would take the cores from the next one measured.
+            options={"session.intra_op.allow_spinning": "0"},
+            notes=notes,
+        )
+
+    def open(self, built: Built) -> OrtSession:
+        """A session on all cores."""
+        return OrtSession(built.file, built.options)
+
+
+def _given(calibration: PatchSet | None) -> PatchSet:
+    if calibration is None:
+        raise MissingError("int8 needs calibration patches")
+    return calibration
+
+
+def _quantize(graph: Graph, patches: PatchSet, file: Path) -> tuple[str, ...]:
+    """Static quantisation: U8 activations by min/max, S8 weights per output channel."""
+    import onnx
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    from calibration.patches import as_batches
+    from calibration.scopes import scopes
+
+    name = onnx.load(graph.file, load_external_data=False).graph.input[0].name
+
+    class Patches(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.left = iter({name: batch} for batch in as_batches(patches))
+
+        def get_next(self) -> dict[str, FloatArray] | None:
+            return next(self.left, None)
+
+    found = scopes(graph.file)
+    prepared = file.with_name("prepared.onnx")
+    with _quiet():
+        quant_pre_process(str(graph.file), str(prepared), skip_symbolic_shape=True)
+        quantize_static(
+            str(prepared),
+            str(file),
+            Patches(),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            op_types_to_quantize=["Conv", "MatMul"],
+            nodes_to_exclude=[*found.head, *found.tail],
+            calibrate_method=CalibrationMethod.MinMax,
+        )
+    prepared.unlink()
+    kept = len(found.head) + len(found.tail)
+    return (f"{kept} convolutions stay FP32: the first and the last",)
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Keep the quantiser's advice out of the user's terminal."""
+    before = logging.root.level
+    logging.root.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.root.setLevel(before)
+
+
+TARGET = Cpu()
