@@ -1,0 +1,161 @@
+"""OpenVINO on this machine: every precision set explicitly, INT8 by NNCF.
+
+`open` needs numpy and openvino alone; `build` needs the host's nncf too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from mipkd.core.errors import MissingError, UnsupportedError
+from mipkd.core.records import Built, Graph, PatchSet
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from targets.base import FloatArray
+
+DEVICE = "CPU"
+_HINT = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+
+
+class OpenVinoSession:
+    """A compiled model and one inference request."""
+
+    def __init__(self, file: Path, options: dict[str, str]) -> None:
+        import openvino
+
+        self._model: Any = openvino.Core().compile_model(str(file), DEVICE, options)
+        self._request: Any = self._model.create_infer_request()
+
+    def run(self, lr_NCHW: FloatArray) -> FloatArray:
+        """The upscaled batch, shape (N, C, S*H, S*W); valid until the next call."""
+        self._request.infer([lr_NCHW], share_inputs=True, share_outputs=True)
+        return self._request.get_output_tensor(0).data  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Drop the model and its threads."""
+        self._request = self._model = None
+
+
+class OpenVino:
+    """OpenVINO's CPU device."""
+
+    name = "openvino"
+    makes_pixels = True
+
+    def precisions(self) -> tuple[str, ...]:
+        """FP32, BF16 or FP16 where the device computes in it, INT8."""
+        fast = [name for name in ("bf16", "fp16") if name.upper() in _capabilities()]
+        return ("fp32", *fast[:1], "int8")
+
+    def why_not(self) -> str:
+        """Missing where the extra is not installed."""
+        for package in ("openvino", "nncf"):
+            try:
+                version(package)
+            except PackageNotFoundError:
+                return f'{package} is not installed; pip install "mipkd-pipeline[openvino]"'
+        return ""
+
+    def versions(self) -> dict[str, str]:
+        """openvino, nncf and numpy."""
+        return {name: version(name) for name in ("openvino", "nncf", "numpy")}
+
+    def build(self, graph: Graph, precision: str, calibration: PatchSet | None, out: Path) -> Built:
+        """`out`/model.xml and .bin, FP32 weights or INT8 ones."""
+        import openvino
+
+        if precision not in self.precisions():
+            raise UnsupportedError(
+                f"openvino: {precision!r} is not computed natively on this CPU",
+                hint="known: " + ", ".join(self.precisions()),
+            )
+        out.mkdir(parents=True, exist_ok=True)
+        model, notes = openvino.convert_model(str(graph.file)), ()
+        rest = precision
+        if precision == "int8":
+            rest = next((p for p in self.precisions() if p in ("bf16", "fp16")), "fp32")
+            model, notes = _quantized(model, graph, calibration, rest)
+        file = out / "model.xml"
+        openvino.save_model(model, str(file), compress_to_fp16=False)
+        return Built(
+            target=self.name,
+            precision=precision,
+            role=graph.role,
+            file=file,
+            size_bytes=file.stat().st_size + file.with_suffix(".bin").stat().st_size,
+            scale=graph.scale,
+            multiple=graph.multiple,
+            options={"INFERENCE_PRECISION_HINT": _HINT[rest], "PERFORMANCE_HINT": "LATENCY"},
+            notes=notes,
+        )
+
+    def open(self, built: Built) -> OpenVinoSession:
+        """A compiled model on all cores."""
+        return OpenVinoSession(built.file, built.options)
+
+
+def _capabilities() -> list[str]:
+    import openvino
+
+    return list(openvino.Core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"))
+
+
+def _quantized(
+    model: Any, graph: Graph, patches: PatchSet | None, rest: str
+) -> tuple[Any, tuple[str, ...]]:
+    """NNCF's mixed preset; first and last convolution and the skips stay float.
+
+    Measured on EDSR-baseline x4: everything quantised loses 0.24 dB, this 0.03.
+    """
+    if patches is None:
+        raise MissingError("int8 needs calibration patches")
+    with _quiet():
+        import nncf
+
+        from calibration.patches import as_batches
+        from calibration.scopes import scopes
+
+        found = scopes(graph.file)
+        ignored = [*found.head, *found.tail, *found.adds]
+        there = {op.get_friendly_name() for op in model.get_ops()}
+        quantized = nncf.quantize(
+            model,
+            nncf.Dataset(as_batches(patches)),
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=patches.count,
+            model_type=nncf.ModelType.TRANSFORMER if found.attention else None,
+            ignored_scope=nncf.IgnoredScope(names=[name for name in ignored if name in there]),
+        )
+    kept = f"{len(found.head) + len(found.tail)} convolutions (first, last)"
+    return quantized, (f"{kept} and {len(found.adds)} skip additions stay {rest.upper()}",)
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Keep NNCF's progress and advice out of the user's terminal."""
+    logger = logging.getLogger("nncf")
+    before = logger.level, logger.propagate
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            import nncf
+
+            nncf.set_log_level(logging.ERROR)
+            yield
+    finally:
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
+
+
+TARGET = OpenVino()
