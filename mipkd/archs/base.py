@@ -110,7 +110,7 @@ def gmacs(net: SRNet, size: int = 256) -> float:
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(torch.empty(1, 3, size, size, device="meta"))
-    return counter.get_total_flops() / 2e9
+    return float(counter.get_total_flops()) / 2e9
 
 
 def pair_positions(

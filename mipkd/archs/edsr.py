@@ -6,8 +6,10 @@ Shapes: N batch, C channels, H W low-res size. Images: float32 in [0, 1], RGB.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +62,7 @@ class ShiftedNet(SRNet):
 
     mean: Tensor
 
-    def __init__(self, hyper: Hyper, blocks: list[nn.Module]) -> None:
+    def __init__(self, hyper: Any, blocks: Sequence[nn.Module]) -> None:
         super().__init__()
         self.scale, self.width = hyper.scale, hyper.channels
         self.image_range = hyper.image_range
@@ -114,7 +116,7 @@ def settle_range(state: StateDict, layout: str) -> tuple[dict[str, object], dict
     return {}, {"image_range": "unknown", "mean": "unknown"}
 
 
-def ranges_to_try(hyper: Hyper) -> list[Hyper]:
+def ranges_to_try(hyper: Any) -> list[Any]:
     """Image range 255 or 1, with and without mean shift."""
     pairs = product((255.0, 1.0), (None, DIV2K_MEAN))
     return [replace(hyper, image_range=r, mean=m) for r, m in pairs]
@@ -139,6 +141,9 @@ _BASICSR = {
 }
 
 
+_Hyper = Hyper  # for annotations inside Family, which has a field of that name
+
+
 class Family:
     """EDSR checkpoints of EDSR-PyTorch's and BasicSR's layouts."""
 
@@ -158,7 +163,7 @@ class Family:
                 return layout, {k.replace("END", end): v for k, v in found.items()}
         return None
 
-    def read(self, state: StateDict, layout: str) -> tuple[Hyper, dict[str, str]]:
+    def read(self, state: StateDict, layout: str) -> tuple[_Hyper, dict[str, str]]:
         """Sizes from shapes; range and mean from the layout; res_scale by convention."""
         channels = int(state["lift.weight"].shape[0])
         scale, direct = read_upsampler(state, channels)
@@ -168,20 +173,20 @@ class Family:
         hyper = Hyper(scale, channels, count_of(state, "blocks.") - 1, direct, res_scale=res_scale)
         return replace(hyper, **fields), settled  # type: ignore[arg-type]
 
-    def unsettled(self, hyper: Hyper) -> list[Hyper]:
+    def unsettled(self, hyper: _Hyper) -> list[_Hyper]:
         """Range, mean and both residual scales."""
         others = (0.1, 1.0) if hyper.res_scale == 0.1 else (1.0, 0.1)
         return [tried for r in others for tried in ranges_to_try(replace(hyper, res_scale=r))]
 
-    def make(self, hyper: Hyper) -> EDSR:
+    def make(self, hyper: _Hyper) -> EDSR:
         """A net with random weights."""
         return EDSR(hyper)
 
-    def paper(self, scale: int) -> Hyper:
+    def paper(self, scale: int) -> _Hyper:
         """The student of the MiPKD paper."""
         return Hyper(scale, channels=64, blocks=32)
 
-    def shrink(self, hyper: Hyper, budget: str) -> Hyper:
+    def shrink(self, hyper: _Hyper, budget: str) -> _Hyper:
         """`c64b32`: channels and residual blocks."""
         if not budget:
             heavy = hyper.channels == 256 and hyper.blocks == 32
@@ -220,7 +225,7 @@ def original_names(net: SRNet) -> dict[str, Tensor]:
     rules[r"up\.0\." if direct else r"up\."] = "tail.0."
     named = renamed(net.state_dict(), rules)
     assert named is not None
-    shift = net.mean.flatten() * net.image_range  # type: ignore[operator]
+    shift = net.mean.flatten() * net.image_range  # type: ignore[operator, arg-type]
     if bool(shift.any()):
         eye = torch.eye(3).view(3, 3, 1, 1)
         named |= {"sub_mean.weight": eye, "sub_mean.bias": -shift}
