@@ -6,16 +6,28 @@ are added, because these carry the image itself rather than a correction to it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-_POINTWISE = {"Sub", "Mul", "Add", "Div", "Clip", "DepthToSpace", "Identity", "Cast"}
+_POINTWISE = {"Sub", "Subtract", "Mul", "Multiply", "Add", "Div", "Divide", "Clip", "Clamp"}
+_PASSED = _POINTWISE | {"DepthToSpace", "Identity", "Cast", "Convert"}
+_CONVOLUTIONS = {"Conv", "Convolution"}
+
+
+@dataclass(frozen=True)
+class Node:
+    """An operation of a graph in any format; constants are not among its inputs."""
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...]  # tensors
+    outputs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Scopes:
-    """Names of graph nodes."""
+    """Names of nodes that matter to a quantiser."""
 
     head: tuple[str, ...]  # convolutions that see the image
     tail: tuple[str, ...]  # convolutions whose output is the image
@@ -23,34 +35,41 @@ class Scopes:
     attention: bool  # has matrix products of two feature maps
 
 
-def scopes(onnx_file: Path) -> Scopes:
-    """The parts of an SR graph that quantisers should know."""
-    import onnx
-
-    graph = onnx.load(onnx_file, load_external_data=False).graph
-    constants = {t.name for t in graph.initializer}
-    constants |= {n.output[0] for n in graph.node if n.op_type == "Constant"}
-    image = next(i.name for i in graph.input if i.name not in constants)
+def scopes(nodes: Sequence[Node], *, image: str, result: str) -> Scopes:
+    """The parts of a topologically ordered SR graph; `image` and `result` are its tensors."""
     return Scopes(
-        head=_reached(graph, image, forward=True),
-        tail=_reached(graph, graph.output[0].name, forward=False),
-        adds=tuple(
-            n.name for n in graph.node if n.op_type == "Add" and not constants & set(n.input)
-        ),
-        attention=any(n.op_type == "MatMul" and not constants & set(n.input) for n in graph.node),
+        head=_reached(((n, n.inputs, n.outputs) for n in nodes), image),
+        tail=_reached(((n, n.outputs, n.inputs) for n in reversed(nodes)), result),
+        adds=tuple(n.name for n in nodes if n.kind == "Add" and len(n.inputs) == 2),
+        attention=any(n.kind == "MatMul" and len(n.inputs) == 2 for n in nodes),
     )
 
 
-def _reached(graph: Any, start: str, *, forward: bool) -> tuple[str, ...]:
+def onnx_scopes(file: Path) -> Scopes:
+    """The scopes of an ONNX file."""
+    import onnx
+
+    graph = onnx.load(file, load_external_data=False).graph
+    constants = {t.name for t in graph.initializer}
+    constants |= {n.output[0] for n in graph.node if n.op_type == "Constant"}
+    nodes = [
+        Node(n.name, n.op_type, tuple(i for i in n.input if i not in constants), tuple(n.output))
+        for n in graph.node
+    ]
+    image = next(i.name for i in graph.input if i.name not in constants)
+    return scopes(nodes, image=image, result=graph.output[0].name)
+
+
+def _reached(
+    nodes: Iterable[tuple[Node, tuple[str, ...], tuple[str, ...]]], start: str
+) -> tuple[str, ...]:
     """Convolutions met first when walking from a tensor through pointwise nodes."""
-    found, open_tensors = [], {start}
-    nodes = graph.node if forward else reversed(graph.node)
-    for node in nodes:
-        near, far = (node.input, node.output) if forward else (node.output, node.input)
-        if not open_tensors & set(near):
+    found, walked = [], {start}
+    for node, near, far in nodes:
+        if not walked & set(near):
             continue
-        if node.op_type == "Conv":
+        if node.kind in _CONVOLUTIONS:
             found.append(node.name)
-        elif node.op_type in _POINTWISE:
-            open_tensors |= set(far)
+        elif node.kind in _PASSED:
+            walked |= set(far)
     return tuple(found)

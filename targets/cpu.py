@@ -120,7 +120,7 @@ def _quantize(graph: Graph, patches: PatchSet, file: Path) -> tuple[str, ...]:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     from calibration.patches import as_batches
-    from calibration.scopes import scopes
+    from calibration.scopes import onnx_scopes
 
     name = onnx.load(graph.file, load_external_data=False).graph.input[0].name
 
@@ -131,7 +131,7 @@ def _quantize(graph: Graph, patches: PatchSet, file: Path) -> tuple[str, ...]:
         def get_next(self) -> dict[str, FloatArray] | None:
             return next(self.left, None)
 
-    found = scopes(graph.file)
+    found = onnx_scopes(graph.file)
     prepared = file.with_name("prepared.onnx")
     with _quiet():
         quant_pre_process(str(graph.file), str(prepared), skip_symbolic_shape=True)

@@ -136,7 +136,8 @@ def _strongest(small: Mapping[str, Tensor], weights: StateDict, axes: Axes) -> d
                 continue
             block = axis.repeat * axis.stacks
             wanted[axis.name] = (parameter.shape[dim] // block, axis.parts)
-            norms = value.float().pow(2).transpose(0, dim).flatten(1).sum(1)
+            by_channel = value.float().movedim(dim, 0).reshape(value.shape[dim], -1)
+            norms = by_channel.pow(2).sum(1)
             per_channel = norms.view(axis.stacks, -1, axis.repeat).sum((0, 2)).sqrt()
             strength[axis.name] = strength.get(axis.name, torch.zeros(())) + per_channel
     kept = {}

@@ -80,8 +80,9 @@ class ShiftedNet(SRNet):
 
     def tail(self, features_NCHW: Tensor, shallow_NCHW: Tensor) -> Tensor:
         """The image from the body's end plus the long skip."""
-        pixels: Tensor = self.last(self.up(features_NCHW + shallow_NCHW))
-        return pixels / self.image_range + self.mean
+        deep = self.up(features_NCHW + shallow_NCHW)
+        pixels: Tensor = self.last(deep) / self.image_range + self.mean
+        return pixels
 
 
 class EDSR(ShiftedNet):
@@ -225,7 +226,7 @@ def original_names(net: SRNet) -> dict[str, Tensor]:
     rules[r"up\.0\." if direct else r"up\."] = "tail.0."
     named = renamed(net.state_dict(), rules)
     assert named is not None
-    shift = net.mean.flatten() * net.image_range  # type: ignore[operator, arg-type]
+    shift = net.mean.flatten() * net.image_range  # type: ignore[operator]
     if bool(shift.any()):
         eye = torch.eye(3).view(3, 3, 1, 1)
         named |= {"sub_mean.weight": eye, "sub_mean.bias": -shift}

@@ -1,0 +1,334 @@
+"""SwinIR (Liang et al., 2021): residual groups of shifted-window attention.
+
+Shapes: N batch, C channels, H W low-res size, T tokens of a window. Images: float32 in [0, 1].
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mipkd.archs._parts import (
+    DIV2K_MEAN,
+    Axis,
+    conv,
+    count_of,
+    cut,
+    evenly,
+    parse_budget,
+    read_upsampler,
+    renamed,
+    upsampler,
+)
+from mipkd.archs.base import SRNet, StateDict
+from mipkd.core.errors import UnsupportedError
+
+_FEATURES = 64  # channels between the body and the pixel shuffles
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """Sizes; range and mean are SwinIR's own unless said otherwise."""
+
+    scale: int
+    channels: int
+    groups: int
+    layers: int = 6  # in each group
+    heads: int = 6
+    window: int = 8
+    ratio: int = 2  # of the MLP
+    direct: bool = False
+    image_range: float = 1.0
+    mean: tuple[float, float, float] | None = DIV2K_MEAN
+
+
+class Attention(nn.Module):
+    """Self-attention inside windows, with a learned bias for each relative place."""
+
+    places: Tensor
+
+    def __init__(self, hyper: Hyper) -> None:
+        super().__init__()
+        self.heads, side = hyper.heads, hyper.window
+        self.qkv = nn.Linear(hyper.channels, 3 * hyper.channels)
+        self.proj = nn.Linear(hyper.channels, hyper.channels)
+        table = torch.zeros((2 * side - 1) ** 2, hyper.heads)
+        self.relative_position_bias_table = nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
+        row, column = (
+            i.flatten() for i in torch.meshgrid(*[torch.arange(side)] * 2, indexing="ij")
+        )
+        down = row[:, None] - row[None] + side - 1
+        right = column[:, None] - column[None] + side - 1
+        self.register_buffer("places", (down * (2 * side - 1) + right).flatten(), persistent=False)
+
+    def forward(self, windows_WTC: Tensor, mask_WTT: Tensor | None) -> Tensor:
+        """Attended tokens; `mask` is added to the scores of one image's windows."""
+        count, tokens, channels = windows_WTC.shape
+        qkv = self.qkv(windows_WTC).reshape(count, tokens, 3, self.heads, channels // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        scores = (q * (channels // self.heads) ** -0.5) @ k.transpose(-2, -1)
+        bias = self.relative_position_bias_table[self.places].view(tokens, tokens, self.heads)
+        scores = scores + bias.permute(2, 0, 1)
+        if mask_WTT is not None:
+            images = count // mask_WTT.shape[0]
+            scores = scores + mask_WTT.repeat(images, 1, 1)[:, None]
+        mixed = (scores.softmax(-1) @ v).transpose(1, 2).reshape(count, tokens, channels)
+        attended: Tensor = self.proj(mixed)
+        return attended
+
+
+class Layer(nn.Module):
+    """Attention and an MLP, each normalised before and added to its input."""
+
+    def __init__(self, hyper: Hyper, shift: int) -> None:
+        super().__init__()
+        self.window, self.shift = hyper.window, shift
+        self.norm1 = nn.LayerNorm(hyper.channels)
+        self.attn = Attention(hyper)
+        self.norm2 = nn.LayerNorm(hyper.channels)
+        inside = hyper.channels * hyper.ratio
+        self.mlp = nn.ModuleDict(
+            {"fc1": nn.Linear(hyper.channels, inside), "fc2": nn.Linear(inside, hyper.channels)}
+        )
+
+    def forward(self, x_NHWC: Tensor) -> Tensor:
+        """Features of the same shape."""
+        count, height, width, channels = x_NHWC.shape
+        side = self.window
+        rows, columns = height // side, width // side
+        x = self.norm1(x_NHWC)
+        mask = None
+        if self.shift:
+            x = torch.roll(x, (-self.shift, -self.shift), (1, 2))
+            mask = self._mask(height, width).to(x)
+        windows = x.view(count, rows, side, columns, side, channels).permute(0, 1, 3, 2, 4, 5)
+        attended = self.attn(windows.reshape(-1, side * side, channels), mask)
+        x = attended.view(count, rows, columns, side, side, channels).permute(0, 1, 3, 2, 4, 5)
+        x = x.reshape(count, height, width, channels)
+        if self.shift:
+            x = torch.roll(x, (self.shift, self.shift), (1, 2))
+        x = x_NHWC + x
+        hidden = F.gelu(self.mlp["fc1"](self.norm2(x)))
+        out: Tensor = x + self.mlp["fc2"](hidden)
+        return out
+
+    def _mask(self, height: int, width: int) -> Tensor:
+        """-100 between tokens that the roll brought together; computed, so sizes stay free."""
+        side = self.window
+
+        def regions(length: int) -> Tensor:
+            at = torch.arange(length, device=self.norm1.weight.device)
+            return (at >= length - side).int() + (at >= length - self.shift).int()
+
+        region = regions(height)[:, None] * 3 + regions(width)[None]
+        tokens = region.view(height // side, side, width // side, side).transpose(1, 2)
+        tokens = tokens.reshape(-1, side * side)
+        apart: Tensor = tokens[:, :, None] != tokens[:, None, :]
+        return apart.float() * -100.0
+
+
+class Group(nn.Module):
+    """Layers with and without shift, a convolution, and the input added (RSTB)."""
+
+    def __init__(self, hyper: Hyper, *, first: bool) -> None:
+        super().__init__()
+        self.patch_norm = nn.LayerNorm(hyper.channels) if first else nn.Identity()
+        shifts = [0 if i % 2 == 0 else hyper.window // 2 for i in range(hyper.layers)]
+        self.layers = nn.Sequential(*[Layer(hyper, shift) for shift in shifts])
+        self.conv = conv(hyper.channels, hyper.channels)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Features of the same shape."""
+        x_NHWC = self.patch_norm(x_NCHW.permute(0, 2, 3, 1))
+        y_NHWC = self.layers(x_NHWC)
+        residual: Tensor = self.conv(y_NHWC.permute(0, 3, 1, 2))
+        return residual + x_NHWC.permute(0, 3, 1, 2)
+
+
+class SwinIR(SRNet):
+    """SwinIR for classical (64 features before the shuffles) and lightweight (direct) SR."""
+
+    mean: Tensor
+
+    def __init__(self, hyper: Hyper) -> None:
+        super().__init__()
+        self.scale, self.width, self.multiple = hyper.scale, hyper.channels, hyper.window
+        self.image_range = hyper.image_range
+        shift = torch.tensor(hyper.mean or (0.0, 0.0, 0.0)).view(1, 3, 1, 1)
+        self.register_buffer("mean", shift, persistent=False)
+        self.lift = conv(3, hyper.channels)
+        self.blocks = nn.ModuleList([Group(hyper, first=i == 0) for i in range(hyper.groups)])
+        self.norm = nn.LayerNorm(hyper.channels)
+        self.after = conv(hyper.channels, hyper.channels)
+        features = hyper.channels if hyper.direct else _FEATURES
+        narrow = nn.Sequential(conv(hyper.channels, features), nn.LeakyReLU())
+        self.before = nn.Identity() if hyper.direct else narrow
+        self.up = upsampler(features, hyper.scale, direct=hyper.direct)
+        self.last = nn.Identity() if hyper.direct else conv(features, 3)
+
+    def head(self, lr_NCHW: Tensor) -> Tensor:
+        """Shallow features (N, width, H, W)."""
+        shallow: Tensor = self.lift((lr_NCHW - self.mean) * self.image_range)
+        return shallow
+
+    def tail(self, features_NCHW: Tensor, shallow_NCHW: Tensor) -> Tensor:
+        """The image from the normalised body's end plus the long skip."""
+        normed = self.norm(features_NCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        deep = self.after(normed) + shallow_NCHW
+        pixels: Tensor = self.last(self.up(self.before(deep))) / self.image_range + self.mean
+        return pixels
+
+
+_ORIGINAL = {
+    r".*(attn_mask|relative_position_index)$": "",
+    r"conv_first\.": "lift.",
+    r"patch_embed\.norm\.": "blocks.0.patch_norm.",
+    r"layers\.(\d+)\.residual_group\.blocks\.(\d+)\.": r"blocks.\1.layers.\2.",
+    r"layers\.(\d+)\.conv\.": r"blocks.\1.conv.",
+    r"norm\.": "norm.",
+    r"conv_after_body\.": "after.",
+    r"conv_before_upsample\.0\.": "before.0.",
+    r"upsample\.(\d+)\.": r"up.\1.",
+    r"conv_last\.": "last.",
+}
+_BACK = {
+    r"lift\.": "conv_first.",
+    r"blocks\.0\.patch_norm\.": "patch_embed.norm.",
+    r"blocks\.(\d+)\.layers\.(\d+)\.": r"layers.\1.residual_group.blocks.\2.",
+    r"blocks\.(\d+)\.conv\.": r"layers.\1.conv.",
+    r"norm\.": "norm.",
+    r"after\.": "conv_after_body.",
+    r"before\.0\.": "conv_before_upsample.0.",
+    r"up\.": "upsample.",
+    r"last\.": "conv_last.",
+}
+
+_Hyper = Hyper  # for annotations inside Family, which has a field of that name
+
+
+class Family:
+    """SwinIR checkpoints; the authors', BasicSR's and traiNNer-redux's share key names."""
+
+    name = "swinir"
+    Hyper = Hyper
+    signs: Mapping[str, tuple[str, ...]] = {
+        "original": (
+            "conv_first.weight",
+            "patch_embed.norm.weight",
+            "layers.0.residual_group.blocks.0.attn.relative_position_bias_table",
+        )
+    }
+
+    def canonical(self, state: StateDict) -> tuple[str, dict[str, Tensor]] | None:
+        """The layout's name and the weights under our key names."""
+        if not all(key in state for key in self.signs["original"]):
+            return None
+        if "layers.0.conv.0.weight" in state:
+            raise UnsupportedError(
+                "swinir: groups that end in three convolutions (SwinIR-L) are not supported",
+                hint="known: groups that end in one convolution",
+            )
+        if any(key.startswith("conv_up") for key in state):
+            raise UnsupportedError(
+                "swinir: the upsampler by nearest neighbour (real-world SR) is not supported",
+                hint="known: pixel shuffle, direct pixel shuffle",
+            )
+        found = renamed(state, _ORIGINAL)
+        return ("original", found) if found else None
+
+    def read(self, state: StateDict, layout: str) -> tuple[_Hyper, dict[str, str]]:
+        """Sizes from shapes; range and mean are the same in every layout."""
+        channels = int(state["lift.weight"].shape[0])
+        features = state["before.0.weight"].shape[0] if "before.0.weight" in state else channels
+        scale, direct = read_upsampler(state, int(features))
+        places, heads = state["blocks.0.layers.0.attn.relative_position_bias_table"].shape
+        hyper = Hyper(
+            scale=scale,
+            channels=channels,
+            groups=count_of(state, "blocks."),
+            layers=count_of(state, "blocks.0.layers."),
+            heads=int(heads),
+            window=(round(places**0.5) + 1) // 2,
+            ratio=int(state["blocks.0.layers.0.mlp.fc1.weight"].shape[0]) // channels,
+            direct=direct,
+        )
+        told = f"layout {layout}: SwinIR's own"
+        return hyper, {"image_range": told, "mean": told}
+
+    def unsettled(self, hyper: _Hyper) -> list[_Hyper]:
+        """Nothing: the layout settles all."""
+        return [hyper]
+
+    def make(self, hyper: _Hyper) -> SwinIR:
+        """A net with random weights."""
+        return SwinIR(hyper)
+
+    def paper(self, scale: int) -> _Hyper:
+        """The student of the MiPKD paper."""
+        return Hyper(scale, channels=60, groups=4)
+
+    def shrink(self, hyper: _Hyper, budget: str) -> _Hyper:
+        """`c60r4`: channels (a multiple of the heads) and groups (RSTBs)."""
+        if budget:
+            sizes = parse_budget(self.name, budget, {"c": "channels", "r": "groups"})
+        elif (hyper.channels, hyper.groups) == (180, 6):
+            sizes = {"channels": 60, "groups": 4}
+        else:
+            width = hyper.channels // 2 // hyper.heads * hyper.heads
+            sizes = {"channels": max(hyper.heads, width), "groups": max(1, hyper.groups // 2)}
+        small = replace(hyper, **sizes)  # type: ignore[arg-type]
+        if small.channels % small.heads:
+            raise UnsupportedError(
+                f"--student: {small.channels} channels cannot be shared by {small.heads} heads",
+                hint=f"give a multiple of {small.heads}",
+            )
+        return small
+
+    def inherit(self, student: SRNet, teacher: SRNet) -> None:
+        """Evenly spaced groups, the strongest channels (of each attention head)."""
+        picked = evenly(len(student.blocks), len(teacher.blocks))
+        weights = {}
+        for key, value in teacher.state_dict().items():
+            match = re.match(r"blocks\.(\d+)\.(.*)", key)
+            if match is None or "patch_norm" in key:
+                weights[key] = value
+                continue
+            for index, source in enumerate(picked):
+                if source == int(match[1]):
+                    weights[f"blocks.{index}.{match[2]}"] = value
+        attention = teacher.get_submodule("blocks.0.layers.0.attn")
+        cut(student, weights, lambda name: _axes(name, int(attention.heads)))  # type: ignore[arg-type]
+
+    def original(self, net: SRNet) -> dict[str, Tensor]:
+        """The authors' key names."""
+        named = renamed(net.state_dict(), _BACK)
+        assert named is not None
+        return named
+
+
+def _axes(name: str, heads: int) -> tuple[Axis | None, ...]:
+    """Which channels each dimension of a weight runs over."""
+    stream = Axis("stream")
+    if match := re.match(r"blocks\.(\d+\.layers\.\d+)\.(.*)", name):
+        value, hidden = Axis(f"heads {match[1]}", parts=heads), Axis(f"hidden {match[1]}")
+        axes: dict[str, tuple[Axis | None, ...]] = {
+            "attn.qkv": (replace(value, stacks=3), stream),
+            "attn.proj": (stream, value),
+            "mlp.fc1": (hidden, stream),
+            "mlp.fc2": (stream, hidden),
+            "attn.relative_position_bias_table": (None, None),
+        }
+        return next((a for k, a in axes.items() if match[2].startswith(k)), (stream,))
+    if name.startswith("lift."):
+        return (stream, None)
+    if name.startswith(("before.", "up.", "last.")):
+        return (None, stream) if name.startswith("before.") else (None, None)
+    return (stream, stream)
+
+
+ARCH = Family()

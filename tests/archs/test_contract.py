@@ -1,0 +1,125 @@
+"""What every network family promises, whichever files stand in the folder."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mipkd.archs.base import Arch, SRNet, gmacs, pair_positions, params
+from mipkd.core import plugins
+from mipkd.core.errors import UsageError
+
+SMALL = {"edsr": "c12b3", "rcan": "c12g2b2", "swinir": "c12r2"}
+ARCHS = [name for name in plugins.names("mipkd.archs") if name in SMALL]
+
+
+def arch_of(name: str) -> Arch:
+    arch: Arch = plugins.load("mipkd.archs", name, "ARCH")
+    return arch
+
+
+def small(name: str, scale: int = 2, **other: Any) -> Any:
+    from dataclasses import replace
+
+    arch = arch_of(name)
+    return replace(arch.shrink(arch.paper(scale), SMALL[name]), **other)
+
+
+def made(name: str, scale: int = 2, seed: int = 0, **other: Any) -> SRNet:
+    torch.manual_seed(seed)
+    return arch_of(name).make(small(name, scale, **other)).eval()
+
+
+def image(height: int = 13, width: int = 18) -> Tensor:
+    return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("direct", [False, True])
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("name", ARCHS)
+def test_a_checkpoint_tells_its_sizes_and_gives_the_same_net(
+    name: str, scale: int, direct: bool
+) -> None:
+    arch, net = arch_of(name), made(name, scale, direct=direct)
+    state = arch.original(net)
+    found = arch.canonical(state)
+    assert found is not None
+    layout, weights = found
+    hyper, settled = arch.read(weights, layout)
+    assert hyper == small(name, scale, direct=direct)
+    assert set(settled) >= {"image_range", "mean"}
+    again = arch.make(hyper).eval()
+    again.load_state_dict({k: weights[k] for k in again.state_dict()})
+    assert torch.equal(again(image()), net(image()))
+
+
+@pytest.mark.parametrize("name", ARCHS)
+def test_any_size_is_upscaled_and_taps_have_the_width(name: str) -> None:
+    net = made(name, 3)
+    assert net(image(13, 18)).shape == (1, 3, 39, 54)
+    positions, _ = pair_positions(net, net)
+    padded = image(16, 24)
+    sr, taps = net.tapped(padded, positions)
+    assert torch.equal(sr, net(padded))
+    assert {tap.shape for tap in taps} == {(1, net.width, 16, 24)}
+    assert positions[-1] == len(net.blocks) - 1
+
+
+@pytest.mark.parametrize("name", ARCHS)
+def test_a_student_of_full_size_inherits_the_whole_teacher(name: str) -> None:
+    teacher, student = made(name, seed=0), made(name, seed=1)
+    arch_of(name).inherit(student, teacher)
+    assert torch.allclose(student(image()), teacher(image()), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ARCHS)
+def test_a_smaller_student_inherits_in_every_dimension(name: str) -> None:
+    arch, teacher = arch_of(name), made(name, 4)
+    hyper = arch.shrink(small(name, 4), "")
+    student = arch.make(hyper).eval()
+    arch.inherit(student, teacher)
+    assert params(student) < params(teacher)
+    with torch.inference_mode():
+        assert bool(student(image()).isfinite().all())
+
+
+@pytest.mark.parametrize("name", ARCHS)
+def test_a_budget_that_cannot_be_read_shows_the_grammar(name: str) -> None:
+    arch = arch_of(name)
+    with pytest.raises(UsageError, match="cannot read 'wide'") as caught:
+        arch.shrink(arch.paper(2), "wide")
+    assert f"{name}:c32" in caught.value.hint
+
+
+# channels / blocks, parameters in millions and GMACs at LR 256x256, for x2, x3, x4
+TABLE = {
+    ("edsr", "c256b32"): ((40.73, 43.68, 43.09), (2669, 2865, 3293)),
+    ("edsr", "c64b32"): ((2.55, 2.74, 2.70), (167, 180, 207)),
+    ("rcan", "c64g10b20"): ((15.44, 15.63, 15.59), (1003, 1016, 1043)),
+    ("rcan", "c64g10b6"): ((5.02, 5.21, 5.17), (327, 339, 367)),
+    ("swinir", "c180r6"): ((11.75, 11.94, 11.90), (817, 830, 857)),
+    ("swinir", "c60r4"): ((1.09, 1.27, 1.24), (81, 93, 121)),
+}
+
+
+@pytest.mark.parametrize(("name", "budget"), TABLE)
+def test_the_papers_nets_have_the_papers_sizes(name: str, budget: str) -> None:
+    arch = arch_of(name)
+    for scale, millions, billions in zip((2, 3, 4), *TABLE[name, budget], strict=True):
+        with torch.device("meta"):
+            net = arch.make(arch.shrink(arch.paper(scale), budget))
+        assert params(net) / 1e6 == pytest.approx(millions, rel=0.01)
+        assert gmacs(net) == pytest.approx(billions, rel=0.01)
+
+
+def test_default_students_are_the_papers() -> None:
+    for name, teacher, student in (
+        ("edsr", "c256b32", "c64b32"),
+        ("rcan", "c64g10b20", "c64g10b6"),
+        ("swinir", "c180r6", "c60r4"),
+    ):
+        arch = arch_of(name)
+        heavy = arch.shrink(arch.paper(4), teacher)
+        expected = arch.shrink(arch.paper(4), student)
+        assert arch.shrink(heavy, "") == expected

@@ -1,0 +1,407 @@
+"""A report made from small real photos: what it says, in all its four files."""
+
+import json
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from skimage import data
+
+from mipkd.core import records
+from mipkd.core.errors import UsageError
+from mipkd.core.images import crop_to_multiple, downscale, resize_bicubic, write_png
+from mipkd.core.records import (
+    Distilled,
+    Evidence,
+    Failure,
+    Graph,
+    Host,
+    Latency,
+    Measurement,
+    Model,
+    PatchSet,
+    Photos,
+)
+from pipeline.bench.pixels import score_images
+from pipeline.report import schema
+from pipeline.report.results import load
+from pipeline.report.wording import milliseconds
+from pipeline.report.write import write
+from pipeline.stages.judge import GateConfig, judge
+
+ROOT = Path(__file__).resolve().parents[2]
+SCALE = 2
+SIZES = ((64, 64), (180, 320))
+MS = {  # p50 at the smaller size
+    ("student", "cpu", "fp32"): 6.0,
+    ("student", "cpu", "int8"): 2.6,
+    ("teacher", "cpu", "fp32"): 42.0,
+    ("student", "openvino", "fp32"): 3.9,
+    ("student", "openvino", "bf16"): 2.1,
+    ("student", "openvino", "int8"): 1.2,
+    ("teacher", "openvino", "fp32"): 25.0,
+}
+
+Make = Callable[..., Evidence]
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Evidence of a run whose photos and scores are real and whose times are made up."""
+    return lambda **changes: replace(EvidenceOf(tmp_path_factory.mktemp("run")).evidence, **changes)
+
+
+class EvidenceOf:
+    """Photos of scikit-image, and "networks" that are bicubic plus a share of what it misses."""
+
+    def __init__(self, root: Path, side: int = 160) -> None:
+        self.root, self.random = root, np.random.default_rng(0)
+        photos = {"chelsea": data.chelsea(), "coffee": data.coffee(), "rocket": data.rocket()}
+        self.hr = {name: photo[60:, 100:][:side, : side + 40] for name, photo in photos.items()}
+        self.hr = {name: crop_to_multiple(hr, SCALE) for name, hr in self.hr.items()}
+        (root / "tests" / "hr").mkdir(parents=True)
+        for name, hr in self.hr.items():
+            write_png(root / "tests" / "hr" / f"{name}.png", hr)
+        shares = {"bicubic": 0.0, "teacher": 0.45, "student": 0.35}
+        self.measured = [self.one(role, "reference", "fp32", s) for role, s in shares.items()]
+        for role, target, precision in MS:
+            share = {"int8": 0.345, "bf16": 0.349}.get(precision, 0.35)
+            share = 0.27 if (target, precision) == ("cpu", "int8") else share
+            self.measured.append(self.one(role, target, precision, share))
+        self.evidence = self.all()
+
+    def one(self, role: str, target: str, precision: str, share: float) -> Measurement:
+        out = self.root / "outputs" / f"{target}-{role}-{precision}"
+        scores = ()
+        if target == "reference" or role == "student":
+            made = ((name, self.upscaled(hr, share), hr) for name, hr in self.hr.items())
+            scores = score_images(made, scale=SCALE, out=out)
+        return Measurement(
+            role=role,
+            target=target,
+            precision=precision,
+            size_bytes=0 if role == "bicubic" else int(8e5 if precision == "int8" else 2.4e6),
+            latencies=self.latencies(role, target, precision),
+            scores=scores,
+            outputs=out if scores else None,
+            versions={} if role == "bicubic" else {"numpy": np.__version__},
+            notes=("first and last convolution kept float",) if precision == "int8" else (),
+            file=self.root / "build" / "ab12" / f"{target}-{precision}.bin",
+        )
+
+    def upscaled(self, hr_HWC: np.ndarray, share: float) -> np.ndarray:
+        bicubic = resize_bicubic(downscale(hr_HWC, SCALE), hr_HWC.shape[:2]).astype(float)
+        better = bicubic + share * (hr_HWC - bicubic)
+        return np.rint(np.clip(better, 0, 255)).astype(np.uint8)
+
+    def latencies(self, role: str, target: str, precision: str) -> tuple[Latency, ...]:
+        if target == "reference":
+            return ()
+        found = []
+        for size in SIZES:
+            usual_s = MS[role, target, precision] * 1e-3 * size[0] * size[1] / 4096
+            noise = self.random.gamma(2.0, 0.02, 120 if role == "student" else 30)
+            samples = tuple(float(usual_s * (1 + n)) for n in noise)
+            found.append(Latency(size, samples, warmup=3, cold_start_s=usual_s * 4))
+        return tuple(found)
+
+    def all(self) -> Evidence:
+        measurements = tuple(self.measured)
+        return Evidence(
+            name="edsr-to-c32b8",
+            command="mipkd-pipeline run --teacher edsr.pth --target cpu,openvino",
+            created="2026-01-02T03:04:05+00:00",
+            commit="abc1234",
+            smoke=False,
+            teacher=self.model("teacher", 64, 16, 1_369_859, 90.1),
+            student=self.model("student", 32, 8, 190_000, 12.4),
+            distilled=Distilled(
+                model=self.model("student", 32, 8, 190_000, 12.4),
+                curves=self.curves(),
+                pictures=(),
+                steps=300,
+                seconds=95.0,
+                losses=("reconstruction", "logits", "feature", "block"),
+                psnr_y_db=31.2,
+            ),
+            graph=Graph(
+                file=self.root / "student.onnx",
+                sha256="c" * 64,
+                role="student",
+                scale=SCALE,
+                multiple=1,
+                opset=20,
+                family="edsr",
+                parity_max_abs=4.2e-7,
+                parity_images=3,
+            ),
+            tests=records.TestSet(
+                folder=self.root / "tests",
+                sha256="d" * 64,
+                source="photos",
+                scale=SCALE,
+                images=tuple(self.hr),
+                lr_from="bicubic",
+            ),
+            photos=Photos(
+                self.root, "e" * 64, "train", SCALE, 400, skipped=("broken.jpg: truncated",)
+            ),
+            calibration=PatchSet(self.root / "patches.npy", "f" * 64, "train", 64, (64, 64)),
+            host=Host("0123456789ab", "A CPU", 2, 8 * 2**30, "Linux 6 x86_64", ("avx512_vnni",)),
+            measurements=measurements,
+            failures=(),
+            verdict=judge(GateConfig(), measurements, ()),
+            config={"target": ["cpu", "openvino"], "distill": {"steps": 300, "lr": 2e-4}},
+            seconds={"distill": 95.0, "measure cpu": 12.5},
+            not_measured=("energy: not measured",),
+            warnings=("broken.jpg: cannot be read, left out",),
+        )
+
+    def model(self, role: str, width: int, depth: int, params: int, gmacs: float) -> Model:
+        return Model(
+            role=role,
+            file=self.root / f"{role}.safetensors",
+            sha256="a" * 64,
+            arch="edsr",
+            hyper={"width": width, "depth": depth, "scale": SCALE, "image_range": 255.0},
+            scale=SCALE,
+            layout="original",
+            settled={"image_range": "layout original", "res_scale": "probe on 3 images"},
+            params=params,
+            gmacs=gmacs,
+            licence="Apache-2.0",
+        )
+
+    def curves(self) -> Path:
+        file = self.root / "metrics.jsonl"
+        with file.open("w") as lines:
+            for step in range(1, 301):
+                noise = float(self.random.gamma(20, 0.05))
+                row = {"step": step, "total": 0.1 * noise * step**-0.3, "lr": 1e-4}
+                row |= {"reconstruction": 0.03 * noise * step**-0.2, "logits": 0.02 * noise}
+                row |= {"feature": 0.04 * noise, "block": 0.005 * noise * step**-0.1}
+                if step % 50 == 0:
+                    row["psnr_y_db"] = 31.2 - 3 / step**0.5
+                lines.write(json.dumps(row) + "\n")
+            lines.write('{"step": 301, "tot')  # a run that was killed leaves half a line
+        return file
+
+
+def files(evidence: Evidence) -> dict[str, str]:
+    """The text of each file of a report."""
+    page = write(evidence, evidence.graph.file.parent / "report" / "latest")
+    return {file.name: file.read_text() for file in page.parent.iterdir()}
+
+
+class _Tags(HTMLParser):
+    """Checks that tags nest, and keeps all attributes and text."""
+
+    VOID = ("meta", "img", "br", "link", "input", "line", "rect", "circle", "path", "polyline")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str, str | None]] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: Any) -> None:
+        self.attributes += [(tag, name, value) for name, value in attrs]
+
+    def handle_data(self, text: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text.append(text)
+
+
+def parsed(page: str) -> _Tags:
+    tags = _Tags()
+    tags.feed(page)
+    tags.close()
+    assert tags.open == []
+    return tags
+
+
+def test_page_says_verdict_and_figures(make: Make) -> None:
+    evidence = make()
+    made = files(evidence)
+    assert set(made) == {"index.html", "report.md", "results.json", "junit.xml"}
+    text = " ".join(" ".join(parsed(made["index.html"]).text).split())
+    results = json.loads(made["results.json"])
+    assert results["verdict"]["sentence"] in text
+    assert "edsr-to-c32b8" in text
+    for m in results["measurements"]:
+        if m["quality"]:
+            assert f"{m['quality']['psnr_y_db']:.3f}" in text
+            assert f"{m['quality']['psnr_y_db']:.3f}" in made["report.md"]
+    for gate in results["verdict"]["gates"]:
+        assert gate["reason"] in text
+    for expected in ("broken.jpg: truncated", "probe on 3 images", "4.2e-07", "energy"):
+        assert expected in text
+
+
+def test_page_is_whole_without_a_network(make: Make) -> None:
+    page = files(make())["index.html"]
+    tags = parsed(page)
+    for tag, name, value in tags.attributes:
+        if name in ("src", "href", "srcset", "data", "action"):
+            assert (value or "").startswith(("data:", "#")), f"<{tag} {name}={value[:40]}>"
+    assert not re.search(r"@import|url\(|<script|<link", page)
+    assert len(page.encode()) < 5e6
+    assert all(value for tag, name, value in tags.attributes if (tag, name) == ("img", "alt"))
+    images = sum(tag == "img" and name == "src" for tag, name, _ in tags.attributes)
+    alts = sum(tag == "img" and name == "alt" for tag, name, _ in tags.attributes)
+    assert images == alts > 10
+
+
+def test_crops_show_every_output_where_int8_differs(make: Make) -> None:
+    page = files(make())["index.html"]
+    for name in ("Truth", "Bicubic", "Teacher", "Student FP32", "INT8 cpu"):
+        assert f"<b>{name}</b>" in page
+    assert "INT8 on cpu differs most from the FP32 student here" in page
+    assert "the student falls behind its teacher most here" in page
+
+
+def test_smoke_run_is_called_one_loudly(make: Make) -> None:
+    made = files(make(smoke=True))
+    assert "Smoke run on sample photos: not a result." in made["index.html"]
+    assert "Smoke run on sample photos: not a result." in made["report.md"]
+    assert "Smoke run" not in files(make())["index.html"]
+
+
+def test_without_teacher_and_training_the_rest_stands(make: Make) -> None:
+    evidence = make(teacher=None, distilled=None, photos=None, calibration=None)
+    alone = tuple(m for m in evidence.measurements if m.role != "teacher")
+    evidence = replace(evidence, measurements=alone, verdict=judge(GateConfig(), alone, ()))
+    made = files(evidence)
+    parsed(made["index.html"])
+    assert "the student is furthest from the truth here" in made["index.html"]
+    assert "speed-up over teacher" not in made["index.html"]
+    assert json.loads(made["results.json"])["teacher"] is None
+
+
+def test_failures_are_shown_and_nothing_is_nan(make: Make) -> None:
+    evidence = make()
+    broken = [
+        replace(
+            m,
+            latencies=tuple(
+                replace(one, samples_s=(), cold_start_s=0.0, invalid_because="inference failed")
+                for one in m.latencies
+            ),
+            scores=(),
+            outputs=None,
+        )
+        if m.target == "cpu" and m.precision == "int8"
+        else m
+        for m in evidence.measurements
+    ]
+    failure = Failure("openvino", "fp16", "build", "no <such> kernel | \x1b[31mred", "try bf16")
+    verdict = judge(GateConfig(), broken, (failure,))
+    graph = replace(evidence.graph, parity_max_abs=float("nan"))
+    made = files(
+        replace(
+            evidence,
+            measurements=tuple(broken),
+            failures=(failure,),
+            verdict=verdict,
+            graph=graph,
+            student=replace(evidence.student, params=0, gmacs=float("nan")),
+        )
+    )
+    text = " ".join(parsed(made["index.html"]).text)
+    assert "no <such> kernel" in text
+    assert "try bf16" in text
+    assert "inference failed" in text
+    assert "no &lt;such> kernel \\|" in made["report.md"]
+    for name, content in made.items():
+        assert not re.search(r"\b(nan|inf|infinity)\b", content, re.IGNORECASE), name
+    suite = ET.fromstring(made["junit.xml"]).find("testsuite")
+    assert suite is not None
+    assert suite.get("errors") == str(len(suite.findall("testcase/error"))) != "0"
+
+
+def test_markup_in_names_stays_text(make: Make) -> None:
+    page = files(make(name="<script>alert(1)</script>"))["index.html"]
+    assert "<script" not in page
+    assert "<script>alert(1)</script>" in " ".join(parsed(page).text)
+
+
+def test_junit_has_a_case_a_gate(make: Make) -> None:
+    evidence = make()
+    suite = ET.fromstring(files(evidence)["junit.xml"]).find("testsuite")
+    assert suite is not None
+    assert len(suite.findall("testcase")) == len(evidence.verdict.gates)
+    failed = [gate for gate in evidence.verdict.gates if gate.outcome == "FAIL"]
+    assert len(suite.findall("testcase/failure")) == len(failed) > 0
+
+
+def test_results_are_read_back_with_raw_samples(make: Make, tmp_path: Path) -> None:
+    evidence = make()
+    page = write(evidence, tmp_path / "latest")
+    results = load(page.with_name("results.json"))
+    first = next(m for m in evidence.measurements if m.latencies)
+    read = next(m for m in results.measurements if m.latencies)
+    assert np.allclose(read.latencies[0].samples_s, first.latencies[0].samples_s, atol=1e-9)
+    assert results.verdict.outcome == evidence.verdict.outcome.value
+
+
+def test_shipped_file_is_named_from_the_runs_folder(make: Make) -> None:
+    results = json.loads(files(make())["results.json"])
+    shipped = {one["target"]: one for one in results["verdict"]["recommended"]}
+    assert shipped["openvino"]["precision"] == "int8"
+    assert shipped["openvino"]["file"] == "build/ab12/openvino-int8.bin"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [("{}", "not the results of a run"), ("no JSON", "not the results of a run"), (None, "read")],
+)
+def test_what_is_no_results_file_is_refused(content: str | None, says: str, tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(UsageError, match=says):
+        load(file)
+
+
+def test_results_of_another_major_version_are_refused(make: Make, tmp_path: Path) -> None:
+    file = write(make(), tmp_path / "latest").with_name("results.json")
+    file.write_text(file.read_text().replace('"schema_version": "1.0"', '"schema_version": "2.0"'))
+    with pytest.raises(UsageError, match=r"schema_version is 2\.0"):
+        load(file)
+
+
+def test_a_report_is_replaced_whole(make: Make, tmp_path: Path) -> None:
+    out = tmp_path / "report" / "latest"
+    write(make(), out)
+    (out / "stale.txt").write_text("of the earlier one")
+    write(make(name="another"), out)
+    assert "another" in (out / "index.html").read_text()
+    assert not (out / "stale.txt").exists()
+    assert [path.name for path in out.parent.iterdir()] == ["latest"]
+
+
+def test_docs_of_the_results_are_up_to_date() -> None:
+    hint = "run: python -m pipeline.report.schema docs"
+    assert (ROOT / "docs" / "results.schema.json").read_text() == schema.json_schema(), hint
+    assert (ROOT / "docs" / "results-schema.md").read_text() == schema.documentation(), hint
+
+
+def test_every_field_of_the_results_is_explained() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| .+ \| (.*) \|$", schema.documentation(), re.MULTILINE)
+    assert len(rows) > 100
+    assert [name for name, meaning in rows if not meaning] == []
