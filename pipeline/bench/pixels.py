@@ -46,4 +46,4 @@ def score_images(
 
 def output_file(folder: Path, image: str) -> Path:
     """Where the output for a test image lies."""
-    return folder / (image if image.endswith(".png") else f"{image}.png")
+    return folder / f"{image}.png"

@@ -247,6 +247,9 @@ def test_page_says_verdict_and_figures(make: Make) -> None:
         if m["quality"]:
             assert f"{m['quality']['psnr_y_db']:.3f}" in text
             assert f"{m['quality']['psnr_y_db']:.3f}" in made["report.md"]
+        for latency in m["latencies"]:
+            assert milliseconds(latency["p50_ms"]) in text
+            assert milliseconds(latency["p50_ms"]) in made["report.md"]
     for gate in results["verdict"]["gates"]:
         assert gate["reason"] in text
     for expected in ("broken.jpg: truncated", "probe on 3 images", "4.2e-07", "energy"):

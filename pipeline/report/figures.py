@@ -1,0 +1,131 @@
+"""The report's plots: quality against latency, and the trace of the training."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.report.plots import COLOURS, Curve, Point, lines, scatter
+from pipeline.report.schema import MeasurementResult, QualityResult, Results
+from pipeline.report.tables import sizes_of
+from pipeline.report.wording import as_size, number
+
+_SHAPES = {"fp32": "circle", "bf16": "square", "fp16": "square", "int8": "diamond"}
+_NOT_TERMS = {"step", "total", "lr", "seconds", "psnr_y_db", "ssim_y", "grad_norm"}
+_POINTS = 240  # of a curve; a longer one is averaged in bins
+
+
+def quality_against_latency(results: Results) -> str:
+    """PSNR over p50 at the largest LR size, whiskers to p90; "" when nothing was measured."""
+    sizes = sizes_of(results)
+    points = [p for m in results.measurements if sizes and (p := _point(m, results, sizes[-1]))]
+    if not points:
+        return ""
+    size = as_size(*sizes[-1])
+    title = f"PSNR-Y against latency at LR {size}: " + "; ".join(
+        f"{p.name} {p.x:.3g} ms {number(p.y, 2)} dB" for p in points
+    )
+    x = f"ms per image at LR {size}, p50 and a line to p90"
+    return scatter(points, title=title, x=x, y="PSNR-Y, dB")
+
+
+def bicubic_note(results: Results) -> str:
+    """Bicubic's PSNR in words: as a point it would squeeze all others together."""
+    quality = _reference(results, "bicubic")
+    return f"Bicubic: {number(quality.psnr_y_db, 2)} dB." if quality else ""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The training as SVGs, each "" when there is nothing to draw, and the losses' legend."""
+
+    losses: str = ""
+    psnr: str = ""
+    legend: tuple[tuple[str, int], ...] = ()  # name, colour
+
+
+def training(metrics: Path | None) -> Trace:
+    """The curves of a `metrics.jsonl`: one JSON object a line with `step` and figures."""
+    rows = _rows(metrics) if metrics else []
+    terms = [name for name in dict.fromkeys(k for row in rows for k in row) if _is_term(name)]
+    curves = [
+        Curve(name, *_thinned(*_series(rows, name)), colour % COLOURS)
+        for colour, name in enumerate(["total", *terms])
+    ]
+    curves = [curve for curve in curves if len(curve.xs) > 1 and max(curve.ys) > 0]
+    losses = psnr = ""
+    if curves:
+        losses = lines(
+            curves, title="Losses over the steps", x="step", y="loss (log scale)", log=True
+        )
+    steps, psnr_db = _series(rows, "psnr_y_db")
+    if len(steps) > 1:
+        title = f"Validation PSNR-Y, from {psnr_db[0]:.2f} to {psnr_db[-1]:.2f} dB"
+        curve = Curve("validation PSNR-Y", steps, psnr_db, 0)
+        psnr = lines([curve], title=title, x="step", y="PSNR-Y, dB")
+    return Trace(losses, psnr, tuple((c.name, c.colour) for c in curves))
+
+
+def _is_term(name: str) -> bool:
+    return name not in _NOT_TERMS and not name.startswith("_")
+
+
+def _point(m: MeasurementResult, results: Results, size: tuple[int, int]) -> Point | None:
+    """A student with the pixels it made; a teacher with its reference quality, hollow."""
+    latency = next((one for one in m.latencies if (one.height, one.width) == size), None)
+    quality = m.quality or _reference(results, m.role)
+    if not (latency and quality) or latency.p50_ms is None or latency.invalid_because:
+        return None
+    targets = list(dict.fromkeys(one.target for one in results.measurements if one.latencies))
+    return Point(
+        x=latency.p50_ms,
+        y=quality.psnr_y_db,
+        name=f"{m.target} {m.precision}" + (" teacher" if m.role == "teacher" else ""),
+        colour=targets.index(m.target) % COLOURS,
+        shape=_SHAPES.get(m.precision, "circle"),
+        hollow=m.role == "teacher",
+        reach=latency.p90_ms,
+    )
+
+
+def _reference(results: Results, role: str) -> QualityResult | None:
+    found = (m.quality for m in results.measurements if (m.role, m.kind) == (role, "reference"))
+    return next(found, None)
+
+
+def _rows(curves: Path) -> list[dict[str, float]]:
+    """The lines that are whole; a run that was killed may leave half of one."""
+    try:
+        text = curves.read_text()
+    except OSError:
+        return []
+    rows = []
+    for line in text.splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def _series(rows: list[dict[str, float]], name: str) -> tuple[list[float], list[float]]:
+    found = {
+        row["step"]: row[name]
+        for row in rows
+        if "step" in row and isinstance(row.get(name), int | float) and math.isfinite(row[name])
+    }
+    steps = sorted(found)
+    return steps, [found[step] for step in steps]
+
+
+def _thinned(xs: list[float], ys: list[float]) -> tuple[list[float], list[float]]:
+    """Means of bins, so that a long noisy curve can be read and stays small."""
+    step = max(1, math.ceil(len(xs) / _POINTS))
+    starts = range(0, len(xs), step)
+    return (
+        [statistics.fmean(xs[i : i + step]) for i in starts],
+        [statistics.fmean(ys[i : i + step]) for i in starts],
+    )

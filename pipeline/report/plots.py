@@ -1,0 +1,235 @@
+"""Plots as inline SVG: axes, points with labels that keep clear of each other, curves.
+
+Colours come from the page's style by class (`c0` to `c5`), so that a plot follows light, dark
+and print. Units of drawing are pixels of a 520 x 340 view.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+COLOURS = 6
+_WIDTH, _HEIGHT = 520, 340
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 14, 46
+_LETTER = 8.2  # width of a letter of a label, in a wide font
+
+
+@dataclass(frozen=True)
+class Point:
+    """A mark with its name; `reach` is a second x that a whisker goes to."""
+
+    x: float
+    y: float
+    name: str
+    colour: int
+    shape: str  # "circle", "square" or "diamond"
+    hollow: bool = False
+    reach: float | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A named line."""
+
+    name: str
+    xs: Sequence[float]
+    ys: Sequence[float]
+    colour: int
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """From values to pixels; `ticks` are values."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool
+    ticks: tuple[float, ...]
+
+    def at(self, value: float) -> float:
+        low, high, value = (
+            (math.log10(v) for v in (self.low, self.high, value))
+            if self.log
+            else (self.low, self.high, value)
+        )
+        return self.start + (value - low) / (high - low) * (self.end - self.start)
+
+
+def scatter(points: Sequence[Point], *, title: str, x: str, y: str) -> str:
+    """Points over a logarithmic x axis when they span a factor of 8 or more."""
+    xs = [v for p in points for v in (p.x, p.reach) if v is not None]
+    log = min(xs) > 0 and max(xs) / min(xs) >= 8
+    across = _axis(xs, _LEFT, _WIDTH - _RIGHT, log=log, pad=0.12)
+    up = _axis([p.y for p in points], _HEIGHT - _BOTTOM, _TOP, pad=0.12)
+    marks = [_mark(p, across, up) for p in points]
+    return _svg(
+        title,
+        _frame(across, up, x + (" (log scale)" if log else ""), y),
+        marks,
+        _labels(points, across, up),
+    )
+
+
+def lines(curves: Sequence[Curve], *, title: str, x: str, y: str, log: bool = False) -> str:
+    """Curves with their names at their ends."""
+    curves = [c for c in curves if c.xs]
+    values = [v for c in curves for v in c.ys if v > 0 or not log]
+    across = _axis([v for c in curves for v in c.xs], _LEFT, _WIDTH - _RIGHT, pad=0)
+    up = _axis(values, _HEIGHT - _BOTTOM, _TOP, log=log, pad=0.06)
+    paths = [
+        f'<polyline class="curve c{c.colour}" points="'
+        + " ".join(
+            f"{across.at(px):.1f},{up.at(py):.1f}"
+            for px, py in zip(c.xs, c.ys, strict=True)
+            if py > 0 or not log
+        )
+        + '"/>'
+        for c in curves
+    ]
+    return _svg(title, _frame(across, up, x, y), paths, [])
+
+
+def _axis(
+    values: Iterable[float], start: float, end: float, *, log: bool = False, pad: float
+) -> _Axis:
+    values = list(values)
+    low, high = min(values), max(values)
+    if log:
+        if low == high:
+            low, high = low / 1.5, high * 1.5
+        room = (high / low) ** pad
+        low, high = low / room, high * room
+        return _Axis(low, high, start, end, True, _log_ticks(low, high))
+    if low == high:
+        low, high = low - max(abs(low), 1) * 0.01, high + max(abs(high), 1) * 0.01
+    room = (high - low) * pad
+    low, high = low - room, high + room
+    return _Axis(low, high, start, end, False, _ticks(low, high))
+
+
+def _ticks(low: float, high: float) -> tuple[float, ...]:
+    """About five round values."""
+    rough = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough)
+    first, last = math.ceil(low / step), math.floor(high / step)
+    return tuple(step * i for i in range(first, last + 1))
+
+
+def _log_ticks(low: float, high: float) -> tuple[float, ...]:
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
+        found = tuple(f * 10.0**d for d in decades for f in factors if low <= f * 10.0**d <= high)
+        if len(found) >= 3:
+            return found
+    return found or (low, high)
+
+
+def _frame(across: _Axis, up: _Axis, x: str, y: str) -> list[str]:
+    """Grid, tick labels and axis titles."""
+    parts = []
+    for value in across.ticks:
+        at = across.at(value)
+        parts.append(
+            f'<line class="grid" x1="{at:.1f}" y1="{up.end}" x2="{at:.1f}" y2="{up.start}"/>'
+        )
+        parts.append(_text(at, up.start + 17, _tick(value, across), "middle", "tick"))
+    for value in up.ticks:
+        at = up.at(value)
+        ends = f'x1="{across.start}" y1="{at:.1f}" x2="{across.end}" y2="{at:.1f}"'
+        parts.append(f'<line class="grid" {ends}/>')
+        parts.append(_text(across.start - 7, at + 4, _tick(value, up), "end", "tick"))
+    middle = (across.start + across.end) / 2
+    parts.append(_text(middle, _HEIGHT - 8, x, "middle", "title"))
+    turn = f'transform="rotate(-90 14 {(up.start + up.end) / 2:.0f})"'
+    parts.append(_text(14, (up.start + up.end) / 2, y, "middle", "title", turn))
+    return parts
+
+
+def _tick(value: float, axis: _Axis) -> str:
+    if axis.log or len(axis.ticks) < 2:
+        return f"{value:.3g}"
+    step = axis.ticks[1] - axis.ticks[0]
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    return f"{value:.{digits}f}"
+
+
+def _mark(p: Point, across: _Axis, up: _Axis) -> str:
+    x, y = across.at(p.x), up.at(p.y)
+    look = f'class="mark c{p.colour}{" hollow" if p.hollow else ""}"'
+    shape = {
+        "square": f'<rect {look} x="{x - 5:.1f}" y="{y - 5:.1f}" width="10" height="10"/>',
+        "diamond": f'<path {look} d="M{x:.1f} {y - 7:.1f}l7 7l-7 7l-7 -7z"/>',
+    }.get(p.shape, f'<circle {look} cx="{x:.1f}" cy="{y:.1f}" r="5.5"/>')
+    whisker = ""
+    if p.reach is not None:
+        whisker = (
+            f'<line class="whisker c{p.colour}" x1="{x:.1f}" y1="{y:.1f}" '
+            f'x2="{across.at(p.reach):.1f}" y2="{y:.1f}"/>'
+        )
+    return f"<g>{whisker}{shape}<title>{escape(p.name)}</title></g>"
+
+
+# Where a label may stand: offset of its anchor from the mark, and which end the anchor is.
+_PLACES = (
+    (11, 4, "start"), (0, -11, "middle"), (0, 20, "middle"), (-11, 4, "end"),
+    (9, -10, "start"), (9, 19, "start"), (-9, -10, "end"), (-9, 19, "end"),
+    (0, -26, "middle"), (0, 35, "middle"), (0, -41, "middle"), (0, 50, "middle"),
+    (9, -26, "start"), (9, 35, "start"), (-9, -26, "end"), (-9, 35, "end"),
+)  # fmt: skip
+_SHARE = {"start": 0.0, "middle": 0.5, "end": 1.0}
+
+
+def _labels(points: Sequence[Point], across: _Axis, up: _Axis) -> list[str]:
+    """Each name at the place round its mark that covers marks and other names least."""
+    taken = []
+    for p in points:
+        x, y = across.at(p.x), up.at(p.y)
+        taken.append((x - 8, y - 8, x + 8, y + 8))
+        if p.reach is not None:
+            taken.append((x, y - 3, across.at(p.reach), y + 3))
+    parts = []
+    for p in points:
+        x, y = across.at(p.x), up.at(p.y)
+        wide = len(p.name) * _LETTER
+        places = []
+        for dx, dy, anchor in _PLACES:
+            left = x + dx - wide * _SHARE[anchor]
+            box = (left, y + dy - 11, left + wide, y + dy + 3)
+            places.append((_outside(box), sum(_overlap(box, t) for t in taken), anchor, box))
+        _, _, anchor, box = min(places, key=lambda place: place[:2])
+        taken.append(box)
+        at = box[0] + wide * _SHARE[anchor]
+        parts.append(_text(at, box[3] - 3, p.name, anchor, f"label c{p.colour}"))
+    return parts
+
+
+_Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def _outside(box: _Box) -> bool:
+    return box[0] < _LEFT or box[2] > _WIDTH or box[1] < 0 or box[3] > _HEIGHT - _BOTTOM + 4
+
+
+def _overlap(a: _Box, b: _Box) -> float:
+    wide = min(a[2], b[2]) - max(a[0], b[0])
+    high = min(a[3], b[3]) - max(a[1], b[1])
+    return wide * high if wide > 0 and high > 0 else 0.0
+
+
+def _text(x: float, y: float, text: str, anchor: str, look: str, more: str = "") -> str:
+    return (
+        f'<text class="{look}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" {more}>'
+        f"{escape(text)}</text>"
+    )
+
+
+def _svg(title: str, *layers: Sequence[str]) -> str:
+    drawn = "".join(part for layer in layers for part in layer)
+    view = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}"'
+    return f"<svg {view}>{drawn}</svg>"

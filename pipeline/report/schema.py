@@ -1,0 +1,388 @@
+"""`results.json`, the contract for machines: its fields, their meaning, their JSON schema.
+
+`python -m pipeline.report.schema docs` writes `results.schema.json` and `results-schema.md`.
+Within a major `schema_version` fields are only added.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+SCHEMA_VERSION = "1.0"
+
+Word = Literal["PASS", "FAIL", "INVALID"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+
+class RunFacts(_Part):
+    """Which run this is, and how to repeat it."""
+
+    name: str
+    """Name of the run's folder."""
+    command: str
+    """Command line that makes it again."""
+    created: str
+    """When it ended, ISO 8601, UTC."""
+    commit: str
+    """Git commit of the program, "+" when changed; empty when installed from a wheel."""
+    smoke: bool
+    """Trained or judged on sample photos: shows that all works, is not a result."""
+    config: dict[str, Any]
+    """The configuration, whole."""
+    seconds: dict[str, float]
+    """Wall time of each step when it was made."""
+
+
+class GateResult(_Part):
+    """One gate."""
+
+    name: str
+    """What was judged, such as "mean drop"."""
+    subject: str
+    """Whom it concerns: target and precision, or "student"."""
+    outcome: Word
+    """What it came to."""
+    figure: float | None
+    """The figure that was judged; null when there is none."""
+    bound: float | None
+    """The bound it must keep; null when the gate has none."""
+    unit: str
+    """Unit of figure and bound."""
+    reason: str
+    """Where the figure comes from, or why there is none."""
+
+
+class Shipping(_Part):
+    """What to ship for a target."""
+
+    target: str
+    """The target."""
+    precision: str
+    """The precision; empty when nothing may be shipped."""
+    reason: str
+    """Why this one, or why none."""
+    summary: str
+    """Its size, speed and quality in words; empty when nothing may be shipped."""
+    file: str
+    """Name of the model's file, within the run's folder where it lies in it; may be empty."""
+    size_bytes: int | None
+    """Its size on disk."""
+
+
+class VerdictResult(_Part):
+    """May it be shipped?"""
+
+    outcome: Word
+    """FAIL if a gate failed, else INVALID if one could not be judged, else PASS."""
+    sentence: str
+    """The verdict in words."""
+    gates: list[GateResult]
+    """Every gate."""
+    remarks: list[str]
+    """What no gate forbids and a reader should know."""
+    recommended: list[Shipping]
+    """What to ship, one entry a target."""
+
+
+class ModelFacts(_Part):
+    """A network, teacher or student."""
+
+    arch: str
+    """Family: edsr, rcan, swinir ...; "onnx" for a foreign graph."""
+    hyper: dict[str, Any]
+    """Sizes of the network, in the family's own words."""
+    scale: int
+    """Upscaling factor."""
+    layout: str
+    """Whose key names its checkpoint had."""
+    settled: dict[str, str]
+    """Facts that tensors cannot tell, and how each was settled."""
+    params: int | None
+    """Number of parameters; null when not known."""
+    gmacs: float | None
+    """Multiply-accumulates at LR 256x256, in units of 10^9; null when not known."""
+    sha256: str
+    """Hash of the weights."""
+    licence: str
+    """Licence of the weights as far as they say."""
+
+
+class TrainingFacts(_Part):
+    """How the student was trained."""
+
+    steps: int
+    """Optimiser steps."""
+    seconds: float
+    """Wall time."""
+    losses: list[str]
+    """Names of the loss terms."""
+    psnr_y_db: float | None
+    """Mean validation PSNR-Y of the exported weights."""
+
+
+class GraphFacts(_Part):
+    """The student's FP32 ONNX graph."""
+
+    sha256: str
+    """Hash of the file."""
+    opset: int
+    """ONNX operator set."""
+    multiple: int
+    """Height and width of inputs must be multiples of it."""
+    parity_max_abs: float | None
+    """Largest difference to torch on real images in [0, 1]; null when there is no torch net."""
+    parity_images: int
+    """How many images that was measured on."""
+
+
+class ImagesFacts(_Part):
+    """A set of images that was used."""
+
+    source: str
+    """Where they came from."""
+    sha256: str
+    """Hash of their contents and preparation."""
+    count: int
+    """How many there are."""
+    skipped: list[str]
+    """Those that could not be used."""
+    is_sample: bool
+    """Whether they are the sample photos."""
+    detail: str
+    """What else matters: where the LR images come from, size of patches."""
+
+
+class HostFacts(_Part):
+    """The machine that measured."""
+
+    id: str
+    """Short hash of what decides its speed."""
+    cpu: str
+    """Name of the processor."""
+    cores: int
+    """Cores that the process may keep busy."""
+    memory_bytes: int
+    """Memory that it may use."""
+    system: str
+    """Operating system, release, machine."""
+    features: list[str]
+    """Instruction sets that matter here."""
+
+
+class RatioResult(_Part):
+    """A ratio of interleaved medians."""
+
+    value: float
+    """How many times as fast."""
+    low: float
+    """Lower end of the 95 % interval."""
+    high: float
+    """Upper end of the 95 % interval."""
+    against: str
+    """The precision it is held against."""
+
+
+class LatencyResult(_Part):
+    """Latency at one input size; seconds only in the raw samples."""
+
+    height: int
+    """LR height in pixels."""
+    width: int
+    """LR width in pixels."""
+    samples: int
+    """Number of timed calls."""
+    p50_ms: float | None
+    """Median."""
+    p90_ms: float | None
+    """90th percentile."""
+    p99_ms: float | None
+    """99th percentile; near the maximum when there are under 100 samples."""
+    cold_start_ms: float | None
+    """First call at this size."""
+    warmups: int
+    """Calls between the cold start and the first timed one."""
+    speedup_over_teacher: RatioResult | None
+    """Against the teacher's fastest float precision on this target."""
+    speedup_over_fp32: RatioResult | None
+    """Against the same network in FP32 on this target."""
+    invalid_because: str
+    """Why the samples should not be believed; empty when they can be."""
+    samples_s: list[float]
+    """Raw samples in seconds, in the order they were taken."""
+
+
+class ImageResult(_Part):
+    """Quality on one image: Y channel, border of `scale` pixels cropped."""
+
+    image: str
+    """Name of the image."""
+    psnr_y_db: float | None
+    """PSNR; 100 stands for equal images."""
+    ssim_y: float | None
+    """SSIM."""
+    drop_db: float | None
+    """PSNR lost against the FP32 student."""
+
+
+class QualityResult(_Part):
+    """Quality over all test images."""
+
+    psnr_y_db: float
+    """Mean PSNR-Y."""
+    ssim_y: float
+    """Mean SSIM-Y."""
+    mean_drop_db: float | None
+    """Mean PSNR-Y lost against the FP32 student; null for the student itself and others."""
+    worst_drop_db: float | None
+    """Largest loss on one image."""
+    worst_image: str
+    """That image."""
+    images: list[ImageResult]
+    """Every image."""
+
+
+class MeasurementResult(_Part):
+    """One model at one precision on one target."""
+
+    role: Literal["student", "teacher", "bicubic"]
+    """Which model."""
+    target: str
+    """The target; "reference" for FP32 on ONNX Runtime, quality only."""
+    precision: str
+    """fp32, bf16, fp16 or int8."""
+    kind: Literal["measured", "reference"]
+    """"measured": ran on that runtime on this host; "reference": what others are held against."""
+    size_bytes: int | None
+    """Size of the model on disk."""
+    latencies: list[LatencyResult]
+    """One entry an input size."""
+    quality: QualityResult | None
+    """Of the pixels this runtime produced; null when only its latency was measured."""
+    versions: dict[str, str]
+    """Packages that can change a figure."""
+    notes: list[str]
+    """Layers kept float, fallbacks."""
+    invalid_because: str
+    """Why nothing here should be believed; empty when it can be."""
+
+
+class FailureResult(_Part):
+    """What did not run."""
+
+    target: str
+    """The target."""
+    precision: str
+    """The precision, or "all"."""
+    stage: str
+    """Where it failed."""
+    what: str
+    """What happened."""
+    hint: str
+    """The next step, if there is one."""
+
+
+class Results(_Part):
+    """All of a run's results."""
+
+    schema_version: str
+    """Version of this format: major.minor."""
+    run: RunFacts
+    """Which run this is."""
+    verdict: VerdictResult
+    """May it be shipped?"""
+    teacher: ModelFacts | None
+    """The teacher; null when a finished student was judged."""
+    student: ModelFacts
+    """The student."""
+    training: TrainingFacts | None
+    """How the student was trained; null when it was finished before."""
+    graph: GraphFacts
+    """The exported graph."""
+    tests: ImagesFacts
+    """Test images."""
+    photos: ImagesFacts | None
+    """Training photos."""
+    calibration: ImagesFacts | None
+    """Patches that the quantisers saw."""
+    host: HostFacts
+    """The machine that measured."""
+    measurements: list[MeasurementResult]
+    """Every measurement."""
+    failures: list[FailureResult]
+    """What did not run."""
+    not_measured: list[str]
+    """What a reader might look for and will not find, with why."""
+    warnings: list[str]
+    """What the steps warned of."""
+
+
+def json_schema() -> str:
+    """The JSON schema of `results.json`, as committed in `docs/results.schema.json`."""
+    return json.dumps(Results.model_json_schema(), indent=2) + "\n"
+
+
+def documentation() -> str:
+    """The fields in words, as committed in `docs/results-schema.md`."""
+    schema = Results.model_json_schema()
+    parts = {"Results": schema, **schema["$defs"]}
+    meanings = {name: part["description"] for name, part in parts.items()}
+    return _INTRODUCTION + "".join(_table(name, part, meanings) for name, part in parts.items())
+
+
+_INTRODUCTION = f"""# `results.json`
+
+What a run found, for machines; version {SCHEMA_VERSION}. The formal description is
+[results.schema.json](results.schema.json). Both pages are made from `pipeline/report/schema.py`
+by `python -m pipeline.report.schema docs`; a test fails when they are out of date.
+
+Within a major version fields are only added: read what you know and leave the rest. Numbers are
+never NaN or infinite; what is not known is `null`. Sizes are LR pixels, times milliseconds except
+for raw samples, which are seconds.
+"""
+
+
+def _table(name: str, part: dict[str, Any], meanings: dict[str, str]) -> str:
+    rows = "".join(
+        f"| `{field}` | {_type(facts)} | {_meaning(facts, meanings)} |\n"
+        for field, facts in part["properties"].items()
+    )
+    heading = f"\n## {name}\n\n{part['description']}\n\n"
+    return heading + "| Field | Type | Meaning |\n|---|---|---|\n" + rows
+
+
+def _meaning(facts: dict[str, Any], meanings: dict[str, str]) -> str:
+    """A field's docstring; pydantic leaves it out where it equals that of the field's class."""
+    return str(facts.get("description") or meanings[facts["$ref"].rpartition("/")[2]])
+
+
+def _type(facts: dict[str, Any]) -> str:
+    if "$ref" in facts:
+        name = facts["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    if "anyOf" in facts:
+        return " or ".join(_type(one) for one in facts["anyOf"])
+    if "enum" in facts:
+        return " or ".join(f'"{value}"' for value in facts["enum"])
+    if facts["type"] == "array":
+        return f"list of {_type(facts['items'])}"
+    if facts["type"] == "object":
+        return "object"
+    return str(facts["type"])
+
+
+def main(folder: Path) -> None:
+    """Write schema and documentation into a folder."""
+    (folder / "results.schema.json").write_text(json_schema())
+    (folder / "results-schema.md").write_text(documentation())
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,78 @@
+"""How figures are put in words: one way for HTML and Markdown, never a NaN."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+NONE = "–"
+
+
+def number(value: float | None, digits: int, unit: str = "") -> str:
+    """Fixed decimals, or a dash for what is not known."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    return f"{value:.{digits}f}{unit}"
+
+
+def signed(value: float | None, digits: int) -> str:
+    """With its sign, except where it rounds to nothing."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    rounded = round(value, digits)
+    return f"{rounded:+.{digits}f}" if rounded else f"{0:.{digits}f}"
+
+
+def milliseconds(value: float | None) -> str:
+    """Three digits that count."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    if value >= 100:
+        return f"{value:.0f}"
+    return f"{value:.{2 if value < 10 else 1}f}" if value >= 1 else f"{value:.3f}"
+
+
+def times(value: float) -> str:
+    """A factor."""
+    return f"{value:.0f}×" if value >= 100 else f"{value:.2f}×"
+
+
+def interval(value: float, low: float, high: float) -> str:
+    """A factor with its interval."""
+    digits = 0 if value >= 100 else 2
+    return f"{times(value)} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def megabytes(size_bytes: int | None) -> str:
+    """Size on disk in MB of 10^6 bytes."""
+    return f"{size_bytes / 1e6:.2f} MB" if size_bytes else NONE
+
+
+def gigabytes(size_bytes: int) -> str:
+    """Memory in GiB."""
+    return f"{size_bytes / 2**30:.1f} GiB"
+
+
+def thousands(value: int | None) -> str:
+    """A count with thin groups."""
+    return f"{value:,}".replace(",", "\u202f") if value is not None else NONE
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+
+
+def as_size(height: int, width: int) -> str:
+    """Width by height, as people write it."""
+    return f"{width}×{height}"
+
+
+def listed(facts: dict[str, object] | Iterable[str]) -> str:
+    """One line of a mapping or a list."""
+    if isinstance(facts, dict):
+        return ", ".join(f"{name} {value}" for name, value in facts.items()) or NONE
+    return ", ".join(facts) or NONE

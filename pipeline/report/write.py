@@ -1,0 +1,89 @@
+"""Write a run's report: a page to read, a comment for a pull request, files for machines."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import tomli_w
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from mipkd.core.records import Evidence
+from pipeline.report import figures, tables, wording
+from pipeline.report.crops import exhibits
+from pipeline.report.junit import junit
+from pipeline.report.results import collect
+from pipeline.report.schema import Results
+
+
+def write(evidence: Evidence, out: Path) -> Path:
+    """Write `index.html`, `report.md`, `results.json` and `junit.xml` into `out`.
+
+    An earlier report there is replaced once the new one is whole. Gives the path of the page.
+    """
+    results = collect(evidence, out)
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    (partial / "results.json").write_text(results.model_dump_json(indent=1))
+    (partial / "junit.xml").write_text(junit(results))
+    (partial / "report.md").write_text(_markdown(results))
+    (partial / "index.html").write_text(_page(results, evidence))
+    _replace(out, partial)
+    return out / "index.html"
+
+
+def _replace(out: Path, partial: Path) -> None:
+    old = out.with_name(out.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    partial.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _page(results: Results, evidence: Evidence) -> str:
+    trace = figures.training(evidence.distilled.curves if evidence.distilled else None)
+    return _render(
+        "page.html.j2",
+        results,
+        exhibits=exhibits(evidence),
+        scatter=Markup(figures.quality_against_latency(results)),
+        bicubic=figures.bicubic_note(results),
+        psnr_curve=Markup(trace.psnr),
+        loss_curves=Markup(trace.losses),
+        legend=trace.legend,
+        config=tomli_w.dumps(results.run.config),
+        image_table=tables.image_table(results),
+        model_table=tables.model_table(results),
+    )
+
+
+def _markdown(results: Results) -> str:
+    return _render("report.md.j2", results)
+
+
+def _render(template: str, results: Results, **more: object) -> str:
+    environment = Environment(
+        loader=PackageLoader("pipeline", "report"),
+        autoescape=template.endswith(".html.j2"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["cell"] = _cell
+    return environment.get_template(template).render(
+        r=results,
+        w=wording,
+        main=tables.main_table(results),
+        gates=tables.gate_table(results),
+        latencies=tables.latency_table(results),
+        **more,
+    )
+
+
+def _cell(text: str) -> str:
+    """Text that cannot break out of a cell of a Markdown table."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

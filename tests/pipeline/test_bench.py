@@ -1,0 +1,255 @@
+"""The bench on sessions of our own: what it keeps, and what it refuses to believe."""
+
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from mipkd.core.images import read_rgb
+from pipeline.bench.host import describe_host
+from pipeline.bench.latency import BenchSettings, compare, doubt, drift
+from pipeline.bench.pixels import output_file, score
+from pipeline.bench.stats import percentiles, ratio_of_medians
+from targets.base import FloatArray
+
+QUICK = BenchSettings(
+    sizes=((8, 12),), warmup_s=0.0, min_time_s=0.02, min_samples=5, max_time_s=0.5, turn_s=0.005
+)
+
+
+@dataclass
+class Repeat:
+    """A session that repeats pixels, after a pause."""
+
+    pause_s: float = 0.0
+    scale: int = 2
+    seen: list[tuple[int, ...]] = field(default_factory=list)
+
+    def run(self, lr_NCHW: FloatArray) -> FloatArray:
+        self.seen.append(lr_NCHW.shape)
+        time.sleep(self.pause_s)
+        return lr_NCHW.repeat(self.scale, axis=2).repeat(self.scale, axis=3)
+
+    def close(self) -> None:
+        pass
+
+
+class Broken(Repeat):
+    """A session that answers wrongly."""
+
+    def __init__(self, answer: object) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def run(self, lr_NCHW: FloatArray) -> FloatArray:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return np.asarray(self.answer, dtype=np.float32)
+
+
+def test_every_sample_is_kept_and_cold_start_apart() -> None:
+    found = compare({"slow": Repeat(0.004), "quick": Repeat(0.001)}, (8, 12), QUICK)
+    assert set(found) == {"slow", "quick"}
+    for name, least_s in (("slow", 0.004), ("quick", 0.001)):
+        latency = found[name]
+        assert latency.size == (8, 12)
+        assert len(latency.samples_s) >= QUICK.min_samples
+        assert sum(latency.samples_s) >= QUICK.min_time_s
+        assert min(latency.samples_s) >= least_s
+        assert latency.cold_start_s >= least_s
+        assert latency.warmup >= QUICK.min_warmups
+    assert percentiles(found["slow"].samples_s).p50_s < 0.02
+
+
+def test_models_take_turns() -> None:
+    order: list[str] = []
+
+    class Noting(Repeat):
+        def __init__(self, name: str) -> None:
+            super().__init__(0.002)
+            self.name = name
+
+        def run(self, lr_NCHW: FloatArray) -> FloatArray:
+            order.append(self.name)
+            return super().run(lr_NCHW)
+
+    compare({name: Noting(name) for name in "ab"}, (8, 12), QUICK)
+    half = len(order) // 2
+    assert {"a", "b"} == set(order[:half]) == set(order[half:])
+
+
+def test_input_is_smooth_and_the_same_each_time() -> None:
+    given: list[FloatArray] = []
+
+    class Keeping(Repeat):
+        def run(self, lr_NCHW: FloatArray) -> FloatArray:
+            given.append(lr_NCHW)
+            return super().run(lr_NCHW)
+
+    for _ in range(2):
+        compare({"one": Keeping()}, (32, 48), QUICK)
+    first, last = given[0], given[-1]
+    assert first.shape == (1, 3, 32, 48)
+    assert first.dtype == np.float32
+    assert first.flags["C_CONTIGUOUS"]
+    assert first.min() >= 0
+    assert first.max() <= 1
+    assert first.std() > 0.1
+    assert np.abs(np.diff(first, axis=3)).max() < 0.25
+    assert np.array_equal(first, last)
+
+
+def test_input_is_padded_where_a_model_needs_it() -> None:
+    session = Repeat()
+    found = compare({"window": session}, (9, 13), QUICK, multiples={"window": 8})
+    assert set(session.seen) == {(1, 3, 16, 16)}
+    assert found["window"].size == (9, 13)
+    assert found["window"].invalid_because == ""
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (RuntimeError("no kernel"), "inference failed: RuntimeError: no kernel"),
+        (np.zeros((1, 3, 7, 7)), r"output of shape \(1, 3, 7, 7\)"),
+        (np.zeros((3, 16, 24)), "output of shape"),
+        (np.full((1, 3, 16, 24), np.nan), "not finite"),
+    ],
+)
+def test_wrong_answers_are_invalid_and_spare_the_others(answer: object, says: str) -> None:
+    found = compare({"wrong": Broken(answer), "right": Repeat()}, (8, 12), QUICK)
+
+    assert re.search(says, found["wrong"].invalid_because)
+    assert found["wrong"].samples_s == ()
+    assert found["right"].samples_s
+    assert found["right"].invalid_because == ""
+
+
+def test_too_few_samples_are_invalid() -> None:
+    settings = BenchSettings(
+        sizes=((8, 8),), warmup_s=0, min_warmups=1, min_time_s=0.05, max_time_s=0.05, min_samples=5
+    )
+    latency = compare({"heavy": Repeat(0.03)}, (8, 8), settings)["heavy"]
+    assert 0 < len(latency.samples_s) < 5
+    assert "fewer than 5" in latency.invalid_because
+    assert "bench.max_time_s" in latency.invalid_because
+
+
+def test_a_pace_that_moves_is_invalid_and_noise_is_not() -> None:
+    random = np.random.default_rng(0)
+    steady = tuple(0.010 * (1 + random.gamma(1.0, 0.1, 60)))
+    stalls = tuple(np.where(random.random(60) < 0.1, 0.08, steady))
+    throttled = (*steady[:40], *(sample * 1.5 for sample in steady[40:]))
+    assert doubt(steady, QUICK) == ""
+    assert doubt(stalls, QUICK) == ""
+    assert "unstable: median" in doubt(throttled, QUICK)
+    assert "bound 30%" in drift(throttled, QUICK)
+
+
+def test_calls_that_do_not_block_are_invalid() -> None:
+    assert "not blocking" in doubt((0.010,) * 50 + (0.0001,) * 10, QUICK)
+
+
+def test_a_drifting_measurement_is_made_again() -> None:
+    class Settling(Repeat):
+        """Slow for its first calls, as a machine that has yet to wake up."""
+
+        def run(self, lr_NCHW: FloatArray) -> FloatArray:
+            self.pause_s = 0.009 if len(self.seen) < 8 else 0.003
+            return super().run(lr_NCHW)
+
+    settings = BenchSettings(
+        sizes=((8, 8),), warmup_s=0, min_time_s=0.05, min_samples=12, turn_s=0.01
+    )
+    latency = compare({"settling": Settling()}, (8, 8), settings)["settling"]
+    assert latency.invalid_because == ""
+    assert max(latency.samples_s) < 0.009
+
+
+def test_settings_are_checked_and_forbid_unknown_names() -> None:
+    read = TypeAdapter(BenchSettings).validate_python
+    assert read({"sizes": [[64, 64]]}).sizes == ((64, 64),)
+    for wrong in ({"size": 3}, {"sizes": []}, {"min_samples": 1}, {"max_time_s": 0.1}):
+        with pytest.raises(ValidationError):
+            read(wrong)
+
+
+def test_default_sizes_are_height_by_width() -> None:
+    assert BenchSettings().sizes == ((64, 64), (128, 128), (180, 320))
+
+
+def test_percentiles_and_ratio_are_those_of_the_samples() -> None:
+    samples = tuple(i / 100 for i in range(101))
+    found = percentiles(samples)
+    assert (found.p50_s, found.p90_s, found.p99_s) == pytest.approx((0.5, 0.9, 0.99))
+    one = ratio_of_medians([2.0], [1.0])
+    assert (one.value, one.low, one.high) == (2.0, 2.0, 2.0)
+
+
+def test_interval_holds_the_true_ratio_though_the_machine_drifts() -> None:
+    random = np.random.default_rng(1)
+    held = 0
+    for trial in range(40):
+        pace = 1 + 0.2 * np.sin(np.linspace(0, 3, 200))  # common to both
+        slow = 3.0 * pace * (1 + random.gamma(1.0, 0.05, 200))
+        fast = 1.0 * np.repeat(pace, 3) * (1 + random.gamma(1.0, 0.05, 600))
+        ratio = ratio_of_medians(tuple(slow), tuple(fast), seed=trial)
+        held += ratio.low <= 3.0 <= ratio.high
+        assert ratio.low <= ratio.value <= ratio.high < ratio.low * 1.1
+    assert held >= 34  # of 40; 95 % would be 38
+
+
+def test_host_is_described_the_same_each_time() -> None:
+    host = describe_host()
+    assert host == describe_host()
+    assert host.cpu
+    assert host.cores >= 1
+    assert host.memory_bytes > 2**27
+    assert len(host.id) == 12
+
+
+def test_scores_are_of_the_pixels_that_are_written(tmp_path: Path) -> None:
+    hr = np.random.default_rng(0).integers(0, 256, (24, 26, 3), dtype=np.uint8)
+    lr = hr[::2, ::2]
+    exact, repeated = (
+        score(session, tests=[("one.two", lr, hr)], scale=2, multiple=4, out=tmp_path / name)
+        for name, session in (("exact", _Exact(hr)), ("repeated", Repeat()))
+    )
+    assert exact[0].psnr_y_db == 100
+    assert exact[0].ssim_y == pytest.approx(1)
+    assert repeated[0].psnr_y_db < 15
+    assert repeated[0].image == "one.two"
+    assert np.array_equal(read_rgb(output_file(tmp_path / "exact", "one.two")), hr)
+
+
+class _Exact(Repeat):
+    """A session that knows the truth, and must be given a padded image."""
+
+    def __init__(self, hr_HWC: np.ndarray) -> None:
+        super().__init__()
+        self.hr_HWC = hr_HWC
+
+    def run(self, lr_NCHW: FloatArray) -> FloatArray:
+        height, width = lr_NCHW.shape[2:]
+        assert height % 4 == width % 4 == 0
+        sr_HWC = np.zeros((height * 2, width * 2, 3), dtype=np.float32)
+        sr_HWC[: self.hr_HWC.shape[0], : self.hr_HWC.shape[1]] = self.hr_HWC / np.float32(255)
+        return sr_HWC.transpose(2, 0, 1)[None]
+
+
+def test_bench_imports_on_a_bare_device() -> None:
+    code = (
+        "import sys, pipeline.bench.latency, pipeline.bench.stats, pipeline.bench.host, "
+        "pipeline.bench.pixels, pipeline.bench.against\n"
+        "heavy = {'torch', 'pydantic', 'PIL', 'skimage', 'typer', 'onnx'} & set(sys.modules)\n"
+        "sys.exit(', '.join(heavy) or 0)"
+    )
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

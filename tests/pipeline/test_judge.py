@@ -1,0 +1,178 @@
+"""Gates on made-up measurements: what passes, fails, and cannot be said."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from mipkd.core.records import Failure, Gate, ImageScore, Latency, Measurement, Outcome
+from pipeline.stages.judge import GateConfig, judge
+
+SMALL, LARGE = (64, 64), (180, 320)
+IMAGES = {"baby": 34.0, "bird": 32.0, "woman": 30.0}  # of the FP32 student
+
+
+def measurement(
+    role: str,
+    target: str,
+    precision: str,
+    ms: float | None = None,
+    lost_db: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    spread: float = 0.01,
+) -> Measurement:
+    """One whose latency grows with the size and whose PSNR lies below the FP32 student's."""
+    latencies = []
+    for size in (SMALL, LARGE) if ms else ():
+        noise = (
+            np.random.default_rng([*(role + precision).encode()]).normal(1, spread, 60).clip(0.2)
+        )
+        usual_s = (ms or 0) * 1e-3 * size[0] * size[1] / (64 * 64)
+        latencies.append(Latency(size, tuple(float(usual_s * n) for n in noise), 2, usual_s))
+    scores = tuple(
+        ImageScore(name, psnr - lost, 0.9)
+        for (name, psnr), lost in zip(IMAGES.items(), lost_db, strict=True)
+    )
+    return Measurement(role, target, precision, 1000, tuple(latencies), scores, None, {})
+
+
+BICUBIC = measurement("bicubic", "reference", "fp32", lost_db=(2.0, 2.0, 2.0))
+STUDENT = measurement("student", "reference", "fp32")
+TEACHER = replace(measurement("teacher", "cpu", "fp32", ms=20), scores=())
+FP32 = measurement("student", "cpu", "fp32", ms=5)
+INT8 = measurement("student", "cpu", "int8", ms=2, lost_db=(0.01, 0.02, 0.09))
+ALL = (BICUBIC, STUDENT, TEACHER, FP32, INT8)
+
+
+def gate(gates: tuple[Gate, ...], subject: str, name: str) -> Gate:
+    return next(g for g in gates if (g.subject, g.name) == (subject, name))
+
+
+def test_good_student_passes_and_int8_is_recommended() -> None:
+    verdict = judge(GateConfig(), ALL, ())
+    assert verdict.outcome is Outcome.PASS
+    assert gate(verdict.gates, "student", "gain over bicubic").figure == pytest.approx(2.0)
+    assert gate(verdict.gates, "cpu int8", "mean drop").figure == pytest.approx(0.04)
+    assert gate(verdict.gates, "cpu int8", "worst drop").figure == pytest.approx(0.09)
+    assert "woman" in gate(verdict.gates, "cpu int8", "worst drop").reason
+    speed = gate(verdict.gates, "cpu int8", "speed-up over teacher")
+    assert speed.figure == pytest.approx(10, rel=0.02)
+    assert [(r.target, r.precision) for r in verdict.recommended] == [("cpu", "int8")]
+    assert verdict.remarks == ()
+
+
+@pytest.mark.parametrize(
+    ("lost_db", "failed"),
+    [
+        ((0.2, 0.2, 0.2), {"mean drop"}),
+        ((0.0, -0.5, 0.6), {"worst drop"}),
+        ((0.0, 0.0, 5.0), {"mean drop", "worst drop"}),
+    ],
+)
+def test_lost_quality_fails_and_float_is_recommended(
+    lost_db: tuple[float, float, float], failed: set[str]
+) -> None:
+    int8 = measurement("student", "cpu", "int8", ms=2, lost_db=lost_db)
+    verdict = judge(GateConfig(), (BICUBIC, STUDENT, TEACHER, FP32, int8), ())
+    assert verdict.outcome is Outcome.FAIL
+    assert {g.name for g in verdict.gates if g.outcome is Outcome.FAIL} == failed
+    assert [r.precision for r in verdict.recommended] == ["fp32"]
+
+
+def test_student_no_better_than_bicubic_ships_nowhere() -> None:
+    bicubic = measurement("bicubic", "reference", "fp32", lost_db=(0.05, 0.05, 0.05))
+    verdict = judge(GateConfig(), (bicubic, *ALL[1:]), ())
+    assert verdict.outcome is Outcome.FAIL
+    assert [r.precision for r in verdict.recommended] == [""]
+    assert "bicubic" in verdict.recommended[0].reason
+
+
+def test_speed_up_is_against_the_teachers_fastest_float_at_the_worst_size() -> None:
+    bf16 = replace(measurement("teacher", "cpu", "bf16", ms=10), scores=())
+    slow_when_large = replace(FP32, latencies=(FP32.latencies[0], TEACHER.latencies[1]))
+    verdict = judge(GateConfig(), (BICUBIC, STUDENT, TEACHER, bf16, slow_when_large), ())
+    speed = gate(verdict.gates, "cpu fp32", "speed-up over teacher")
+    assert speed.outcome is Outcome.FAIL
+    assert speed.figure == pytest.approx(0.5, rel=0.02)
+    assert "bf16" in speed.reason
+    assert "320x180" in speed.reason
+
+
+def test_speed_up_within_the_noise_is_inconclusive() -> None:
+    teacher = replace(measurement("teacher", "cpu", "fp32", ms=5, spread=0.3), scores=())
+    student = measurement("student", "cpu", "int8", ms=5, spread=0.3)
+    verdict = judge(GateConfig(), (BICUBIC, STUDENT, teacher, student), ())
+    assert verdict.outcome is Outcome.INVALID
+    speed = gate(verdict.gates, "cpu int8", "speed-up over teacher")
+    assert speed.reason.startswith("inconclusive")
+
+
+def test_without_teacher_there_is_no_gate_on_speed() -> None:
+    verdict = judge(GateConfig(), (BICUBIC, STUDENT, FP32, INT8), ())
+    assert verdict.outcome is Outcome.PASS
+    assert "speed-up over teacher" not in {g.name for g in verdict.gates}
+
+
+def test_teacher_without_latency_on_this_target_leaves_speed_unjudged() -> None:
+    elsewhere = replace(TEACHER, target="openvino")
+    verdict = judge(GateConfig(), (BICUBIC, STUDENT, elsewhere, FP32), ())
+    assert verdict.outcome is Outcome.INVALID
+    assert "no valid latency of the teacher on cpu" in verdict.gates[-1].reason
+
+
+def test_failure_and_invalid_latency_are_invalid_gates() -> None:
+    doubtful = replace(INT8.latencies[1], invalid_because="unstable: 40 % apart")
+    int8 = replace(INT8, latencies=(INT8.latencies[0], doubtful))
+    failure = Failure("openvino", "int8", "build", "no such kernel")
+    verdict = judge(GateConfig(), (BICUBIC, STUDENT, TEACHER, FP32, int8), (failure,))
+    assert verdict.outcome is Outcome.INVALID
+    assert "40 % apart" in gate(verdict.gates, "cpu int8", "latency at 320x180").reason
+    assert "no such kernel" in gate(verdict.gates, "openvino int8", "measured").reason
+    assert {r.target: r.precision for r in verdict.recommended} == {"cpu": "fp32", "openvino": ""}
+
+
+def test_a_failed_gate_outweighs_an_invalid_one() -> None:
+    int8 = measurement("student", "cpu", "int8", ms=2, lost_db=(1.0, 1.0, 1.0))
+    failure = Failure("openvino", "int8", "build", "no such kernel")
+    verdict = judge(GateConfig(), (BICUBIC, STUDENT, FP32, int8), (failure,))
+    assert verdict.outcome is Outcome.FAIL
+
+
+def test_nothing_measured_is_no_pass() -> None:
+    assert judge(GateConfig(), (BICUBIC, STUDENT), ()).outcome is Outcome.INVALID
+    everything_off = GateConfig.model_validate(dict.fromkeys(GateConfig.model_fields, "off"))
+    assert judge(everything_off, (), ()).outcome is Outcome.INVALID
+
+
+def test_other_images_than_the_reference_cannot_be_compared() -> None:
+    int8 = replace(INT8, scores=INT8.scores[:2])
+    verdict = judge(GateConfig(), (BICUBIC, STUDENT, FP32, int8), ())
+    assert gate(verdict.gates, "cpu int8", "mean drop").outcome is Outcome.INVALID
+
+
+def test_int8_no_faster_than_bf16_is_remarked_not_failed() -> None:
+    bf16 = measurement("student", "cpu", "bf16", ms=2.0, lost_db=(0.001, 0.001, 0.001))
+    int8 = measurement("student", "cpu", "int8", ms=2.2, lost_db=(0.05, 0.05, 0.05))
+    verdict = judge(GateConfig(), (BICUBIC, STUDENT, TEACHER, FP32, bf16, int8), ())
+    assert verdict.outcome is Outcome.PASS
+    assert verdict.remarks[0].startswith("cpu: INT8 is not faster than bf16 at LR 64x64: 0.9")
+    assert verdict.recommended[0].precision == "bf16"
+
+
+def test_of_two_as_fast_the_better_one_is_recommended() -> None:
+    int8 = measurement("student", "cpu", "int8", ms=4.99, lost_db=(0.05, 0.05, 0.05))
+    verdict = judge(GateConfig(), (BICUBIC, STUDENT, TEACHER, FP32, int8), ())
+    assert verdict.recommended[0].precision == "fp32"
+
+
+def test_a_gate_can_be_switched_off() -> None:
+    int8 = measurement("student", "cpu", "int8", ms=2, lost_db=(1.0, 1.0, 1.0))
+    off = GateConfig(max_mean_drop_db="off", max_worst_drop_db="off")
+    verdict = judge(off, (BICUBIC, STUDENT, TEACHER, FP32, int8), ())
+    assert verdict.outcome is Outcome.PASS
+
+
+@pytest.mark.parametrize("bound", ["none", float("nan"), None])
+def test_bounds_are_numbers_or_off(bound: object) -> None:
+    with pytest.raises(ValidationError):
+        GateConfig.model_validate({"max_mean_drop_db": bound})
