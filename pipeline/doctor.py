@@ -67,7 +67,7 @@ def examine_checkpoint(file: Path, images: Path | None, sets: Sequence[str]) -> 
                 tests=load_tests(tests),
                 scale=model.scale,
                 multiple=net.multiple,
-                out=None,
+                out=Path(folder) / "outputs",
             )
         found["images"] = len(scores)
         found["lr_from"] = tests.lr_from

@@ -57,8 +57,15 @@ class SRNet(nn.Module):
 
 
 def _pad_symmetric(image: Tensor, down: int, right: int) -> Tensor:
-    image = torch.cat([image, image.flip(-2)[..., :down, :]], dim=-2)
-    return torch.cat([image, image.flip(-1)[..., :right]], dim=-1)
+    height, width = image.shape[-2:]
+    rows, columns = _mirrored(height, height + down), _mirrored(width, width + right)
+    return image[..., rows.to(image.device), :][..., columns.to(image.device)]
+
+
+def _mirrored(length: int, wanted: int) -> Tensor:
+    """Indices 0 to `length` - 1, back and forth, until there are `wanted`."""
+    folded = torch.arange(wanted) % (2 * length)
+    return torch.minimum(folded, 2 * length - 1 - folded)
 
 
 class Arch(Protocol):
@@ -116,15 +123,25 @@ def gmacs(net: SRNet, size: int = 256) -> float:
 def pair_positions(
     student: SRNet, teacher: SRNet, count: int = 3
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Indices into both nets' `blocks` where features are compared, the last at the end.
+    """Indices into both nets' `blocks` after which features are compared, the last at the end.
 
-    The first ones are at even fractions of the residual blocks (EDSR-32: after blocks 10 and
-    21; RCAN-10: after groups 3 and 6); the end is what the tail receives.
+    Counted from 0, the convolution after the body included where it is the last block: EDSR-32
+    (10, 21, 32), RCAN-10 (2, 6, 10), SwinIR-6 (1, 3, 5), SwinIR-4 (0, 2, 3). Fewer than `count`
+    where a net is too shallow for so many; both tuples rise strictly and have one length.
     """
-    return _fractions(student, count), _fractions(teacher, count)
+    pairs = list(zip(_fractions(student, count), _fractions(teacher, count), strict=True))
+    kept = [pairs.pop()]
+    while pairs:  # from the end, which always stays
+        pair = pairs.pop()
+        if pair[0] < kept[0][0] and pair[1] < kept[0][1]:
+            kept.insert(0, pair)
+    return tuple(s for s, _ in kept), tuple(t for _, t in kept)
 
 
-def _fractions(net: SRNet, count: int) -> tuple[int, ...]:
-    length = len(net.blocks)
-    ends = [max(0, round(length * (i + 1) / count) - 1) for i in range(count)]
-    return tuple(dict.fromkeys(ends))
+def _fractions(net: SRNet, count: int) -> list[int]:
+    end = len(net.blocks) - 1
+    residual = end if isinstance(net.blocks[end], nn.Conv2d) else end + 1
+    # One more than the blocks there are: the fractions then fall where FAKD's and MiPKD's
+    # positions lie (after blocks 11 and 22 of 32, groups 3 and 7 of 10, RSTBs 1 and 3 of 4).
+    after = [max(1, (residual + 1) * (i + 1) // count) for i in range(count - 1)]
+    return [*(a - 1 for a in after), end]

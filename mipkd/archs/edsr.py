@@ -208,7 +208,7 @@ class Family:
             for key in [k for k in weights if k.startswith(prefix)]:
                 renumbered[f"blocks.{index}." + key.removeprefix(prefix)] = weights[key]
         for index, source in enumerate(picked):
-            ratio = teacher.blocks[source].res_scale / student.blocks[index].res_scale  # type: ignore[operator]
+            ratio = float(teacher.blocks[source].res_scale / student.blocks[index].res_scale)  # type: ignore[arg-type, operator]
             for part in ("weight", "bias"):
                 renumbered[f"blocks.{index}.body.2.{part}"] *= ratio
         others = {k: v for k, v in weights.items() if not k.startswith("blocks.")}
@@ -226,7 +226,9 @@ def original_names(net: SRNet) -> dict[str, Tensor]:
     rules[r"up\.0\." if direct else r"up\."] = "tail.0."
     named = renamed(net.state_dict(), rules)
     assert named is not None
-    shift = net.mean.flatten() * net.image_range  # type: ignore[operator]
+    assert isinstance(net.mean, Tensor)
+    assert isinstance(net.image_range, float)
+    shift = net.mean.flatten() * net.image_range
     if bool(shift.any()):
         eye = torch.eye(3).view(3, 3, 1, 1)
         named |= {"sub_mean.weight": eye, "sub_mean.bias": -shift}

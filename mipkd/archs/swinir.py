@@ -146,8 +146,8 @@ class Group(nn.Module):
         """Features of the same shape."""
         x_NHWC = self.patch_norm(x_NCHW.permute(0, 2, 3, 1))
         y_NHWC = self.layers(x_NHWC)
-        residual: Tensor = self.conv(y_NHWC.permute(0, 3, 1, 2))
-        return residual + x_NHWC.permute(0, 3, 1, 2)
+        out: Tensor = self.conv(y_NHWC.permute(0, 3, 1, 2)) + x_NHWC.permute(0, 3, 1, 2)
+        return out
 
 
 class SwinIR(SRNet):

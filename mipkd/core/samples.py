@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def sample_tests() -> list[Path]:
     return _found(_TEST)
 
 
-def _found(wanted: dict[tuple[str, str], tuple[str, ...]]) -> list[Path]:
+def _found(wanted: Mapping[tuple[str, str], tuple[str, ...]]) -> list[Path]:
     files = []
     for (package, folder), names in wanted.items():
         spec = find_spec(package)

@@ -43,7 +43,8 @@ def prepare_photos(source: Path | None, *, scale: int, patch: int, out: Path) ->
         UsageError: none is left.
     """
     files = list_images(source) if source else sample_photos()
-    writer, skipped, digest = PhotoWriter(out), [], hashlib.sha256(f"x{scale}".encode())
+    skipped: list[str] = []
+    writer, digest = PhotoWriter(out), hashlib.sha256(f"x{scale}".encode())
     try:
         for name, hr in _readable(files, skipped):
             hr = crop_to_multiple(hr, scale)
@@ -138,7 +139,7 @@ class PatchSampler:
             photo = self.photos[rng.integers(len(self.photos))]
             top = rng.integers(photo.lr_HWC.shape[0] - p + 1)
             left = rng.integers(photo.lr_HWC.shape[1] - p + 1)
-            turn = rng.integers(8)
+            turn = int(rng.integers(8))
             lr[row] = _turned(photo.lr_HWC[top : top + p, left : left + p], turn)
             high, low = top * s, left * s
             hr[row] = _turned(photo.hr_HWC[high : high + p * s, low : low + p * s], turn)

@@ -109,15 +109,14 @@ def hyper_of(arch: Arch, model: Model) -> Any:
     return arch.Hyper(**{name: _tupled(value) for name, value in model.hyper.items()})
 
 
-def save(net: SRNet, model: Model, path: Path) -> None:
+def save(net: SRNet, arch: Arch, hyper: Any, path: Path, *, licence: str) -> None:
     """Write safetensors under the original repository's key names, whole or not at all.
 
     The header carries the hyper-parameters, so that our own files need no probe.
     """
     from safetensors.torch import save_file
 
-    arch: Arch = plugins.load("mipkd.archs", model.arch, "ARCH")
-    header = {"arch": model.arch, "hyper": json.dumps(model.hyper), "licence": model.licence}
+    header = {"arch": arch.name, "hyper": json.dumps(asdict(hyper)), "licence": licence}
     tensors = {k: v.detach().cpu().contiguous() for k, v in arch.original(net).items()}
     partial = path.with_name(path.name + ".partial")
     save_file(tensors, partial, metadata=header)

@@ -9,7 +9,7 @@ Reconstruction and logits are losses of their own (`pixel`, `logits`).
 from __future__ import annotations
 
 import logging
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -55,7 +55,7 @@ class MixtureOfPriors(Loss):
         latents = [
             mixer.mix(s, t, student_share=self.mask_ratio, generator=seen.generator)
             for mixer, s, t in zip(
-                helper.mixers, seen.student_features, seen.teacher_features, strict=True
+                helper.each(), seen.student_features, seen.teacher_features, strict=True
             )
         ]
         terms = self._feature_terms(seen, helper, latents)
@@ -77,7 +77,7 @@ class MixtureOfPriors(Loss):
             restored_K = torch.stack(
                 [
                     l1(mixer.restored(z), truth)
-                    for mixer, z, truth in zip(helper.mixers, latents, truths, strict=True)
+                    for mixer, z, truth in zip(helper.each(), latents, truths, strict=True)
                 ]
             )
             weight = self.feature_weight * self.autoencoder_weight
@@ -87,7 +87,7 @@ class MixtureOfPriors(Loss):
     def _block_loss(self, seen: Pass, helper: Mixers, latents: list[Latents]) -> Tensor:
         """L1 of the mixed net's image, or the mean over the branches', against the teacher's."""
         assert seen.teacher_image is not None
-        mixers = list(helper.mixers)
+        mixers = helper.each()
         carriers = toss(len(mixers), student_share=self.student_share, coins=seen.coins)
         if self.mixed_path == "chain":
             return l1(chain(seen, mixers, latents, carriers), seen.teacher_image)
@@ -112,6 +112,10 @@ class Mixers(nn.Module):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("in_use", torch.zeros((), dtype=torch.bool))
         self._told = False
+
+    def each(self) -> list[FeatureMixer]:
+        """The mixers of the positions, in order."""
+        return cast("list[FeatureMixer]", list(self.mixers))
 
     @torch.no_grad()
     def unit(self, seen: Pass, feature_K: Tensor, normalise: Normalise) -> Tensor:

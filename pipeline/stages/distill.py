@@ -1,7 +1,8 @@
 """Train the student from its teacher."""
 
-from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from mipkd.core.records import Distilled, Model, Photos, TestSet
 from mipkd.distill import student as students
@@ -23,8 +24,9 @@ def distill(
     """The student that `spec` names, trained on `photos`; goes on from a saved step."""
     arch, hyper = students.choose(teacher, spec)
     teacher_net = teachers.load(teacher)
+    torch.manual_seed(config.seed)
     student_net = arch.make(hyper)
-    students.initialise(student_net, teacher_net, config.init)
+    students.initialise(student_net, arch, teacher_net, config.init)
     sampler = PatchSampler(photos, patch=config.patch, batch=config.batch, seed=config.seed)
     trained = train(
         config,
@@ -35,10 +37,9 @@ def distill(
         out=out,
     )
     file = out / "student.safetensors"
-    model = students.describe(arch, hyper, file=file, licence=teacher.licence)
-    teachers.save(trained.student, model, file)
+    teachers.save(trained.student, arch, hyper, file, licence=teacher.licence)
     return Distilled(
-        model=replace(model, sha256=teachers.hash_weights(file)),
+        model=teachers.describe(arch, hyper, role="student", file=file, licence=teacher.licence),
         curves=trained.curves,
         pictures=trained.pictures,
         steps=trained.steps,

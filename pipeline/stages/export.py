@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mipkd.core.records import Distilled, Graph, Model, TestSet
 from mipkd.distill import teacher as teachers
-from mipkd.distill.data import load_tests
+from mipkd.distill.data import load_tests, probe_images
 from mipkd.export import foreign, onnx
 from mipkd.export.parity import parity
 from pipeline.run import Source, stage
@@ -24,7 +24,11 @@ class ExportConfig(BaseModel):
 
 @stage(version=1)
 def export(
-    config: ExportConfig, source: Distilled | Model, teacher: Model | None, tests: TestSet, out: Path
+    config: ExportConfig,
+    source: Distilled | Model,
+    teacher: Model | None,
+    tests: TestSet,
+    out: Path,
 ) -> Graph:
     """The FP32 graph of a model, compared with torch on real images and on noise."""
     model = source.model if isinstance(source, Distilled) else source
@@ -42,9 +46,7 @@ def export(
     )
     images = [lr for _, lr, _ in load_tests(tests)[: config.parity_images]]
     largest = parity(net, graph, images, bound=config.max_parity)
-    return replace(
-        graph, parity_max_abs=largest, parity_images=len(images), licence=model.licence
-    )
+    return replace(graph, parity_max_abs=largest, parity_images=len(images), licence=model.licence)
 
 
 class AdoptConfig(BaseModel):

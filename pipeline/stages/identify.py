@@ -3,6 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
+from mipkd.archs.base import Arch
+from mipkd.core import plugins
 from mipkd.core.records import Model
 from mipkd.distill import teacher
 from mipkd.distill.data import probe_images
@@ -22,5 +24,7 @@ def identify(
         probe=lambda scale: probe_images(images.path if images else None, scale=scale),
     )
     file = out / f"{role}.safetensors"
-    teacher.save(net, model, file)
+    arch: Arch = plugins.load("mipkd.archs", model.arch, "ARCH")
+    hyper = teacher.hyper_of(arch, model)
+    teacher.save(net, arch, hyper, file, licence=model.licence)
     return replace(model, file=file)

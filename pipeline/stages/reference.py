@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mipkd.core import plugins
 from mipkd.core.images import resize_bicubic
-from mipkd.core.records import Graph, Measurement, TestSet
+from mipkd.core.records import Graph, ImageScore, Measurement, TestSet
 from mipkd.distill.data import load_tests
 from pipeline.bench.pixels import score, score_images
 from pipeline.run import stage
@@ -25,22 +25,24 @@ def reference(
     bicubic = out / "bicubic"
     scale = graphs[0].scale
     upscaled = ((name, resize_bicubic(lr, hr.shape[:2]), hr) for name, lr, hr in pairs)
-    found = [
-        _measured("bicubic", 0, score_images(upscaled, scale=scale, out=bicubic), bicubic, {})
-    ]
+    found = [_measured("bicubic", 0, score_images(upscaled, scale=scale, out=bicubic), bicubic, {})]
     target: Target = plugins.load("targets", FP32_ON, "TARGET")
     for graph in graphs:
         built = target.build(graph, "fp32", None, out / f"{graph.role}-build")
         with closing(target.open(built)) as session:
             outputs = out / graph.role
-            scores = score(
-                session, tests=pairs, scale=scale, multiple=graph.multiple, out=outputs
-            )
+            scores = score(session, tests=pairs, scale=scale, multiple=graph.multiple, out=outputs)
         found.append(_measured(graph.role, built.size_bytes, scores, outputs, versions))
     return tuple(found)
 
 
-def _measured(role, size_bytes, scores, outputs, versions) -> Measurement:
+def _measured(
+    role: str,
+    size_bytes: int,
+    scores: tuple[ImageScore, ...],
+    outputs: Path,
+    versions: dict[str, str],
+) -> Measurement:
     return Measurement(
         role=role,
         target="reference",
