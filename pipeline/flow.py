@@ -1,7 +1,7 @@
 """From a teacher's checkpoint to measurements on every target: the file to read first.
 
-    teacher -> identify -> distill -> export -> calibrate
-        -> for each target: build each precision -> measure them interleaved
+teacher -> identify -> distill -> export -> calibrate
+    -> for each target: build each precision -> measure them interleaved
 """
 
 from __future__ import annotations

@@ -35,8 +35,10 @@ def summary(evidence: Evidence) -> Group:
             f"{psnr:.3f}" if psnr else "",
             f"{base - psnr:+.3f}" if psnr and base and m.target != "reference" else "",
         )
-    lines = [_gate_line(gate.outcome, f"{gate.subject}: {gate.name}: {gate.reason}")
-             for gate in evidence.verdict.gates]
+    lines = [
+        _gate_line(gate.outcome, f"{gate.subject}: {gate.name}: {gate.reason}")
+        for gate in evidence.verdict.gates
+    ]
     for failure in evidence.failures:
         lines.append(Text(f"FAILED  {failure.target} {failure.precision}: {failure.what}", "red"))
     verdict = evidence.verdict.outcome

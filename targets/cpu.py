@@ -72,7 +72,8 @@ class Cpu:
     def build(self, graph: Graph, precision: str, calibration: PatchSet | None, out: Path) -> Built:
         """`out`/model.onnx, quantised for "int8"."""
         out.mkdir(parents=True, exist_ok=True)
-        file, notes = out / "model.onnx", ()
+        file = out / "model.onnx"
+        notes: tuple[str, ...] = ()
         if precision == "fp32":
             shutil.copyfile(graph.file, file)
         elif precision == "int8":

@@ -77,7 +77,8 @@ class OpenVino:
                 hint="known: " + ", ".join(self.precisions()),
             )
         out.mkdir(parents=True, exist_ok=True)
-        model, notes = openvino.convert_model(str(graph.file)), ()
+        model = openvino.convert_model(str(graph.file))
+        notes: tuple[str, ...] = ()
         rest = precision
         if precision == "int8":
             rest = next((p for p in self.precisions() if p in ("bf16", "fp16")), "fp32")

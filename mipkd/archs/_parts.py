@@ -106,7 +106,14 @@ def cut(student: nn.Module, weights: StateDict, axes: Axes) -> None:
     """Fill a narrower student with the strongest channels of `weights` (the same key names).
 
     A channel's strength is the summed norm of all weights that write or read it.
+
+    Raises:
+        UsageError: the student is wider somewhere, or differs in what cannot be cut.
     """
+    for name, parameter in student.named_parameters():
+        pairs = zip(parameter.shape, weights[name].shape, strict=True)
+        if any(mine > theirs for mine, theirs in pairs):
+            raise _unfit(name, weights[name], parameter)
     kept = _strongest(dict(student.named_parameters()), weights, axes)
     with torch.no_grad():
         for name, parameter in student.named_parameters():
@@ -117,12 +124,16 @@ def cut(student: nn.Module, weights: StateDict, axes: Axes) -> None:
                         dim, _entries(axis, kept[axis.name], value.shape[dim])
                     )
             if value.shape != parameter.shape:
-                raise UsageError(
-                    f"init: {name} is {tuple(value.shape)} in the teacher, "
-                    f"{tuple(parameter.shape)} in the student",
-                    hint='give a smaller student, or --set distill.init="random"',
-                )
+                raise _unfit(name, value, parameter)
             parameter.copy_(value)
+
+
+def _unfit(name: str, theirs: Tensor, mine: Tensor) -> UsageError:
+    return UsageError(
+        f"distill.init: {name} is {tuple(theirs.shape)} in the teacher, "
+        f"{tuple(mine.shape)} in the student: it cannot be cut from it",
+        hint='give a narrower student, or --set distill.init="random"',
+    )
 
 
 def _strongest(small: Mapping[str, Tensor], weights: StateDict, axes: Axes) -> dict[str, Tensor]:

@@ -141,7 +141,7 @@ def pair_positions(
 def _fractions(net: SRNet, count: int) -> list[int]:
     end = len(net.blocks) - 1
     residual = end if isinstance(net.blocks[end], nn.Conv2d) else end + 1
-    # One more than the blocks there are: the fractions then fall where FAKD's and MiPKD's
-    # positions lie (after blocks 11 and 22 of 32, groups 3 and 7 of 10, RSTBs 1 and 3 of 4).
+    # Fractions of one more than the blocks there are: so they fall on the usual places of the
+    # paper's sizes, after blocks 11 and 22 of 32, groups 3 and 7 of 10, RSTBs 1 and 3 of 4.
     after = [max(1, (residual + 1) * (i + 1) // count) for i in range(count - 1)]
     return [*(a - 1 for a in after), end]

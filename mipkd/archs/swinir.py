@@ -26,7 +26,7 @@ from mipkd.archs._parts import (
     upsampler,
 )
 from mipkd.archs.base import SRNet, StateDict
-from mipkd.core.errors import UnsupportedError
+from mipkd.core.errors import UnsupportedError, UsageError
 
 _FEATURES = 64  # channels between the body and the pixel shuffles
 
@@ -170,6 +170,10 @@ class SwinIR(SRNet):
         self.before = nn.Identity() if hyper.direct else narrow
         self.up = upsampler(features, hyper.scale, direct=hyper.direct)
         self.last = nn.Identity() if hyper.direct else conv(features, 3)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)  # as transformers are begun
+                nn.init.zeros_(module.bias)
 
     def head(self, lr_NCHW: Tensor) -> Tensor:
         """Shallow features (N, width, H, W)."""
@@ -233,9 +237,9 @@ class Family:
                 "swinir: groups that end in three convolutions (SwinIR-L) are not supported",
                 hint="known: groups that end in one convolution",
             )
-        if any(key.startswith("conv_up") for key in state):
+        if any(key.startswith("conv_up") for key in state) or "upsample.0.weight" not in state:
             raise UnsupportedError(
-                "swinir: the upsampler by nearest neighbour (real-world SR) is not supported",
+                "swinir: the tails of denoising and of real-world SR are not supported",
                 hint="known: pixel shuffle, direct pixel shuffle",
             )
         found = renamed(state, _ORIGINAL)
@@ -283,9 +287,9 @@ class Family:
             sizes = {"channels": max(hyper.heads, width), "groups": max(1, hyper.groups // 2)}
         small = replace(hyper, **sizes)  # type: ignore[arg-type]
         if small.channels % small.heads:
-            raise UnsupportedError(
+            raise UsageError(
                 f"--student: {small.channels} channels cannot be shared by {small.heads} heads",
-                hint=f"give a multiple of {small.heads}",
+                hint=f"give a multiple of {small.heads}, for example {self.name}:c{10 * small.heads}",
             )
         return small
 

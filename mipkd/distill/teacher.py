@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 Pair = tuple[str, ByteArray, ByteArray]  # name, LR, HR
 _WRAPPERS = ("params_ema", "params", "state_dict", "model")
+_DERIVED = {f"{sign}_mean.{part}" for sign in ("sub", "add") for part in ("weight", "bias")}
 _PROBE_SIZE = 96  # LR pixels a side: a probe is quick
 
 
@@ -221,6 +222,11 @@ def _filled(arch: Arch, hyper: Any, weights: StateDict) -> SRNet:
             raise UnsupportedError(
                 f"{arch.name}: {key} is {tuple(weights[key].shape)}, expected {tuple(value.shape)}"
             )
+    if foreign := sorted(weights.keys() - wanted.keys() - _DERIVED):
+        raise UnsupportedError(
+            f"{arch.name}: the checkpoint has parts that this family does not: {foreign[0]!r}",
+            hint=f"{len(foreign)} keys in all are unknown",
+        )
     net.load_state_dict({key: weights[key] for key in wanted})
     return net.eval()
 

@@ -28,7 +28,7 @@ def quality_against_latency(results: Results) -> str:
     title = f"PSNR-Y against latency at LR {size}: " + "; ".join(
         f"{p.name} {p.x:.3g} ms {number(p.y, 2)} dB" for p in points
     )
-    x = f"ms per image at LR {size}, p50 and a line to p90"
+    x = f"ms at LR {size}, p50 to p90"
     return scatter(points, title=title, x=x, y="PSNR-Y, dB")
 
 
