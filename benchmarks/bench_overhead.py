@@ -1,6 +1,6 @@
 """What the bench itself costs: latency and wall time per call of a target that does nothing.
 
-`python benchmarks/bench_overhead.py`
+`python -m benchmarks.bench_overhead`
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> None:
                 f"LR {row['size']}: timed p50 {row['p50_us']:.2f} us, p99 {row['p99_us']:.2f} us; "
                 f"wall {row['wall_us']:.2f} us a call over {row['calls']} calls"
             )
-    raise SystemExit(any(row["wall_us"] > BOUND_S * 1e6 for row in rows))
+    raise SystemExit(any(float(row["wall_us"]) > BOUND_S * 1e6 for row in rows))
 
 
 def _row(size: tuple[int, int], settings: BenchSettings) -> dict[str, float | str]:

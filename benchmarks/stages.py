@@ -1,6 +1,6 @@
 """Seconds and peak memory of each step of a finished run, from its receipts.
 
-`python benchmarks/stages.py runs/real [--json]`
+`python -m benchmarks.stages runs/real [--json]`
 """
 
 from __future__ import annotations
