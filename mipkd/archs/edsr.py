@@ -28,6 +28,7 @@ from mipkd.archs._parts import (
     upsampler,
 )
 from mipkd.archs.base import SRNet, StateDict
+from mipkd.core.errors import UnsupportedError
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,17 @@ def shift_of(state: StateDict) -> tuple[float, tuple[float, float, float] | None
     """Image range and mean from a `sub_mean` layer, whose bias is -range * mean."""
     if "sub_mean.bias" not in state:
         return None
+    weight = state.get("sub_mean.weight", torch.eye(3)).reshape(3, 3)
+    if not torch.allclose(weight.float(), torch.eye(3)):
+        raise UnsupportedError(
+            "sub_mean.weight: pixels divided by a standard deviation are not supported",
+            hint="fold sub_mean into head.0 and add_mean into the tail",
+        )
     bias = [-float(b) for b in state["sub_mean.bias"]]
     image_range = 255.0 if max(bias) > 1 else 1.0
     red, green, blue = (round(b / image_range, 4) for b in bias)
+    if all(abs(b / image_range - m) < 1e-3 for b, m in zip(bias, DIV2K_MEAN, strict=True)):
+        return image_range, DIV2K_MEAN  # half-precision files hold it rounded
     return image_range, (red, green, blue) if max(bias) > 0 else None
 
 

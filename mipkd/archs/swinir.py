@@ -289,7 +289,7 @@ class Family:
         if small.channels % small.heads:
             raise UsageError(
                 f"--student: {small.channels} channels cannot be shared by {small.heads} heads",
-                hint=f"give a multiple of {small.heads}, for example {self.name}:c{10 * small.heads}",
+                hint=f"give a multiple of {small.heads}, like {self.name}:c{10 * small.heads}",
             )
         return small
 

@@ -38,7 +38,7 @@ class TeacherOptions(BaseModel):
     image_range: float | None = None
     res_scale: float | None = None
     mean_shift: bool | None = None
-    licence: str = "unknown"
+    licence: str | None = None
 
 
 def identify(
@@ -62,18 +62,20 @@ def identify(
             f"{path}: its scale is x{hyper.scale}, --scale asks for x{options.scale}",
             hint=f"leave --scale out, or give a x{options.scale} checkpoint",
         )
-    if header:
+    if told := header.get("hyper"):
         layout = "ours"
         kept = {f.name for f in fields(hyper)}
-        hyper = replace(hyper, **{k: _tupled(v) for k, v in header.items() if k in kept})
+        hyper = replace(hyper, **{k: _tupled(v) for k, v in told.items() if k in kept})
         settled = dict.fromkeys(settled, "header of our own checkpoint")
     hyper, settled = _with_options(hyper, settled, options)
     unknown = [fact for fact, how in settled.items() if how == "unknown"]
     if unknown:
-        hyper, how = _probed(arch, hyper, weights, probe, settled)
-        settled |= dict.fromkeys(unknown, how)
+        best, how = _probed(arch, hyper, weights, probe, settled)
+        changed = [f for f in settled if getattr(best, f) != getattr(hyper, f)]
+        hyper, settled = best, settled | dict.fromkeys([*unknown, *changed], how)
     net = _filled(arch, hyper, weights)
-    found = describe(arch, hyper, role=role, file=path, licence=options.licence)
+    licence = options.licence or header.get("licence") or "unknown"
+    found = describe(arch, hyper, role=role, file=path, licence=licence)
     settled = {fact: f"{getattr(hyper, fact, None)} ({how})" for fact, how in settled.items()}
     return replace(found, layout=layout, settled=settled), net
 
@@ -125,7 +127,7 @@ def save(net: SRNet, arch: Arch, hyper: Any, path: Path, *, licence: str) -> Non
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A checkpoint's tensors, unwrapped, and the hyper-parameters if it is a file of ours.
+    """A checkpoint's tensors, unwrapped; and of a file of ours `hyper` and `licence`.
 
     Raises:
         UsageError: no such file, not a checkpoint, or a pickle that would run code.
@@ -137,15 +139,21 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "weights_only" in str(error).lower() or "GLOBAL" in str(error):
+        if _is_pickle(path):
             raise UsageError(
                 f"{path}: refused: the pickle holds code, not only tensors",
                 hint="load it where you trust it and save its state_dict, best as .safetensors",
             ) from error
         raise _no_checkpoint(path) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         raise _no_checkpoint(path) from error
     return _unwrapped(content, path), {}
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file that torch refused is a pickle, bare or in torch's zip, and not just text."""
+    with path.open("rb") as file:
+        return file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -157,7 +165,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise _no_checkpoint(path) from error
-    return _unwrapped(state, path), json.loads(header["hyper"]) if "hyper" in header else {}
+    ours = {"arch", "hyper"} <= header.keys()
+    told = {"hyper": json.loads(header["hyper"]), "licence": header.get("licence")} if ours else {}
+    return _unwrapped(state, path), told
 
 
 def hash_weights(path: Path) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mipkd.archs.base import Arch, SRNet, gmacs, pair_positions, params
 from mipkd.core import plugins
-from mipkd.core.errors import UsageError
+from mipkd.core.errors import UnsupportedError, UsageError
 
 SMALL = {"edsr": "c12b3", "rcan": "c12g2b2", "swinir": "c12r2"}
 ARCHS = [name for name in plugins.names("mipkd.archs") if name in SMALL]
@@ -123,3 +123,135 @@ def test_default_students_are_the_papers() -> None:
         heavy = arch.shrink(arch.paper(4), teacher)
         expected = arch.shrink(arch.paper(4), student)
         assert arch.shrink(heavy, "") == expected
+
+
+def basicsr(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Original key names as BasicSR and traiNNer-redux write them."""
+    import re
+
+    last = max(int(m[1]) for k in state if (m := re.match(r"body\.(\d+)\.", k)))
+    rules = [
+        (r"head\.0\.", "conv_first."),
+        (rf"body\.{last}\.(weight|bias)", r"conv_after_body.\1"),
+        (r"tail\.0\.", "upsample."),
+        (r"tail\.1\.", "conv_last."),
+    ]
+    if name == "edsr":
+        rules += [
+            (r"body\.(\d+)\.body\.0\.", r"body.\1.conv1."),
+            (r"body\.(\d+)\.body\.2\.", r"body.\1.conv2."),
+        ]
+    else:
+        block = r"body\.(\d+)\.body\.(\d+)\.body"
+        to = r"body.\1.residual_group.\2.rcab"
+        rules += [
+            (rf"{block}\.3\.conv_du\.0\.", rf"{to}.3.attention.1."),
+            (rf"{block}\.3\.conv_du\.2\.", rf"{to}.3.attention.3."),
+            (rf"{block}\.(\d)\.", rf"{to}.\3."),
+            (r"body\.(\d+)\.body\.\d+\.(weight|bias)", r"body.\1.conv.\2"),
+        ]
+    found = {}
+    for key, value in state.items():
+        if not key.startswith(("sub_mean", "add_mean")):
+            rule = next((r for r in rules if re.match(r[0], key)), None)
+            assert rule, key
+            found[re.sub(f"^{rule[0]}", rule[1], key)] = value
+    return found
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("name", ["edsr", "rcan"])
+def test_basicsrs_key_names_give_the_same_net(name: str, scale: int) -> None:
+    arch, net = arch_of(name), made(name, scale)
+    state = basicsr(name, arch.original(net))
+    assert all(key in state for key in arch.signs["basicsr"])
+    found = arch.canonical(state)
+    assert found is not None
+    layout, weights = found
+    hyper, settled = arch.read(weights, layout)
+    assert (layout, hyper) == ("basicsr", small(name, scale))
+    assert "basicsr" in settled["image_range"]
+    again = arch.make(hyper).eval()
+    again.load_state_dict(weights)
+    assert torch.equal(again(image()), net(image()))
+
+
+def test_swinirs_buffers_are_left_out() -> None:
+    arch, net = arch_of("swinir"), made("swinir")
+    attention = "layers.0.residual_group.blocks.1.attn"
+    extra = {
+        f"{attention}.relative_position_index": torch.zeros(64, 64, dtype=torch.long),
+        "layers.0.residual_group.blocks.1.attn_mask": torch.zeros(4, 64, 64),
+    }
+    found = arch.canonical({**arch.original(net), **extra})
+    assert found is not None
+    assert found[1].keys() == net.state_dict().keys()
+
+
+def test_no_family_takes_anothers_checkpoint() -> None:
+    for name in ARCHS:
+        state = arch_of(name).original(made(name))
+        taken = [other for other in ARCHS if arch_of(other).canonical(state)]
+        assert taken == [name]
+
+
+@pytest.mark.parametrize("name", ARCHS)
+def test_an_image_smaller_than_a_window_is_upscaled(name: str) -> None:
+    assert made(name, 2)(image(1, 3)).shape == (1, 3, 2, 6)
+
+
+@pytest.mark.parametrize(
+    ("name", "budget", "positions"),
+    [
+        ("edsr", "c4b32", (10, 21, 32)),
+        ("edsr", "c4b16", (4, 10, 16)),
+        ("rcan", "c4g10b1", (2, 6, 10)),
+        ("swinir", "c6r6", (1, 3, 5)),
+        ("swinir", "c6r4", (0, 2, 3)),
+    ],
+)
+def test_positions_are_the_papers_and_even_elsewhere(
+    name: str, budget: str, positions: tuple[int, ...]
+) -> None:
+    arch = arch_of(name)
+    with torch.device("meta"):
+        net = arch.make(arch.shrink(arch.paper(2), budget))
+    assert pair_positions(net, net) == (positions, positions)
+
+
+def test_a_shallow_student_is_compared_at_fewer_positions() -> None:
+    with torch.device("meta"):
+        shallow = arch_of("swinir").make(small("swinir"))
+        single = arch_of("edsr").make(arch_of("edsr").shrink(small("edsr"), "b1"))
+        deep = arch_of("edsr").make(arch_of("edsr").shrink(small("edsr"), "b32"))
+    assert pair_positions(shallow, deep) == ((0, 1), (10, 32))
+    assert pair_positions(single, deep) == ((0, 1), (21, 32))
+
+
+@pytest.mark.parametrize("name", ARCHS)
+def test_a_student_wider_than_its_teacher_cannot_inherit(name: str) -> None:
+    arch = arch_of(name)
+    wide = arch.make(arch.shrink(small(name), "c24"))
+    with pytest.raises(UsageError, match="cannot be cut from it"):
+        arch.inherit(wide, made(name))
+
+
+def test_channels_that_heads_cannot_share_are_refused() -> None:
+    arch = arch_of("swinir")
+    with pytest.raises(UsageError, match="50 channels cannot be shared by 6 heads"):
+        arch.shrink(arch.paper(2), "c50r4")
+
+
+def test_a_net_with_squeeze_stays_whole_below_16_channels() -> None:
+    arch = arch_of("rcan")
+    hyper = arch.shrink(arch.paper(2), "c8g1b1")
+    assert hyper.squeeze == 1
+    assert arch.make(hyper)(image()).shape == (1, 3, 26, 36)
+
+
+@pytest.mark.parametrize("tail", ["conv_up1.weight", "layers.0.conv.0.weight"])
+def test_swinirs_other_tails_are_named_unsupported(tail: str) -> None:
+    arch = arch_of("swinir")
+    state = arch.original(made("swinir")) | {tail: torch.zeros(1)}
+    with pytest.raises(UnsupportedError, match="not supported"):
+        arch.canonical(state)
