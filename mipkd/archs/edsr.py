@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Any
 
 import torch
@@ -27,8 +26,8 @@ from mipkd.archs._parts import (
     renamed,
     upsampler,
 )
+from mipkd.archs._shift import folded, ranges_to_try, settle_range
 from mipkd.archs.base import SRNet, StateDict
-from mipkd.core.errors import UnsupportedError
 
 
 @dataclass(frozen=True)
@@ -96,42 +95,6 @@ class EDSR(ShiftedNet):
         super().__init__(hyper, residual)
 
 
-def shift_of(state: StateDict) -> tuple[float, tuple[float, float, float] | None] | None:
-    """Image range and mean from a `sub_mean` layer, whose bias is -range * mean."""
-    if "sub_mean.bias" not in state:
-        return None
-    weight = state.get("sub_mean.weight", torch.eye(3)).reshape(3, 3)
-    if not torch.allclose(weight.float(), torch.eye(3)):
-        raise UnsupportedError(
-            "sub_mean.weight: pixels divided by a standard deviation are not supported",
-            hint="fold sub_mean into head.0 and add_mean into the tail",
-        )
-    bias = [-float(b) for b in state["sub_mean.bias"]]
-    image_range = 255.0 if max(bias) > 1 else 1.0
-    red, green, blue = (round(b / image_range, 4) for b in bias)
-    if all(abs(b / image_range - m) < 1e-3 for b, m in zip(bias, DIV2K_MEAN, strict=True)):
-        return image_range, DIV2K_MEAN  # half-precision files hold it rounded
-    return image_range, (red, green, blue) if max(bias) > 0 else None
-
-
-def settle_range(state: StateDict, layout: str) -> tuple[dict[str, object], dict[str, str]]:
-    """Image range and mean as fields of a Hyper, and how each is known."""
-    shift = shift_of(state)
-    if shift:
-        told = "layout original: sub_mean.bias"
-        return {"image_range": shift[0], "mean": shift[1]}, {"image_range": told, "mean": told}
-    if layout == "basicsr":
-        told = "layout basicsr: its defaults"
-        return {"image_range": 255.0, "mean": DIV2K_MEAN}, {"image_range": told, "mean": told}
-    return {}, {"image_range": "unknown", "mean": "unknown"}
-
-
-def ranges_to_try(hyper: Any) -> list[Any]:
-    """Image range 255 or 1, with and without mean shift."""
-    pairs = product((255.0, 1.0), (None, DIV2K_MEAN))
-    return [replace(hyper, image_range=r, mean=m) for r, m in pairs]
-
-
 _ORIGINAL = {
     r"(sub|add)_mean\.": r"\1_mean.",
     r"head\.0\.": "lift.",
@@ -170,7 +133,7 @@ class Family:
             found = renamed(state, rules)
             if found and all(key in state for key in self.signs[layout]):
                 end = str(count_of(found, "blocks."))
-                return layout, {k.replace("END", end): v for k, v in found.items()}
+                return layout, folded({k.replace("END", end): v for k, v in found.items()})
         return None
 
     def read(self, state: StateDict, layout: str) -> tuple[_Hyper, dict[str, str]]:

@@ -22,8 +22,9 @@ from mipkd.archs._parts import (
     read_upsampler,
     renamed,
 )
+from mipkd.archs._shift import folded, ranges_to_try, settle_range
 from mipkd.archs.base import SRNet, StateDict
-from mipkd.archs.edsr import ShiftedNet, axes_of, original_names, ranges_to_try, settle_range
+from mipkd.archs.edsr import ShiftedNet, axes_of, original_names
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ class Family:
                 last = str(count_of(state, "body.0.residual_group."))
                 end = str(count_of(found, "blocks."))
                 marks = (("LAST", last), ("END", end))
-                return layout, {_marked(k, marks): v for k, v in found.items()}
+                return layout, folded({_marked(k, marks): v for k, v in found.items()})
         return None
 
     def read(self, state: StateDict, layout: str) -> tuple[_Hyper, dict[str, str]]:

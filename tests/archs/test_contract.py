@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mipkd.archs.base import Arch, SRNet, gmacs, pair_positions, params
@@ -255,3 +256,27 @@ def test_swinirs_other_tails_are_named_unsupported(tail: str) -> None:
     state = arch.original(made("swinir")) | {tail: torch.zeros(1)}
     with pytest.raises(UnsupportedError, match="not supported"):
         arch.canonical(state)
+
+
+@pytest.mark.parametrize("direct", [False, True])
+@pytest.mark.parametrize("name", ["edsr", "rcan"])
+def test_shift_layers_that_were_trained_are_folded_in(name: str, direct: bool) -> None:
+    """RCAN's authors meant to freeze `sub_mean` and `add_mean` and did not."""
+    arch, net = arch_of(name), made(name, 2, direct=direct)
+    state = arch.original(net)
+    noise = torch.Generator().manual_seed(2)
+    for key in [k for k in state if "_mean." in k]:
+        state[key] = state[key] + 0.05 * torch.randn(state[key].shape, generator=noise)
+    found = arch.canonical(state)
+    assert found is not None
+    hyper, _ = arch.read(found[1], found[0])
+    again = arch.make(hyper).eval()
+    again.load_state_dict({k: found[1][k] for k in again.state_dict()})
+
+    def shifted(which: str, pixels: Tensor) -> Tensor:
+        return F.conv2d(pixels, state[f"{which}_mean.weight"], state[f"{which}_mean.bias"])
+
+    plain = made(name, 2, direct=direct, mean=None, image_range=1.0)
+    with torch.no_grad():
+        wanted = shifted("add", plain(shifted("sub", image() * 255))) / 255
+        assert torch.allclose(again(image()), wanted, atol=1e-5)
