@@ -51,12 +51,15 @@ def speedup(slow: Measurement, fast: Measurement, size: Size) -> Ratio | None:
 def speedup_over_best(
     slow: Sequence[Measurement], fast: Measurement, size: Size
 ) -> tuple[Ratio, str] | None:
-    """The least speed-up over any of `slow` in a float precision, and which precision that is."""
-    found = [
-        (ratio, m.precision)
-        for m in slow
-        if m.precision in FLOATS and m is not fast and (ratio := speedup(m, fast, size))
-    ]
+    """The least speed-up over any of `slow` in a float precision, and which precision that is.
+
+    None when one of them is not valid: it might have been the fastest.
+    """
+    floats = [m for m in slow if m.precision in FLOATS and m is not fast]
+    ratios = [(speedup(m, fast, size), m.precision) for m in floats]
+    found = [(ratio, precision) for ratio, precision in ratios if ratio]
+    if len(found) < len(floats):
+        return None
     return min(found, key=lambda pair: pair[0].value, default=None)
 
 

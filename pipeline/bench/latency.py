@@ -14,7 +14,7 @@ import logging
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter_ns
 from typing import ClassVar
 
@@ -49,7 +49,7 @@ class BenchSettings:
     max_time_s: float = 30.0
     turn_s: float = 0.1
     max_drift: float = 0.3  # between the medians of the first and the last third
-    attempts: int = 2  # a measurement that drifts is made anew so often
+    attempts: int = 3  # a measurement that drifts is made anew, each time twice as long
     seed: int = 0  # of the input image and of the order of turns
 
     def __post_init__(self) -> None:
@@ -80,15 +80,24 @@ def compare(
     for runner in runners:
         _warm_up(runner, settings)
     well = [runner for runner in runners if not runner.invalid_because]
-    for attempt in range(1, settings.attempts + 1):
-        _interleave(well, settings, random.Random(settings.seed + attempt))
+    for attempt in range(settings.attempts):
+        _interleave(well, _longer(settings, 2**attempt), random.Random(settings.seed + attempt))
         drifting = [f"{r.name}: {why}" for r in well if (why := drift(r.samples_s, settings))]
-        if not drifting or attempt == settings.attempts:
+        if not drifting:
             break
-        log.info("latency at %dx%d once more: %s", size[1], size[0], "; ".join(drifting))
+        log.info("latency at %dx%d: %s", size[1], size[0], "; ".join(drifting))
     for runner in well:
         runner.invalid_because = runner.check_output() or doubt(runner.samples_s, settings)
     return {runner.name: runner.latency(size) for runner in runners}
+
+
+def _longer(settings: BenchSettings, times: int) -> BenchSettings:
+    """Up to the same limit: a pace that moves for a while weighs less in a longer measurement."""
+    return replace(
+        settings,
+        min_time_s=min(settings.min_time_s * times, settings.max_time_s),
+        min_samples=settings.min_samples * times,
+    )
 
 
 def doubt(samples_s: tuple[float, ...], settings: BenchSettings) -> str:

@@ -65,18 +65,18 @@ def scatter(points: Sequence[Point], *, title: str, x: str, y: str) -> str:
     xs = [v for p in points for v in (p.x, p.reach) if v is not None]
     log = min(xs) > 0 and max(xs) / min(xs) >= 8
     across = _axis(xs, _LEFT, _WIDTH - _RIGHT, log=log, pad=0.12)
-    up = _axis([p.y for p in points], _HEIGHT - _BOTTOM, _TOP, pad=0.12)
+    up = _axis([p.y for p in points], _HEIGHT - _BOTTOM, _TOP, pad=0.22)
     marks = [_mark(p, across, up) for p in points]
     return _svg(
         title,
         _frame(across, up, x + (" (log scale)" if log else ""), y),
-        marks,
         _labels(points, across, up),
+        marks,
     )
 
 
 def lines(curves: Sequence[Curve], *, title: str, x: str, y: str, log: bool = False) -> str:
-    """Curves with their names at their ends."""
+    """Curves; their names stand in the page's legend."""
     curves = [c for c in curves if c.xs]
     values = [v for c in curves for v in c.ys if v > 0 or not log]
     across = _axis([v for c in curves for v in c.xs], _LEFT, _WIDTH - _RIGHT, pad=0)
@@ -176,35 +176,36 @@ def _mark(p: Point, across: _Axis, up: _Axis) -> str:
 
 
 # Where a label may stand: offset of its anchor from the mark, and which end the anchor is.
-_PLACES = (
-    (11, 4, "start"), (0, -11, "middle"), (0, 20, "middle"), (-11, 4, "end"),
-    (9, -10, "start"), (9, 19, "start"), (-9, -10, "end"), (-9, 19, "end"),
-    (0, -26, "middle"), (0, 35, "middle"), (0, -41, "middle"), (0, 50, "middle"),
-    (9, -26, "start"), (9, 35, "start"), (-9, -26, "end"), (-9, 35, "end"),
-)  # fmt: skip
-_SHARE = {"start": 0.0, "middle": 0.5, "end": 1.0}
+_ROWS = (4, -12, 20, -28, 36, -44, 52, -60, 68, -76, 84)
+_PLACES = [(dx, dy, anchor) for dy in _ROWS for dx, anchor in ((11, "start"), (-11, "end"))]
+_SHARE = {"start": 0.0, "end": 1.0}
+_NEAR = 0.12  # of an overlap, in pixels squared: how a pixel away from the mark weighs
 
 
 def _labels(points: Sequence[Point], across: _Axis, up: _Axis) -> list[str]:
-    """Each name at the place round its mark that covers marks and other names least."""
+    """Each name near its mark where it covers least, with a line to the mark if far from it."""
     taken = []
     for p in points:
         x, y = across.at(p.x), up.at(p.y)
         taken.append((x - 8, y - 8, x + 8, y + 8))
         if p.reach is not None:
-            taken.append((x, y - 3, across.at(p.reach), y + 3))
+            taken.append((x, y - 2, across.at(p.reach), y + 2))
     parts = []
-    for p in points:
+    for p in sorted(points, key=lambda p: p.x):
         x, y = across.at(p.x), up.at(p.y)
         wide = len(p.name) * _LETTER
         places = []
         for dx, dy, anchor in _PLACES:
             left = x + dx - wide * _SHARE[anchor]
             box = (left, y + dy - 11, left + wide, y + dy + 3)
-            places.append((_outside(box), sum(_overlap(box, t) for t in taken), anchor, box))
+            cost = sum(_overlap(box, t) for t in taken) + _NEAR * abs(dy - 4) ** 1.5
+            places.append((_outside(box), cost, anchor, box))
         _, _, anchor, box = min(places, key=lambda place: place[:2])
         taken.append(box)
-        at = box[0] + wide * _SHARE[anchor]
+        at, middle = box[0] + wide * _SHARE[anchor], (box[1] + box[3]) / 2
+        if abs(middle - y) > 18:
+            ends = f'x1="{x:.1f}" y1="{y:.1f}" x2="{at:.1f}" y2="{middle:.1f}"'
+            parts.append(f'<line class="lead c{p.colour}" {ends}/>')
         parts.append(_text(at, box[3] - 3, p.name, anchor, f"label c{p.colour}"))
     return parts
 

@@ -155,7 +155,8 @@ def _speedup(
     found = {size: speedup_over_best(teachers, m, size) for size in valid_sizes(m)}
     missing = [f"{size[1]}x{size[0]}" for size, pair in found.items() if not pair]
     if missing or not found:
-        why = f"no valid latency of the teacher on {m.target} " + (", ".join(missing) or "to match")
+        why = f"no valid latency of the teacher on {m.target}"
+        why += f" at {', '.join(missing)}" if missing else ""
         yield _invalid(name, subject(m), bound, "x", why)
         return
     size, (ratio, precision) = min(
@@ -176,14 +177,15 @@ def _remarks(measurements: Sequence[Measurement]) -> Iterator[str]:
     on = students(measurements)
     for int8 in (m for m in on if m.precision == "int8"):
         floats = [m for m in on if m.target == int8.target]
-        for size in valid_sizes(int8):
-            pair = speedup_over_best(floats, int8, size)
-            if pair and pair[0].low <= 1.0:
-                ratio, precision = pair
-                yield (
-                    f"{int8.target}: INT8 is not faster than {precision} at LR "
-                    f"{size[1]}x{size[0]}: {ratio.value:.2f}x ({ratio.low:.2f} to {ratio.high:.2f})"
-                )
+        found = [(size, speedup_over_best(floats, int8, size)) for size in valid_sizes(int8)]
+        slow = [
+            f"{pair[0].value:.2f}x {pair[1]} ({pair[0].low:.2f} to {pair[0].high:.2f}) "
+            f"at LR {size[1]}x{size[0]}"
+            for size, pair in found
+            if pair and pair[0].low <= 1.0
+        ]
+        if slow:
+            yield f"{int8.target}: INT8 is not faster than a float precision: {', '.join(slow)}"
 
 
 def _not_run(measurements: Sequence[Measurement], failures: Sequence[Failure]) -> Iterator[Gate]:

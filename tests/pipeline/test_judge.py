@@ -120,6 +120,15 @@ def test_teacher_without_latency_on_this_target_leaves_speed_unjudged() -> None:
     assert "no valid latency of the teacher on cpu" in verdict.gates[-1].reason
 
 
+def test_a_teacher_that_may_be_the_fastest_but_is_invalid_leaves_speed_unjudged() -> None:
+    bf16 = measurement("teacher", "cpu", "bf16", ms=10)
+    doubtful = tuple(replace(one, invalid_because="unstable") for one in bf16.latencies)
+    teachers = (TEACHER, replace(bf16, latencies=doubtful, scores=()))
+    verdict = judge(GateConfig(), (BICUBIC, STUDENT, *teachers, FP32), ())
+    assert verdict.outcome is Outcome.INVALID
+    assert "64x64, 320x180" in gate(verdict.gates, "cpu fp32", "speed-up over teacher").reason
+
+
 def test_failure_and_invalid_latency_are_invalid_gates() -> None:
     doubtful = replace(INT8.latencies[1], invalid_because="unstable: 40 % apart")
     int8 = replace(INT8, latencies=(INT8.latencies[0], doubtful))
@@ -155,7 +164,10 @@ def test_int8_no_faster_than_bf16_is_remarked_not_failed() -> None:
     int8 = measurement("student", "cpu", "int8", ms=2.2, lost_db=(0.05, 0.05, 0.05))
     verdict = judge(GateConfig(), (BICUBIC, STUDENT, TEACHER, FP32, bf16, int8), ())
     assert verdict.outcome is Outcome.PASS
-    assert verdict.remarks[0].startswith("cpu: INT8 is not faster than bf16 at LR 64x64: 0.9")
+    said = "cpu: INT8 is not faster than a float precision: 0.9"
+    assert len(verdict.remarks) == 1
+    assert verdict.remarks[0].startswith(said)
+    assert "x bf16" in verdict.remarks[0]
     assert verdict.recommended[0].precision == "bf16"
 
 
