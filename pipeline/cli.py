@@ -17,13 +17,37 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from typer.core import TyperGroup
 
 from mipkd.core.errors import MipkdError
 from mipkd.core.records import Outcome
 
+log = logging.getLogger(__name__)
+
 EXIT = {Outcome.PASS: 0, Outcome.FAIL: 6, Outcome.INVALID: 7}
 
+
+class _Guarded(TyperGroup):
+    """Turns expected errors into one line, a hint and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MipkdError as error:
+            _say(error.what, error.hint)
+            code = error.exit_code
+        except KeyboardInterrupt:
+            _say("interrupted", "the same command goes on where it was")
+            code = 130
+        except OSError as error:
+            _say(f"{error.filename or 'system'}: {error.strerror or error}", "")
+            log.debug("traceback", exc_info=True)
+            code = 5
+        raise typer.Exit(code)
+
+
 app = typer.Typer(
+    cls=_Guarded,
     help="Distil a super-resolution teacher into a student for an edge device, "
     "and prove that speed and quality survived.",
     no_args_is_help=True,
@@ -31,7 +55,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-log = logging.getLogger(__name__)
 
 Teacher = Annotated[
     Path | None, typer.Option(help="Checkpoint of the teacher: .pth, .pt or .safetensors.")
@@ -101,7 +124,8 @@ def run(
         )
     with here.locked():
         evidence = conclude(settings, here, flow(settings, here), command=_command())
-    Console().print(summary(evidence))
+    console = Console()
+    Console(width=max(console.width, 110)).print(summary(evidence))
     typer.echo(f"report: {report_folder(here.root) / 'index.html'}")
     raise typer.Exit(EXIT[evidence.verdict.outcome])
 
@@ -173,19 +197,8 @@ def report(
 
 
 def main() -> None:
-    """The console script: expected errors become one line, a hint and an exit code."""
-    try:
-        app()
-    except MipkdError as error:
-        _say(error.what, error.hint)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        _say("interrupted", "the same command goes on where it was")
-        sys.exit(130)
-    except OSError as error:
-        _say(f"{error.filename or 'system'}: {error.strerror or error}", "")
-        log.debug("traceback", exc_info=True)
-        sys.exit(5)
+    """The console script."""
+    app()
 
 
 def _say(what: str, hint: str) -> None:

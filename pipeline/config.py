@@ -78,9 +78,11 @@ def load(
     elif not given.get("data") and not given.get("model"):
         given = _merged(_preset("smoke"), given)
     try:
-        return Config.model_validate(given)
+        config = Config.model_validate(given)
     except ValidationError as error:
         raise _as_usage_error(error) from error
+    config.distill.chosen()  # a misspelt loss is told before hours of work
+    return config
 
 
 def packaged(name: str) -> Path:
@@ -134,9 +136,10 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
     for name, value in over.items():
         if value is None:
             continue
-        old = merged.get(name)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        merged[name] = _merged(old, value) if both else value  # type: ignore[arg-type]
+        if isinstance(value, Mapping):
+            old = merged.get(name)
+            value = _merged(old if isinstance(old, Mapping) else {}, value)
+        merged[name] = value
     return merged
 
 

@@ -18,8 +18,8 @@ from mipkd.distill.data import PatchSampler, load_tests, prepare_photos, prepare
 from mipkd.distill.teacher import save
 from mipkd.distill.trainer import DistillConfig, train
 
-HYPER = Hyper(scale=2, channels=48, blocks=8)
-CONFIG = DistillConfig(method="scratch", init="random", steps=6000, batch=16, lr=1e-3)
+HYPER = Hyper(scale=2, channels=32, blocks=8)
+CONFIG = DistillConfig(method="scratch", init="random", steps=3000, batch=16, lr=1e-3)
 
 
 def main(photos: Path, work: Path) -> None:

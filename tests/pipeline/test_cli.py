@@ -1,0 +1,221 @@
+"""What a user sees: one clear line, a hint, the right exit code, and a run that ends well."""
+
+import json
+import logging
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from mipkd.archs import edsr
+from mipkd.core.errors import StageError
+from mipkd.core.images import resize_bicubic, write_png
+from mipkd.distill import checkpoint
+from mipkd.distill.teacher import save
+from pipeline import cli
+
+TINY = [
+    *("--steps", "2", "--target", "cpu,null"),
+    *("--set", "distill.batch=2", "--set", "distill.patch=16", "--set", "calibrate.count=4"),
+    *("--set", "calibrate.size=16", "--set", "bench.sizes=[[16, 16]]"),
+    *("--set", "bench.min_time_s=0.05", "--set", "bench.warmup_s=0.01"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _logging() -> object:
+    """The command line sets handlers and levels; give them back."""
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = before
+
+
+def ended(*words: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command, run in this process."""
+    result = CliRunner().invoke(cli.app, [str(word) for word in words])
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    hyper = edsr.Hyper(scale=2, channels=8, blocks=2)
+    file = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    save(edsr.EDSR(hyper), edsr.ARCH, hyper, file, licence="CC0-1.0")
+    return file
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(2):
+        coarse = rng.integers(0, 256, (12, 14, 3), dtype=np.uint8)
+        write_png(folder / f"{index}.png", resize_bicubic(coarse, (96, 112)))
+    return folder
+
+
+def test_one_command_trains_measures_and_reports(
+    teacher: Path, photos: Path, tmp_path: Path
+) -> None:
+    (photos / "broken.png").write_bytes(b"not a photo")
+    run = tmp_path / "run"
+    command = ("run", "--teacher", teacher, "--data", photos, "--val", photos, "--out", run, *TINY)
+    code, out, err = ended(*command)
+    assert code in (6, 7), err  # two steps teach nothing
+    assert "verdict:" in out
+    assert "skipped broken.png" in err
+    results = json.loads((run / "report/latest/results.json").read_text())
+    assert {"cpu", "null"} <= {m["target"] for m in results["measurements"]}
+    assert any("broken.png" in warning for warning in results["warnings"])
+    assert (run / "report/latest/index.html").stat().st_size < 5e6
+
+    code, out, _ = ended("plan", *command[1:])
+    assert "0 of" in out.splitlines()[-1]
+    code, out, _ = ended("plan", *command[1:], "--set", "distill.lr=1e-4")
+    lines = dict(line.split(maxsplit=2)[1::-1] for line in out.splitlines()[:-1])
+    assert lines["identify"] == lines["photos"] == lines["tests"] == "skip"
+    assert lines["distill"] == lines["measure"] == "run"
+    assert "config.lr 0.0005 -> 0.0001" in out
+
+    code, out, _ = ended("report", run)
+    assert code == 0
+
+
+def test_a_finished_model_enters_after_distillation(
+    teacher: Path, photos: Path, tmp_path: Path
+) -> None:
+    code, _out, err = ended(
+        "run", "--model", teacher, "--data", photos, "--val", photos, "--out", tmp_path / "r", *TINY
+    )
+    assert code in (0, 6, 7), err
+    assert "distill" not in err
+
+
+def test_not_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "teacher.pth").write_bytes(b"plain text, no weights")
+    code, _, err = ended("doctor", tmp_path / "teacher.pth")
+    assert code == 2
+    assert "error: " in err
+    assert "teacher.pth: not a checkpoint" in err
+    assert "hint: " in err
+    assert "Traceback" not in err
+
+
+class Trap:
+    def __reduce__(self) -> object:
+        return (print, ("the pickle ran",))
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
+    torch.save({"params": Trap()}, tmp_path / "zip.pth")
+    (tmp_path / "bare.pth").write_bytes(pickle.dumps(Trap()))
+    for name in ("zip.pth", "bare.pth"):
+        code, out, err = ended("doctor", tmp_path / name)
+        assert code == 2
+        assert "the pickle ran" not in out + err
+
+
+def test_an_unknown_architecture_names_the_nearest(tmp_path: Path) -> None:
+    state = {"head.0.weight": torch.zeros(8, 3, 3, 3), "body.0.body.0.weight": torch.zeros(1)}
+    torch.save(state, tmp_path / "t.pth")
+    code, _, err = ended("doctor", tmp_path / "t.pth")
+    assert code == 3
+    assert "nearest is edsr" in err
+    assert "body.0.body.2.weight" in err
+
+
+def test_a_model_of_another_scale(teacher: Path, photos: Path, tmp_path: Path) -> None:
+    hyper = edsr.Hyper(scale=4, channels=8, blocks=1)
+    save(edsr.EDSR(hyper), edsr.ARCH, hyper, tmp_path / "x4.safetensors", licence="")
+    model = tmp_path / "x4.safetensors"
+    code, _, err = ended(
+        "run", "--teacher", teacher, "--model", model, "--val", photos, "--out", tmp_path / "r"
+    )
+    assert code == 2
+    assert "scale is x4, the teacher's x2" in err
+    code, _, err = ended("run", "--teacher", teacher, "--scale", 3, "--out", tmp_path / "s")
+    assert code == 2
+    assert "its scale is x2" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "what", "hint"),
+    [
+        (("--target", "openvio"), 2, "unknown name 'openvio'", "did you mean openvino?"),
+        (("--student", "esdr:c8b1"), 2, "unknown family 'esdr'", "did you mean edsr?"),
+        (("--student", "edsr:wide"), 2, "cannot read 'wide'", "edsr:c32"),
+        (("--precision", "int9"), 2, "unknown name 'int9'", "did you mean int8?"),
+        (("--set", "distill.ls=1"), 2, "distill.ls: unknown setting", "lr"),
+        (("--set", "distill.lr=fast"), 2, "distill.lr", ""),
+        (("--set", "distill.losses=[{name='logit'}]"), 2, "unknown loss 'logit'", "logits?"),
+        (("--config", "absent.toml"), 2, "cannot read absent.toml", ""),
+    ],
+)
+def test_a_wrong_word_gets_the_nearest_right_one(
+    teacher: Path,
+    photos: Path,
+    tmp_path: Path,
+    words: tuple[str, ...],
+    code: int,
+    what: str,
+    hint: str,
+) -> None:
+    command = ("run", "--teacher", teacher, "--data", photos, "--val", photos, "--target", "null")
+    got, _, err = ended(*command, "--out", tmp_path / "run", "--set", "distill.patch=16", *words)
+    assert got == code
+    assert what in err
+    assert hint in err
+
+
+def test_photos_smaller_than_a_patch(teacher: Path, photos: Path, tmp_path: Path) -> None:
+    command = ("run", "--teacher", teacher, "--data", photos, "--val", photos, *TINY)
+    code, _, err = ended(*command, "--out", tmp_path / "r", "--set", "distill.patch=64")
+    assert code == 2
+    assert "112x96 is smaller than a patch" in err
+
+
+def test_an_empty_folder(teacher: Path, tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    code, _, err = ended(
+        "run", "--teacher", teacher, "--data", tmp_path / "none", "--out", tmp_path / "r"
+    )
+    assert code == 2
+    assert "no image in it" in err
+
+
+def test_an_output_that_cannot_be_written(teacher: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, _, err = ended("run", "--teacher", teacher, "--out", tmp_path / "file" / "run")
+    assert code == 2
+    assert "cannot write to" in err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full to fill a disk")
+def test_a_disk_that_fills_while_training_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, {"step": 1})
+    (tmp_path / "checkpoint.pt.partial").symlink_to("/dev/full")
+    with pytest.raises(StageError, match="No space left on device") as caught:
+        checkpoint.save(tmp_path, {"step": 2, "weights": torch.zeros(100_000)})
+    assert "run the same command again" in caught.value.hint
+    assert checkpoint.load(tmp_path) == {"step": 1}
+
+
+def test_help_is_quick_and_names_every_command() -> None:
+    code = (
+        "import sys; sys.argv = ['mipkd-pipeline', '--help']\n"
+        "from pipeline.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for command in ("run", "plan", "doctor", "report"):
+        assert f"\n  {command}" in shown.stdout
