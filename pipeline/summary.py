@@ -39,6 +39,7 @@ def summary(evidence: Evidence) -> Group:
         _gate_line(gate.outcome, f"{gate.subject}: {gate.name}: {gate.reason}")
         for gate in evidence.verdict.gates
     ]
+    lines += [Text(f"note    {remark}") for remark in evidence.verdict.remarks]
     for failure in evidence.failures:
         lines.append(Text(f"FAILED  {failure.target} {failure.precision}: {failure.what}", "red"))
     verdict = evidence.verdict.outcome

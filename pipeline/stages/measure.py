@@ -31,10 +31,15 @@ def measure(
         opened = {
             f"{b.role} {b.precision}": stack.enter_context(closing(chosen.open(b))) for b in builts
         }
-        by_size = [compare(opened, size, config) for size in config.sizes]
+        multiples = {name: b.multiple for name, b in zip(opened, builts, strict=True)}
+        by_size = [compare(opened, size, config, multiples=multiples) for size in config.sizes]
         found = []
         for (name, session), built in zip(opened.items(), builts, strict=True):
-            outputs = out / name.replace(" ", "-") if built.role == "student" else None
+            outputs = (
+                out / name.replace(" ", "-")
+                if built.role == "student" and chosen.makes_pixels
+                else None
+            )
             found.append(
                 Measurement(
                     role=built.role,
