@@ -11,13 +11,14 @@ import logging
 import shutil
 import warnings
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mipkd.core.errors import MissingError, UnsupportedError
 from mipkd.core.records import Built, Graph, PatchSet
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
     from targets.base import FloatArray
 
@@ -100,7 +101,7 @@ class Cpu:
 
 def _given(calibration: PatchSet | None) -> PatchSet:
     if calibration is None:
-        raise MissingError("int8 needs calibration patches")
+        raise MissingError("cpu int8 needs calibration patches", hint="give photos: --data")
     return calibration
 
 
@@ -121,7 +122,7 @@ def _quantize(graph: Graph, patches: PatchSet, file: Path) -> tuple[str, ...]:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     from calibration.patches import as_batches
-    from calibration.scopes import onnx_scopes
+    from calibration.scopes import ATTENTION_NOTE, onnx_scopes
 
     name = onnx.load(graph.file, load_external_data=False).graph.input[0].name
 
@@ -133,6 +134,11 @@ def _quantize(graph: Graph, patches: PatchSet, file: Path) -> tuple[str, ...]:
             return next(self.left, None)
 
     found = onnx_scopes(graph.file)
+    notes = [f"{len(found.head)} convolution stays FP32: the first"]
+    if found.attention:
+        notes.append(ATTENTION_NOTE)
+    if saturates := _saturates():
+        notes.append("weights of 7 bits: this CPU has no VNNI and would saturate with 8")
     prepared = file.with_name("prepared.onnx")
     with _quiet():
         quant_pre_process(str(graph.file), str(prepared), skip_symbolic_shape=True)
@@ -144,16 +150,31 @@ def _quantize(graph: Graph, patches: PatchSet, file: Path) -> tuple[str, ...]:
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             per_channel=True,
+            reduce_range=saturates,
             op_types_to_quantize=["Conv", "MatMul"],
             nodes_to_exclude=list(found.head),
             calibrate_method=CalibrationMethod.MinMax,
         )
     prepared.unlink()
-    return (f"{len(found.head)} convolution stays FP32: the first",)
+    return tuple(notes)
+
+
+def _saturates() -> bool:
+    """Whether sums of U8 x S8 products clip at 16 bits, as on an x86 CPU without VNNI."""
+    facts = Path("/proc/cpuinfo")
+    flags = next((line for line in _lines(facts) if line.startswith("flags")), "")
+    return bool(flags) and "vnni" not in flags
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text().splitlines()
+    except OSError:
+        return []
 
 
 @contextlib.contextmanager
-def _quiet() -> Any:
+def _quiet() -> Iterator[None]:
     """Keep the quantiser's advice out of the user's terminal."""
     before = logging.root.level
     logging.root.setLevel(logging.ERROR)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mipkd.core.errors import UnsupportedError
 from mipkd.core.records import Built, Graph, PatchSet
 
 if TYPE_CHECKING:
@@ -55,6 +56,9 @@ class Null:
 
     def build(self, graph: Graph, precision: str, calibration: PatchSet | None, out: Path) -> Built:
         """The graph as it is."""
+        if precision not in self.precisions():
+            raise UnsupportedError(f"null: no precision {precision!r}", hint="known: fp32")
+        out.mkdir(parents=True, exist_ok=True)
         file = out / graph.file.name
         shutil.copyfile(graph.file, file)
         return Built(

@@ -14,12 +14,17 @@ import numpy.typing as npt
 from mipkd.core.errors import UnsupportedError, UsageError
 from mipkd.core.images import ByteArray, psnr_y
 from mipkd.core.records import Graph
+from mipkd.export.onnx import PRODUCER
 
 log = logging.getLogger(__name__)
 
 Pair = tuple[str, ByteArray, ByteArray]  # name, LR, HR
-_QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger"}
+_QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv"}
+_QUANTIZED |= {"QLinearMatMul", "ConvInteger", "MatMulInteger"}
 _LEAST_PROBE_DB = 20.0
+_MULTIPLES = (1, 2, 4, 8, 16)  # of height and width; windows are 8 or 16
+_LEAST_OPSET = 13  # scales per output channel need it
+_RGB = "known: float of shape [N, 3, H, W], RGB"
 
 
 def adopt(
@@ -32,7 +37,8 @@ def adopt(
 ) -> Graph:
     """The graph with [0, 1] in and out and free height and width, as `out`/model.onnx.
 
-    Scale is found by running it, the image range (1 or 255) by a probe, unless given.
+    Scale and the multiple of its sizes are found by running it, the image range (1 or 255) by
+    a probe on images, unless given. Our own exports are known by their metadata.
 
     Raises:
         UsageError: not an ONNX file.
@@ -41,14 +47,19 @@ def adopt(
     """
     model = _read(path)
     _check(model, path)
+    model = _raised(model, path)
     facts = {p.key: p.value for p in model.metadata_props}
-    multiple = int(facts.get("multiple", 1))
-    _free_sizes(model)
-    found = _scale(model, path, multiple)
+    ours = facts.get("producer") == PRODUCER
+    was_fixed = _free_sizes(model)
+    multiples = (int(facts["multiple"]),) if ours else _MULTIPLES
+    found, multiple = _scale_and_multiple(model, path, multiples)
+    if was_fixed:
+        _same_at_other_sizes(model, path, found, multiple)
     if scale and scale != found:
         raise UsageError(f"{path}: its scale is x{found}, adopt.scale asks for x{scale}")
-    if facts.get("range") != "0..1":
+    if not ours:
         _wrap(model, image_range or _probed_range(model, path, probe(found), multiple))
+        _note(model, scale=found, multiple=multiple)
     file = out / "model.onnx"
     file.write_bytes(model.SerializeToString())
     return Graph(
@@ -57,7 +68,7 @@ def adopt(
         role="student",
         scale=found,
         multiple=multiple,
-        opset=model.opset_import[0].version,
+        opset=_opset(model),
         family=facts.get("family", "onnx"),
         licence=facts.get("licence", "unknown"),
     )
@@ -92,20 +103,44 @@ def _check(model: Any, path: Path) -> None:
             f"{path}: already quantised ({', '.join(sorted(quantized))})",
             hint="give the FP32 graph; quantising is done here, per target",
         )
-    tensor = images[0].type.tensor_type
-    shape = [d.dim_value or d.dim_param for d in tensor.shape.dim]
-    if len(shape) != 4 or shape[1] != 3 or tensor.elem_type != onnx.TensorProto.FLOAT:
-        kind = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+    for value, whose in ((images[0], "input"), (graph.output[0], "output")):
+        tensor = value.type.tensor_type
+        shape = [d.dim_value or d.dim_param or "?" for d in tensor.shape.dim]
+        # An output's shape may be unknown; running it tells.
+        is_image = whose == "output" or (len(shape) == 4 and shape[1] == 3)
+        if not is_image or tensor.elem_type != onnx.TensorProto.FLOAT:
+            kind = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+            channels_last = len(shape) == 4 and shape[3] == 3
+            raise UnsupportedError(
+                f"{path}: its {whose} is {kind} of shape {shape}",
+                hint=f"it is NHWC: transpose it; {_RGB}" if channels_last else _RGB,
+            )
+
+
+def _opset(model: Any) -> int:
+    return next(int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx"))
+
+
+def _raised(model: Any, path: Path) -> Any:
+    """The model at an opset that quantisers take; older files are converted."""
+    from onnx import version_converter
+
+    if _opset(model) >= _LEAST_OPSET:
+        return model
+    try:
+        return version_converter.convert_version(model, _LEAST_OPSET)
+    except (RuntimeError, ValueError) as error:
         raise UnsupportedError(
-            f"{path}: its input is {kind} of shape {shape}",
-            hint="known: float of shape [N, 3, H, W], RGB",
-        )
+            f"{path}: opset {_opset(model)} cannot be converted to {_LEAST_OPSET}: {error}",
+            hint=f"export it with opset {_LEAST_OPSET} or later",
+        ) from error
 
 
-def _free_sizes(model: Any) -> None:
-    """Forget fixed heights and widths; running at two sizes tells if that was right."""
+def _free_sizes(model: Any) -> bool:
+    """Forget fixed heights and widths; whether there were any."""
     constants = {t.name for t in model.graph.initializer}
     image = next(i for i in model.graph.input if i.name not in constants)
+    was_fixed = any(d.dim_value for d in list(image.type.tensor_type.shape.dim)[2:])
     for value, names in ((image, ("height", "width")), (model.graph.output[0], ("out_h", "out_w"))):
         dims = value.type.tensor_type.shape.dim
         if len(dims) == 4:
@@ -113,6 +148,7 @@ def _free_sizes(model: Any) -> None:
             for dim, name in zip(list(dims)[2:], names, strict=True):
                 dim.dim_param = name
     del model.graph.value_info[:]
+    return was_fixed
 
 
 def _run(model: Any, lr_NCHW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -127,26 +163,56 @@ def _run(model: Any, lr_NCHW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32
     return np.asarray(image, dtype=np.float32)
 
 
-def _scale(model: Any, path: Path, multiple: int) -> int:
-    ratios = set()
-    for height, width in ((3, 4), (5, 3)):
-        size = (1, 3, 8 * multiple * height, 8 * multiple * width)
+def _scale_and_multiple(model: Any, path: Path, multiples: Sequence[int]) -> tuple[int, int]:
+    """The whole ratio of output to input sizes, and the least multiple that sizes must be of."""
+    why = ""
+    for multiple in multiples:
+        least = max(3, 24 // multiple | 1) * multiple  # an odd number of multiples
         try:
-            shape = _run(model, np.zeros(size, np.float32)).shape
+            ratios = _ratios(model, (least, least + 2 * multiple), (least + 4 * multiple, least))
         except Exception as error:  # onnxruntime has no public base class
-            raise UnsupportedError(
-                f"{path}: does not run at {size[3]}x{size[2]}: {str(error).splitlines()[0]}",
-                hint="export it with dynamic height and width",
-            ) from error
+            why = str(error).splitlines()[0]
+            continue
+        if len(ratios) == 1 and (ratio := ratios.pop()) == int(ratio):
+            if ratio < 2:
+                raise UnsupportedError(
+                    f"{path}: its output is not larger than its input",
+                    hint="known: super-resolution by a whole scale of 2 or more",
+                )
+            return int(ratio), multiple
+        why = "output sizes do not follow input sizes by a whole scale"
+    raise UnsupportedError(
+        f"{path}: cannot be run at any size: {why}",
+        hint="export it with dynamic height and width",
+    )
+
+
+def _ratios(model: Any, *sizes: tuple[int, int]) -> set[float]:
+    found: set[float] = set()
+    for height, width in sizes:
+        shape = _run(model, np.zeros((1, 3, height, width), np.float32)).shape
         if len(shape) != 4 or shape[1] != 3:
-            raise UnsupportedError(f"{path}: its output has shape {list(shape)}, not [N, 3, H, W]")
-        ratios |= {shape[2] / size[2], shape[3] / size[3]}
-    if len(ratios) != 1 or (ratio := ratios.pop()) != int(ratio) or ratio < 1:
+            raise ValueError(f"its output has shape {list(shape)}, not [N, 3, H, W]")
+        found |= {shape[2] / height, shape[3] / width}
+    return found
+
+
+def _same_at_other_sizes(model: Any, path: Path, scale: int, multiple: int) -> None:
+    """A graph made for one size may run at others and compute something else there.
+
+    A part of an image must come out about as it does in the whole, away from the cut.
+    """
+    side = max(48 // multiple, 2) * multiple
+    rng = np.random.default_rng(0)
+    whole = rng.random((1, 3, 2 * side, 2 * side), dtype=np.float32)
+    inside = (..., slice(0, side * scale // 2), slice(0, side * scale // 2))
+    of_whole = _run(model, whole)[inside]
+    of_part = _run(model, np.ascontiguousarray(whole[..., :side, :side]))[inside]
+    if not np.abs(of_whole - of_part).mean() <= 0.1 * of_whole.std():
         raise UnsupportedError(
-            f"{path}: output sizes do not follow input sizes by a whole scale",
+            f"{path}: made for one size, it gives other values at another",
             hint="export it with dynamic height and width",
         )
-    return int(ratio)
 
 
 def _probed_range(model: Any, path: Path, images: Sequence[Pair], multiple: int) -> float:
@@ -200,3 +266,13 @@ def _wrap(model: Any, image_range: float) -> None:
     last = helper.make_node("Mul", [f"{result}_in_range", "from_range"], [result], "from_range_mul")
     graph.node.insert(0, first)
     graph.node.append(last)
+
+
+def _note(model: Any, *, scale: int, multiple: int) -> None:
+    """What is now known of the graph, as in our own exports."""
+    facts = {"colour": "RGB", "range": "0..1", "producer": PRODUCER}
+    facts |= {"scale": str(scale), "border": str(scale), "multiple": str(multiple)}
+    kept = {p.key: p.value for p in model.metadata_props}
+    del model.metadata_props[:]
+    for key, value in sorted(({"family": "onnx"} | kept | facts).items()):
+        model.metadata_props.add(key=key, value=value)

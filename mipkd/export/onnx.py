@@ -18,6 +18,7 @@ from mipkd.core.records import Graph
 
 OPSET = 20
 INPUT, OUTPUT = "lr", "sr"
+PRODUCER = "mipkd-pipeline"
 _EXAMPLE = 48  # LR pixels a side while tracing; the result does not depend on it
 
 
@@ -34,9 +35,10 @@ def export(net: SRNet, *, out: Path, metadata: dict[str, str], role: str, family
         "range": "0..1",
         "border": str(net.scale),
         "multiple": str(net.multiple),
-        "producer": "mipkd-pipeline",
+        "producer": PRODUCER,
         "family": family,
     }
+    _strip(program.model)
     program.model.metadata_props.update({**facts, **metadata})
     partial = file.with_name(file.name + ".partial")
     program.save(partial)
@@ -62,6 +64,19 @@ class _Tapped(nn.Module):
     def forward(self, lr: Tensor) -> Tensor:
         image, _ = self.net.tapped(lr)
         return image
+
+
+def _strip(model: Any) -> None:
+    """Drop the exporter's notes: they hold source lines and absolute paths of this machine,
+    a third of a small student's file, and would make its hash depend on where it was made."""
+    graph = model.graph
+    graph.metadata_props.clear()
+    for node in graph.all_nodes():
+        for noted in (node, *node.outputs):
+            noted.metadata_props.clear()
+        node.doc_string = None
+    for value in (*graph.inputs, *graph.initializers.values()):
+        value.metadata_props.clear()
 
 
 def _program(net: SRNet) -> Any:

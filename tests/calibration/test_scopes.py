@@ -1,0 +1,74 @@
+"""The layers that stay float are found in graphs of several families."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from calibration.scopes import Node, onnx_scopes, scopes
+
+
+def node(kind: str, *inputs: str, to: str) -> Node:
+    return Node(f"{kind} {to}", kind, inputs, (to,))
+
+
+def test_first_and_last_convolutions_and_sums_of_two_features_are_found() -> None:
+    nodes = [
+        node("Sub", "image", to="shifted"),
+        node("Conv", "shifted", to="a"),
+        node("Conv", "a", to="b"),
+        node("Relu", "b", to="c"),
+        node("Conv", "c", to="d"),
+        node("Add", "a", "d", to="e"),
+        node("Conv", "e", to="f"),
+        node("DepthToSpace", "f", to="g"),
+        node("Conv", "g", to="h"),
+        node("Mul", "h", to="i"),
+        node("Add", "i", to="result"),  # with a constant, which is not among its inputs
+    ]
+    found = scopes(nodes, image="image", result="result")
+    assert found.head == ("Conv a",)
+    assert found.tail == ("Conv h",)
+    assert found.adds == ("Add e",)
+    assert not found.attention
+
+
+def test_a_convolution_straight_to_the_shuffled_image_is_the_last() -> None:
+    nodes = [
+        node("Convolution", "image", to="a"),
+        node("Convolution", "a", to="b"),
+        node("DepthToSpace", "b", to="result"),
+    ]
+    found = scopes(nodes, image="image", result="result")
+    assert (found.head, found.tail) == (("Convolution a",), ("Convolution b",))
+
+
+def test_a_skip_from_the_image_adds_both_ends() -> None:
+    nodes = [
+        node("Conv", "image", to="a"),
+        node("Conv", "a", to="b"),
+        node("Add", "b", "image", to="result"),
+    ]
+    found = scopes(nodes, image="image", result="result")
+    assert (found.head, found.tail, found.adds) == (("Conv a",), ("Conv b",), ("Add result",))
+
+
+def test_products_of_two_feature_maps_are_attention_and_of_weights_are_not(
+    tmp_path: Path,
+) -> None:
+    weight = numpy_helper.from_array(np.ones((4, 4), np.float32), "weight")
+    shape = [1, 3, 4, 4]
+
+    def saved(second: str) -> Path:
+        image = helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)
+        out = helper.make_tensor_value_info("out", TensorProto.FLOAT, shape)
+        product = helper.make_node("MatMul", ["image", second], ["out"], "product")
+        graph = helper.make_graph([product], "g", [image], [out], [weight])
+        onnx.save(helper.make_model(graph), tmp_path / "x.onnx")
+        return tmp_path / "x.onnx"
+
+    assert onnx_scopes(saved("image")).attention
+    assert not onnx_scopes(saved("weight")).attention

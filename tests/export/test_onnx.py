@@ -1,0 +1,95 @@
+"""Exported graphs compute what the torch nets do, at any size, and carry what a user needs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from calibration.scopes import onnx_scopes
+from mipkd.archs.base import Arch, SRNet
+from mipkd.core import plugins
+from mipkd.core.errors import StageError
+from mipkd.export.onnx import export
+from mipkd.export.parity import parity
+
+# One group of SwinIR holds a plain and a shifted window layer.
+SMALL = {"edsr": ("c8b2", {}), "rcan": ("c16g1b1", {}), "swinir": ("c12r1", {"layers": 2})}
+
+
+def made(name: str, scale: int = 2) -> SRNet:
+    arch: Arch = plugins.load("mipkd.archs", name, "ARCH")
+    budget, others = SMALL[name]
+    torch.manual_seed(0)
+    hyper = replace(arch.shrink(arch.paper(scale), budget), **others)
+    return arch.make(hyper).eval()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_graph_equals_torch_on_noise_of_any_size(name: str, tmp_path: Path) -> None:
+    net = made(name)
+    graph = export(net, out=tmp_path, metadata={}, role="student", family=name)
+    photo = np.random.default_rng(1).integers(0, 256, (45, 27, 3), dtype=np.uint8)
+    assert parity(net, graph, [photo], bound=1e-5) < 1e-5
+    assert (graph.scale, graph.multiple, graph.opset) == (2, net.multiple, 20)
+    found = onnx_scopes(graph.file)
+    assert (len(found.head), len(found.tail)) == (1, 1)
+    assert found.adds
+    assert found.attention == (name == "swinir")
+
+
+def test_the_graph_says_what_it_takes_and_where_it_comes_from(tmp_path: Path) -> None:
+    metadata = {"teacher_sha256": "ab12", "licence": "CC0"}
+    graph = export(made("edsr", 3), out=tmp_path, metadata=metadata, role="student", family="edsr")
+    model = onnx.load(graph.file)
+    facts = {p.key: p.value for p in model.metadata_props}
+    assert facts == {
+        "scale": "3",
+        "colour": "RGB",
+        "range": "0..1",
+        "border": "3",
+        "multiple": "1",
+        "producer": "mipkd-pipeline",
+        "family": "edsr",
+        "teacher_sha256": "ab12",
+        "licence": "CC0",
+    }
+    session = onnxruntime.InferenceSession(str(graph.file), providers=["CPUExecutionProvider"])
+    (lr,), (sr,) = session.get_inputs(), session.get_outputs()
+    assert (lr.name, lr.type, sr.name) == ("lr", "tensor(float)", "sr")
+    assert lr.shape[:2] == [1, 3]
+    assert all(isinstance(side, str) for side in lr.shape[2:])
+    assert {o.domain: o.version for o in model.opset_import} == {"": 20}
+    assert "DepthToSpace" in {node.op_type for node in model.graph.node}
+
+
+def test_the_same_net_gives_the_same_file_and_it_tells_nothing_of_this_machine(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    files = []
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        export(made("edsr"), out=tmp_path / place, metadata={}, role="student", family="edsr")
+        files += (tmp_path / place).iterdir()
+    one, other = (file.read_bytes() for file in files)
+    assert one == other
+    assert b"stack_trace" not in one
+    assert b".py" not in one
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert said.err == ""
+
+
+def test_a_graph_that_differs_from_torch_is_refused_with_the_figure(tmp_path: Path) -> None:
+    net = made("edsr")
+    graph = export(net, out=tmp_path, metadata={}, role="student", family="edsr")
+    with torch.no_grad():
+        net.last.bias += 0.5 * 255  # type: ignore[operator, union-attr]
+    with pytest.raises(StageError, match=r"differs from torch by 0\.5, allowed is 0\.0001") as e:
+        parity(net, graph, [], bound=1e-4)
+    assert e.value.exit_code == 5

@@ -1,0 +1,263 @@
+"""What every target promises, whichever files stand in the folder."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mipkd.archs.base import SRNet
+from mipkd.core import plugins
+from mipkd.core.errors import MissingError, UnsupportedError
+from mipkd.core.records import Built, Graph, PatchSet
+from mipkd.export.onnx import export
+from targets.base import PRECISIONS, Target, upscale
+
+ROOT = Path(__file__).resolve().parents[2]
+TARGETS = plugins.names("targets")
+OFFERED = [(name, p) for name in TARGETS for p in PRECISIONS]
+# Largest and mean difference to torch, in steps of uint8.
+BOUNDS = {"fp32": (1, 0.01), "bf16": (8, 1.0), "fp16": (4, 0.5), "int8": (16, 1.5)}
+
+
+def target_of(name: str) -> Target:
+    target: Target = plugins.load("targets", name, "TARGET")
+    if reason := target.why_not():
+        pytest.skip(reason)
+    return target
+
+
+@pytest.fixture(scope="module")
+def net() -> SRNet:
+    arch = plugins.load("mipkd.archs", "edsr", "ARCH")
+    torch.manual_seed(0)
+    made: SRNet = arch.make(arch.shrink(arch.paper(2), "c8b2"))
+    return made.eval()
+
+
+@pytest.fixture(scope="module")
+def graph(net: SRNet, tmp_path_factory: pytest.TempPathFactory) -> Graph:
+    out = tmp_path_factory.mktemp("graph")
+    return export(net, out=out, metadata={}, role="student", family="edsr")
+
+
+@pytest.fixture(scope="module")
+def patches(tmp_path_factory: pytest.TempPathFactory) -> PatchSet:
+    file = tmp_path_factory.mktemp("patches") / "patches.npy"
+    np.save(file, np.random.default_rng(0).integers(0, 256, (8, 24, 24, 3), dtype=np.uint8))
+    return PatchSet(file=file, sha256="", source="noise", count=8, size=(24, 24))
+
+
+def built(target: Target, graph: Graph, precision: str, patches: PatchSet, out: Path) -> Built:
+    if precision not in target.precisions():
+        pytest.skip(f"{target.name} offers no {precision} here")
+    return target.build(graph, precision, patches, out)
+
+
+@pytest.mark.parametrize(("name", "precision"), OFFERED)
+def test_it_builds_opens_and_gives_torchs_pixels_at_odd_sizes(
+    name: str,
+    precision: str,
+    net: SRNet,
+    graph: Graph,
+    patches: PatchSet,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    target = target_of(name)
+    made = built(target, graph, precision, patches, tmp_path / "out")
+    assert (made.target, made.precision, made.role, made.scale) == (name, precision, "student", 2)
+    files = [f for f in (tmp_path / "out").iterdir() if f.is_file()]
+    assert made.file in files
+    assert made.size_bytes == sum(f.stat().st_size for f in files)
+    with closing(target.open(made)) as session:
+        for size in ((21, 35), (40, 24), (21, 35)):
+            image = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
+            found = upscale(session, image, scale=2)
+            assert found.shape == (2 * size[0], 2 * size[1], 3)
+            if target.makes_pixels:
+                most, mean = BOUNDS[precision]
+                difference = np.abs(found.astype(int) - by_torch(net, image))
+                assert difference.max() <= most
+                assert difference.mean() <= mean
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert said.err == ""
+
+
+def by_torch(net: SRNet, image_HWC: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    lr = torch.from_numpy(image_HWC.transpose(2, 0, 1)[None].astype(np.float32) / 255)
+    with torch.inference_mode():
+        sr = net(lr)[0].clamp(0, 1).permute(1, 2, 0).numpy()
+    return np.rint(sr * 255).astype(int)
+
+
+@pytest.mark.parametrize(("name", "precision"), OFFERED)
+def test_the_same_graph_and_patches_give_the_same_pixels(
+    name: str, precision: str, graph: Graph, patches: PatchSet, tmp_path: Path
+) -> None:
+    target, pixels = target_of(name), []
+    lr = np.random.default_rng(2).random((1, 3, 24, 24), dtype=np.float32)
+    for place in ("a", "b"):
+        made = built(target, graph, precision, patches, tmp_path / place)
+        with closing(target.open(made)) as session:
+            pixels.append(np.array(session.run(lr)))
+    assert np.array_equal(*pixels)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_fp32_comes_first_and_versions_are_told(name: str) -> None:
+    target = target_of(name)
+    assert target.name == name
+    assert target.precisions()[0] == "fp32"
+    assert set(target.precisions()) <= set(PRECISIONS)
+    assert "numpy" in target.versions()
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_what_it_does_not_offer_is_refused(name: str, graph: Graph, tmp_path: Path) -> None:
+    target = target_of(name)
+    if "int8" in target.precisions():
+        with pytest.raises(MissingError, match=f"{name} int8 needs calibration patches"):
+            target.build(graph, "int8", None, tmp_path)
+    with pytest.raises(UnsupportedError, match="int3") as caught:
+        target.build(graph, "int3", None, tmp_path)
+    assert "fp32" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_int8_says_what_stays_float(
+    name: str, graph: Graph, patches: PatchSet, tmp_path: Path
+) -> None:
+    made = built(target_of(name), graph, "int8", patches, tmp_path)
+    assert any("first" in note for note in made.notes)
+
+
+def run_python(code: str, *, path: str, home: Path) -> str:
+    environment = {**os.environ, "PYTHONPATH": path, "HOME": str(home)}
+    environment.pop("CI", None)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
+        cwd=home,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_importing_all_targets_loads_no_runtime(tmp_path: Path) -> None:
+    loaded = run_python(
+        """
+        import sys
+        from mipkd.core import plugins
+        for name in plugins.names("targets"):
+            plugins.load("targets", name, "TARGET")
+        heavy = {"torch", "onnx", "onnxruntime", "openvino", "nncf", "PIL", "pydantic", "skimage"}
+        print(sorted(heavy & set(sys.modules)))
+        """,
+        path=str(ROOT),
+        home=tmp_path,
+    )
+    assert loaded == "[]"
+
+
+@pytest.mark.parametrize(
+    ("name", "runtime"), [("cpu", "onnxruntime"), ("openvino", "openvino"), ("null", "numpy")]
+)
+def test_opening_needs_numpy_and_the_runtime_alone(
+    name: str, runtime: str, graph: Graph, patches: PatchSet, tmp_path: Path
+) -> None:
+    made = built(target_of(name), graph, "fp32", patches, tmp_path)
+    shape = run_python(
+        f"""
+        import importlib.abc, sys, warnings
+        from pathlib import Path
+        warnings.simplefilter("ignore")  # what a runtime's own import says is not ours
+
+        class Bare(importlib.abc.MetaPathFinder):
+            def find_spec(self, name, path=None, target=None):
+                host = ("torch", "onnx", "nncf", "PIL", "pydantic", "skimage", "typer")
+                if name.partition(".")[0] in host:
+                    raise ModuleNotFoundError(name)
+
+        sys.meta_path.insert(0, Bare())
+        import {runtime}, numpy
+        from mipkd.core import plugins
+        from mipkd.core.records import Built
+        target = plugins.load("targets", "{name}", "TARGET")
+        assert target.why_not() == "", target.why_not()
+        file, options = Path({str(made.file)!r}), {made.options}
+        built = Built("{name}", "fp32", "student", file, 0, 2, 1, options)
+        session = target.open(built)
+        print(session.run(numpy.zeros((1, 3, 9, 5), "float32")).shape)
+        session.close()
+        """,
+        path=str(ROOT),
+        home=tmp_path,
+    )
+    assert shape == "(1, 3, 18, 10)"
+
+
+def test_a_target_is_one_file_of_any_package_on_the_path(graph: Graph, tmp_path: Path) -> None:
+    (tmp_path / "targets").mkdir()
+    (tmp_path / "targets" / "echo.py").write_text(
+        textwrap.dedent(
+            '''
+            """Repeats each pixel."""
+            import shutil
+            from mipkd.core.records import Built
+
+            class Session:
+                def __init__(self, scale):
+                    self.scale = scale
+                def run(self, lr_NCHW):
+                    return lr_NCHW.repeat(self.scale, 2).repeat(self.scale, 3)
+                def close(self):
+                    pass
+
+            class Echo:
+                name, makes_pixels = "echo", True
+                def precisions(self):
+                    return ("fp32",)
+                def why_not(self):
+                    return ""
+                def versions(self):
+                    return {"echo": "1"}
+                def build(self, graph, precision, calibration, out):
+                    file = shutil.copy(graph.file, out / "echo.onnx")
+                    return Built("echo", precision, graph.role, file, 1, graph.scale, 1)
+                def open(self, built):
+                    return Session(built.scale)
+
+            TARGET = Echo()
+            '''
+        )
+    )
+    said = run_python(
+        f"""
+        from pathlib import Path
+        import numpy
+        from mipkd.core import plugins
+        from mipkd.core.records import Graph
+        from targets.base import upscale
+        print(plugins.names("targets"))
+        target = plugins.load("targets", "echo", "TARGET")
+        graph = Graph(Path({str(graph.file)!r}), "", "student", 2, 1, 20, "edsr")
+        session = target.open(target.build(graph, "fp32", None, Path.cwd()))
+        print(upscale(session, numpy.full((3, 4, 3), 7, "uint8"), scale=2).shape)
+        """,
+        path=f"{ROOT}{os.pathsep}{tmp_path}",
+        home=tmp_path,
+    )
+    assert "'cpu', 'echo'" in said
+    assert said.endswith("(6, 8, 3)")
