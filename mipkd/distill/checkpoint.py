@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from mipkd.core.errors import StageError
 
@@ -17,7 +21,7 @@ log = logging.getLogger(__name__)
 _NAMES = ("checkpoint.pt", "checkpoint-before.pt")  # the newest first
 
 
-def save(folder: Path, state: dict[str, Any]) -> None:
+def save(folder: Path, state: Mapping[str, Any]) -> None:
     """Write `state` beside the last checkpoint and only then take its place.
 
     Raises:
@@ -25,33 +29,67 @@ def save(folder: Path, state: dict[str, Any]) -> None:
     """
     newest, before = (folder / name for name in _NAMES)
     partial = newest.with_name(newest.name + ".partial")
+    with writing(newest):
+        try:
+            with partial.open("wb") as file:
+                torch.save(dict(state), file)
+                file.flush()
+                os.fsync(file.fileno())
+            if newest.exists():
+                newest.replace(before)
+            partial.replace(newest)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def load(folder: Path, fits: str) -> dict[str, Any] | None:
+    """The newest checkpoint that can be read and is of this training; None if there is none.
+
+    `fits` is what `fingerprint` gave when it was saved.
+    """
+    files = [folder / name for name in _NAMES if (folder / name).exists()]
+    for file in files:
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        # What a damaged file raises depends on which of its bytes are damaged.
+        except (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError) as e:
+            log.warning("passes over a damaged checkpoint, %s: %s", file, str(e).splitlines()[0])
+            continue
+        if isinstance(state, dict) and state.get("fits") == fits:
+            return state
+        log.warning("passes over %s: it belongs to another training", file)
+    if files:
+        log.warning("no checkpoint in %s can be used: training starts again", folder)
+    return None
+
+
+def drop_older(folder: Path) -> None:
+    """Remove the checkpoint before the newest."""
+    (folder / _NAMES[1]).unlink(missing_ok=True)
+
+
+def fingerprint(settings: str, *nets: nn.Module | None) -> str:
+    """A hash of the settings and of the weights that a training starts from."""
+    digest = hashlib.sha256(settings.encode())
+    for net in nets:
+        for name, value in (net.state_dict() if net is not None else {}).items():
+            digest.update(f"{name} {tuple(value.shape)}".encode())
+            digest.update(_bytes(value))
+    return digest.hexdigest()
+
+
+def _bytes(value: Tensor) -> Any:
+    return value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failed write of `path` into a StageError."""
     try:
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if newest.exists():
-            newest.replace(before)
-        partial.replace(newest)
+        yield
     except (OSError, RuntimeError) as error:  # torch turns a failed write into RuntimeError
-        partial.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise StageError(
-            f"distill: cannot write {newest}: {reason}",
+            f"distill: cannot write {path}: {reason}",
             hint="free some space and run the same command again: it goes on from the last save",
         ) from error
-
-
-def load(folder: Path) -> dict[str, Any] | None:
-    """The newest checkpoint that can be read; None when there is none."""
-    for name in _NAMES:
-        file = folder / name
-        if not file.exists():
-            continue
-        try:
-            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-            log.warning("cannot read %s: %s", file, str(error).splitlines()[0])
-            continue
-        return state
-    return None

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
-import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mipkd.core import plugins
 from mipkd.core.errors import UsageError, nearest
-from mipkd.losses.base import Loss
+from mipkd.losses.base import Loss, Positions
 
-_METHODS: dict[str, tuple[str, ...]] = {
+Method = Literal["mipkd", "logits", "scratch"]
+
+_METHODS: dict[Method, tuple[str, ...]] = {
     "scratch": ("pixel",),
     "logits": ("pixel", "logits"),
     "mipkd": ("pixel", "logits", "mixture_of_priors"),
@@ -19,11 +21,11 @@ _METHODS: dict[str, tuple[str, ...]] = {
 
 
 class DistillConfig(BaseModel):
-    """How a student is trained. The paper's recipe is `docs/recipes/paper.toml`."""
+    """How a student is trained; the defaults suit hours, the paper's recipe suits days."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: Literal["mipkd", "logits", "scratch"] = "mipkd"
+    method: Method | None = None  # None: mipkd with a teacher, scratch without
     losses: tuple[dict[str, Any], ...] = ()  # [[distill.losses]], in place of the method's
     init: str = "teacher"  # "teacher", "random" or a checkpoint
     steps: int = Field(10_000, ge=1)
@@ -34,39 +36,41 @@ class DistillConfig(BaseModel):
     schedule: Literal["cosine", "multistep"] = "cosine"
     warmup: float = Field(0.02, ge=0, lt=1)  # share of the steps
     ema: float = Field(0.999, ge=0, lt=1)
-    clip_grad_norm: float | None = Field(1.0, gt=0)  # of all gradients together
-    positions: int = Field(3, ge=1)
+    clip_grad_norm: float | None = Field(1.0, gt=0)  # of the student, and of the helpers
+    positions: int | Positions = Field(3, union_mode="left_to_right")  # how many, or which
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     channels_last: bool = True
     device: str = "auto"
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     validate_every: int | None = Field(None, ge=1)  # None: five times in all
     save_every: int = Field(100, ge=1)
 
-    def chosen(self) -> dict[str, Loss]:
+    @model_validator(mode="after")
+    def _one_way(self) -> DistillConfig:
+        if self.method and self.losses:
+            raise ValueError("give method or losses, not both")
+        return self
+
+    def chosen(self, *, teacher: bool = True) -> dict[str, Loss]:
         """The losses by name, each with its own settings.
 
         Raises:
-            UsageError: an unknown loss, or settings that it does not have.
+            UsageError: an unknown loss, one given twice, settings that it does not have, or a
+                loss that needs a teacher when there is none.
         """
-        entries = self.losses or tuple({"name": name} for name in _METHODS[self.method])
+        method = self.method or ("mipkd" if teacher else "scratch")
+        entries = self.losses or tuple({"name": name} for name in _METHODS[method])
         found: dict[str, Loss] = {}
         for entry in entries:
-            settings = dict(entry)
-            name = settings.pop("name", "")
-            if name not in plugins.names("mipkd.losses"):
-                known = nearest(name, plugins.names("mipkd.losses"))
-                raise UsageError(f"distill.losses: unknown loss {name!r}", hint=known)
-            kind: type[Loss] = plugins.load("mipkd.losses", name, "LOSS")
-            try:
-                found[name] = kind(**settings)
-            except ValidationError as error:
-                first = error.errors()[0]
-                place = ".".join(map(str, first["loc"]))
+            name, loss = _loss(entry)
+            if name in found:
+                raise UsageError(f"distill.losses: {name} is given twice", hint="set its weight")
+            if loss.needs_teacher and not teacher:
                 raise UsageError(
-                    f"distill.losses: {name}.{place}: {first['msg']}",
-                    hint="known: " + ", ".join(kind.model_fields),
-                ) from error
+                    f"distill.losses: {name} needs a teacher",
+                    hint='give --teacher FILE, or --set distill.method="scratch"',
+                )
+            found[name] = loss
         return found
 
     def rate(self, step: int) -> float:
@@ -74,24 +78,35 @@ class DistillConfig(BaseModel):
         warm = max(1, round(self.warmup * self.steps))
         if step < warm:
             return self.lr * (step + 1) / warm
-        done = (step - warm) / max(1, self.steps - warm)
         if self.schedule == "multistep":  # the MiPKD group's: x0.1 at 40 % and 80 %
-            return self.lr * 0.1 ** ((done >= 0.4) + (done >= 0.8))
-        return self.lr * (0.01 + 0.99 * 0.5 * float(1 + torch.cos(torch.tensor(done * torch.pi))))
+            return self.lr * 0.1 ** ((step >= 0.4 * self.steps) + (step >= 0.8 * self.steps))
+        done = (step - warm) / max(1, self.steps - warm)
+        return self.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(done * math.pi)))
 
-    def where(self) -> tuple[torch.device, torch.dtype | None]:
-        """The device, and the autocast type or None."""
-        name = self.device
-        if name == "auto":
-            name = "cuda" if torch.cuda.is_available() else "cpu"
-        device = torch.device(name)
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bf16()
-        wanted = self.precision == "bf16" or (self.precision == "auto" and fast)
-        return device, torch.bfloat16 if wanted else None
+    def ema_at(self, step: int) -> float:
+        """The EMA's decay; less at first, so that a short run forgets its start."""
+        return min(self.ema, (1 + step) / (10 + step))
+
+    @property
+    def validation_period(self) -> int:
+        """Steps from one validation to the next."""
+        return self.validate_every or max(1, self.steps // 5)
 
 
-def _cpu_has_bf16() -> bool:
-    from torch import cpu
-
-    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # no public check in 2.13
-    return any(getattr(cpu, name, lambda: False)() for name in names)
+def _loss(entry: dict[str, Any]) -> tuple[str, Loss]:
+    settings = dict(entry)
+    name = str(settings.pop("name", ""))
+    known = plugins.names("mipkd.losses")
+    if name not in known:
+        raise UsageError(f"distill.losses: unknown loss {name!r}", hint=nearest(name, known))
+    kind: type[Loss] = plugins.load("mipkd.losses", name, "LOSS")
+    try:
+        return name, kind(**settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            what = f"distill.losses: {name}.{place}: unknown setting"
+            raise UsageError(what, hint=nearest(place, kind.model_fields)) from error
+        what = f"distill.losses: {name}.{place}: {first['msg']}, got {first['input']!r}"
+        raise UsageError(what, hint="settings: " + ", ".join(kind.model_fields)) from error

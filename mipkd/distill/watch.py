@@ -6,11 +6,14 @@ import json
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,20 +23,33 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from mipkd.distill.checkpoint import writing
+
 log = logging.getLogger(__name__)
 
 _LOG_EVERY_S = 15.0
+_BOARD_POINTS = 5000  # TensorBoard's files grow with every point; metrics.jsonl has them all
+
+
+def curves_file(folder: Path) -> Path:
+    """Where a training in `folder` keeps its curves: JSON lines, one a step."""
+    return folder / "metrics.jsonl"
 
 
 class Watch:
-    """Notes each step in `folder`/metrics.jsonl and tells the user now and then."""
+    """Notes each step in the curves file and tells the user now and then.
 
-    def __init__(self, folder: Path, steps: int) -> None:
-        self.file = folder / "metrics.jsonl"
-        self._lines = self.file.open("a")
-        self._board = _board(folder)
-        self._steps, self._told, self._start = steps, time.monotonic(), time.monotonic()
-        self._first: int | None = None
+    The file has no times in it: a resumed training writes it as an uninterrupted one does.
+    """
+
+    def __init__(self, folder: Path, *, step: int, steps: int) -> None:
+        self.file = curves_file(folder)
+        with writing(self.file):
+            _forget_after(self.file, step)
+            self._lines = self.file.open("a")
+        self._board = _board(folder, step)
+        self._first, self._steps = step, steps
+        self._told = self._start = time.monotonic()
         self._bar: Progress | None = None
         if sys.stderr.isatty():
             self._bar = Progress(
@@ -42,58 +58,88 @@ class Watch:
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[terms]}"),
+                TextColumn("{task.fields[shown]}"),
                 console=Console(stderr=True),
             )
             self._bar.start()
-            self._task = self._bar.add_task("distill", total=steps, terms="")
+            self._task = self._bar.add_task("distill", total=steps, completed=step, shown="")
 
     def note(
         self, step: int, terms: Mapping[str, float], rate: float, psnr_y_db: float | None
     ) -> None:
-        """One finished step; `psnr_y_db` when it was validated."""
-        row: dict[str, Any] = {"step": step, "total": sum(terms.values()), **terms, "lr": rate}
+        """One finished step, or 0 with no terms for the start; a PSNR when it was validated.
+
+        Raises:
+            StageError: the disk is full.
+        """
+        row: dict[str, Any] = {"step": step}
+        if terms:
+            row |= {"total": sum(terms.values()), **terms, "lr": rate}
         if psnr_y_db is not None:
             row["psnr_y_db"] = psnr_y_db
-        self._lines.write(json.dumps(row) + "\n")
-        if self._board:
-            for name, value in row.items():
-                if name != "step":
-                    self._board.add_scalar(name, value, step)
-        self._first = step - 1 if self._first is None else self._first
+        with writing(self.file):
+            self._lines.write(json.dumps(row) + "\n")
+            self._lines.flush()
+            if self._board and (psnr_y_db is not None or step % self._board_period == 0):
+                for name, value in row.items():
+                    if name != "step":
+                        self._board.add_scalar(name, value, step)
+        self._show(step, terms, psnr_y_db)
+
+    @property
+    def _board_period(self) -> int:
+        return -(-self._steps // _BOARD_POINTS)
+
+    def _show(self, step: int, terms: Mapping[str, float], psnr_y_db: float | None) -> None:
         shown = " ".join(f"{name} {value:.4g}" for name, value in terms.items())
         if psnr_y_db is not None:
             shown += f"  PSNR-Y {psnr_y_db:.2f} dB"
+        now = time.monotonic()
         if self._bar:
-            self._bar.update(self._task, completed=step, terms=shown)
-        elif psnr_y_db is not None or time.monotonic() - self._told > _LOG_EVERY_S:
-            self._tell(step, shown)
-
-    def _tell(self, step: int, shown: str) -> None:
-        self._told = time.monotonic()
-        pace = (self._told - self._start) / max(1, step - (self._first or 0))
-        left = pace * (self._steps - step)
-        log.info("step %d of %d, %.0f s left: %s", step, self._steps, left, shown)
-
-    def place(self) -> int:
-        """The length of the curves file, all notes so far written out."""
-        self._lines.flush()
-        return self.file.stat().st_size
+            self._bar.update(self._task, completed=step, shown=escape(shown))
+        elif psnr_y_db is not None or now - self._told > _LOG_EVERY_S:
+            self._told = now
+            done = step - self._first
+            left = f", {(now - self._start) / done * (self._steps - step):.0f} s left" * (done > 0)
+            log.info("step %d of %d%s: %s", step, self._steps, left, shown.strip())
 
     def close(self) -> None:
-        """Write out and stop the bar."""
-        self._lines.close()
-        if self._board:
-            self._board.close()
+        """Stop the bar and close the files; what fails here was already told by `note`."""
         if self._bar:
             self._bar.stop()
+        with suppress(OSError):
+            self._lines.close()
+        if self._board:
+            with suppress(OSError):
+                self._board.close()
 
 
-def _board(folder: Path) -> Any:
-    """A TensorBoard writer, or None where the package is missing."""
+def _forget_after(file: Path, step: int) -> None:
+    """Drop the rows after `step`, and half a row: what a killed training left."""
+    if not file.exists():
+        return
+    kept = []
+    for line in file.read_bytes().splitlines(keepends=True):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith(b"\n") or row["step"] > step or step == 0:
+            break
+        kept.append(line)
+    partial = file.with_name(file.name + ".partial")
+    partial.write_bytes(b"".join(kept))
+    partial.replace(file)
+
+
+def _board(folder: Path, step: int) -> Any:
+    """A TensorBoard writer that forgets what came after `step`; None without the package."""
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its imports', not ours
+            from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         log.info("tensorboard is not installed: curves are in metrics.jsonl alone")
         return None
-    return SummaryWriter(str(folder / "tensorboard"))
+    with writing(folder / "tensorboard"):
+        return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else 0)

@@ -1,0 +1,219 @@
+"""One step of training: the nets, their helpers, the optimiser and the EMA.
+
+Shapes: N batch, C channels, H W low-res size. Images: float32 in [0, 1], RGB.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections.abc import Mapping
+from copy import deepcopy
+from itertools import pairwise
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from mipkd.archs.base import SRNet, pair_positions, params
+from mipkd.core.errors import StageError, UsageError
+from mipkd.distill.hardware import autocast_type, find_device
+from mipkd.distill.settings import DistillConfig
+from mipkd.losses.base import Loss, Pass, Positions
+
+log = logging.getLogger(__name__)
+
+
+class Sampler(Protocol):
+    """Gives the LR (N, 3, P, P) and HR (N, 3, S*P, S*P) patches of a step."""
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]: ...
+
+
+class Learner:
+    """A student on its way: `advance` is one step, `state_dict` is all that the next one needs."""
+
+    def __init__(self, config: DistillConfig, student: SRNet, teacher: SRNet | None) -> None:
+        self.config, self.step, self.rate = config, 0, 0.0
+        self.losses = config.chosen(teacher=teacher is not None)
+        taught = any(loss.needs_teacher for loss in self.losses.values())
+        self.teacher = teacher if taught else None
+        _check_fit(config, student, self.teacher)
+        self.device = find_device(config.device)
+        self.autocast = autocast_type(config.precision, self.device)
+        self.student = student
+        self._place(student).train()
+        if self.teacher is not None:
+            self._place(self.teacher).eval().requires_grad_(False)
+        self.averaged = deepcopy(student)
+        self.averaged.eval().requires_grad_(False)
+        self.positions = self._positions()
+        with torch.random.fork_rng([]):
+            torch.manual_seed(config.seed)
+            made = {name: self._helper(loss) for name, loss in self.losses.items()}
+        self.helpers = nn.ModuleDict({name: made for name, made in made.items() if made})
+        self._place(self.helpers)
+        self._groups = [list(self.student.parameters()), list(self.helpers.parameters())]
+        trained = [p for group in self._groups for p in group]
+        self.optimiser = torch.optim.Adam(trained, config.lr, config.betas, fused=True)
+        self._tell()
+
+    def advance(self, sampler: Sampler) -> dict[str, float]:
+        """One step of the optimiser; the loss terms, weighted.
+
+        Raises:
+            StageError: a term or a gradient is not finite; no weight has been changed.
+        """
+        terms = self._forward(*self._batch(sampler))
+        total = torch.stack(list(terms.values())).sum()
+        self.optimiser.zero_grad(set_to_none=True)
+        total.backward()  # type: ignore[no-untyped-call]
+        norms = self._clip()
+        # All figures at once: a GPU is waited for once a step.
+        names = [*terms, "gradient of the student", "gradient of the helpers"]
+        values = torch.stack([term.detach() for term in terms.values()] + norms).tolist()
+        self._check_finite(dict(zip(names, values, strict=False)))
+        self.rate = self.config.rate(self.step)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.rate
+        self.optimiser.step()
+        self._average()
+        self.step += 1
+        return dict(zip(terms, values, strict=False))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes from step to step."""
+        return {
+            "step": self.step,
+            "student": self.student.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "helpers": self.helpers.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to where `state_dict` was taken."""
+        for name in ("student", "averaged", "helpers", "optimiser"):
+            getattr(self, name).load_state_dict(state[name])
+        self.step = state["step"]
+
+    def _place(self, net: nn.Module) -> nn.Module:
+        layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
+        return net.to(self.device, memory_format=layout)  # type: ignore[call-overload,no-any-return]
+
+    def _positions(self) -> Positions:
+        if self.teacher is None or not any(x.needs_features for x in self.losses.values()):
+            return Positions((), ())
+        wanted = self.config.positions
+        if isinstance(wanted, int):
+            return Positions(*pair_positions(self.student, self.teacher, wanted))
+        _check_positions(wanted.student, "student", self.student)
+        _check_positions(wanted.teacher, "teacher", self.teacher)
+        if len(wanted.student) != len(wanted.teacher):
+            raise UsageError(
+                f"distill.positions: {len(wanted.student)} of the student, "
+                f"{len(wanted.teacher)} of the teacher",
+                hint="they are compared in pairs: give as many of each",
+            )
+        return wanted
+
+    def _helper(self, loss: Loss) -> nn.Module | None:
+        return loss.helper(self.student, self.teacher, self.positions)
+
+    def _batch(self, sampler: Sampler) -> tuple[Tensor, Tensor]:
+        lr, hr = (t.to(self.device, non_blocking=True) for t in sampler.batch(self.step))
+        return (lr, hr) if lr.is_floating_point() else (lr.float() / 255, hr.float() / 255)
+
+    def _forward(self, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            seen = self._seen(lr, hr)
+            terms: dict[str, Tensor] = {}
+            for name, loss in self.losses.items():
+                helper = self.helpers[name] if name in self.helpers else None  # noqa: SIM401
+                for term, value in loss(seen, helper).items():
+                    # Two losses may have a term of one name.
+                    terms[f"{name}.{term}" if term in terms else term] = value.float()
+        return terms
+
+    def _seen(self, lr: Tensor, hr: Tensor) -> Pass:
+        """Both plain forwards, done once for all losses."""
+        chance = np.random.SeedSequence([self.config.seed, self.step]).generate_state(2, np.uint64)
+        image, features = self.student.tapped(lr, self.positions.student)
+        seen = Pass(
+            lr_NCHW=lr,
+            hr_NCHW=hr,
+            student=self.student,
+            student_image=image,
+            student_features=features,
+            teacher=self.teacher,
+            positions=self.positions,
+            generator=torch.Generator(self.device).manual_seed(int(chance[0] >> np.uint64(1))),
+            coins=random.Random(int(chance[1])),
+        )
+        if self.teacher is not None:
+            with torch.no_grad():
+                taught = self.teacher.tapped(lr, self.positions.teacher)
+            seen.teacher_image, seen.teacher_features = taught
+        return seen
+
+    def _clip(self) -> list[Tensor]:
+        """The gradients' norms. The helpers' are clipped apart: theirs are often the larger, and
+        would otherwise shrink the student's."""
+        most = self.config.clip_grad_norm or math.inf
+        return [nn.utils.clip_grad_norm_(group, most) for group in self._groups if group]
+
+    def _check_finite(self, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise StageError(
+                    f"distill: step {self.step + 1}: {name} is {value}",
+                    hint="lower the rate (--set distill.lr=...) or --set distill.precision=fp32; "
+                    "the last good checkpoint is kept",
+                )
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        average = get_ema_multi_avg_fn(self.config.ema_at(self.step))  # type: ignore[no-untyped-call]
+        mean, now = list(self.averaged.parameters()), list(self.student.parameters())
+        average(mean, now, 0)
+        for kept, buffer in zip(self.averaged.buffers(), self.student.buffers(), strict=True):
+            kept.copy_(buffer)
+
+    def _tell(self) -> None:
+        weight = {None: "float32", torch.bfloat16: "bfloat16"}[self.autocast]
+        log.info(
+            "trains %.3gM parameters (and %.3gM of helpers) for %d steps on %s in %s; losses: %s",
+            params(self.student) / 1e6,
+            params(self.helpers) / 1e6,
+            self.config.steps,
+            self.device,
+            weight,
+            ", ".join(self.losses),
+        )
+
+
+def _check_fit(config: DistillConfig, student: SRNet, teacher: SRNet | None) -> None:
+    if teacher is not None and teacher.scale != student.scale:
+        raise UsageError(
+            f"distill: the student's scale is x{student.scale}, the teacher's x{teacher.scale}",
+            hint="they must be of one scale",
+        )
+    for net in (student, teacher):
+        if net is not None and config.patch % net.multiple:
+            raise UsageError(
+                f"distill.patch: {config.patch} is not a multiple of {net.multiple}, "
+                f"as {type(net).__name__} needs"
+            )
+
+
+def _check_positions(given: tuple[int, ...], role: str, net: SRNet) -> None:
+    end = len(net.blocks)
+    rising = all(a < b for a, b in pairwise(given))
+    if not given or not rising or given[0] < 0 or given[-1] >= end:
+        raise UsageError(
+            f"distill.positions.{role}: {list(given)}",
+            hint=f"known: rising indices of its blocks, 0 to {end - 1}",
+        )

@@ -1,0 +1,72 @@
+"""Validate a net in training: PSNR-Y over images, and strips to look at.
+
+Shapes: H W sizes of an image, C channels. Values: uint8 RGB.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mipkd.archs.base import SRNet
+from mipkd.core.images import ByteArray, psnr_y, resize_bicubic, write_png
+from mipkd.distill.checkpoint import writing
+
+log = logging.getLogger(__name__)
+
+Pair = tuple[str, ByteArray, ByteArray]  # name, LR, HR
+
+_STRIPS = 3  # images that are shown
+_SIDE = 64  # LR pixels a side of what is shown of them, from the centre
+
+
+class Validation:
+    """Scores a net on `tests`; writes bicubic | student | teacher | truth into `folder`."""
+
+    def __init__(
+        self, tests: Sequence[Pair], teacher: SRNet | None, folder: Path, device: torch.device
+    ) -> None:
+        if not tests:
+            log.warning("no validation images: the student is not scored while it trains")
+        self.tests, self.teacher, self.folder, self.device = tests, teacher, folder, device
+        self._fixed: dict[str, tuple[ByteArray, list[ByteArray]]] = {}
+
+    def __call__(self, net: SRNet, step: int) -> float:
+        """Mean PSNR-Y in dB, NaN without images; always in float32."""
+        scores = []
+        for index, (name, lr, hr) in enumerate(self.tests):
+            sr = self._upscaled(net, lr)
+            scores.append(psnr_y(sr, hr, border=net.scale))
+            if index < _STRIPS:
+                self._show(name, lr, sr, hr, step)
+        return float(np.mean(scores)) if scores else float("nan")
+
+    def _show(self, name: str, lr: ByteArray, sr: ByteArray, hr: ByteArray, step: int) -> None:
+        height, width = (min(side, _SIDE) for side in lr.shape[:2])
+        top, left = (lr.shape[0] - height) // 2, (lr.shape[1] - width) // 2
+        scale = hr.shape[0] // lr.shape[0]
+        high = np.s_[
+            top * scale : (top + height) * scale,
+            left * scale : (left + width) * scale,
+        ]
+        if name not in self._fixed:
+            part = np.ascontiguousarray(lr[top : top + height, left : left + width])
+            bicubic = resize_bicubic(part, (height * scale, width * scale))
+            taught = [self._upscaled(self.teacher, part)] if self.teacher is not None else []
+            self._fixed[name] = bicubic, taught
+        bicubic, taught = self._fixed[name]
+        file = self.folder / f"{name}-{step:07d}.png"
+        with writing(file):
+            self.folder.mkdir(exist_ok=True)
+            write_png(file, np.concatenate([bicubic, sr[high], *taught, hr[high]], axis=1))
+
+    def _upscaled(self, net: SRNet, lr_HWC: ByteArray) -> ByteArray:
+        lr = torch.from_numpy(lr_HWC).permute(2, 0, 1)[None].to(self.device) / 255
+        with torch.inference_mode():
+            sr = net(lr)[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0)
+        image: ByteArray = sr.cpu().numpy()
+        return image
