@@ -8,7 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from mipkd.core.records import Evidence, Measurement, Outcome
+from mipkd.core.records import Evidence, Gate, Measurement, Outcome
 
 _COLOURS = {Outcome.PASS: "green", Outcome.FAIL: "red", Outcome.INVALID: "yellow"}
 
@@ -35,10 +35,7 @@ def summary(evidence: Evidence) -> Group:
             f"{psnr:.3f}" if psnr else "",
             f"{base - psnr:+.3f}" if psnr and base and m.target != "reference" else "",
         )
-    lines = [
-        _gate_line(gate.outcome, f"{gate.subject}: {gate.name}: {gate.reason}")
-        for gate in evidence.verdict.gates
-    ]
+    lines = [_gate_line(gate.outcome, _told(gate)) for gate in evidence.verdict.gates]
     lines += [Text(f"note    {remark}") for remark in evidence.verdict.remarks]
     for failure in evidence.failures:
         lines.append(Text(f"FAILED  {failure.target} {failure.precision}: {failure.what}", "red"))
@@ -46,6 +43,12 @@ def summary(evidence: Evidence) -> Group:
     end = Text(f"verdict: {verdict.value}", f"bold {_COLOURS[verdict]}")
     smoke = Text("smoke run on sample photos: not a result", "yellow") if evidence.smoke else ""
     return Group(table, *lines, end, smoke)
+
+
+def _told(gate: Gate) -> str:
+    figure = "" if gate.figure is None else f" {gate.figure:.3f} {gate.unit}"
+    bound = "" if gate.figure is None else f" (bound {gate.bound:g} {gate.unit})"
+    return f"{gate.subject}: {gate.name}{figure}{bound}: {gate.reason}"
 
 
 def _gate_line(outcome: Outcome, text: str) -> Text:

@@ -59,6 +59,7 @@ def measure(
                     outputs=outputs,
                     versions=versions,
                     notes=built.notes,
+                    file=built.file,
                 )
             )
     return tuple(found)
