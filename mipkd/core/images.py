@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import math
+import struct
+import warnings
+import zlib
+from contextlib import suppress
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from mipkd.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 ByteArray = npt.NDArray[np.uint8]
 Plane = npt.NDArray[np.float64]
@@ -22,6 +29,21 @@ Plane = npt.NDArray[np.float64]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 PSNR_OF_EQUAL_DB = 100.0  # stands for infinity, which JSON cannot hold
 _SSIM_WINDOW = 11
+_BLOCK = 2**16  # values resized at a time, so that they stay in the processor's cache
+# What Pillow was seen to raise, or can, on files with damaged bytes.
+_DAMAGED = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -33,56 +55,99 @@ def list_images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         kind = "a file, not a folder" if folder.exists() else "no such folder"
         raise UsageError(f"{folder}: {kind}", hint="give a folder of photos")
-    found = sorted(
-        f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith(".")
-    )
+    found = sorted(f for f in folder.iterdir() if _is_image(f))
     if not found:
         raise UsageError(f"{folder}: no image in it", hint="known: " + " ".join(SUFFIXES))
     return found
 
 
 def hash_folder(folder: Path) -> str:
-    """sha256 over names and contents of all images in a folder and the folders below it."""
+    """sha256 over names and contents of all images in a folder and the folders below it.
+
+    The `HR` folder of a test set stands for the set: published LR files beside it count too.
+
+    Raises:
+        UsageError: no such folder, or a file in it may not be read.
+    """
     if not folder.is_dir():
         list_images(folder)  # says what is wrong
+    beside = folder.parent / "LR_bicubic" if folder.name == "HR" else folder
+    roots = [folder] if beside == folder else [folder, beside]
     digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*")):
-        if file.suffix.lower() in SUFFIXES and file.is_file():
-            digest.update(str(file.relative_to(folder)).encode())
-            with file.open("rb") as opened:
-                digest.update(hashlib.file_digest(opened, "sha256").digest())
+    for root in roots:
+        for file in sorted(f for f in root.rglob("*") if _is_image(f) and f.is_file()):
+            digest.update(str(file.relative_to(root)).encode())
+            try:
+                with file.open("rb") as opened:
+                    digest.update(hashlib.file_digest(opened, "sha256").digest())
+            except OSError as error:
+                raise UsageError(f"{file}: cannot be read: {error.strerror}") from error
     return digest.hexdigest()
 
 
+def _is_image(path: Path) -> bool:
+    hidden = path.name.startswith(".")  # "._photo.jpg" is what macOS leaves on foreign disks
+    return path.suffix.lower() in SUFFIXES and not hidden and not path.is_dir()
+
+
 def read_rgb(path: Path) -> ByteArray:
-    """An image file as uint8 RGB (H, W, 3): upright, grey repeated, alpha over white dropped.
+    """An image file as uint8 RGB (H, W, 3): upright, grey repeated, alpha laid over white.
 
     Raises:
         UsageError: the file cannot be read or decoded.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     Image.MAX_IMAGE_PIXELS = None  # large photos are what we are for
     try:
-        with Image.open(path) as opened:
-            upright = ImageOps.exif_transpose(opened)
-            if upright.mode.startswith("I"):  # 16-bit grey; PIL would clip it
-                grey = np.asarray(upright, dtype=np.float64) / 257
-                upright = Image.fromarray(np.rint(np.clip(grey, 0, 255)).astype(np.uint8))
-            if "A" in upright.getbands() or "transparency" in upright.info:
-                over = upright.convert("RGBA")
-                white = Image.new("RGBA", over.size, "white")
-                upright = Image.alpha_composite(white, over)
-            return np.array(upright.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise UsageError(f"{path}: cannot be read as an image: {error}") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                image.load()
+                with suppress(*_DAMAGED):  # damaged EXIF costs the orientation, not the photo
+                    ImageOps.exif_transpose(image, in_place=True)
+                return np.array(_as_rgb(image))
+    except UnidentifiedImageError as error:
+        why = "no image format that is known"
+        raise UsageError(f"{path}: cannot be read as an image: {why}") from error
+    except _DAMAGED as error:
+        told = error.strerror if isinstance(error, OSError) else ""
+        why = told or str(error) or type(error).__name__
+        raise UsageError(f"{path}: cannot be read as an image: {why}") from error
+
+
+def pixels_in(path: Path) -> int:
+    """Height times width as the file's header tells; 0 when it cannot be read."""
+    from PIL import Image
+
+    with suppress(*_DAMAGED), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(path) as image:
+            return image.height * image.width
+    return 0
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no agreed range; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):  # 16 bits of grey; Pillow would clip them to 8
+        grey = np.asarray(image, dtype=np.float64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise ValueError("its pixels have more than 16 bits; save it with 8 or 16")
+        return Image.fromarray(np.rint(grey / 257).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        over = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
+    return image.convert("RGB")
 
 
 def write_png(path: Path, image_HWC: ByteArray) -> None:
-    """Write an image; the folder must be there."""
+    """Write an image as PNG; the folder must be there."""
     from PIL import Image
 
-    Image.fromarray(image_HWC).save(path)
+    Image.fromarray(image_HWC).save(path, format="PNG")
 
 
 def crop_to_multiple(image_HWC: ByteArray, scale: int) -> ByteArray:
@@ -108,18 +173,26 @@ def resize_bicubic(
     `scale` is output over input; by default each dimension's own ratio of sizes.
     """
     rows = _resize_rows(image_HWC, size[0], scale or size[0] / image_HWC.shape[0])
-    columns = rows.transpose(1, 0, 2)
+    columns = np.ascontiguousarray(rows.transpose(1, 0, 2))
     resized = _resize_rows(columns, size[1], scale or size[1] / image_HWC.shape[1])
     return np.ascontiguousarray(resized.transpose(1, 0, 2))
 
 
 def _resize_rows(image_HWC: ByteArray, rows: int, scale: float) -> ByteArray:
     indices, weights = _taps(image_HWC.shape[0], rows, scale)
-    total = np.zeros((rows, *image_HWC.shape[1:]))
-    for tap in range(indices.shape[1]):
-        total += weights[:, tap, None, None] * image_HWC[indices[:, tap]]
-    # MATLAB rounds halves away from zero, numpy to even.
-    return np.floor(np.clip(total, 0, 255) + 0.5).astype(np.uint8)
+    lines = image_HWC.reshape(image_HWC.shape[0], -1)
+    resized = np.empty((rows, lines.shape[1]), np.uint8)
+    step = max(1, _BLOCK // lines.shape[1])
+    for start in range(0, rows, step):
+        block = slice(start, start + step)
+        total = np.zeros(resized[block].shape)
+        # Tap by tap and not by a matrix product: BLAS may add in another order on another
+        # processor, and a sum just at a half would then round to another byte.
+        for tap in range(indices.shape[1]):
+            total += weights[block, tap, None] * lines[indices[block, tap]]
+        # MATLAB rounds halves away from zero, numpy to even.
+        resized[block] = np.floor(np.clip(total, 0, 255, out=total) + 0.5)
+    return resized.reshape(rows, *image_HWC.shape[1:])
 
 
 def _taps(length: int, out: int, scale: float) -> tuple[npt.NDArray[np.int64], Plane]:
@@ -178,7 +251,8 @@ def ssim_y(a_HWC: ByteArray, b_HWC: ByteArray, *, border: int) -> float:
 
 def _planes(a_HWC: ByteArray, b_HWC: ByteArray, border: int, least: int) -> tuple[Plane, Plane]:
     if a_HWC.shape != b_HWC.shape:
-        raise UsageError(f"images differ in size: {a_HWC.shape[:2]} and {b_HWC.shape[:2]}")
+        sizes = " and ".join(f"{i.shape[1]}x{i.shape[0]}" for i in (a_HWC, b_HWC))
+        raise UsageError(f"images differ in size: {sizes}")
     height, width = a_HWC.shape[:2]
     if min(height, width) < 2 * border + least:
         raise UsageError(

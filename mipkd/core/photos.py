@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,13 +35,14 @@ class PhotoWriter:
         row: dict[str, object] = {"name": name}
         for kind, image in (("hr", hr_HWC), ("lr", lr_HWC)):
             row[kind] = {"at": self._files[kind].tell(), "size": list(image.shape[:2])}
-            self._files[kind].write(np.ascontiguousarray(image).tobytes())
+            self._files[kind].write(np.ascontiguousarray(image).data)
         self.index.append(row)
 
     def close(self) -> None:
         """Flush the pixels and write the index."""
-        for file in self._files.values():
-            file.close()
+        with ExitStack() as closing:  # on a full disk each close can fail
+            for file in self._files.values():
+                closing.enter_context(file)
         (self.folder / "index.json").write_text(json.dumps(self.index))
 
 

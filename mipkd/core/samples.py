@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mipkd.core.errors import MissingError
 
+_HINT = "give photos of your own with --data and --val"
 _SKIMAGE, _SKLEARN = ("skimage", "data"), ("sklearn", "datasets/images")
 _TRAIN = {
     _SKIMAGE: (
@@ -43,11 +44,9 @@ def _found(wanted: Mapping[tuple[str, str], tuple[str, ...]]) -> list[Path]:
     for (package, folder), names in wanted.items():
         spec = find_spec(package)
         if spec is None or spec.origin is None:
-            raise MissingError(f"sample photos: {package} is not installed")
+            raise MissingError(f"sample photos: {package} is not installed", hint=_HINT)
         files += [Path(spec.origin).parent / folder / name for name in names]
     for file in files:
         if not file.is_file():
-            raise MissingError(
-                f"sample photos: {file} is not there", hint="give photos of your own with --data"
-            )
+            raise MissingError(f"sample photos: {file} is not there", hint=_HINT)
     return files

@@ -5,21 +5,26 @@ Shapes: N batch, H W low-res size, S scale. Values: float32 in [0, 1], RGB, unle
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mipkd.core.errors import UsageError
+from mipkd.core.errors import StageError, UsageError
 from mipkd.core.images import (
     ByteArray,
     crop_to_multiple,
     downscale,
     list_images,
+    pixels_in,
     read_rgb,
     write_png,
 )
@@ -31,7 +36,7 @@ log = logging.getLogger(__name__)
 
 Pair = tuple[str, ByteArray, ByteArray]  # name, LR, HR
 _SAMPLE_TEST_SIZE = 256  # HR pixels a side
-_LEAST_LR = 16  # an LR image must leave an SSIM window inside its borders
+_LEAST_LR = 16  # pixels a side: room for an SSIM window inside the borders, and for net windows
 
 
 def prepare_photos(source: Path | None, *, scale: int, patch: int, out: Path) -> Photos:
@@ -41,29 +46,29 @@ def prepare_photos(source: Path | None, *, scale: int, patch: int, out: Path) ->
 
     Raises:
         UsageError: none is left.
+        StageError: the disk is full.
     """
     files = list_images(source) if source else sample_photos()
+    label = str(source or "sample photos of scikit-image and scikit-learn")
     skipped: list[str] = []
-    writer, digest = PhotoWriter(out), hashlib.sha256(f"x{scale}".encode())
-    try:
-        for name, hr in _readable(files, skipped):
-            hr = crop_to_multiple(hr, scale)
-            if min(hr.shape[:2]) < patch * scale:
-                _skip(skipped, name, f"{hr.shape[1]}x{hr.shape[0]} is smaller than a patch")
+    digest, least = hashlib.sha256(f"x{scale}".encode()), patch * scale
+    with _space_for(files, scale, out), closing(PhotoWriter(out)) as writer:
+        for name, file, photo in _readable(files, skipped):
+            hr = np.ascontiguousarray(crop_to_multiple(photo, scale))
+            if min(hr.shape[:2]) < least:
+                _skip(skipped, file, f"{_size(hr)} is smaller than a patch of {least}x{least}")
                 continue
             writer.add(name, hr, downscale(hr, scale))
-            digest.update(hr.tobytes())
-    finally:
-        writer.close()
+            digest.update(hr.data)
     if not writer.index:
         raise UsageError(
-            f"{source}: none of {len(files)} photos can be used; the first: {skipped[0]}",
-            hint=f"photos need {patch * scale} pixels a side; --set distill.patch=N for less",
+            f"{label}: none of {len(files)} photos can be used; the first: {skipped[0]}",
+            hint=f"photos need {least} pixels a side; --set distill.patch=N for less",
         )
     return Photos(
         folder=out,
         sha256=digest.hexdigest(),
-        source=str(source or "sample photos of scikit-image and scikit-learn"),
+        source=label,
         scale=scale,
         count=len(writer.index),
         skipped=tuple(skipped),
@@ -74,31 +79,35 @@ def prepare_photos(source: Path | None, *, scale: int, patch: int, out: Path) ->
 def prepare_tests(source: Path | None, *, scale: int, out: Path) -> TestSet:
     """The test images as PNG in `out`/hr and `out`/lr.
 
-    `source` is a folder of HR photos, or a set with `HR/` and `LR_bicubic/X<scale>/`; None
-    gives the samples, cropped.
+    `source` is a folder of HR photos, a set with `HR/` and `LR_bicubic/X<scale>/`, or the `HR`
+    of such a set; None gives the samples, cropped. Images that cannot be read or are too small
+    to be measured are skipped with a warning.
 
     Raises:
-        UsageError: none can be read, or a published LR image has the wrong size.
+        UsageError: none is left, or a published LR image is missing or has the wrong size.
+        StageError: the disk is full.
     """
-    skipped: list[str] = []
-    published = _published(source, scale)
-    names, digest = [], hashlib.sha256(f"x{scale}".encode())
-    for kind in ("hr", "lr"):
-        (out / kind).mkdir(parents=True, exist_ok=True)
-    for name, lr, hr in _pairs(source, scale, skipped, published):
-        if min(lr.shape[:2]) < _LEAST_LR:
-            _skip(skipped, name, f"{hr.shape[1]}x{hr.shape[0]} is too small to be measured")
-            continue
-        write_png(out / "hr" / f"{name}.png", hr)
-        write_png(out / "lr" / f"{name}.png", lr)
-        digest.update(hr.tobytes() + lr.tobytes())
-        names.append(name)
+    files, published = _hr_files(source), _published(source, scale)
+    label = str(source or "sample photos of scikit-image")
+    names, skipped, digest = [], list[str](), hashlib.sha256(f"x{scale}".encode())
+    with _space_for(files, scale, out):
+        for kind in ("hr", "lr"):
+            (out / kind).mkdir(parents=True, exist_ok=True)
+        for name, lr, hr in _pairs(source, scale, skipped):
+            write_png(out / "hr" / f"{name}.png", hr)
+            write_png(out / "lr" / f"{name}.png", lr)
+            digest.update(np.ascontiguousarray(hr).data)
+            digest.update(lr.data)
+            names.append(name)
     if not names:
-        raise UsageError(f"{source}: no test image can be used; the first: {skipped[0]}")
+        raise UsageError(
+            f"{label}: none of {len(files)} test images can be used; the first: {skipped[0]}",
+            hint=f"images of {_LEAST_LR * scale} pixels a side or more can be measured",
+        )
     return TestSet(
         folder=out,
         sha256=digest.hexdigest(),
-        source=str(source or "sample photos of scikit-image"),
+        source=label,
         scale=scale,
         images=tuple(names),
         lr_from="published" if published else "bicubic",
@@ -109,8 +118,7 @@ def prepare_tests(source: Path | None, *, scale: int, out: Path) -> TestSet:
 
 def probe_images(source: Path | None, *, scale: int, count: int = 5) -> list[Pair]:
     """A few test images, for settling what a checkpoint does not tell."""
-    pairs = _pairs(source, scale, [], _published(source, scale))
-    return [pair for pair, _ in zip(pairs, range(count), strict=False)]
+    return list(islice(_pairs(source, scale, []), count))
 
 
 def load_tests(tests: TestSet) -> list[Pair]:
@@ -168,40 +176,78 @@ def _published(source: Path | None, scale: int) -> Path | None:
     return None
 
 
-def _pairs(
-    source: Path | None, scale: int, skipped: list[str], published: Path | None
-) -> Iterator[Pair]:
-    photos = source / "HR" if source and (source / "HR").is_dir() else source
-    for name, hr in _readable(list_images(photos) if photos else sample_tests(), skipped):
-        if source is None:
-            hr = _centre(hr, _SAMPLE_TEST_SIZE)
-        hr = crop_to_multiple(hr, scale)
+def _hr_files(source: Path | None) -> list[Path]:
+    if source is None:
+        return sample_tests()
+    return list_images(source / "HR" if (source / "HR").is_dir() else source)
+
+
+def _pairs(source: Path | None, scale: int, skipped: list[str]) -> Iterator[Pair]:
+    published = _published(source, scale)
+    for name, file, photo in _readable(_hr_files(source), skipped):
+        hr = crop_to_multiple(photo if source else _centre(photo, _SAMPLE_TEST_SIZE), scale)
+        if min(hr.shape[:2]) < _LEAST_LR * scale:
+            least = f"{_LEAST_LR * scale}x{_LEAST_LR * scale}"
+            _skip(skipped, file, f"{_size(hr)} is smaller than {least}, too small to be measured")
+            continue
         if published is None:
             yield name, downscale(hr, scale), hr
             continue
-        file = published / f"{name}x{scale}.png"
-        lr = read_rgb(file)
+        lr_file = published / f"{file.stem}x{scale}.png"
+        if not lr_file.is_file():
+            raise UsageError(
+                f"{lr_file}: no such file", hint=f"{published} must hold the LR of every HR image"
+            )
+        lr = _read(lr_file, skipped)
+        if lr is None:
+            continue
         if (lr.shape[0] * scale, lr.shape[1] * scale) != hr.shape[:2]:
             raise UsageError(
-                f"{file}: {lr.shape[1]}x{lr.shape[0]} does not fit an HR image of "
-                f"{hr.shape[1]}x{hr.shape[0]} at x{scale}"
+                f"{lr_file}: {_size(lr)} does not fit an HR image of {_size(hr)} at x{scale}"
             )
         yield name, lr, hr
 
 
-def _readable(files: Sequence[Path], skipped: list[str]) -> Iterator[tuple[str, ByteArray]]:
+def _readable(files: Sequence[Path], skipped: list[str]) -> Iterator[tuple[str, Path, ByteArray]]:
+    """Each image that can be decoded, under a name that no other file of the list has."""
+    stems = Counter(file.stem.casefold() for file in files)
     for file in files:
-        try:
-            image = read_rgb(file)
-        except UsageError as error:
-            _skip(skipped, file.name, error.what)
-            continue
-        yield file.stem, image
+        image = _read(file, skipped)
+        if image is not None:
+            alone = stems[file.stem.casefold()] == 1
+            yield file.stem if alone else file.name, file, image
 
 
-def _skip(skipped: list[str], name: str, why: str) -> None:
-    log.warning("skipped %s: %s", name, why)
-    skipped.append(f"{name}: {why}")
+def _read(file: Path, skipped: list[str]) -> ByteArray | None:
+    try:
+        return read_rgb(file)
+    except UsageError as error:
+        _skip(skipped, file, error.what.removeprefix(f"{file}: "))
+        return None
+
+
+def _skip(skipped: list[str], file: Path, why: str) -> None:
+    log.warning("skipped %s: %s", file.name, why)
+    skipped.append(f"{file.name}: {why}")
+
+
+def _size(image_HWC: ByteArray) -> str:
+    return f"{image_HWC.shape[1]}x{image_HWC.shape[0]}"
+
+
+@contextmanager
+def _space_for(files: Sequence[Path], scale: int, out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        most = 3 * (1 + 1 / scale**2) * sum(pixels_in(file) for file in files)
+        raise StageError(
+            f"{out}: no space left on the disk",
+            hint=f"up to {most / 1e6:.1f} MB are needed there; "
+            "free some and run the same command again",
+        ) from error
 
 
 def _centre(image_HWC: ByteArray, size: int) -> ByteArray:

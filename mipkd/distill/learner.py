@@ -53,8 +53,8 @@ class Learner:
         self.positions = self._positions()
         with torch.random.fork_rng([]):
             torch.manual_seed(config.seed)
-            made = {name: self._helper(loss) for name, loss in self.losses.items()}
-        self.helpers = nn.ModuleDict({name: made for name, made in made.items() if made})
+            helpers = {name: self._helper(loss) for name, loss in self.losses.items()}
+        self.helpers = nn.ModuleDict({name: made for name, made in helpers.items() if made})
         self._place(self.helpers)
         self._groups = [list(self.student.parameters()), list(self.helpers.parameters())]
         trained = [p for group in self._groups for p in group]

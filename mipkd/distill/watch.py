@@ -100,7 +100,9 @@ class Watch:
         elif psnr_y_db is not None or now - self._told > _LOG_EVERY_S:
             self._told = now
             done = step - self._first
-            left = f", {(now - self._start) / done * (self._steps - step):.0f} s left" * (done > 0)
+            left = ""
+            if done:
+                left = f", {(now - self._start) / done * (self._steps - step):.0f} s left"
             log.info("step %d of %d%s: %s", step, self._steps, left, shown.strip())
 
     def close(self) -> None:

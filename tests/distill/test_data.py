@@ -1,14 +1,16 @@
 """Photos and test sets as users have them: good, corrupt, tiny, published or not."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mipkd.core.errors import UsageError
-from mipkd.core.images import downscale, write_png
+from mipkd.core.errors import StageError, UsageError
+from mipkd.core.images import downscale, list_images, read_rgb, write_png
 from mipkd.core.photos import open_photos
+from mipkd.core.records import Photos
 from mipkd.distill.data import (
     PatchSampler,
     load_tests,
@@ -28,7 +30,7 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def prepared(photos: Path, tmp_path: Path, patch: int = 16) -> object:
+def prepared(photos: Path, tmp_path: Path, patch: int = 16) -> Photos:
     out = tmp_path / "store"
     out.mkdir(exist_ok=True)
     return prepare_photos(photos, scale=2, patch=patch, out=out)
@@ -52,12 +54,49 @@ def test_a_corrupt_photo_among_good_ones_is_named_skipped_and_counted(
     assert "skipped broken.jpg" in caplog.text
 
 
-def test_photos_smaller_than_a_patch_are_refused_with_their_size(
+def test_photos_smaller_than_a_patch_are_skipped_and_named(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = prepared(photos, tmp_path, patch=33)
+    assert store.count == 1
+    assert store.skipped == ("1.png: 96x64 is smaller than a patch of 66x66",)
+    assert [r.levelname for r in caplog.records] == ["WARNING"]
+
+
+def test_photos_all_smaller_than_a_patch_are_refused_with_their_size(
     photos: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=r"none of 2 photos can be used.*66x80 is smaller") as e:
         prepared(photos, tmp_path, patch=48)
     assert "96 pixels a side" in e.value.hint
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full to fill a disk")
+def test_a_full_disk_is_told_with_the_space_that_is_needed(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store/hr.u8").symlink_to("/dev/full")
+    with pytest.raises(StageError, match="store: no space left on the disk") as error:
+        prepared(photos, tmp_path)
+    assert "up to 0.0 MB" in error.value.hint
+
+
+def test_a_store_may_be_moved_and_photos_changed_after_it_was_made(
+    photos: Path, tmp_path: Path
+) -> None:
+    store = prepared(photos, tmp_path)
+    for file in photos.iterdir():
+        file.unlink()
+    moved = replace(store, folder=store.folder.rename(tmp_path / "moved"))
+    assert len(open_photos(moved)) == 2
+    assert str(tmp_path) not in (moved.folder / "index.json").read_text()
+
+
+def test_the_fingerprint_follows_the_pixels(photos: Path, tmp_path: Path) -> None:
+    first = prepared(photos, tmp_path)
+    (photos / "0.png").rename(photos / "00.png")
+    assert prepared(photos, tmp_path).sha256 == first.sha256
+    write_png(photos / "00.png", np.zeros((80, 66, 3), np.uint8))
+    assert prepared(photos, tmp_path).sha256 != first.sha256
 
 
 def test_a_batch_is_a_function_of_seed_and_step(photos: Path, tmp_path: Path) -> None:
@@ -87,16 +126,59 @@ def test_a_published_set_uses_its_own_lr(assets: Path, tmp_path: Path) -> None:
         assert len(load_tests(tests)) == 5
 
 
-def test_an_lr_file_of_the_wrong_size_is_named(photos: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def published(photos: Path) -> Path:
+    """A set of two images with `HR/` and `LR_bicubic/X2/`."""
     (photos / "HR").mkdir()
-    for file in photos.glob("*.png"):
-        file.rename(photos / "HR" / file.name)
-    lr = photos / "LR_bicubic/X2"
-    lr.mkdir(parents=True)
-    for index in range(2):
-        write_png(lr / f"{index}x2.png", np.zeros((9, 9, 3), np.uint8))
-    with pytest.raises(UsageError, match=r"0x2\.png: 9x9 does not fit"):
+    (photos / "LR_bicubic/X2").mkdir(parents=True)
+    for file in list_images(photos):
+        image = read_rgb(file)[:64, :64]
+        write_png(photos / "HR" / file.name, image)
+        write_png(photos / "LR_bicubic/X2" / f"{file.stem}x2.png", downscale(image, 2))
+        file.unlink()
+    return photos
+
+
+def test_a_scale_without_published_lr_gets_our_own(published: Path, tmp_path: Path) -> None:
+    assert prepare_tests(published, scale=2, out=tmp_path).lr_from == "published"
+    assert prepare_tests(published, scale=4, out=tmp_path).lr_from == "bicubic"
+
+
+def test_an_lr_file_of_the_wrong_size_is_named(published: Path, tmp_path: Path) -> None:
+    write_png(published / "LR_bicubic/X2/0x2.png", np.zeros((9, 9, 3), np.uint8))
+    with pytest.raises(UsageError, match=r"0x2\.png: 9x9 does not fit .* 64x64 at x2"):
+        prepare_tests(published, scale=2, out=tmp_path)
+
+
+def test_a_missing_lr_file_is_named(published: Path, tmp_path: Path) -> None:
+    (published / "LR_bicubic/X2/1x2.png").unlink()
+    with pytest.raises(UsageError, match=r"1x2\.png: no such file"):
+        prepare_tests(published, scale=2, out=tmp_path)
+
+
+@pytest.mark.parametrize("broken", ["HR/1.png", "LR_bicubic/X2/1x2.png"])
+def test_a_corrupt_test_image_is_skipped_and_named(
+    published: Path, tmp_path: Path, broken: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (published / broken).write_bytes(b"no image")
+    tests = prepare_tests(published, scale=2, out=tmp_path)
+    assert tests.images == ("0",)
+    assert len(tests.skipped) == 1
+    assert f"skipped {Path(broken).name}: cannot be read" in caplog.text
+
+
+def test_test_images_too_small_to_be_measured_are_refused(photos: Path, tmp_path: Path) -> None:
+    for file in list_images(photos):
+        write_png(file, np.zeros((20, 40, 3), np.uint8))
+    with pytest.raises(UsageError, match=r"none of 2 test images .* 40x20 is smaller than 32x32"):
         prepare_tests(photos, scale=2, out=tmp_path)
+
+
+def test_files_of_one_name_and_two_formats_are_both_tested(photos: Path, tmp_path: Path) -> None:
+    write_png(photos / "0.BMP", np.zeros((64, 64, 3), np.uint8))
+    tests = prepare_tests(photos, scale=2, out=tmp_path / "tests")
+    assert tests.images == ("0.BMP", "0.png", "1")
+    assert [hr.shape[:2] for _, _, hr in load_tests(tests)] == [(64, 64), (80, 66), (64, 96)]
 
 
 def test_samples_need_no_download_and_do_not_overlap(tmp_path: Path) -> None:

@@ -200,12 +200,12 @@ def test_an_output_that_cannot_be_written(teacher: Path, tmp_path: Path) -> None
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full to fill a disk")
 def test_a_disk_that_fills_while_training_keeps_the_last_checkpoint(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, {"step": 1})
+    checkpoint.save(tmp_path, {"fits": "a", "step": 1})
     (tmp_path / "checkpoint.pt.partial").symlink_to("/dev/full")
     with pytest.raises(StageError, match="No space left on device") as caught:
-        checkpoint.save(tmp_path, {"step": 2, "weights": torch.zeros(100_000)})
+        checkpoint.save(tmp_path, {"fits": "a", "step": 2, "weights": torch.zeros(100_000)})
     assert "run the same command again" in caught.value.hint
-    assert checkpoint.load(tmp_path) == {"step": 1}
+    assert checkpoint.load(tmp_path, "a") == {"fits": "a", "step": 1}
 
 
 def test_help_is_quick_and_names_every_command() -> None:

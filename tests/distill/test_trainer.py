@@ -1,0 +1,150 @@
+"""Training resumes exactly, stops with a reason, and leaves a plain student."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mipkd.archs import edsr
+from mipkd.core.errors import StageError, UsageError
+from mipkd.core.images import resize_bicubic, write_png
+from mipkd.distill.data import PatchSampler, load_tests, prepare_photos, prepare_tests
+from mipkd.distill.trainer import DistillConfig, TrainResult, train
+from mipkd.distill.watch import curves_file
+
+TEACHER = edsr.Hyper(2, channels=10, blocks=3)
+STUDENT = edsr.Hyper(2, channels=8, blocks=2)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for index in range(2):
+        coarse = rng.integers(0, 256, (9, 11, 3), dtype=np.uint8)
+        write_png(folder / f"{index}.png", resize_bicubic(coarse, (72, 88)))
+    return folder
+
+
+def trained(photos: Path, out: Path, teacher: bool = True, **settings: Any) -> TrainResult:
+    out.mkdir(exist_ok=True)
+    store = out.with_name(out.name + "-store")
+    store.mkdir(exist_ok=True)
+    given = {"steps": 12, "batch": 2, "patch": 16, "save_every": 3, "validate_every": 6}
+    config = DistillConfig(**{**given, **settings})
+    torch.manual_seed(0)
+    student = edsr.EDSR(STUDENT)
+    torch.manual_seed(1)
+    return train(
+        config,
+        student=student,
+        teacher=edsr.EDSR(TEACHER) if teacher else None,
+        sampler=PatchSampler(
+            prepare_photos(photos, scale=2, patch=16, out=store), patch=16, batch=2, seed=0
+        ),
+        tests=load_tests(prepare_tests(photos, scale=2, out=store)),
+        out=out,
+    )
+
+
+def same(a: TrainResult, b: TrainResult) -> bool:
+    one, other = a.student.state_dict(), b.student.state_dict()
+    weights = all(torch.equal(one[k], other[k]) for k in one)
+    return weights and a.curves.read_text() == b.curves.read_text()
+
+
+def test_an_interrupted_training_ends_bit_for_bit_as_an_uninterrupted_one(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = trained(photos, tmp_path / "whole")
+    batch = PatchSampler.batch
+
+    def interrupted(self: PatchSampler, step: int) -> Any:
+        if step == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+        return batch(self, step)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PatchSampler, "batch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            trained(photos, tmp_path / "parts")
+    rows = curves_file(tmp_path / "parts").read_text().splitlines()
+    assert json.loads(rows[-1])["step"] == 8  # the step in progress was ended, and kept
+    assert same(whole, trained(photos, tmp_path / "parts"))
+
+
+def test_a_killed_training_goes_on_from_its_last_save(photos: Path, tmp_path: Path) -> None:
+    whole = trained(photos, tmp_path / "whole", steps=60)
+    code = (
+        "import sys; sys.path[:0] = [sys.argv[1]]\n"
+        "from pathlib import Path; import test_trainer as t\n"
+        "t.trained(Path(sys.argv[2]), Path(sys.argv[3]), steps=60)"
+    )
+    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(photos)]
+    root = Path(__file__).parents[2]
+    with subprocess.Popen([*command, str(tmp_path / "parts")], cwd=root) as process:
+        while not (tmp_path / "parts/checkpoint-before.pt").exists():
+            assert process.poll() is None, "ended before it could be killed"
+            time.sleep(0.01)
+        process.kill()
+    assert same(whole, trained(photos, tmp_path / "parts", steps=60))
+
+
+def test_a_corrupt_checkpoint_is_told_and_the_one_before_is_used(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = trained(photos, tmp_path / "run")
+    before = whole.curves.read_text()
+    (tmp_path / "run/checkpoint.pt").write_bytes(b"half")
+    with caplog.at_level(logging.WARNING):
+        again = trained(photos, tmp_path / "run")
+    assert "passes over a damaged checkpoint" in caplog.text
+    assert again.curves.read_text() == before
+
+
+def test_a_loss_that_is_not_finite_is_named_with_its_step(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"step \d+: \w+ is (nan|inf)") as caught:
+        trained(photos, tmp_path / "run", lr=1e30, precision="fp32", clip_grad_norm=None, warmup=0)
+    assert "lower the rate" in caught.value.hint
+
+
+def test_the_result_has_the_plain_students_keys_and_its_curves_every_term(
+    photos: Path, tmp_path: Path
+) -> None:
+    result = trained(photos, tmp_path / "run")
+    assert set(result.student.state_dict()) == set(edsr.EDSR(STUDENT).state_dict())
+    rows = [json.loads(line) for line in result.curves.read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(13))
+    assert {"pixel", "logits", "feature", "autoencoder", "block", "lr"} <= set(rows[1])
+    assert [row["step"] for row in rows if "psnr_y_db" in row] == [0, 6, 12]
+    assert result.pictures
+    assert list((tmp_path / "run/tensorboard").iterdir())
+
+
+def test_scratch_and_logits_go_through_the_same_trainer(photos: Path, tmp_path: Path) -> None:
+    assert trained(photos, tmp_path / "s", teacher=False, method="scratch").losses == ("pixel",)
+    assert trained(photos, tmp_path / "l", method="logits").losses == ("pixel", "logits")
+
+
+def test_a_loss_without_its_teacher_is_refused(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="needs a teacher"):
+        trained(photos, tmp_path / "run", teacher=False, method="mipkd")
+
+
+def test_the_average_follows_fast_at_first() -> None:
+    config = DistillConfig(steps=1000)
+    assert config.rate(0) < config.lr
+    assert config.rate(20) == pytest.approx(config.lr, rel=1e-3)
+    assert config.rate(999) < 0.02 * config.lr
+    paper = DistillConfig(steps=1000, schedule="multistep", warmup=0)
+    assert paper.rate(300) == pytest.approx(5e-4)
+    assert paper.rate(900) == pytest.approx(5e-6)
