@@ -95,7 +95,7 @@ def flow(config: Config, run: Run) -> Flow:
     for target in chosen:
         versions, builts = target.versions(), []
         for label, of, precision in _wanted(config, target, graphs):
-            with _row(failures, target.name, precision, "build"):
+            with _row(failures, target.name, precision, "build", label):
                 calibration = patches if precision == "int8" else None
                 builts.append(
                     run.step(
@@ -108,7 +108,7 @@ def flow(config: Config, run: Run) -> Flow:
                         label=f"{target.name} {label} {precision}",
                     )
                 )
-        with _row(failures, target.name, "all", "measure"):
+        with _row(failures, target.name, "all", "measure", "student"):
             measured.append(
                 run.step(
                     measure,
@@ -173,7 +173,9 @@ def _wanted(
 
 
 @contextmanager
-def _row(failures: list[Failure], target: str, precision: str, stage: str) -> Iterator[None]:
+def _row(
+    failures: list[Failure], target: str, precision: str, stage: str, role: str
+) -> Iterator[None]:
     """Turn one target's failure into a row of the report; the others go on."""
     try:
         yield
@@ -182,7 +184,7 @@ def _row(failures: list[Failure], target: str, precision: str, stage: str) -> It
         hint = error.hint if isinstance(error, MipkdError) else ""
         log.error("%s %s: %s failed: %s", target, precision, stage, what)
         log.debug("traceback", exc_info=True)
-        failures.append(Failure(target, precision, stage, what, hint))
+        failures.append(Failure(target, precision, stage, what, hint, role))
 
 
 def _checkpoint(

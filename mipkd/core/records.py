@@ -166,6 +166,7 @@ class Failure:
     stage: str
     what: str
     hint: str = ""
+    role: str = "student"
 
 
 class Outcome(str, Enum):

@@ -287,6 +287,8 @@ class FailureResult(_Part):
     """What happened."""
     hint: str
     """The next step, if there is one."""
+    role: str
+    """Whose build failed: "student" or "teacher"."""
 
 
 class Results(_Part):

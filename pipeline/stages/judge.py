@@ -191,7 +191,8 @@ def _remarks(measurements: Sequence[Measurement]) -> Iterator[str]:
 def _not_run(measurements: Sequence[Measurement], failures: Sequence[Failure]) -> Iterator[Gate]:
     for failure in failures:
         why = f"{failure.stage} failed: {failure.what}"
-        yield _invalid("measured", f"{failure.target} {failure.precision}", 0.0, "", why)
+        of = " of the teacher" if failure.role == "teacher" else ""
+        yield _invalid("measured", f"{failure.target} {failure.precision}{of}", 0.0, "", why)
     if not failures and not students(measurements):
         yield _invalid("measured", "student", 0.0, "", "no target was measured")
 

@@ -140,6 +140,14 @@ def test_failure_and_invalid_latency_are_invalid_gates() -> None:
     assert {r.target: r.precision for r in verdict.recommended} == {"cpu": "fp32", "openvino": ""}
 
 
+def test_a_teacher_that_did_not_build_does_not_hold_the_student_back() -> None:
+    failure = Failure("cpu", "fp32", "build", "no such kernel", role="teacher")
+    verdict = judge(GateConfig(), (BICUBIC, STUDENT, FP32), (failure,))
+    assert "no such kernel" in gate(verdict.gates, "cpu fp32 of the teacher", "measured").reason
+    assert verdict.outcome is Outcome.INVALID
+    assert [(r.target, r.precision) for r in verdict.recommended] == [("cpu", "fp32")]
+
+
 def test_a_failed_gate_outweighs_an_invalid_one() -> None:
     int8 = measurement("student", "cpu", "int8", ms=2, lost_db=(1.0, 1.0, 1.0))
     failure = Failure("openvino", "int8", "build", "no such kernel")
