@@ -8,7 +8,7 @@ from pipeline.run import stage
 from targets.base import Target
 
 
-@stage(version=1)
+@stage(version=2)
 def build(
     precision: str,
     target: str,
