@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 import subprocess
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -49,6 +50,32 @@ def describe_host() -> Host:
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         features=features,
     )
+
+
+class Neighbours:
+    """What other programs take of this machine's CPU time from now on; known on Linux only."""
+
+    def __init__(self) -> None:
+        self._before = _cpu_times()
+
+    def share(self) -> float:
+        """From 0 to 1, of all cores together; 0 where it cannot be known."""
+        (busy, total, own), (busy_before, total_before, own_before) = _cpu_times(), self._before
+        passed = total - total_before
+        taken = (busy - busy_before) - (own - own_before)
+        return min(1.0, max(0.0, taken / passed)) if passed > 0 else 0.0
+
+
+def _cpu_times() -> tuple[float, float, float]:
+    """Seconds, summed over cores: busy, busy or idle, and those of this process."""
+    own = time.process_time()
+    line = next(iter(_text("/proc/stat").splitlines()), "")
+    columns = [int(column) for column in line.split()[1:9] if column.isdigit()]
+    if len(columns) < 8:
+        return own, 0.0, own
+    tick = os.sysconf("SC_CLK_TCK")
+    idle = columns[3] + columns[4]  # idle, and idle while waiting for a disk
+    return (sum(columns) - idle) / tick, sum(columns) / tick, own
 
 
 def _of_linux() -> tuple[str, tuple[str, ...]]:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack, closing
 from pathlib import Path
 
 from mipkd.core import plugins
 from mipkd.core.records import Built, Host, Measurement, TestSet
 from mipkd.distill.data import load_tests
+from pipeline.bench.host import Neighbours
 from pipeline.bench.latency import BenchSettings, compare
 from pipeline.bench.pixels import score
 from pipeline.run import stage
 from targets.base import Target
 
+log = logging.getLogger(__name__)
 
-@stage(version=1)
+_BUSY = 0.05  # of the CPU time taken by others: more is told beside the figures
+
+
+@stage(version=2)
 def measure(
     config: BenchSettings,
     target: str,
@@ -32,7 +38,9 @@ def measure(
             f"{b.role} {b.precision}": stack.enter_context(closing(chosen.open(b))) for b in builts
         }
         multiples = {name: b.multiple for name, b in zip(opened, builts, strict=True)}
+        neighbours = Neighbours()
         by_size = [compare(opened, size, config, multiples=multiples) for size in config.sizes]
+        busy = _busy(neighbours.share())
         found = []
         for (name, session), built in zip(opened.items(), builts, strict=True):
             outputs = (
@@ -58,8 +66,16 @@ def measure(
                     else (),
                     outputs=outputs,
                     versions=versions,
-                    notes=built.notes,
+                    notes=(*built.notes, *busy),
                     file=built.file,
                 )
             )
     return tuple(found)
+
+
+def _busy(share: float) -> tuple[str, ...]:
+    if share <= _BUSY:
+        return ()
+    note = f"other programs took {share:.0%} of the CPU during the measurement"
+    log.warning("%s: latencies are longer than on an idle machine", note)
+    return (note,)

@@ -1,5 +1,6 @@
 """The bench on sessions of our own: what it keeps, and what it refuses to believe."""
 
+import os
 import re
 import statistics
 import subprocess
@@ -13,7 +14,8 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from mipkd.core.images import read_rgb
-from pipeline.bench.host import describe_host
+from pipeline.bench import host
+from pipeline.bench.host import Neighbours, describe_host
 from pipeline.bench.latency import BenchSettings, compare, doubt, drift
 from pipeline.bench.pixels import output_file, score
 from pipeline.bench.stats import percentiles, ratio_of_medians
@@ -213,12 +215,12 @@ def test_interval_holds_the_true_ratio_though_the_machine_drifts() -> None:
 
 
 def test_host_is_described_the_same_each_time() -> None:
-    host = describe_host()
-    assert host == describe_host()
-    assert host.cpu
-    assert host.cores >= 1
-    assert host.memory_bytes > 2**27
-    assert len(host.id) == 12
+    found = describe_host()
+    assert found == describe_host()
+    assert found.cpu
+    assert found.cores >= 1
+    assert found.memory_bytes > 2**27
+    assert len(found.id) == 12
 
 
 def test_scores_are_of_the_pixels_that_are_written(tmp_path: Path) -> None:
@@ -260,3 +262,26 @@ def test_bench_imports_on_a_bare_device() -> None:
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="only Linux tells of other programs")
+def test_what_other_programs_take_is_known() -> None:
+    spin = "import time\nprint(flush=True)\nwhile time.process_time() < 1: pass"
+    with subprocess.Popen([sys.executable, "-c", spin], stdout=subprocess.PIPE) as other:
+        assert other.stdout
+        other.stdout.readline()
+        neighbours = Neighbours()
+        time.sleep(0.5)
+        share = neighbours.share()
+        other.kill()
+    cores = os.cpu_count() or 1
+    assert 0.3 / cores < share <= 1.0
+
+
+def test_our_own_work_is_no_other_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "_cpu_times", lambda: (0.0, 0.0, 0.0))
+    alone, beside = Neighbours(), Neighbours()
+    monkeypatch.setattr(host, "_cpu_times", lambda: (9.0, 20.0, 9.0))
+    assert alone.share() == 0.0
+    monkeypatch.setattr(host, "_cpu_times", lambda: (19.0, 20.0, 9.0))
+    assert beside.share() == 0.5
