@@ -153,7 +153,7 @@ def _frame(across: _Axis, up: _Axis, x: str, y: str) -> list[str]:
 
 def _tick(value: float, axis: _Axis) -> str:
     if axis.log or len(axis.ticks) < 2:
-        return f"{value:.3g}"
+        return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
     step = axis.ticks[1] - axis.ticks[0]
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
     return f"{value:.{digits}f}"

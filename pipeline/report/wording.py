@@ -12,7 +12,7 @@ def number(value: float | None, digits: int, unit: str = "") -> str:
     """Fixed decimals, or a dash for what is not known."""
     if value is None or not math.isfinite(value):
         return NONE
-    return f"{value:.{digits}f}{unit}"
+    return f"{round(value, digits) + 0.0:.{digits}f}{unit}"  # never -0.000
 
 
 def signed(value: float | None, digits: int) -> str:
