@@ -8,7 +8,6 @@ Reconstruction and logits are losses of their own (`pixel`, `logits`).
 
 from __future__ import annotations
 
-import logging
 from typing import ClassVar, Literal, cast
 
 import torch
@@ -18,17 +17,10 @@ from torch import Tensor, nn
 from mipkd.archs.base import SRNet
 from mipkd.losses._block_mixer import branches, chain, toss
 from mipkd.losses._feature_mixer import FeatureMixer, Latents, latent_width
+from mipkd.losses._features import Normalise, Units, pairs
 from mipkd.losses.base import Loss, Pass, Positions, l1
 
-log = logging.getLogger(__name__)
-
-Normalise = Literal["auto", "always", "never"]
-
-# With "auto", features are put in units of the teacher's mean magnitude from the first step at
-# which the feature loss is more than this many times the reconstruction loss: nets that work in
-# 0-255 would otherwise drown every other term.
-TOO_LARGE = 10.0
-SLOWEST_RATE = 0.01  # of the running mean of the magnitude, after its first 100 steps
+NAME = "mixture_of_priors"  # in messages
 
 
 class MixtureOfPriors(Loss):
@@ -54,9 +46,7 @@ class MixtureOfPriors(Loss):
         assert isinstance(helper, Mixers)
         latents = [
             mixer.mix(s, t, student_share=self.mask_ratio, generator=seen.generator)
-            for mixer, s, t in zip(
-                helper.each(), seen.student_features, seen.teacher_features, strict=True
-            )
+            for mixer, (s, t) in zip(helper.each(), pairs(seen, NAME), strict=True)
         ]
         terms = self._feature_terms(seen, helper, latents)
         if self.block_weight:
@@ -71,7 +61,7 @@ class MixtureOfPriors(Loss):
         feature_K = torch.stack(
             [l1(z.enhanced_NCHW, truth) for z, truth in zip(latents, truths, strict=True)]
         )
-        unit_K = helper.unit(seen, feature_K, self.normalise)
+        unit_K = helper.unit(seen, feature_K, self.normalise, NAME)
         terms = {"feature": self.feature_weight * (feature_K / unit_K).mean()}
         if self.autoencoder_weight:
             restored_K = torch.stack(
@@ -95,49 +85,20 @@ class MixtureOfPriors(Loss):
         return torch.stack([l1(image, seen.teacher_image) for image in images]).mean()
 
 
-class Mixers(nn.Module):
+class Mixers(Units):
     """A mixer for each position, and the running magnitude of the teacher's features."""
 
     mixers: nn.ModuleList
-    magnitude_K: Tensor
-    steps: Tensor
-    in_use: Tensor
 
     def __init__(self, count: int, student_width: int, teacher_width: int, latent: int) -> None:
-        super().__init__()
+        super().__init__(count)
         self.mixers = nn.ModuleList(
             FeatureMixer(student_width, teacher_width, latent) for _ in range(count)
         )
-        self.register_buffer("magnitude_K", torch.zeros(count))
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("in_use", torch.zeros((), dtype=torch.bool))
-        self._told = False
 
     def each(self) -> list[FeatureMixer]:
         """The mixers of the positions, in order."""
         return cast("list[FeatureMixer]", list(self.mixers))
-
-    @torch.no_grad()
-    def unit(self, seen: Pass, feature_K: Tensor, normalise: Normalise) -> Tensor:
-        """What the feature losses of the K positions are divided by; updates the running mean.
-
-        Only tensor arithmetic, so that a GPU is not waited for at every step.
-        """
-        now_K = torch.stack([f.float().abs().mean() for f in seen.teacher_features])
-        rate = (1 / (self.steps + 1)).clamp(min=SLOWEST_RATE)
-        self.magnitude_K.lerp_(now_K, rate)
-        ratio = feature_K.mean() / l1(seen.student_image, seen.hr_NCHW)
-        self.in_use |= ratio > TOO_LARGE if normalise == "auto" else normalise == "always"
-        if not self._told:
-            self._tell(float(ratio))
-        self.steps += 1
-        return torch.where(self.in_use, self.magnitude_K.clamp(min=1e-8), torch.ones_like(now_K))
-
-    def _tell(self, ratio: float) -> None:
-        self._told = True
-        if int(self.steps) == 0:
-            how = "in units of the teacher's mean magnitude" if self.in_use else "as they are"
-            log.info("mixture_of_priors: L_feat / L_rec is %.3g, features compared %s", ratio, how)
 
 
 LOSS = MixtureOfPriors
