@@ -104,9 +104,11 @@ def _loss(entry: dict[str, Any]) -> tuple[str, Loss]:
         return name, kind(**settings)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        place = ".".join([name, *map(str, first["loc"])])
         if first["type"] == "extra_forbidden":
-            what = f"distill.losses: {name}.{place}: unknown setting"
-            raise UsageError(what, hint=nearest(place, kind.model_fields)) from error
-        what = f"distill.losses: {name}.{place}: {first['msg']}, got {first['input']!r}"
+            what = f"distill.losses: {place}: unknown setting"
+            raise UsageError(
+                what, hint=nearest(str(first["loc"][-1]), kind.model_fields)
+            ) from error
+        what = f"distill.losses: {place}: {first['msg']}, got {first['input']!r}"
         raise UsageError(what, hint="settings: " + ", ".join(kind.model_fields)) from error

@@ -11,12 +11,12 @@ from __future__ import annotations
 from typing import ClassVar, Literal, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mipkd.archs.base import SRNet
 from mipkd.losses._block_mixer import branches, chain, toss
-from mipkd.losses._feature_mixer import FeatureMixer, Latents, latent_width
+from mipkd.losses._feature_mixer import Encoder, FeatureMixer, Latents, Mask, latent_width
 from mipkd.losses._features import Normalise, Units, pairs
 from mipkd.losses.base import Loss, Pass, Positions, l1
 
@@ -24,31 +24,51 @@ NAME = "mixture_of_priors"  # in messages
 
 
 class MixtureOfPriors(Loss):
-    """Feature Prior Mixer and Block Prior Mixer, for nets of any depth, width and family."""
+    """Feature Prior Mixer and Block Prior Mixer, for nets of any depth, width and family.
+
+    A mixer of weight 0 is left out: the paper's ablations are settings. `mixed_path` "branches"
+    sends each mixture through the whole rest of one net.
+    """
 
     needs_features: ClassVar[bool] = True
 
     feature_weight: float = Field(1.0, ge=0)
     autoencoder_weight: float = Field(1.0, ge=0)  # within the feature term
     block_weight: float = Field(0.1, ge=0)
+    mask: Mask = "random"
     mask_ratio: float = Field(0.5, ge=0, le=1)  # share of latent elements that are the student's
     student_share: float = Field(0.5, ge=0, le=1)  # chance that the student carries the stream on
+    encoder: Encoder = "cnn"
+    shared_encoder: bool = False  # but for the first layer, where the nets' widths differ
     latent_width: int | None = Field(None, ge=1)  # None: the teacher's, or 64 when it is wider
     mixed_path: Literal["chain", "branches"] = "chain"
     normalise: Normalise = "auto"
 
+    @model_validator(mode="after")
+    def _one_mixer(self) -> MixtureOfPriors:
+        if not (self.feature_weight or self.block_weight):
+            raise ValueError("feature_weight or block_weight must be more than 0")
+        return self
+
     def helper(self, student: SRNet, teacher: SRNet | None, positions: Positions) -> Mixers:
         assert teacher is not None
         latent = self.latent_width or latent_width(teacher.width)
-        return Mixers(len(positions.student), student.width, teacher.width, latent)
+        return Mixers(
+            len(positions.student),
+            student.width,
+            teacher.width,
+            latent,
+            encoder=self.encoder,
+            shared=self.shared_encoder,
+        )
 
     def __call__(self, seen: Pass, helper: nn.Module | None) -> dict[str, Tensor]:
         assert isinstance(helper, Mixers)
         latents = [
-            mixer.mix(s, t, student_share=self.mask_ratio, generator=seen.generator)
+            mixer.mix(s, t, student_share=self.mask_ratio, generator=seen.generator, mask=self.mask)
             for mixer, (s, t) in zip(helper.each(), pairs(seen, NAME), strict=True)
         ]
-        terms = self._feature_terms(seen, helper, latents)
+        terms = self._feature_terms(seen, helper, latents) if self.feature_weight else {}
         if self.block_weight:
             terms["block"] = self.block_weight * self._block_loss(seen, helper, latents)
         return {name: self.weight * term for name, term in terms.items()}
@@ -90,10 +110,20 @@ class Mixers(Units):
 
     mixers: nn.ModuleList
 
-    def __init__(self, count: int, student_width: int, teacher_width: int, latent: int) -> None:
+    def __init__(
+        self,
+        count: int,
+        student_width: int,
+        teacher_width: int,
+        latent: int,
+        *,
+        encoder: Encoder = "cnn",
+        shared: bool = False,
+    ) -> None:
         super().__init__(count)
         self.mixers = nn.ModuleList(
-            FeatureMixer(student_width, teacher_width, latent) for _ in range(count)
+            FeatureMixer(student_width, teacher_width, latent, encoder=encoder, shared=shared)
+            for _ in range(count)
         )
 
     def each(self) -> list[FeatureMixer]:
