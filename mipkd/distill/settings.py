@@ -11,11 +11,17 @@ from mipkd.core import plugins
 from mipkd.core.errors import UsageError, nearest
 from mipkd.losses.base import Loss, Positions
 
-Method = Literal["mipkd", "logits", "scratch"]
+Method = Literal["mipkd", "logits", "scratch", "fitnet", "at", "rkd", "fakd", "crosskd"]
 
+# dukd is none of these: it is listed in [[distill.losses]] beside any of them.
 _METHODS: dict[Method, tuple[str, ...]] = {
     "scratch": ("pixel",),
     "logits": ("pixel", "logits"),
+    "fitnet": ("pixel", "logits", "fitnet"),
+    "at": ("pixel", "logits", "at"),
+    "rkd": ("pixel", "logits", "rkd"),
+    "fakd": ("pixel", "logits", "fakd"),
+    "crosskd": ("pixel", "crosskd"),  # its paper's point: in place of matching the outputs
     "mipkd": ("pixel", "logits", "mixture_of_priors"),
 }
 
