@@ -11,11 +11,17 @@ from mipkd.core import plugins
 from mipkd.core.errors import UsageError, nearest
 from mipkd.losses.base import Loss, Positions
 
-Method = Literal["mipkd", "logits", "scratch"]
+Method = Literal["mipkd", "logits", "scratch", "fitnet", "at", "rkd", "fakd", "crosskd"]
 
+# dukd is none of these: it is listed in [[distill.losses]] beside any of them.
 _METHODS: dict[Method, tuple[str, ...]] = {
     "scratch": ("pixel",),
     "logits": ("pixel", "logits"),
+    "fitnet": ("pixel", "logits", "fitnet"),
+    "at": ("pixel", "logits", "at"),
+    "rkd": ("pixel", "logits", "rkd"),
+    "fakd": ("pixel", "logits", "fakd"),
+    "crosskd": ("pixel", "crosskd"),  # its paper's point: in place of matching the outputs
     "mipkd": ("pixel", "logits", "mixture_of_priors"),
 }
 
@@ -104,9 +110,11 @@ def _loss(entry: dict[str, Any]) -> tuple[str, Loss]:
         return name, kind(**settings)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        place = ".".join([name, *map(str, first["loc"])])
         if first["type"] == "extra_forbidden":
-            what = f"distill.losses: {name}.{place}: unknown setting"
-            raise UsageError(what, hint=nearest(place, kind.model_fields)) from error
-        what = f"distill.losses: {name}.{place}: {first['msg']}, got {first['input']!r}"
+            what = f"distill.losses: {place}: unknown setting"
+            raise UsageError(
+                what, hint=nearest(str(first["loc"][-1]), kind.model_fields)
+            ) from error
+        what = f"distill.losses: {place}: {first['msg']}, got {first['input']!r}"
         raise UsageError(what, hint="settings: " + ", ".join(kind.model_fields)) from error

@@ -1,4 +1,7 @@
-"""Distillation losses, one file each; a new file is a new loss."""
+"""Distillation losses, one file each; a new file is a new loss.
+
+Not built: CSD (Wang et al., IJCAI 2021), whose contrastive term needs the weights of VGG19.
+"""
 
 from pkgutil import extend_path
 

@@ -46,12 +46,17 @@ def branches(
     carriers: Sequence[Carrier],
 ) -> list[Tensor]:
     """An image for each position: its mixture through the whole rest of one net."""
-    images = []
-    for mixer, latent, carrier, start in zip(mixers, latents, carriers, _starts(seen), strict=True):
-        net = _net(seen, carrier)
-        stream = _through(net, mixer.enhanced(latent, carrier), start[carrier], len(net.blocks))
-        images.append(_tail(seen, carrier, stream))
-    return images
+    triples = zip(mixers, latents, carriers, strict=True)
+    return [
+        rest(seen, k, mixer.enhanced(latent, carrier), carrier)
+        for k, (mixer, latent, carrier) in enumerate(triples)
+    ]
+
+
+def rest(seen: Pass, position: int, stream_NCHW: Tensor, carrier: Carrier) -> Tensor:
+    """The image of a stream that `carrier` takes on from a position to its end."""
+    start, stop = _starts(seen)[position][carrier], _ends(seen)[carrier]
+    return _tail(seen, carrier, _through(_net(seen, carrier), stream_NCHW, start, stop))
 
 
 def _net(seen: Pass, carrier: Carrier) -> SRNet:

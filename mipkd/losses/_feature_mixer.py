@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 Carrier = Literal["student", "teacher"]
+Encoder = Literal["cnn", "mlp"]
+Mask = Literal["random", "grid", "none"]
 
 
 def latent_width(teacher_width: int) -> int:
@@ -36,17 +38,41 @@ def student_mask(
     return mask.to(like_NLHW.dtype).permute(0, 3, 1, 2)
 
 
+def grid_mask(like_NLHW: Tensor, *, student_share: float) -> Tensor:
+    """The same mask at every step: its 1s evenly spaced along channel, height and width alike.
+
+    A chequerboard at a share of a half.
+    """
+    _, channels, height, width = like_NLHW.shape
+    along = [torch.arange(size, device=like_NLHW.device) for size in (channels, height, width)]
+    diagonal = along[0][:, None, None] + along[1][:, None] + along[2]
+    taken = ((diagonal + 1) * student_share).floor() - (diagonal * student_share).floor()
+    return taken.to(like_NLHW.dtype).expand_as(like_NLHW)
+
+
+def masked(
+    kind: Mask, like_NLHW: Tensor, *, student_share: float, generator: torch.Generator | None
+) -> Tensor:
+    """A mask of that kind; "none" is the share itself, so that all of both nets is averaged."""
+    if kind == "grid":
+        return grid_mask(like_NLHW, student_share=student_share)
+    if kind == "none":
+        return torch.full_like(like_NLHW, student_share)
+    return student_mask(like_NLHW, student_share=student_share, generator=generator)
+
+
 def _blend(mask_NLHW: Tensor, z_student: Tensor, z_teacher: Tensor) -> Tensor:
     """M * Z_S + (1 - M) * Z_T, exact for a mask of 0 and 1; a sixth of the time of `where`."""
     return torch.lerp(z_teacher, z_student, mask_NLHW)
 
 
-def _conv(inputs: int, outputs: int) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 3, padding=1)
+def _conv(inputs: int, outputs: int, size: int = 3) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, size, padding=size // 2)
 
 
-def _encoder(inputs: int, latent: int) -> nn.Sequential:
-    return nn.Sequential(_conv(inputs, latent), nn.ReLU(), _conv(latent, latent))
+def _encoder(inputs: int, latent: int, kind: Encoder) -> nn.Sequential:
+    size = 3 if kind == "cnn" else 1  # an MLP of each place; the decoder stays a CNN
+    return nn.Sequential(_conv(inputs, latent, size), nn.ReLU(), _conv(latent, latent, size))
 
 
 class Decoder(nn.Module):
@@ -82,10 +108,23 @@ class Latents:
 class FeatureMixer(nn.Module):
     """One position's encoders and decoder."""
 
-    def __init__(self, student_width: int, teacher_width: int, latent: int) -> None:
+    def __init__(
+        self,
+        student_width: int,
+        teacher_width: int,
+        latent: int,
+        *,
+        encoder: Encoder = "cnn",
+        shared: bool = False,
+    ) -> None:
         super().__init__()
-        self.encode_student: nn.Module = _encoder(student_width, latent)
-        self.encode_teacher: nn.Module = _encoder(teacher_width, latent)
+        mine = _encoder(student_width, latent, encoder)
+        theirs = _encoder(teacher_width, latent, encoder)
+        if shared:  # all that takes the same number of channels
+            first = theirs[0] if student_width == teacher_width else mine[0]
+            mine = nn.Sequential(first, *list(theirs)[1:])
+        self.encode_student: nn.Module = mine
+        self.encode_teacher: nn.Module = theirs
         self.decoder = Decoder(latent, student_width, teacher_width)
 
     def mix(
@@ -95,14 +134,15 @@ class FeatureMixer(nn.Module):
         *,
         student_share: float,
         generator: torch.Generator | None,
+        mask: Mask = "random",
     ) -> Latents:
-        """Encode both features and decode their random mixture."""
+        """Encode both features and decode their mixture."""
         z_student = self.encode_student(student_NCHW)
         z_teacher = self.encode_teacher(teacher_NCHW)
-        mask = student_mask(z_teacher, student_share=student_share, generator=generator)
-        trunk = self.decoder.trunk(_blend(mask, z_student, z_teacher))
+        taken = masked(mask, z_teacher, student_share=student_share, generator=generator)
+        trunk = self.decoder.trunk(_blend(taken, z_student, z_teacher))
         enhanced = self.decoder.head(trunk, "teacher")
-        return Latents(z_student, z_teacher, mask, trunk, enhanced)
+        return Latents(z_student, z_teacher, taken, trunk, enhanced)
 
     def enhanced(self, latents: Latents, carrier: Carrier) -> Tensor:
         """The mixture as features of `carrier`'s width."""

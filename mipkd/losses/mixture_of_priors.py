@@ -8,57 +8,67 @@ Reconstruction and logits are losses of their own (`pixel`, `logits`).
 
 from __future__ import annotations
 
-import logging
 from typing import ClassVar, Literal, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mipkd.archs.base import SRNet
 from mipkd.losses._block_mixer import branches, chain, toss
-from mipkd.losses._feature_mixer import FeatureMixer, Latents, latent_width
+from mipkd.losses._feature_mixer import Encoder, FeatureMixer, Latents, Mask, latent_width
+from mipkd.losses._features import Normalise, Units, pairs
 from mipkd.losses.base import Loss, Pass, Positions, l1
 
-log = logging.getLogger(__name__)
-
-Normalise = Literal["auto", "always", "never"]
-
-# With "auto", features are put in units of the teacher's mean magnitude from the first step at
-# which the feature loss is more than this many times the reconstruction loss: nets that work in
-# 0-255 would otherwise drown every other term.
-TOO_LARGE = 10.0
-SLOWEST_RATE = 0.01  # of the running mean of the magnitude, after its first 100 steps
+NAME = "mixture_of_priors"  # in messages
 
 
 class MixtureOfPriors(Loss):
-    """Feature Prior Mixer and Block Prior Mixer, for nets of any depth, width and family."""
+    """Feature Prior Mixer and Block Prior Mixer, for nets of any depth, width and family.
+
+    A mixer of weight 0 is left out: the paper's ablations are settings. `mixed_path` "branches"
+    sends each mixture through the whole rest of one net.
+    """
 
     needs_features: ClassVar[bool] = True
 
     feature_weight: float = Field(1.0, ge=0)
     autoencoder_weight: float = Field(1.0, ge=0)  # within the feature term
     block_weight: float = Field(0.1, ge=0)
+    mask: Mask = "random"
     mask_ratio: float = Field(0.5, ge=0, le=1)  # share of latent elements that are the student's
     student_share: float = Field(0.5, ge=0, le=1)  # chance that the student carries the stream on
+    encoder: Encoder = "cnn"
+    shared_encoder: bool = False  # but for the first layer, where the nets' widths differ
     latent_width: int | None = Field(None, ge=1)  # None: the teacher's, or 64 when it is wider
     mixed_path: Literal["chain", "branches"] = "chain"
     normalise: Normalise = "auto"
 
+    @model_validator(mode="after")
+    def _one_mixer(self) -> MixtureOfPriors:
+        if not (self.feature_weight or self.block_weight):
+            raise ValueError("feature_weight or block_weight must be more than 0")
+        return self
+
     def helper(self, student: SRNet, teacher: SRNet | None, positions: Positions) -> Mixers:
         assert teacher is not None
         latent = self.latent_width or latent_width(teacher.width)
-        return Mixers(len(positions.student), student.width, teacher.width, latent)
+        return Mixers(
+            len(positions.student),
+            student.width,
+            teacher.width,
+            latent,
+            encoder=self.encoder,
+            shared=self.shared_encoder,
+        )
 
     def __call__(self, seen: Pass, helper: nn.Module | None) -> dict[str, Tensor]:
         assert isinstance(helper, Mixers)
         latents = [
-            mixer.mix(s, t, student_share=self.mask_ratio, generator=seen.generator)
-            for mixer, s, t in zip(
-                helper.each(), seen.student_features, seen.teacher_features, strict=True
-            )
+            mixer.mix(s, t, student_share=self.mask_ratio, generator=seen.generator, mask=self.mask)
+            for mixer, (s, t) in zip(helper.each(), pairs(seen, NAME), strict=True)
         ]
-        terms = self._feature_terms(seen, helper, latents)
+        terms = self._feature_terms(seen, helper, latents) if self.feature_weight else {}
         if self.block_weight:
             terms["block"] = self.block_weight * self._block_loss(seen, helper, latents)
         return {name: self.weight * term for name, term in terms.items()}
@@ -71,7 +81,7 @@ class MixtureOfPriors(Loss):
         feature_K = torch.stack(
             [l1(z.enhanced_NCHW, truth) for z, truth in zip(latents, truths, strict=True)]
         )
-        unit_K = helper.unit(seen, feature_K, self.normalise)
+        unit_K = helper.unit(seen, feature_K, self.normalise, NAME)
         terms = {"feature": self.feature_weight * (feature_K / unit_K).mean()}
         if self.autoencoder_weight:
             restored_K = torch.stack(
@@ -95,49 +105,30 @@ class MixtureOfPriors(Loss):
         return torch.stack([l1(image, seen.teacher_image) for image in images]).mean()
 
 
-class Mixers(nn.Module):
+class Mixers(Units):
     """A mixer for each position, and the running magnitude of the teacher's features."""
 
     mixers: nn.ModuleList
-    magnitude_K: Tensor
-    steps: Tensor
-    in_use: Tensor
 
-    def __init__(self, count: int, student_width: int, teacher_width: int, latent: int) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        count: int,
+        student_width: int,
+        teacher_width: int,
+        latent: int,
+        *,
+        encoder: Encoder = "cnn",
+        shared: bool = False,
+    ) -> None:
+        super().__init__(count)
         self.mixers = nn.ModuleList(
-            FeatureMixer(student_width, teacher_width, latent) for _ in range(count)
+            FeatureMixer(student_width, teacher_width, latent, encoder=encoder, shared=shared)
+            for _ in range(count)
         )
-        self.register_buffer("magnitude_K", torch.zeros(count))
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("in_use", torch.zeros((), dtype=torch.bool))
-        self._told = False
 
     def each(self) -> list[FeatureMixer]:
         """The mixers of the positions, in order."""
         return cast("list[FeatureMixer]", list(self.mixers))
-
-    @torch.no_grad()
-    def unit(self, seen: Pass, feature_K: Tensor, normalise: Normalise) -> Tensor:
-        """What the feature losses of the K positions are divided by; updates the running mean.
-
-        Only tensor arithmetic, so that a GPU is not waited for at every step.
-        """
-        now_K = torch.stack([f.float().abs().mean() for f in seen.teacher_features])
-        rate = (1 / (self.steps + 1)).clamp(min=SLOWEST_RATE)
-        self.magnitude_K.lerp_(now_K, rate)
-        ratio = feature_K.mean() / l1(seen.student_image, seen.hr_NCHW)
-        self.in_use |= ratio > TOO_LARGE if normalise == "auto" else normalise == "always"
-        if not self._told:
-            self._tell(float(ratio))
-        self.steps += 1
-        return torch.where(self.in_use, self.magnitude_K.clamp(min=1e-8), torch.ones_like(now_K))
-
-    def _tell(self, ratio: float) -> None:
-        self._told = True
-        if int(self.steps) == 0:
-            how = "in units of the teacher's mean magnitude" if self.in_use else "as they are"
-            log.info("mixture_of_priors: L_feat / L_rec is %.3g, features compared %s", ratio, how)
 
 
 LOSS = MixtureOfPriors

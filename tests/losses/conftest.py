@@ -2,13 +2,23 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from mipkd.archs.base import SRNet
+from mipkd.archs.base import Arch, SRNet
+from mipkd.core import plugins
 from mipkd.losses.base import Pass, Positions
+
+# Sizes at which a family is quick to test; one that is not named is tested as the paper's student.
+TINY: dict[str, dict[str, Any]] = {
+    "edsr": {"channels": 8, "blocks": 2},
+    "rcan": {"channels": 12, "groups": 2, "blocks": 1},
+    "swinir": {"channels": 6, "groups": 2, "layers": 1},
+}
 
 
 class TinyNet(SRNet):
@@ -33,8 +43,8 @@ class TinyNet(SRNet):
 def look(student: SRNet, teacher: SRNet, positions: Positions, seed: int = 0) -> Pass:
     """What a step at 8x8 pixels knows."""
     chance = torch.Generator().manual_seed(seed)
-    lr = torch.rand(2, 3, 8, 8, generator=chance)
-    hr = torch.rand(2, 3, 8 * student.scale, 8 * student.scale, generator=chance)
+    lr = torch.rand(3, 3, 8, 8, generator=chance)
+    hr = torch.rand(3, 3, 8 * student.scale, 8 * student.scale, generator=chance)
     image, features = student.tapped(lr, positions.student)
     with torch.no_grad():
         taught, theirs = teacher.tapped(lr, positions.teacher)
@@ -62,3 +72,15 @@ def _tiny() -> Callable[[int, int], SRNet]:
 @pytest.fixture(name="look")
 def _look() -> Callable[..., Pass]:
     return look
+
+
+@pytest.fixture(name="small")
+def _small() -> Callable[[str], SRNet]:
+    """A tiny net of any family, x2; another one at each call."""
+    torch.manual_seed(0)
+
+    def make(family: str) -> SRNet:
+        arch: Arch = plugins.load("mipkd.archs", family, "ARCH")
+        return arch.make(replace(arch.paper(2), **TINY.get(family, {})))
+
+    return make

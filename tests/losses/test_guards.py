@@ -21,7 +21,6 @@ NETS = {
     "rcan": lambda: rcan.RCAN(rcan.Hyper(2, channels=12, groups=3, blocks=1)),
     "swinir": lambda: swinir.SwinIR(swinir.Hyper(2, channels=12, groups=3, layers=1)),
 }
-PAIRS = [(t, s) for t in ("edsr", "rcan", "swinir") for s in NETS if s != "edsr"]
 
 
 def seen_by(student: SRNet, teacher: SRNet, seed: int = 0) -> Pass:
@@ -54,23 +53,6 @@ def pair(teacher: str = "edsr", student: str = "edsr-small") -> tuple[SRNet, SRN
 
 def gradient(net: nn.Module) -> float:
     return sum(float(p.grad.abs().sum()) for p in net.parameters() if p.grad is not None)
-
-
-@pytest.mark.parametrize("name", plugins.names("mipkd.losses"))
-@pytest.mark.parametrize(("teacher_name", "student_name"), PAIRS)
-def test_every_loss_teaches_the_student_and_leaves_the_teacher_alone(
-    name: str, teacher_name: str, student_name: str
-) -> None:
-    student, teacher = pair(teacher_name, student_name)
-    before = {k: v.clone() for k, v in teacher.state_dict().items()}
-    loss: Loss = plugins.load("mipkd.losses", name, "LOSS")()
-    seen = seen_by(student, teacher)
-    helper = loss.helper(student, teacher, seen.positions)
-    terms = loss(seen, helper)
-    torch.stack(list(terms.values())).sum().backward()
-    assert gradient(student) > 0
-    assert gradient(teacher) == 0
-    assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
 
 
 def test_plain_losses_are_the_mean_absolute_difference() -> None:
