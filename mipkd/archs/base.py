@@ -24,6 +24,7 @@ class SRNet(nn.Module):
     scale: int
     width: int  # channels of the features between blocks
     multiple: int = 1  # H and W that head, blocks and tail accept
+    smallest: int = 2  # H and W that an exported graph accepts
     blocks: nn.ModuleList
 
     def head(self, lr_NCHW: Tensor) -> Tensor:

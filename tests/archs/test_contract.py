@@ -1,5 +1,6 @@
 """What every network family promises, whichever files stand in the folder."""
 
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from mipkd.archs.base import Arch, SRNet, gmacs, pair_positions, params
 from mipkd.core import plugins
 from mipkd.core.errors import UnsupportedError, UsageError
 
-SMALL = {"edsr": "c12b3", "rcan": "c12g2b2", "swinir": "c12r2"}
+SMALL = {"edsr": "c12b3", "rcan": "c12g2b2", "rlfn": "c12b3m14", "swinir": "c12r2"}
 ARCHS = [name for name in plugins.names("mipkd.archs") if name in SMALL]
 
 
@@ -21,8 +22,6 @@ def arch_of(name: str) -> Arch:
 
 
 def small(name: str, scale: int = 2, **other: Any) -> Any:
-    from dataclasses import replace
-
     arch = arch_of(name)
     return replace(arch.shrink(arch.paper(scale), SMALL[name]), **other)
 
@@ -36,20 +35,28 @@ def image(height: int = 13, width: int = 18) -> Tensor:
     return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("direct", [False, True])
+VARIANTS = [
+    (name, variant)
+    for name in ARCHS
+    for variant in (
+        ({"direct": False}, {"direct": True}) if hasattr(small(name), "direct") else ({},)
+    )
+]
+
+
 @pytest.mark.parametrize("scale", [2, 3, 4])
-@pytest.mark.parametrize("name", ARCHS)
+@pytest.mark.parametrize(("name", "variant"), VARIANTS)
 def test_a_checkpoint_tells_its_sizes_and_gives_the_same_net(
-    name: str, scale: int, direct: bool
+    name: str, scale: int, variant: dict[str, Any]
 ) -> None:
-    arch, net = arch_of(name), made(name, scale, direct=direct)
+    arch, net = arch_of(name), made(name, scale, **variant)
     state = arch.original(net)
     found = arch.canonical(state)
     assert found is not None
     layout, weights = found
     hyper, settled = arch.read(weights, layout)
-    assert hyper == small(name, scale, direct=direct)
-    assert set(settled) >= {"image_range", "mean"}
+    assert hyper == small(name, scale, **variant)
+    assert set(settled) >= {"image_range", "mean"} & {f.name for f in fields(hyper)}
     again = arch.make(hyper).eval()
     again.load_state_dict({k: weights[k] for k in again.state_dict()})
     assert torch.equal(again(image()), net(image()))
@@ -99,6 +106,8 @@ TABLE = {
     ("edsr", "c64b32"): ((2.55, 2.74, 2.70), (167, 180, 207)),
     ("rcan", "c64g10b20"): ((15.44, 15.63, 15.59), (1003, 1016, 1043)),
     ("rcan", "c64g10b6"): ((5.02, 5.21, 5.17), (327, 339, 367)),
+    ("rlfn", "c52b6"): ((0.527, 0.534, 0.544), (32.8, 33.3, 33.9)),
+    ("rlfn", "c46b4m48"): ((0.300, 0.307, 0.317), (18.6, 19.0, 19.7)),
     ("swinir", "c180r6"): ((11.75, 11.94, 11.90), (817, 830, 857)),
     ("swinir", "c60r4"): ((1.09, 1.27, 1.24), (81, 93, 121)),
 }
@@ -207,6 +216,7 @@ def test_an_image_smaller_than_a_window_is_upscaled(name: str) -> None:
         ("edsr", "c4b32", (10, 21, 32)),
         ("edsr", "c4b16", (4, 10, 16)),
         ("rcan", "c4g10b1", (2, 6, 10)),
+        ("rlfn", "c8b6", (1, 3, 6)),
         ("swinir", "c6r6", (1, 3, 5)),
         ("swinir", "c6r4", (0, 2, 3)),
     ],

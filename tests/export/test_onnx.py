@@ -19,7 +19,12 @@ from mipkd.export.onnx import export
 from mipkd.export.parity import parity
 
 # One group of SwinIR holds a plain and a shifted window layer.
-SMALL = {"edsr": ("c8b2", {}), "rcan": ("c16g1b1", {}), "swinir": ("c12r1", {"layers": 2})}
+SMALL = {
+    "edsr": ("c8b2", {}),
+    "rcan": ("c16g1b1", {}),
+    "rlfn": ("c8b2", {}),
+    "swinir": ("c12r1", {"layers": 2}),
+}
 
 
 def made(name: str, scale: int = 2) -> SRNet:
