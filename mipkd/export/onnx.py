@@ -28,7 +28,7 @@ def export(net: SRNet, *, out: Path, metadata: dict[str, str], role: str, family
     The graph takes one image whose height and width are multiples of `net.multiple` and no
     less than `net.smallest`.
     """
-    program = _program(net)
+    program = _program(net.deployed())
     file = out / "model.onnx"
     facts = {
         "scale": str(net.scale),

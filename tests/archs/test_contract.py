@@ -12,7 +12,7 @@ from mipkd.archs.base import Arch, SRNet, gmacs, pair_positions, params
 from mipkd.core import plugins
 from mipkd.core.errors import UnsupportedError, UsageError
 
-SMALL = {"edsr": "c12b3", "rcan": "c12g2b2", "rlfn": "c12b3m14", "swinir": "c12r2"}
+SMALL = {"edge": "c12b3", "edsr": "c12b3", "rcan": "c12g2b2", "rlfn": "c12b3m14", "swinir": "c12r2"}
 ARCHS = [name for name in plugins.names("mipkd.archs") if name in SMALL]
 
 
@@ -36,11 +36,10 @@ def image(height: int = 13, width: int = 18) -> Tensor:
 
 
 VARIANTS = [
-    (name, variant)
+    (name, {field: value})
     for name in ARCHS
-    for variant in (
-        ({"direct": False}, {"direct": True}) if hasattr(small(name), "direct") else ({},)
-    )
+    for field, value in (("scale", 2), ("direct", True), ("folded", True))
+    if hasattr(small(name), field)
 ]
 
 
@@ -49,13 +48,14 @@ VARIANTS = [
 def test_a_checkpoint_tells_its_sizes_and_gives_the_same_net(
     name: str, scale: int, variant: dict[str, Any]
 ) -> None:
-    arch, net = arch_of(name), made(name, scale, **variant)
+    variant = variant | {"scale": scale}
+    arch, net = arch_of(name), made(name, **variant)
     state = arch.original(net)
     found = arch.canonical(state)
     assert found is not None
     layout, weights = found
     hyper, settled = arch.read(weights, layout)
-    assert hyper == small(name, scale, **variant)
+    assert hyper == small(name, **variant)
     assert set(settled) >= {"image_range", "mean"} & {f.name for f in fields(hyper)}
     again = arch.make(hyper).eval()
     again.load_state_dict({k: weights[k] for k in again.state_dict()})
@@ -102,6 +102,7 @@ def test_a_budget_that_cannot_be_read_shows_the_grammar(name: str) -> None:
 
 # channels / blocks, parameters in millions and GMACs at LR 256x256, for x2, x3, x4
 TABLE = {
+    ("edge", "c32b6"): ((0.0599, 0.0642, 0.0703), (3.93, 4.25, 4.69)),
     ("edsr", "c256b32"): ((40.73, 43.68, 43.09), (2669, 2865, 3293)),
     ("edsr", "c64b32"): ((2.55, 2.74, 2.70), (167, 180, 207)),
     ("rcan", "c64g10b20"): ((15.44, 15.63, 15.59), (1003, 1016, 1043)),
@@ -114,11 +115,11 @@ TABLE = {
 
 
 @pytest.mark.parametrize(("name", "budget"), TABLE)
-def test_the_papers_nets_have_the_papers_sizes(name: str, budget: str) -> None:
+def test_published_nets_have_their_published_sizes(name: str, budget: str) -> None:
     arch = arch_of(name)
     for scale, millions, billions in zip((2, 3, 4), *TABLE[name, budget], strict=True):
         with torch.device("meta"):
-            net = arch.make(arch.shrink(arch.paper(scale), budget))
+            net = arch.make(arch.shrink(arch.paper(scale), budget)).deployed()
         assert params(net) / 1e6 == pytest.approx(millions, rel=0.01)
         assert gmacs(net) == pytest.approx(billions, rel=0.01)
 
@@ -216,6 +217,7 @@ def test_an_image_smaller_than_a_window_is_upscaled(name: str) -> None:
         ("edsr", "c4b32", (10, 21, 32)),
         ("edsr", "c4b16", (4, 10, 16)),
         ("rcan", "c4g10b1", (2, 6, 10)),
+        ("edge", "c8b6", (1, 3, 5)),
         ("rlfn", "c8b6", (1, 3, 6)),
         ("swinir", "c6r6", (1, 3, 5)),
         ("swinir", "c6r4", (0, 2, 3)),

@@ -56,6 +56,8 @@ def made(arch: Arch, hyper: Any, seed: int = 0) -> SRNet:
         (("rlfn", "c52b6"), None, {"channels": 26, "blocks": 3, "middle": 26}),
         (("edsr", "c64b16"), "rlfn:c46b4m48", {"channels": 46, "blocks": 4, "middle": 48}),
         (("rlfn", "c46b4m48"), "rlfn:c23", {"channels": 23, "blocks": 4, "middle": 24}),
+        (("edsr", "c64b16"), "edge", {"channels": 32, "blocks": 6, "folded": False}),
+        (("edge", "c32b6"), None, {"channels": 16, "blocks": 3}),
         (("swinir", "c180r6"), "edsr:c48", {"channels": 48, "blocks": 32}),
         (("swinir", "c180r6"), "edsr", {"channels": 64, "blocks": 32}),
     ],
@@ -82,6 +84,7 @@ def test_within_a_family_range_shift_and_tail_are_the_teachers() -> None:
         ("edsr:wide", "cannot read 'wide'", "for example edsr:c32b4"),
         ("edsr:c32x4", "cannot read 'c32x4'", "b"),
         ("edsr:c0", "cannot read 'c0'", "channels"),
+        ("edge:c3", "three channels are the image itself", "edge:c16"),
         ("swinir:c64", "64 channels cannot be shared by 6 heads", "multiple of 6"),
     ],
 )

@@ -75,8 +75,9 @@ def test_our_own_files_need_no_probe(
 ) -> None:
     arch: Arch = plugins.load("mipkd.archs", name, "ARCH")
     smallest = {"edsr": "c8b1", "rcan": "c8g1b1", "swinir": "c12r1"}.get(name, "")
-    hyper = replace(arch.shrink(arch.paper(3), smallest), image_range=100.0)
-    hyper = replace(hyper, mean=None) if hasattr(hyper, "mean") else hyper
+    hyper = arch.shrink(arch.paper(3), smallest)
+    unusual = {"image_range": 100.0, "mean": None}
+    hyper = replace(hyper, **{k: v for k, v in unusual.items() if hasattr(hyper, k)})
     net = arch.make(hyper).eval()
     file = tmp_path / "net.safetensors"
     save(net, arch, hyper, file, licence="MIT")
