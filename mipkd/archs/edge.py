@@ -3,9 +3,9 @@
 After what ECBSR, SESR, ABPN and QuickSRNet showed to work: plain convolutions on the device,
 linear branches in training, and a long skip that repeats each LR pixel.
 
-All features lie in [0, 1], where the image lies. So their 8-bit scale is 1/255 throughout, known
-without calibration, and the image crosses the head and the long skip in steps of its own. What a
-wider clip could hold, weights of another size can: only the scale would differ.
+All features lie in [0, 1], where the image lies. So an 8-bit scale of 1/255 fits throughout
+without calibration, and the image crosses the head and the long skip in steps of its own. A wider
+clip would hold no more: it is the same net with larger weights, but the image in coarser steps.
 
 Shapes: N batch, C channels, H W low-res size, S scale. Images: float32 in [0, 1], RGB.
 """
