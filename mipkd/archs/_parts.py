@@ -90,13 +90,15 @@ class Axis:
 
     `repeat` consecutive entries belong to one channel (before a pixel shuffle);
     `stacks` copies of the channels follow each other (q, k and v);
-    channels come in `parts` of equal size that each keep their share (attention heads).
+    channels come in `parts` of equal size that each keep their share (attention heads);
+    the first `always` channels are kept whatever their strength.
     """
 
     name: str
     repeat: int = 1
     stacks: int = 1
     parts: int = 1
+    always: int = 0
 
 
 Axes = Callable[[str], tuple[Axis | None, ...]]
@@ -150,6 +152,7 @@ def _strongest(small: Mapping[str, Tensor], weights: StateDict, axes: Axes) -> d
             by_channel = value.float().movedim(dim, 0).reshape(value.shape[dim], -1)
             norms = by_channel.pow(2).sum(1)
             per_channel = norms.view(axis.stacks, -1, axis.repeat).sum((0, 2)).sqrt()
+            per_channel[: axis.always] = torch.inf
             strength[axis.name] = strength.get(axis.name, torch.zeros(())) + per_channel
     kept = {}
     for name, (count, parts) in wanted.items():

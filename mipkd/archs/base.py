@@ -24,6 +24,7 @@ class SRNet(nn.Module):
     scale: int
     width: int  # channels of the features between blocks
     multiple: int = 1  # H and W that head, blocks and tail accept
+    smallest: int = 2  # H and W that an exported graph accepts
     blocks: nn.ModuleList
 
     def head(self, lr_NCHW: Tensor) -> Tensor:
@@ -55,6 +56,10 @@ class SRNet(nn.Module):
         sr_NCHW, _ = self.tapped(lr_NCHW)
         return sr_NCHW[..., : height * self.scale, : width * self.scale]
 
+    def deployed(self) -> SRNet:
+        """A net of the same images for export: itself, unless parts were for training only."""
+        return self
+
 
 def _pad_symmetric(image: Tensor, down: int, right: int) -> Tensor:
     height, width = image.shape[-2:]
@@ -71,8 +76,8 @@ def _mirrored(length: int, wanted: int) -> Tensor:
 class Arch(Protocol):
     """A network family. Each module of `mipkd.archs` offers one as `ARCH`.
 
-    `hyper` is a frozen dataclass of the family's own; all have the fields `scale` and
-    `image_range`, and `dataclasses.asdict(hyper)` is plain JSON.
+    `hyper` is a frozen dataclass of the family's own; all have the field `scale`, and
+    `image_range` if it can be other than 1; `dataclasses.asdict(hyper)` is plain JSON.
     """
 
     name: ClassVar[str]

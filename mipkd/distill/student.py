@@ -39,7 +39,7 @@ def choose(teacher: Model, spec: str | None) -> tuple[Arch, Any]:
         paper = arch.paper(teacher.scale)
         hyper = arch.shrink(paper, budget) if budget else paper
     with torch.device("meta"):
-        cost = gmacs(arch.make(hyper))
+        cost = gmacs(arch.make(hyper).deployed())
     if cost >= teacher.gmacs:
         log.warning(
             "the student (%.1f GMACs at LR 256x256) is no smaller than its teacher (%.1f)",

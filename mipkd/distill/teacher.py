@@ -83,7 +83,7 @@ def identify(
 def describe(arch: Arch, hyper: Any, *, role: str, file: Path, licence: str) -> Model:
     """The record of a model of our own whose weights lie in `file`."""
     with torch.device("meta"):
-        net = arch.make(hyper)
+        net = arch.make(hyper).deployed()
     return Model(
         role=role,
         file=file,

@@ -25,9 +25,10 @@ _EXAMPLE = 48  # LR pixels a side while tracing; the result does not depend on i
 def export(net: SRNet, *, out: Path, metadata: dict[str, str], role: str, family: str) -> Graph:
     """`out`/model.onnx; its metadata says scale, colour, range, border and multiple.
 
-    The graph takes one image whose height and width are multiples of `net.multiple`.
+    The graph takes one image whose height and width are multiples of `net.multiple` and no
+    less than `net.smallest`.
     """
-    program = _program(net)
+    program = _program(net.deployed())
     file = out / "model.onnx"
     facts = {
         "scale": str(net.scale),
@@ -82,7 +83,8 @@ def _strip(model: Any) -> None:
 def _program(net: SRNet) -> Any:
     height, width = (net.multiple * torch.export.Dim(n, min=1, max=8192) for n in ("h", "w"))
     if net.multiple == 1:
-        height, width = (torch.export.Dim(n, min=2, max=8192) for n in ("height", "width"))
+        least = net.smallest
+        height, width = (torch.export.Dim(n, min=least, max=8192) for n in ("height", "width"))
     example = torch.rand(1, 3, _EXAMPLE, _EXAMPLE + net.multiple * 2)
     noise = io.StringIO()
     loggers = [logging.getLogger(n) for n in ("torch.onnx", "onnxscript", "onnx_ir")]

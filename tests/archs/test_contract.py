@@ -1,5 +1,6 @@
 """What every network family promises, whichever files stand in the folder."""
 
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from mipkd.archs.base import Arch, SRNet, gmacs, pair_positions, params
 from mipkd.core import plugins
 from mipkd.core.errors import UnsupportedError, UsageError
 
-SMALL = {"edsr": "c12b3", "rcan": "c12g2b2", "swinir": "c12r2"}
+SMALL = {"edge": "c12b3", "edsr": "c12b3", "rcan": "c12g2b2", "rlfn": "c12b3m14", "swinir": "c12r2"}
 ARCHS = [name for name in plugins.names("mipkd.archs") if name in SMALL]
 
 
@@ -21,8 +22,6 @@ def arch_of(name: str) -> Arch:
 
 
 def small(name: str, scale: int = 2, **other: Any) -> Any:
-    from dataclasses import replace
-
     arch = arch_of(name)
     return replace(arch.shrink(arch.paper(scale), SMALL[name]), **other)
 
@@ -36,20 +35,28 @@ def image(height: int = 13, width: int = 18) -> Tensor:
     return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("direct", [False, True])
+VARIANTS = [
+    (name, {field: value})
+    for name in ARCHS
+    for field, value in (("scale", 2), ("direct", True), ("folded", True))
+    if hasattr(small(name), field)
+]
+
+
 @pytest.mark.parametrize("scale", [2, 3, 4])
-@pytest.mark.parametrize("name", ARCHS)
+@pytest.mark.parametrize(("name", "variant"), VARIANTS)
 def test_a_checkpoint_tells_its_sizes_and_gives_the_same_net(
-    name: str, scale: int, direct: bool
+    name: str, scale: int, variant: dict[str, Any]
 ) -> None:
-    arch, net = arch_of(name), made(name, scale, direct=direct)
+    variant = variant | {"scale": scale}
+    arch, net = arch_of(name), made(name, **variant)
     state = arch.original(net)
     found = arch.canonical(state)
     assert found is not None
     layout, weights = found
     hyper, settled = arch.read(weights, layout)
-    assert hyper == small(name, scale, direct=direct)
-    assert set(settled) >= {"image_range", "mean"}
+    assert hyper == small(name, **variant)
+    assert set(settled) >= {"image_range", "mean"} & {f.name for f in fields(hyper)}
     again = arch.make(hyper).eval()
     again.load_state_dict({k: weights[k] for k in again.state_dict()})
     assert torch.equal(again(image()), net(image()))
@@ -95,21 +102,24 @@ def test_a_budget_that_cannot_be_read_shows_the_grammar(name: str) -> None:
 
 # channels / blocks, parameters in millions and GMACs at LR 256x256, for x2, x3, x4
 TABLE = {
+    ("edge", "c32b6"): ((0.0599, 0.0642, 0.0703), (3.93, 4.25, 4.69)),
     ("edsr", "c256b32"): ((40.73, 43.68, 43.09), (2669, 2865, 3293)),
     ("edsr", "c64b32"): ((2.55, 2.74, 2.70), (167, 180, 207)),
     ("rcan", "c64g10b20"): ((15.44, 15.63, 15.59), (1003, 1016, 1043)),
     ("rcan", "c64g10b6"): ((5.02, 5.21, 5.17), (327, 339, 367)),
+    ("rlfn", "c52b6"): ((0.527, 0.534, 0.544), (32.8, 33.3, 33.9)),
+    ("rlfn", "c46b4m48"): ((0.300, 0.307, 0.317), (18.6, 19.0, 19.7)),
     ("swinir", "c180r6"): ((11.75, 11.94, 11.90), (817, 830, 857)),
     ("swinir", "c60r4"): ((1.09, 1.27, 1.24), (81, 93, 121)),
 }
 
 
 @pytest.mark.parametrize(("name", "budget"), TABLE)
-def test_the_papers_nets_have_the_papers_sizes(name: str, budget: str) -> None:
+def test_published_nets_have_their_published_sizes(name: str, budget: str) -> None:
     arch = arch_of(name)
     for scale, millions, billions in zip((2, 3, 4), *TABLE[name, budget], strict=True):
         with torch.device("meta"):
-            net = arch.make(arch.shrink(arch.paper(scale), budget))
+            net = arch.make(arch.shrink(arch.paper(scale), budget)).deployed()
         assert params(net) / 1e6 == pytest.approx(millions, rel=0.01)
         assert gmacs(net) == pytest.approx(billions, rel=0.01)
 
@@ -207,6 +217,8 @@ def test_an_image_smaller_than_a_window_is_upscaled(name: str) -> None:
         ("edsr", "c4b32", (10, 21, 32)),
         ("edsr", "c4b16", (4, 10, 16)),
         ("rcan", "c4g10b1", (2, 6, 10)),
+        ("edge", "c8b6", (1, 3, 5)),
+        ("rlfn", "c8b6", (1, 3, 6)),
         ("swinir", "c6r6", (1, 3, 5)),
         ("swinir", "c6r4", (0, 2, 3)),
     ],

@@ -19,7 +19,13 @@ from mipkd.export.onnx import export
 from mipkd.export.parity import parity
 
 # One group of SwinIR holds a plain and a shifted window layer.
-SMALL = {"edsr": ("c8b2", {}), "rcan": ("c16g1b1", {}), "swinir": ("c12r1", {"layers": 2})}
+SMALL = {
+    "edge": ("c8b2", {}),
+    "edsr": ("c8b2", {}),
+    "rcan": ("c16g1b1", {}),
+    "rlfn": ("c8b2", {}),
+    "swinir": ("c12r1", {"layers": 2}),
+}
 
 
 def made(name: str, scale: int = 2) -> SRNet:
@@ -38,9 +44,16 @@ def test_the_graph_equals_torch_on_noise_of_any_size(name: str, tmp_path: Path) 
     assert parity(net, graph, [photo], bound=1e-5) < 1e-5
     assert (graph.scale, graph.multiple, graph.opset) == (2, net.multiple, 20)
     found = onnx_scopes(graph.file)
-    assert (len(found.head), len(found.tail)) == (1, 1)
+    assert (len(found.head), len(found.tail)) == (1, 2 if name == "edge" else 1)
     assert found.adds
     assert found.attention == (name == "swinir")
+
+
+def test_a_net_trained_in_branches_is_exported_as_plain_convolutions(tmp_path: Path) -> None:
+    graph = export(made("edge"), out=tmp_path, metadata={}, role="student", family="edge")
+    kinds = [node.op_type for node in onnx.load(graph.file).graph.node]
+    assert set(kinds) == {"Conv", "Clip", "Add", "DepthToSpace"}
+    assert kinds.count("Conv") == 2 + 3  # the blocks'; the head's, the tail's, the long skip's
 
 
 def test_the_graph_says_what_it_takes_and_where_it_comes_from(tmp_path: Path) -> None:
