@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.table import Table
 from typer.core import TyperGroup
 
 from mipkd.core.errors import MipkdError
@@ -128,6 +129,58 @@ def run(
     Console(width=max(console.width, 110)).print(summary(evidence))
     typer.echo(f"report: {report_folder(here.root) / 'index.html'}")
     raise typer.Exit(EXIT[evidence.verdict.outcome])
+
+
+@app.command()
+def study(
+    teacher: Teacher = None,
+    student: StudentSpec = None,
+    data: Data = None,
+    val: Annotated[
+        str | None, typer.Option(help="Test sets, separated by commas; the first validates.")
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Such as scratch,logits,fakd,mipkd,mipkd+dukd.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Trainings of each method.", min=1)] = None,
+    steps: Steps = None,
+    scale: Scale = None,
+    out: Out = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    verbose: Verbose = False,
+) -> None:
+    """Teach one student in several ways, and say with intervals what each brought."""
+    _logging(verbose)
+    from pipeline.config import load
+    from pipeline.flow import subject_of
+    from pipeline.report.study import table_of
+    from pipeline.study import conduct
+
+    flags = _flags(teacher, None, None, student, data, None, None, steps, scale, out)
+    flags["study"] = {"methods": _listed(methods), "seeds": seeds}
+    tests = [Path(name) for name in _listed(val) or ()]
+    if tests:
+        flags["val"] = tests[0]
+    settings = load(flags, file=config, sets=sets or ())
+    here = _run_of(settings.model_copy(update={"out": settings.out or Path("runs/study")}))
+    with here.locked():
+        found = conduct(
+            settings.study,
+            settings.distill,
+            subject_of(settings, tests or [settings.val]),
+            here,
+            command=_command(),
+        )
+    assert found is not None
+    head, rows = table_of(found)
+    table = Table(*head)
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    Console(width=max(console.width, 130)).print(table)
+    typer.echo(f"report: {here.root / 'report' / 'latest' / 'index.html'}")
+    raise typer.Exit(7 if found.missing else 0)
 
 
 @app.command()

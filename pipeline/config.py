@@ -22,6 +22,7 @@ from pipeline.bench.latency import BenchSettings
 from pipeline.stages.calibrate import CalibrateConfig
 from pipeline.stages.export import AdoptConfig, ExportConfig
 from pipeline.stages.judge import GateConfig
+from pipeline.study import StudyConfig
 
 _PATHS = ("teacher", "model", "data", "val", "out")
 
@@ -48,6 +49,7 @@ class Config(BaseModel):
     calibrate: CalibrateConfig = Field(default_factory=CalibrateConfig)
     bench: BenchSettings = Field(default_factory=BenchSettings)
     gates: GateConfig = Field(default_factory=GateConfig)
+    study: StudyConfig = Field(default_factory=StudyConfig)
 
     @property
     def smoke(self) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from mipkd.core import plugins
 from pipeline.bench.host import describe_host
-from targets.base import FloatArray, Target
+from targets.base import Target
 
 
 def examine_machine() -> dict[str, Any]:
@@ -38,6 +38,7 @@ def examine_checkpoint(file: Path, images: Path | None, sets: Sequence[str]) -> 
     from mipkd.distill.data import load_tests, prepare_tests, probe_images
     from pipeline.bench.pixels import score
     from pipeline.config import load
+    from pipeline.stages.assess import TorchSession
 
     options = load({"teacher": file}, sets=sets).identify
     model, net = teachers.identify(
@@ -63,7 +64,7 @@ def examine_checkpoint(file: Path, images: Path | None, sets: Sequence[str]) -> 
         with TemporaryDirectory() as folder:
             tests = prepare_tests(images, scale=model.scale, out=Path(folder))
             scores = score(
-                _Torch(net),
+                TorchSession(net),
                 tests=load_tests(tests),
                 scale=model.scale,
                 multiple=net.multiple,
@@ -86,20 +87,3 @@ def printed(found: dict[str, Any], indent: str = "") -> str:
             shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
             lines.append(f"{indent}{name}: {shown}")
     return "\n".join(lines)
-
-
-class _Torch:
-    """A torch network as a session."""
-
-    def __init__(self, net: Any) -> None:
-        self.net = net
-
-    def run(self, lr_NCHW: FloatArray) -> FloatArray:
-        import torch
-
-        with torch.inference_mode():
-            image: FloatArray = self.net(torch.from_numpy(lr_NCHW)).numpy()
-        return image
-
-    def close(self) -> None:
-        """Nothing to give back."""

@@ -37,6 +37,7 @@ from pipeline.stages.identify import identify
 from pipeline.stages.measure import measure
 from pipeline.stages.prepare import photos, tests
 from pipeline.stages.reference import FP32_ON, reference
+from pipeline.study import Subject
 from targets.base import PRECISIONS, Target
 
 log = logging.getLogger(__name__)
@@ -133,6 +134,13 @@ def flow(config: Config, run: Run) -> Flow:
         failures=tuple(failures),
         host=host,
     )
+
+
+def subject_of(config: Config, tests: Sequence[Path | None]) -> Subject:
+    """What a study trains, from the configuration of a run."""
+    options = config.identify.model_copy(update={"scale": config.scale or config.identify.scale})
+    sets = tuple(_folder(test) for test in tests)
+    return Subject(_file(config.teacher), options, config.student, _folder(config.data), sets)
 
 
 def _targets(config: Config) -> list[Target]:

@@ -235,3 +235,44 @@ class Evidence:
     seconds: dict[str, float]  # stage -> wall time
     not_measured: tuple[str, ...]  # what a reader might look for and will not find, with why
     warnings: tuple[str, ...] = ()  # what the steps warned of
+
+
+@dataclass(frozen=True)
+class SetScores:
+    """Every image of one test set."""
+
+    source: str
+    images: tuple[ImageScore, ...]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One arm from one seed."""
+
+    arm: str
+    seed: int
+    steps: int
+    seconds: float
+    peak_rss_bytes: int | None
+    curves: Path
+    scores: tuple[SetScores, ...]
+
+
+@dataclass(frozen=True)
+class Study:
+    """All that a study has found so far."""
+
+    name: str
+    command: str
+    created: str
+    commit: str
+    host: Host
+    teacher: Model
+    student: Model
+    photos: Photos
+    config: dict[str, Any]
+    teacher_scores: tuple[SetScores, ...]
+    bicubic_scores: tuple[SetScores, ...]
+    trained: tuple[Trained, ...]
+    against: tuple[str, ...]
+    missing: tuple[str, ...]  # trainings that failed, and why

@@ -14,7 +14,7 @@ from mipkd.losses.base import Loss, Positions
 Method = Literal["mipkd", "logits", "scratch", "fitnet", "at", "rkd", "fakd", "crosskd"]
 
 # dukd is none of these: it is listed in [[distill.losses]] beside any of them.
-_METHODS: dict[Method, tuple[str, ...]] = {
+METHODS: dict[Method, tuple[str, ...]] = {
     "scratch": ("pixel",),
     "logits": ("pixel", "logits"),
     "fitnet": ("pixel", "logits", "fitnet"),
@@ -65,7 +65,7 @@ class DistillConfig(BaseModel):
                 loss that needs a teacher when there is none.
         """
         method = self.method or ("mipkd" if teacher else "scratch")
-        entries = self.losses or tuple({"name": name} for name in _METHODS[method])
+        entries = self.losses or tuple({"name": name} for name in METHODS[method])
         found: dict[str, Loss] = {}
         for entry in entries:
             name, loss = _loss(entry)

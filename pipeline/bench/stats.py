@@ -58,3 +58,32 @@ def _blocks(samples_s: Sequence[float], count: int) -> npt.NDArray[np.float64]:
     length = len(samples_s) // count
     blocks = np.asarray(samples_s, dtype=np.float64)[: count * length].reshape(count, length)
     return blocks[:, :: -(-length // _PER_BLOCK)]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and the interval that holds it with 95 % confidence; NaN where it cannot be told."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def mean_of_few(values: Sequence[float]) -> Interval:
+    """Student's t over repeats, such as seeds; one repeat tells nothing of the spread."""
+    from scipy.stats import t
+
+    found = np.asarray(values, dtype=np.float64)
+    mean, count = float(found.mean()), len(found)
+    reach = float("nan")
+    if count > 1:
+        reach = float(t.ppf(0.975, count - 1) * found.std(ddof=1) / np.sqrt(count))
+    return Interval(mean, mean - reach, mean + reach)
+
+
+def mean_of_many(values: Sequence[float], *, seed: int = 0) -> Interval:
+    """Bootstrap over items, such as images."""
+    found = np.asarray(values, dtype=np.float64)
+    drawn = np.random.default_rng(seed).integers(0, len(found), (10 * _DRAWS, len(found)))
+    low, high = np.percentile(found[drawn].mean(axis=1), (2.5, 97.5))
+    return Interval(float(found.mean()), float(low), float(high))

@@ -111,6 +111,11 @@ def _rows(curves: Path) -> list[dict[str, float]]:
     return rows
 
 
+def series(curves: Path, name: str) -> tuple[list[float], list[float]]:
+    """Steps and values of one figure of a `metrics.jsonl`."""
+    return _series(_rows(curves), name)
+
+
 def _series(rows: list[dict[str, float]], name: str) -> tuple[list[float], list[float]]:
     found = {
         row["step"]: row[name]

@@ -41,6 +41,17 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Span:
+    """A named figure with its interval."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    colour: int
+
+
+@dataclass(frozen=True)
 class _Axis:
     """From values to pixels; `ticks` are values."""
 
@@ -92,6 +103,28 @@ def lines(curves: Sequence[Curve], *, title: str, x: str, y: str, log: bool = Fa
         for c in curves
     ]
     return _svg(title, _frame(across, up, x, y), paths, [])
+
+
+def spans(found: Sequence[Span], *, title: str, x: str) -> str:
+    """Intervals one above the other, with a line at zero."""
+    across = _axis(
+        [0.0, *(v for s in found for v in (s.low, s.high))], 132, _WIDTH - _RIGHT, pad=0.08
+    )
+    up = _Axis(0, len(found), _TOP, _HEIGHT - _BOTTOM, False, ())
+    up_frame = _Axis(0, 1, _HEIGHT - _BOTTOM, _TOP, False, ())
+    parts = [
+        f'<line class="zero" x1="{across.at(0):.1f}" y1="{_TOP}" x2="{across.at(0):.1f}" '
+        f'y2="{_HEIGHT - _BOTTOM}"/>'
+    ]
+    for row, span in enumerate(found):
+        y, look = up.at(row + 0.5), f"c{span.colour % COLOURS}"
+        ends = f'x1="{across.at(span.low):.1f}" x2="{across.at(span.high):.1f}"'
+        parts.append(f'<line class="whisker {look}" {ends} y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(
+            f'<circle class="mark {look}" cx="{across.at(span.value):.1f}" cy="{y:.1f}" r="5.5"/>'
+        )
+        parts.append(_text(124, y + 4, span.name, "end", f"label {look}"))
+    return _svg(title, _frame(across, up_frame, x, ""), parts)
 
 
 def _axis(

@@ -30,11 +30,12 @@ def write(evidence: Evidence, out: Path) -> Path:
     (partial / "junit.xml").write_text(junit(results))
     (partial / "report.md").write_text(_markdown(results))
     (partial / "index.html").write_text(_page(results, evidence))
-    _replace(out, partial)
+    replace_folder(out, partial)
     return out / "index.html"
 
 
-def _replace(out: Path, partial: Path) -> None:
+def replace_folder(out: Path, partial: Path) -> None:
+    """Put `partial` in the place of `out`."""
     old = out.with_name(out.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
@@ -65,22 +66,27 @@ def _markdown(results: Results) -> str:
 
 
 def _render(template: str, results: Results, **more: object) -> str:
-    environment = Environment(
-        loader=PackageLoader("pipeline", "report"),
-        autoescape=template.endswith(".html.j2"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["cell"] = _cell
-    return environment.get_template(template).render(
+    found = environment(html=template.endswith(".html.j2"))
+    found.filters["cell"] = _cell
+    return found.get_template(template).render(
         r=results,
         w=wording,
         main=tables.main_table(results),
         gates=tables.gate_table(results),
         latencies=tables.latency_table(results),
         **more,
+    )
+
+
+def environment(*, html: bool) -> Environment:
+    """Where the templates are; `html` escapes what is put into them."""
+    return Environment(
+        loader=PackageLoader("pipeline", "report"),
+        autoescape=html,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
 
 

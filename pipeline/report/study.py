@@ -1,0 +1,226 @@
+"""A study's page, table and files."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomli_w
+from markupsafe import Markup
+from pydantic_core import to_jsonable_python
+
+from mipkd.core.records import ImageScore, SetScores, Study
+from pipeline.bench.stats import Interval, mean_of_few, mean_of_many
+from pipeline.report.figures import series
+from pipeline.report.plots import COLOURS, Curve, Span, lines, spans
+from pipeline.report.wording import number, signed
+from pipeline.report.write import environment, replace_folder
+
+REPEATS = "95 % interval of the mean over seeds (Student's t)"
+IMAGES = "95 % interval over images (bootstrap) of the difference, mean over seeds"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One arm on one test set."""
+
+    test: str
+    arm: str
+    seeds: int
+    psnr_y_db: Interval
+    ssim_y: Interval
+    against: dict[str, Interval | None]  # dB of PSNR-Y over another arm
+    steps_per_s: float | None
+    peak_rss_bytes: int | None
+
+
+def lines_of(study: Study) -> list[Line]:
+    """All arms, test set by test set; bicubic first and the teacher last."""
+    found: list[Line] = []
+    for number_of_set, bicubic in enumerate(study.bicubic_scores):
+        name = set_name(bicubic)
+        found.append(_fixed(name, "bicubic", bicubic, study))
+        for arm in dict.fromkeys(t.arm for t in study.trained):
+            found.append(_line(name, arm, number_of_set, study))
+        found.append(_fixed(name, "teacher", study.teacher_scores[number_of_set], study))
+    return found
+
+
+def set_name(scores: SetScores) -> str:
+    """The last part of where a test set lies."""
+    return Path(scores.source).name or scores.source
+
+
+def write_study(study: Study, out: Path) -> Path:
+    """Write `index.html`, `study.md` and `study.json` into `out`; gives the path of the page."""
+    table = lines_of(study)
+    partial = out.with_name(out.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    facts = {"study": to_jsonable_python(study), "lines": to_jsonable_python(table)}
+    (partial / "study.json").write_text(json.dumps(_finite(facts), indent=1, allow_nan=False))
+    (partial / "study.md").write_text(markdown(study))
+    page = environment(html=True).get_template("study.html.j2")
+    (partial / "index.html").write_text(
+        page.render(
+            s=study,
+            head=_head(study),
+            rows=[_cells(line, study) for line in table],
+            plots=[(name, Markup(svg)) for name, svg in _plots(study, table)],
+            curves=Markup(_curves(study)),
+            legend=[(arm, i % COLOURS) for i, arm in enumerate(_arms(study))],
+            config=tomli_w.dumps(study.config),
+            repeats=REPEATS,
+            images=IMAGES,
+        )
+    )
+    replace_folder(out, partial)
+    return out / "index.html"
+
+
+def markdown(study: Study) -> str:
+    """The table and what it was made with."""
+    head = _head(study)
+    rows = [head, ["---"] * len(head), *(_cells(line, study) for line in lines_of(study))]
+    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    notes = "".join(f"\nNot trained: {line}\n" for line in study.missing)
+    return (
+        f"# {study.name}\n\n{table}\n\nPSNR-Y and SSIM-Y: {REPEATS}. Differences: {IMAGES}.\n"
+        f"{notes}\nTeacher {study.teacher.arch} {study.teacher.params:,} parameters, student "
+        f"{study.student.arch} {study.student.params:,}; photos: {study.photos.count} of "
+        f"{study.photos.source}; {study.host.cpu}, {study.host.cores} cores; {study.created}, "
+        f"commit {study.commit}.\nAgain: `{study.command}`\n"
+    )
+
+
+def table_of(study: Study) -> tuple[list[str], list[list[str]]]:
+    """Head and rows, as text."""
+    return _head(study), [_cells(line, study) for line in lines_of(study)]
+
+
+def _line(name: str, arm: str, index: int, study: Study) -> Line:
+    trained = [t for t in study.trained if t.arm == arm]
+    psnr = [_mean(t.scores[index].images, "psnr_y_db") for t in trained]
+    ssim = [_mean(t.scores[index].images, "ssim_y") for t in trained]
+    peaks = [t.peak_rss_bytes for t in trained if t.peak_rss_bytes]
+    return Line(
+        test=name,
+        arm=arm,
+        seeds=len(trained),
+        psnr_y_db=mean_of_few(psnr),
+        ssim_y=mean_of_few(ssim),
+        against={other: difference(study, arm, other, index) for other in study.against},
+        steps_per_s=statistics.median(t.steps / t.seconds for t in trained),
+        peak_rss_bytes=max(peaks, default=None),
+    )
+
+
+def difference(study: Study, arm: str, other: str, index: int) -> Interval | None:
+    """dB of PSNR-Y that `arm` has over `other`: paired by image, of the seeds both have."""
+    if arm == other:
+        return None
+    mine, theirs = (
+        {t.seed: t.scores[index].images for t in study.trained if t.arm == name}
+        for name in (arm, other)
+    )
+    seeds = sorted(set(mine) & set(theirs))
+    if not seeds:
+        return None
+    each = [
+        [a.psnr_y_db - b.psnr_y_db for a, b in zip(mine[s], theirs[s], strict=True)] for s in seeds
+    ]
+    return mean_of_many([statistics.fmean(column) for column in zip(*each, strict=True)])
+
+
+def _fixed(name: str, arm: str, scores: SetScores, study: Study) -> Line:
+    nan = float("nan")
+    psnr, ssim = (_mean(scores.images, kind) for kind in ("psnr_y_db", "ssim_y"))
+    return Line(
+        name,
+        arm,
+        0,
+        Interval(psnr, nan, nan),
+        Interval(ssim, nan, nan),
+        dict.fromkeys(study.against),
+        None,
+        None,
+    )
+
+
+def _mean(images: Sequence[ImageScore], kind: str) -> float:
+    return statistics.fmean(getattr(image, kind) for image in images)
+
+
+def _head(study: Study) -> list[str]:
+    gains = [f"dB over {other}" for other in study.against]
+    return ["Test set", "Arm", "Seeds", "PSNR-Y dB", "SSIM-Y", *gains, "steps/s", "peak MB"]
+
+
+def _cells(line: Line, study: Study) -> list[str]:
+    return [
+        line.test,
+        line.arm,
+        str(line.seeds) if line.seeds else "–",
+        _with_reach(line.psnr_y_db, 3),
+        _with_reach(line.ssim_y, 4),
+        *(_gain(line.against[other]) for other in study.against),
+        number(line.steps_per_s, 1),
+        number(line.peak_rss_bytes / 1e6 if line.peak_rss_bytes else None, 0),
+    ]
+
+
+def _with_reach(interval: Interval, digits: int) -> str:
+    reach = interval.high - interval.mean
+    known = f" ± {number(reach, digits)}" if math.isfinite(reach) else ""
+    return number(interval.mean, digits) + known
+
+
+def _gain(interval: Interval | None) -> str:
+    if interval is None:
+        return "–"
+    return f"{signed(interval.mean, 3)} ({signed(interval.low, 3)} to {signed(interval.high, 3)})"
+
+
+def _arms(study: Study) -> list[str]:
+    return list(dict.fromkeys(t.arm for t in study.trained))
+
+
+def _plots(study: Study, table: Sequence[Line]) -> Iterator[tuple[str, str]]:
+    """For each test set, what each arm has over the last of `against`."""
+    if not study.against:
+        return
+    other = study.against[-1]
+    for name in dict.fromkeys(line.test for line in table):
+        drawn = [
+            Span(line.arm, found.mean, found.low, found.high, _arms(study).index(line.arm))
+            for line in table
+            if line.test == name and (found := line.against.get(other))
+        ]
+        if drawn:
+            yield name, spans(drawn, title=f"{name}: PSNR-Y over {other}", x=f"dB over {other}")
+
+
+def _curves(study: Study) -> str:
+    """Validation PSNR over the steps, mean over seeds."""
+    drawn = []
+    for colour, arm in enumerate(_arms(study)):
+        found = [series(t.curves, "psnr_y_db") for t in study.trained if t.arm == arm]
+        steps = sorted(set.intersection(*(set(xs) for xs, _ in found)))[1:]  # not the start
+        values = [statistics.fmean(dict(zip(*f, strict=True))[x] for f in found) for x in steps]
+        if len(steps) > 1:
+            drawn.append(Curve(arm, steps, values, colour % COLOURS))
+    return lines(drawn, title="Validation PSNR-Y", x="step", y="PSNR-Y, dB") if drawn else ""
+
+
+def _finite(value: object) -> object:
+    """JSON has no NaN: what cannot be told is null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value

@@ -1,0 +1,54 @@
+"""Quality of a net's own FP32 pixels, computed by torch, on several test sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mipkd.archs.base import SRNet
+from mipkd.core.images import resize_bicubic
+from mipkd.core.records import Distilled, Model, SetScores, TestSet
+from mipkd.distill import teacher as teachers
+from mipkd.distill.data import load_tests
+from pipeline.bench.pixels import score, score_images
+from pipeline.run import stage
+from targets.base import FloatArray
+
+
+class TorchSession:
+    """A net that runs as a target's session does."""
+
+    def __init__(self, net: SRNet) -> None:
+        self._net = net.eval()
+
+    def run(self, lr_NCHW: FloatArray) -> FloatArray:
+        """The upscaled batch, shape (N, C, S*H, S*W)."""
+        import torch
+
+        with torch.inference_mode():
+            image: FloatArray = self._net(torch.from_numpy(lr_NCHW)).numpy()
+        return image
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+@stage(version=1)
+def assess(
+    config: None, model: Model | Distilled | None, tests: tuple[TestSet, ...], out: Path
+) -> tuple[SetScores, ...]:
+    """Scores of a model, or of bicubic for None; its outputs are kept in a folder a set."""
+    if isinstance(model, Distilled):
+        model = model.model
+    net = teachers.load(model) if model else None
+    found = []
+    for number, one in enumerate(tests):
+        pairs, images = load_tests(one), out / str(number)
+        if net is None:
+            made = ((name, resize_bicubic(lr, hr.shape[:2]), hr) for name, lr, hr in pairs)
+            scores = score_images(made, scale=one.scale, out=images)
+        else:
+            session = TorchSession(net)
+            multiple = net.multiple
+            scores = score(session, tests=pairs, scale=one.scale, multiple=multiple, out=images)
+        found.append(SetScores(one.source, scores))
+    return tuple(found)
