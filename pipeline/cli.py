@@ -172,7 +172,6 @@ def study(
             here,
             command=_command(),
         )
-    assert found is not None
     head, rows = table_of(found)
     table = Table(*head)
     for row in rows:

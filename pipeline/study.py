@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mipkd.core.errors import MipkdError, StageError, UsageError, nearest
-from mipkd.core.records import Distilled, SetScores, Study, Trained
+from mipkd.core.records import Distilled, Model, SetScores, Study, Trained
 from mipkd.distill.settings import METHODS
 from mipkd.distill.teacher import TeacherOptions
 from mipkd.distill.trainer import DistillConfig
@@ -84,14 +84,15 @@ def _of_method(name: str) -> dict[str, Any]:
 
 def conduct(
     study: StudyConfig, base: DistillConfig, subject: Subject, run: Run, *, command: str
-) -> Study | None:
+) -> Study:
     """Train and score every arm from every seed; the report is written anew after each.
 
-    None of a plan. One arm's failure is told and the others go on.
+    One arm's failure is told and the others go on.
 
     Raises:
         StageError: every training failed.
     """
+    settled = arms(study, base)
     teacher = run.step(
         identify, subject.options, subject.teacher, "teacher", subject.tests[0], label="teacher"
     )
@@ -102,22 +103,22 @@ def conduct(
     pixels = run.step(photos, base.patch, teacher, subject.data)
     theirs = run.step(assess, None, teacher, sets, label="teacher")
     bicubic = run.step(assess, None, None, sets, label="bicubic")
-    settled = arms(study, base)
     found: Study | None = None
     trained: list[Trained] = []
     missing: list[str] = []
+    student: Model | None = None
     for arm, seed, config in _trainings(study, base, settled):
         label = f"{arm}-{seed}"
         try:
             made = run.step(distill, config, teacher, subject.student, pixels, sets[0], label=label)
             scores = run.step(assess, None, made, sets, label=label)
+            trained.append(_trained(arm, seed, made.value, scores.value, run.receipts()))
+            student = made.value.model
         except MipkdError as error:
             log.error("%s: %s", label, error.what)
             missing.append(f"{arm}, seed {seed}: {error.what}")
+        if student is None:
             continue
-        if made.record is None or scores.record is None:
-            continue
-        trained.append(_trained(arm, seed, made.record, scores.record, run.receipts()))
         found = Study(
             name=run.root.name,
             command=command,
@@ -125,7 +126,7 @@ def conduct(
             commit=commit(),
             host=describe_host(),
             teacher=teacher.value,
-            student=made.record.model,
+            student=student,
             photos=pixels.value,
             config={"distill": base.model_dump(mode="json", exclude_none=True)}
             | {"study": study.model_dump(mode="json", exclude_none=True)},
@@ -136,7 +137,7 @@ def conduct(
             missing=tuple(missing),
         )
         write_study(found, run.root / "report" / "latest")
-    if found is None and missing:
+    if found is None:
         raise StageError(f"study: no training ended; the first: {missing[0]}")
     return found
 
