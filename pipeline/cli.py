@@ -132,6 +132,34 @@ def run(
 
 
 @app.command()
+def train(
+    arch: Annotated[str, typer.Option(help="Family and size, such as rcan:g10b20.")],
+    data: Data = None,
+    val: Val = None,
+    steps: Steps = None,
+    scale: Annotated[int, typer.Option(help="Upscaling factor.", min=2, max=4)] = 4,
+    out: Out = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    verbose: Verbose = False,
+) -> None:
+    """Train a net from photos alone: a checkpoint that `run --teacher` takes."""
+    _logging(verbose)
+    from pipeline.config import load
+    from pipeline.flow import train_flow
+
+    flags = _flags(None, None, None, None, data, val, None, steps, scale, out)
+    settings = load(flags, file=config, sets=sets or (), alone=True)
+    name = arch.replace(":", "-")
+    here = _run_of(settings.model_copy(update={"out": out or Path("runs") / f"{name}-x{scale}"}))
+    with here.locked():
+        found = train_flow(settings, here, arch)
+    made = found.distilled
+    typer.echo(f"{made.psnr_y_db:.3f} dB PSNR-Y after {made.steps} steps, {made.seconds:.0f} s")
+    typer.echo(f"checkpoint: {found.checkpoint}")
+
+
+@app.command()
 def study(
     teacher: Teacher = None,
     student: StudentSpec = None,

@@ -63,8 +63,9 @@ def load(
     file: Path | None = None,
     sets: Sequence[str] = (),
     folder: Path | None = None,
+    alone: bool = False,
 ) -> Config:
-    """The configuration of a command started in `folder`.
+    """The configuration of a command started in `folder`; `alone` trains without a teacher.
 
     Raises:
         UsageError: a file that is not TOML, an unknown setting, a value of the wrong kind.
@@ -75,7 +76,7 @@ def load(
     given: dict[str, Any] = {}
     for layer in (written, flags, _assignments(sets)):
         given = _merged(given, layer)
-    if not given.get("teacher") and not given.get("model"):
+    if not alone and not given.get("teacher") and not given.get("model"):
         given = _merged(_preset("demo"), given)
     elif not given.get("data") and not given.get("model"):
         given = _merged(_preset("smoke"), given)

@@ -37,6 +37,7 @@ from pipeline.stages.identify import identify
 from pipeline.stages.measure import measure
 from pipeline.stages.prepare import photos, tests
 from pipeline.stages.reference import FP32_ON, reference
+from pipeline.stages.train import Trained, train
 from pipeline.study import Subject
 from targets.base import PRECISIONS, Target
 
@@ -134,6 +135,17 @@ def flow(config: Config, run: Run) -> Flow:
         failures=tuple(failures),
         host=host,
     )
+
+
+def train_flow(config: Config, run: Run, spec: str) -> Trained:
+    """Train the net that `spec` names from random weights, on photos alone."""
+    scale = config.scale or 4
+    settings = config.distill.model_copy(update={"method": "scratch", "losses": ()})
+    if settings.init == "teacher":
+        settings = settings.model_copy(update={"init": "random"})
+    test_set = run.step(tests, None, scale, _folder(config.val))
+    pixels = run.step(photos, settings.patch, scale, _folder(config.data))
+    return run.step(train, settings, spec, scale, pixels, test_set).value
 
 
 def subject_of(config: Config, tests: Sequence[Path | None]) -> Subject:

@@ -27,17 +27,11 @@ def choose(teacher: Model, spec: str | None) -> tuple[Arch, Any]:
     Raises:
         UsageError: unknown family or size.
     """
-    name, _, budget = (spec or teacher.arch).partition(":")
-    if name not in plugins.names("mipkd.archs"):
-        raise UsageError(
-            f"--student: unknown family {name!r}", hint=nearest(name, plugins.names("mipkd.archs"))
-        )
-    arch: Arch = plugins.load("mipkd.archs", name, "ARCH")
-    if name == teacher.arch:
+    arch, budget = _family(spec or teacher.arch, "--student")
+    if arch.name == teacher.arch:
         hyper = arch.shrink(hyper_of(arch, teacher), budget)
     else:
-        paper = arch.paper(teacher.scale)
-        hyper = arch.shrink(paper, budget) if budget else paper
+        hyper = _sized(arch, budget, teacher.scale)
     with torch.device("meta"):
         cost = gmacs(arch.make(hyper).deployed())
     if cost >= teacher.gmacs:
@@ -47,6 +41,30 @@ def choose(teacher: Model, spec: str | None) -> tuple[Arch, Any]:
             teacher.gmacs,
         )
     return arch, hyper
+
+
+def choose_alone(spec: str, scale: int) -> tuple[Arch, Any]:
+    """The net that `spec` names, for a training without a teacher: letters left out are as in
+    the paper's student of that family.
+
+    Raises:
+        UsageError: unknown family or size.
+    """
+    arch, budget = _family(spec, "--arch")
+    return arch, _sized(arch, budget, scale)
+
+
+def _family(spec: str, option: str) -> tuple[Arch, str]:
+    name, _, budget = spec.partition(":")
+    known = plugins.names("mipkd.archs")
+    if name not in known:
+        raise UsageError(f"{option}: unknown family {name!r}", hint=nearest(name, known))
+    return plugins.load("mipkd.archs", name, "ARCH"), budget
+
+
+def _sized(arch: Arch, budget: str, scale: int) -> Any:
+    paper = arch.paper(scale)
+    return arch.shrink(paper, budget) if budget else paper
 
 
 def initialise(student: SRNet, arch: Arch, teacher: SRNet | None, how: str) -> None:

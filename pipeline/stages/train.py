@@ -1,0 +1,53 @@
+"""Train a net from nothing but photos, such as a teacher of one's own."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mipkd.core.records import Distilled, Photos, TestSet
+from mipkd.distill import student as students
+from mipkd.distill import teacher as teachers
+from mipkd.distill.data import PatchSampler, load_tests
+from mipkd.distill.trainer import DistillConfig
+from mipkd.distill.trainer import train as fit
+from pipeline.run import stage
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A net with its record, and its checkpoint in the original repository's layout."""
+
+    distilled: Distilled
+    checkpoint: Path
+
+
+@stage(version=1, resumes=True)
+def train(
+    config: DistillConfig, spec: str, scale: int, photos: Photos, tests: TestSet, out: Path
+) -> Trained:
+    """The net that `spec` names, trained on `photos`; goes on from a saved step."""
+    arch, hyper = students.choose_alone(spec, scale)
+    torch.manual_seed(config.seed)
+    net = arch.make(hyper)
+    students.initialise(net, arch, None, config.init)
+    sampler = PatchSampler(photos, patch=config.patch, batch=config.batch, seed=config.seed)
+    fitted = fit(
+        config, student=net, teacher=None, sampler=sampler, tests=load_tests(tests), out=out
+    )
+    file = out / f"{arch.name}.safetensors"
+    teachers.save(fitted.student, arch, hyper, file, licence="unknown")
+    checkpoint = out / f"{arch.name}_x{scale}.pth"
+    torch.save(arch.original(fitted.student), checkpoint)
+    return Trained(
+        distilled=Distilled(
+            model=teachers.describe(arch, hyper, role="teacher", file=file, licence="unknown"),
+            curves=fitted.curves,
+            pictures=fitted.pictures,
+            steps=fitted.steps,
+            seconds=fitted.seconds,
+            losses=fitted.losses,
+            psnr_y_db=fitted.psnr_y_db,
+        ),
+        checkpoint=checkpoint,
+    )

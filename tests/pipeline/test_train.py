@@ -1,0 +1,56 @@
+"""A teacher of one's own: trained, written as the original repository would, and read again."""
+
+import json
+import logging
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from mipkd.core.images import resize_bicubic, write_png
+from pipeline import cli
+
+TINY = ("--scale", "2", "--steps", "3", "--set", "distill.batch=2", "--set", "distill.patch=16")
+
+
+@pytest.fixture(autouse=True)
+def _logging() -> object:
+    """The command line sets handlers and levels; give them back."""
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = before
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    coarse = np.random.default_rng(0).integers(0, 256, (8, 9, 3), dtype=np.uint8)
+    write_png(folder / "0.png", resize_bicubic(coarse, (64, 72)))
+    return folder
+
+
+@pytest.mark.parametrize("arch", ["edsr:c8b1", "rcan:c8g1b1", "edge:c8b2"])
+def test_a_trained_net_is_a_teacher_of_the_same_quality(
+    arch: str, photos: Path, tmp_path: Path
+) -> None:
+    command = ["train", "--arch", arch, "--data", str(photos), "--val", str(photos), *TINY]
+    ended = CliRunner().invoke(cli.app, [*command, "--out", str(tmp_path / "run")])
+    assert ended.exit_code == 0, ended.stderr
+    found = re.search(r"([\d.]+) dB PSNR-Y after 3 steps[^\0]*checkpoint: (.*)", ended.stdout)
+    assert found
+    again = CliRunner().invoke(cli.app, ["doctor", found[2], "--images", str(photos), "--json"])
+    facts = json.loads(again.stdout)
+    assert facts["arch"] == arch.split(":")[0]
+    assert facts["psnr_y_db"] == pytest.approx(float(found[1]), abs=1e-3)
+
+
+def test_an_unknown_family_is_told_with_the_nearest(photos: Path, tmp_path: Path) -> None:
+    command = ["train", "--arch", "rcam", "--data", str(photos), "--out", str(tmp_path / "run")]
+    ended = CliRunner().invoke(cli.app, [*command, *TINY])
+    assert ended.exit_code == 2
+    assert "--arch: unknown family 'rcam'" in ended.stderr
+    assert "rcan" in ended.stderr
