@@ -1,0 +1,233 @@
+"""What a training step costs, phase by phase, against what its arithmetic must cost.
+
+`python -m benchmarks.train_step [--teacher edsr:c256b32] [--student edsr:c64b32] [--scale 4]`
+
+Each phase is measured alone, in rounds together with the whole step; a figure is the median of
+the rounds. The floor is the phase's multiply-adds, as torch counts them forward and backward,
+over the rate that this machine reaches in a large matrix product of the same precision. Weights
+are random and patches come from the sample photos: neither changes what a step costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from mipkd.distill import student as students
+from mipkd.distill.data import PatchSampler, prepare_photos
+from mipkd.distill.learner import Learner
+from mipkd.distill.settings import DistillConfig
+from mipkd.losses.base import Pass
+from pipeline.bench.host import describe_host
+
+MOST_OVER_PARTS, MOST_DATA = 1.15, 0.03
+_PARTS = ("data", "teacher", "student", "mixers", "mixed path", "optimiser")
+
+
+def main() -> None:
+    """Print the phases; exit with 1 when the step costs more than its parts allow."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--teacher", default="edsr:c256b32")
+    parser.add_argument("--student", default="edsr:c64b32")
+    parser.add_argument("--scale", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--patch", type=int, default=48)
+    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    asked = parser.parse_args()
+    found = measure(asked)
+    print(json.dumps(found, indent=1) if asked.json else _table(found))
+    sys.exit(found["step_over_parts"] > MOST_OVER_PARTS or found["data_share"] > MOST_DATA)
+
+
+def measure(asked: argparse.Namespace) -> dict[str, Any]:
+    """Seconds and floors of every phase, and the bounds' figures."""
+    config = DistillConfig(
+        method="mipkd",
+        init="random",
+        batch=asked.batch,
+        patch=asked.patch,
+        precision=asked.precision,
+        device=asked.device,
+    )
+    nets = [
+        arch.make(hyper)
+        for arch, hyper in (
+            students.choose_alone(spec, asked.scale) for spec in (asked.student, asked.teacher)
+        )
+    ]
+    learner = Learner(config, nets[0], nets[1])
+    with tempfile.TemporaryDirectory() as folder:
+        photos = prepare_photos(None, scale=asked.scale, patch=asked.patch, out=Path(folder))
+        sampler = PatchSampler(photos, patch=asked.patch, batch=asked.batch, seed=0)
+        phases = _phases(learner, sampler)
+        rate = _matmul_rate(learner)
+        floors = {name: _flops(phase) / rate for name, phase in phases.items()}
+        seconds = _timed(phases, asked.rounds, learner.device)
+    seconds["mixed path"] = max(0.0, seconds["both mixers"] - seconds["mixers"])
+    floors["mixed path"] = max(0.0, floors["both mixers"] - floors["mixers"])
+    parts = sum(seconds[name] for name in _PARTS)
+    return {
+        "host": describe_host().cpu,
+        "device": _device(learner.device),
+        "precision": str(learner.autocast or torch.float32).removeprefix("torch."),
+        "torch": torch.__version__,
+        "matmul_tflops": rate / 1e12,
+        "seconds": {name: seconds[name] for name in (*_PARTS, "step")},
+        "floor_seconds": {name: floors[name] for name in (*_PARTS, "step")},
+        "steps_per_s": 1 / seconds["step"],
+        "step_over_parts": seconds["step"] / parts,
+        "data_share": seconds["data"] / seconds["step"],
+        "share_of_floor": floors["step"] / seconds["step"],
+    }
+
+
+def _phases(learner: Learner, sampler: PatchSampler) -> dict[str, Callable[[], object]]:
+    """The whole step, and each part of it on inputs that were made before."""
+    lr, hr = learner._batch(sampler)
+    seen = learner._seen(lr, hr)
+    loss, helper = learner.losses["mixture_of_priors"], learner.helpers["mixture_of_priors"]
+    alone = loss.model_copy(update={"block_weight": 0.0})
+    pixel, logits = learner.losses["pixel"], learner.losses["logits"]
+    assert learner.teacher is not None
+    teacher, student = learner.teacher, learner.student
+
+    def autocast() -> torch.autocast:
+        kind, on = learner.device.type, learner.autocast is not None
+        return torch.autocast(kind, learner.autocast, enabled=on)
+
+    def taught() -> None:
+        with torch.no_grad(), autocast():
+            teacher.tapped(lr, learner.positions.teacher)
+
+    def learnt() -> None:
+        with autocast():
+            image, features = student.tapped(lr, learner.positions.student)
+            now = _leaf(seen, features, image)
+            terms = {**pixel(now, None), **logits(now, None)}
+            total = torch.stack([t.float() for t in terms.values()]).sum()
+        # What the mixers send back enters with the image's gradient, as in a step.
+        torch.autograd.backward(
+            [total, *features], [None, *(torch.zeros_like(f) for f in features)]
+        )
+
+    def mixed(which: Any) -> Callable[[], None]:
+        def run() -> None:
+            features = [f.detach().requires_grad_() for f in seen.student_features]
+            with autocast():
+                terms = which(_leaf(seen, features, seen.student_image.detach()), helper)
+                total = torch.stack([t.float() for t in terms.values()]).sum()
+            total.backward()
+
+        return run
+
+    def optimised() -> None:
+        learner._clip()
+        learner.optimiser.step()
+        learner._average()
+
+    steps = iter(range(1, 10**9))
+
+    def drawn() -> None:
+        learner.step = next(steps)
+        learner._batch(sampler)
+
+    return {
+        "data": drawn,
+        "teacher": taught,
+        "student": learnt,
+        "mixers": mixed(alone),
+        "both mixers": mixed(loss),
+        "optimiser": optimised,
+        "step": lambda: learner.advance(sampler),
+    }
+
+
+def _leaf(seen: Pass, features: list[torch.Tensor], image: torch.Tensor) -> Pass:
+    """The pass with these in the student's place."""
+    changed = {**vars(seen), "student_features": features, "student_image": image}
+    return Pass(**(changed | {"coins": random.Random(0)}))
+
+
+def _timed(
+    phases: dict[str, Callable[[], object]], rounds: int, device: torch.device
+) -> dict[str, float]:
+    """Median seconds of each phase, run in random order within each round after two warm-ups."""
+    samples: dict[str, list[float]] = {name: [] for name in phases}
+    order = random.Random(0)
+    for number in range(rounds + 2):
+        for name in order.sample(list(phases), len(phases)):
+            _wait(device)
+            start = perf_counter()
+            phases[name]()
+            _wait(device)
+            if number >= 2:
+                samples[name].append(perf_counter() - start)
+    return {name: statistics.median(found) for name, found in samples.items()}
+
+
+def _flops(phase: Callable[[], object]) -> float:
+    with FlopCounterMode(display=False) as counter:
+        phase()
+    return float(counter.get_total_flops())
+
+
+def _matmul_rate(learner: Learner) -> float:
+    """Operations a second of the best of some products of large square matrices."""
+    size = 8192 if learner.device.type == "cuda" else 2048
+    kind = learner.autocast or torch.float32
+    a, b = (torch.randn(size, size, device=learner.device).to(kind) for _ in range(2))
+    best = float("inf")
+    for _ in range(8):
+        _wait(learner.device)
+        start = perf_counter()
+        a @ b
+        _wait(learner.device)
+        best = min(best, perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _device(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _table(found: dict[str, Any]) -> str:
+    lines = ["| Phase | ms | floor ms | floor / time |", "|---|---:|---:|---:|"]
+    for name, seconds in found["seconds"].items():
+        floor = found["floor_seconds"][name]
+        lines.append(
+            f"| {name} | {seconds * 1e3:.1f} | {floor * 1e3:.1f} | {floor / seconds:.2f} |"
+        )
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{found['host']}, {found['device']}, {found['precision']}, torch {found['torch']}: "
+            f"{found['matmul_tflops']:.2f} TFLOPS in a matrix product",
+            f"step / sum of its parts: {found['step_over_parts']:.3f} (bound {MOST_OVER_PARTS})",
+            f"data: {found['data_share']:.2%} of a step (bound {MOST_DATA:.0%})",
+            f"steps a second: {found['steps_per_s']:.2f}",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
