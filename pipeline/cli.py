@@ -78,6 +78,9 @@ Precisions = Annotated[
     str | None, typer.Option("--precision", help="Precisions: fp32,bf16,fp16,int8.")
 ]
 Steps = Annotated[int | None, typer.Option(help="Training steps.", min=1)]
+LatencyBudget = Annotated[
+    float | None, typer.Option(help="Milliseconds, for --student auto: the largest that fits.")
+]
 Scale = Annotated[int | None, typer.Option(help="Scale that the checkpoint must have.", min=1)]
 Out = Annotated[Path | None, typer.Option(help="Folder of the run; default runs/NAME.")]
 ConfigFile = Annotated[
@@ -95,6 +98,7 @@ def run(
     model: ModelFile = None,
     target: TargetNames = None,
     student: StudentSpec = None,
+    latency_budget: LatencyBudget = None,
     data: Data = None,
     val: Val = None,
     precision: Precisions = None,
@@ -113,7 +117,8 @@ def run(
     from pipeline.summary import summary
 
     settings = load(
-        _flags(teacher, model, target, student, data, val, precision, steps, scale, out),
+        _flags(teacher, model, target, student, data, val, precision, steps, scale, out)
+        | {"fit": {"latency_budget_ms": latency_budget}},
         file=config,
         sets=sets or (),
     )
@@ -216,6 +221,7 @@ def plan(
     model: ModelFile = None,
     target: TargetNames = None,
     student: StudentSpec = None,
+    latency_budget: LatencyBudget = None,
     data: Data = None,
     val: Val = None,
     precision: Precisions = None,
@@ -232,7 +238,8 @@ def plan(
     from pipeline.flow import flow
 
     settings = load(
-        _flags(teacher, model, target, student, data, val, precision, steps, scale, out),
+        _flags(teacher, model, target, student, data, val, precision, steps, scale, out)
+        | {"fit": {"latency_budget_ms": latency_budget}},
         file=config,
         sets=sets or (),
     )

@@ -21,6 +21,7 @@ from mipkd.distill.trainer import DistillConfig
 from pipeline.bench.latency import BenchSettings
 from pipeline.stages.calibrate import CalibrateConfig
 from pipeline.stages.export import AdoptConfig, ExportConfig
+from pipeline.stages.fit import FitConfig
 from pipeline.stages.judge import GateConfig
 from pipeline.study import StudyConfig
 
@@ -34,7 +35,7 @@ class Config(BaseModel):
 
     teacher: Path | None = None  # checkpoint of the teacher
     model: Path | None = None  # a finished student: enters after distillation
-    student: str | None = None  # such as "edsr:c32b8"
+    student: str | None = None  # such as "edsr:c32b8", or "auto"
     data: Path | None = None  # folder of HR photos to train and calibrate on
     val: Path | None = None  # folder of HR photos, or a set with HR/ and LR_bicubic/X4/
     scale: int | None = None
@@ -44,6 +45,7 @@ class Config(BaseModel):
 
     identify: TeacherOptions = Field(default_factory=TeacherOptions)
     adopt: AdoptConfig = Field(default_factory=AdoptConfig)
+    fit: FitConfig = Field(default_factory=FitConfig)
     distill: DistillConfig = Field(default_factory=DistillConfig)
     export: ExportConfig = Field(default_factory=ExportConfig)
     calibrate: CalibrateConfig = Field(default_factory=CalibrateConfig)

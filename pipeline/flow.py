@@ -33,6 +33,7 @@ from pipeline.stages.build import build
 from pipeline.stages.calibrate import calibrate
 from pipeline.stages.distill import distill
 from pipeline.stages.export import adopt, export
+from pipeline.stages.fit import fit, largest_within
 from pipeline.stages.identify import identify
 from pipeline.stages.measure import measure
 from pipeline.stages.prepare import photos, tests
@@ -80,16 +81,17 @@ def flow(config: Config, run: Run) -> Flow:
 
     test_set = run.step(tests, None, like, val)
     pixels = run.step(photos, config.distill.patch, like, data)
+    patches = run.step(calibrate, config.calibrate, pixels)
     distilled = None
-    if not config.model:
-        distilled = run.step(distill, config.distill, teacher, config.student, pixels, test_set)
+    if teacher and not config.model:
+        student = _student(config, run, teacher, chosen, patches)
+        distilled = run.step(distill, config.distill, teacher, student, pixels, test_set)
     graph = adopted or run.step(
         export, config.export, distilled or model, teacher, test_set, label="student"
     )
     graphs = [graph]
     if teacher:
         graphs += [run.step(export, config.export, teacher, teacher, test_set, label="teacher")]
-    patches = run.step(calibrate, config.calibrate, pixels)
 
     fp32_on: Target = plugins.load("targets", FP32_ON, "TARGET")
     measured = [run.step(reference, None, graphs, test_set, fp32_on.versions())]
@@ -155,6 +157,38 @@ def subject_of(config: Config, tests: Sequence[Path | None]) -> Subject:
     return Subject(_file(config.teacher), options, config.student, _folder(config.data), sets)
 
 
+def _student(
+    config: Config, run: Run, teacher: Ref[Model], on: Sequence[Target], patches: Ref[PatchSet]
+) -> str | None:
+    """The student that was asked for; "auto" is the largest within the budget on all targets."""
+    if config.student != "auto":
+        return config.student
+    if config.fit.latency_budget_ms is None:
+        raise UsageError(
+            "--student auto: no latency budget", hint="give --latency-budget in milliseconds"
+        )
+    host = describe_host()
+    tried = [
+        run.step(
+            fit,
+            config.fit,
+            target.name,
+            _asked(config, target),
+            teacher,
+            patches,
+            target.versions(),
+            host,
+            label=target.name,
+        )
+        for target in on
+    ]
+    if any(one.record is None for one in tried):
+        return None  # only planned: which one it will be is not known
+    spec = largest_within(config.fit, [one.value for one in tried])
+    log.info("student: %s, the largest within %g ms", spec, config.fit.latency_budget_ms)
+    return spec
+
+
 def _targets(config: Config) -> list[Target]:
     """The targets asked for, or those of this machine's CPU when none is named.
 
@@ -181,15 +215,19 @@ def _wanted(
     config: Config, target: Target, graphs: Sequence[Ref[Graph]]
 ) -> Iterator[tuple[str, Ref[Graph], str]]:
     """What to build: the student at every precision asked for, the teacher in the float ones."""
-    offered = target.precisions()
-    asked = [p for p in config.precision or offered if p in offered]
     for precision in config.precision or ():
-        if precision not in offered:
+        if precision not in target.precisions():
             log.warning("%s offers no %s here: left out", target.name, precision)
+    asked = _asked(config, target)
     for label, graph in zip(("student", "teacher"), graphs, strict=False):
         for precision in asked:
             if label == "student" or precision != "int8":
                 yield label, graph, precision
+
+
+def _asked(config: Config, target: Target) -> tuple[str, ...]:
+    offered = target.precisions()
+    return tuple(p for p in config.precision or offered if p in offered)
 
 
 @contextmanager
