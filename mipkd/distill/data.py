@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -139,19 +140,26 @@ class PatchSampler:
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """LR (N, 3, P, P) and HR (N, 3, S*P, S*P) of a step: random photo, place, flip, turn."""
-        rng = np.random.default_rng([self.seed, step])
         p, s = self.patch, self.scale
         lr = np.empty((self.size, p, p, 3), np.uint8)
         hr = np.empty((self.size, p * s, p * s, 3), np.uint8)
-        for row in range(self.size):
-            photo = self.photos[rng.integers(len(self.photos))]
-            top = rng.integers(photo.lr_HWC.shape[0] - p + 1)
-            left = rng.integers(photo.lr_HWC.shape[1] - p + 1)
-            turn = int(rng.integers(8))
+        for row, (index, top, left, turn) in enumerate(self.draws(step)):
+            photo = self.photos[index]
             lr[row] = _turned(photo.lr_HWC[top : top + p, left : left + p], turn)
             high, low = top * s, left * s
             hr[row] = _turned(photo.hr_HWC[high : high + p * s, low : low + p * s], turn)
         return _as_tensor(lr), _as_tensor(hr)
+
+    def draws(self, step: int) -> npt.NDArray[np.int64]:
+        """Photo, top and left in LR pixels, and turn (0 to 7) of each patch of a step, (N, 4)."""
+        rng = np.random.default_rng([self.seed, step])
+        drawn = np.empty((self.size, 4), np.int64)
+        for row in range(self.size):
+            index = rng.integers(len(self.photos))
+            height, width = self.photos[index].lr_HWC.shape[:2]
+            top, left = (rng.integers(side - self.patch + 1) for side in (height, width))
+            drawn[row] = index, top, left, rng.integers(8)
+        return drawn
 
 
 def _turned(patch_HWC: ByteArray, turn: int) -> ByteArray:

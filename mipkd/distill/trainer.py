@@ -17,6 +17,7 @@ from mipkd.distill import checkpoint
 from mipkd.distill.data import PatchSampler
 from mipkd.distill.interrupt import Interrupt
 from mipkd.distill.learner import Learner
+from mipkd.distill.resident import near
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.validate import Pair, Validation
 from mipkd.distill.watch import Watch
@@ -60,6 +61,7 @@ def train(
     training = _Training(config, student, teacher, out)
     learner = training.learner
     validation = Validation(tests, teacher, out / "pictures", learner.device)
+    nearby = near(sampler, learner.device)
     watch = Watch(out, step=learner.step, steps=config.steps)
     try:
         with Interrupt() as interrupt:
@@ -67,7 +69,7 @@ def train(
                 training.psnr_y_db = validation(learner.averaged, 0)
                 watch.note(0, {}, 0.0, training.psnr_y_db)
             while learner.step < config.steps:
-                terms = learner.advance(sampler)
+                terms = learner.advance(nearby)
                 last = learner.step == config.steps
                 psnr = None
                 if last or learner.step % config.validation_period == 0:
