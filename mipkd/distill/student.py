@@ -28,6 +28,11 @@ def choose(teacher: Model, spec: str | None) -> tuple[Arch, Any]:
         UsageError: unknown family or size.
     """
     name, _, budget = (spec or teacher.arch).partition(":")
+    if not spec and name not in plugins.names("mipkd.archs"):
+        raise UsageError(
+            f"--student: the teacher is {name}, none of the families that a student can be of",
+            hint=f"--student edsr:c64b16; known: {', '.join(plugins.names('mipkd.archs'))}",
+        )
     if name not in plugins.names("mipkd.archs"):
         raise UsageError(
             f"--student: unknown family {name!r}", hint=nearest(name, plugins.names("mipkd.archs"))
