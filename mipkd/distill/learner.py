@@ -22,6 +22,7 @@ from mipkd.archs.base import SRNet, pair_positions, params
 from mipkd.core.errors import StageError, UsageError
 from mipkd.distill.hardware import autocast_type, find_device
 from mipkd.distill.settings import DistillConfig
+from mipkd.distill.suited import suited
 from mipkd.losses.base import Loss, Pass, Positions
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class Learner:
 
     def __init__(self, config: DistillConfig, student: SRNet, teacher: SRNet | None) -> None:
         self.config, self.step, self.rate = config, 0, 0.0
-        self.losses = config.chosen(teacher=teacher is not None)
+        self.losses = suited(config, teacher)
         taught = any(loss.needs_teacher for loss in self.losses.values())
         self.teacher = teacher if taught else None
         _check_fit(config, student, self.teacher)
@@ -202,9 +203,10 @@ def _check_fit(config: DistillConfig, student: SRNet, teacher: SRNet | None) -> 
             hint="they must be of one scale",
         )
     for net in (student, teacher):
-        if net is not None and config.patch % net.multiple:
+        if net is not None and (config.patch % net.multiple or config.patch < net.least):
+            at_least = f" of at least {net.least}" if net.least > net.multiple else ""
             raise UsageError(
-                f"distill.patch: {config.patch} is not a multiple of {net.multiple}, "
+                f"distill.patch: {config.patch} is not a multiple of {net.multiple}{at_least}, "
                 f"as {type(net).__name__} needs"
             )
 
