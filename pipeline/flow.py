@@ -84,14 +84,15 @@ def flow(config: Config, run: Run) -> Flow:
     graph = adopted or run.step(
         export, config.export, distilled or model, teacher, test_set, label="student"
     )
-    graphs = [graph]
+    graphs, failures = [graph], list[Failure]()
     if teacher:
-        graphs += [run.step(export, config.export, teacher, teacher, test_set, label="teacher")]
+        with _row(failures, "onnx", "fp32", "export", "teacher"):
+            exported = run.step(export, config.export, teacher, teacher, test_set, label="teacher")
+            graphs.append(exported)
     patches = run.step(calibrate, config.calibrate, pixels)
 
     fp32_on: Target = plugins.load("targets", FP32_ON, "TARGET")
     measured = [run.step(reference, None, graphs, test_set, fp32_on.versions())]
-    failures: list[Failure] = []
     for target in chosen:
         versions, builts = target.versions(), []
         for label, of, precision in _wanted(config, target, graphs):

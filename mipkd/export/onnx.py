@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mipkd.archs.base import SRNet
+from mipkd.core.errors import StageError
 from mipkd.core.records import Graph
 
 OPSET = 20
@@ -26,8 +27,17 @@ def export(net: SRNet, *, out: Path, metadata: dict[str, str], role: str, family
     """`out`/model.onnx; its metadata says scale, colour, range, border and multiple.
 
     The graph takes one image whose height and width are multiples of `net.multiple`.
+
+    Raises:
+        StageError: torch cannot turn the net into a graph.
     """
-    program = _program(net)
+    try:
+        program = _program(net)
+    except (torch.onnx.OnnxExporterError, RuntimeError, ValueError, TypeError) as error:
+        # Causes are chained, the first says what it was.
+        while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+            error = error.__cause__
+        raise _not_exported(family, error) from error
     file = out / "model.onnx"
     facts = {
         "scale": str(net.scale),
@@ -51,6 +61,14 @@ def export(net: SRNet, *, out: Path, metadata: dict[str, str], role: str, family
         multiple=net.multiple,
         opset=OPSET,
         family=family,
+    )
+
+
+def _not_exported(family: str, error: Exception) -> StageError:
+    why = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return StageError(
+        f"export: torch cannot turn {family} into an ONNX graph: {type(error).__name__}: {why}",
+        hint="a student does not need its teacher's graph, only the comparison of their speed does",
     )
 
 
