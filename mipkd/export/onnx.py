@@ -20,6 +20,8 @@ from mipkd.core.records import Graph
 OPSET = 20
 INPUT, OUTPUT = "lr", "sr"
 PRODUCER = "mipkd-pipeline"
+NOT_NEEDED = "only the comparison of speeds needs a teacher's graph; to go without: "
+NOT_NEEDED += "--set gates.min_speedup_over_teacher=off"
 _EXAMPLE = 48  # LR pixels a side while tracing; the result does not depend on it
 
 
@@ -34,9 +36,6 @@ def export(net: SRNet, *, out: Path, metadata: dict[str, str], role: str, family
     try:
         program = _program(net)
     except (torch.onnx.OnnxExporterError, RuntimeError, ValueError, TypeError) as error:
-        # Causes are chained, the first says what it was.
-        while error.__cause__ is not None and isinstance(error.__cause__, Exception):
-            error = error.__cause__
         raise _not_exported(family, error) from error
     file = out / "model.onnx"
     facts = {
@@ -64,11 +63,13 @@ def export(net: SRNet, *, out: Path, metadata: dict[str, str], role: str, family
     )
 
 
-def _not_exported(family: str, error: Exception) -> StageError:
+def _not_exported(family: str, error: BaseException) -> StageError:
+    while error.__cause__ is not None:  # the first cause says what it was
+        error = error.__cause__
     why = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return StageError(
         f"export: torch cannot turn {family} into an ONNX graph: {type(error).__name__}: {why}",
-        hint="a student does not need its teacher's graph, only the comparison of their speed does",
+        hint=NOT_NEEDED,
     )
 
 
