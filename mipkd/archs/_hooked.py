@@ -58,7 +58,7 @@ class Hooked(SRNet):
         heard: dict[int, Any] = {}
         handles = [_listen(self.blocks[p], heard, p) for p in positions]
         try:
-            image: Tensor = self.net(lr_NCHW)
+            image: Tensor = self.net(lr_NCHW.clone())  # some nets scale their input in place
         finally:
             for handle in handles:
                 handle.remove()
@@ -77,7 +77,12 @@ class Hooked(SRNet):
 
 
 def as_map(output: Any, lr_NCHW: Tensor) -> Tensor | None:
-    """What a block gave, as (N, C, H, W); tokens (N, L, C) are laid out. None if it is neither."""
+    """What a block gave, as (N, C, H, W); tokens (N, L, C) are laid out. None if it is neither.
+
+    Of a tuple the first: what else a block gives (attention, an inner state) comes after.
+    """
+    if isinstance(output, tuple) and output:
+        output = output[0]
     if not isinstance(output, Tensor):
         return None
     height, width = lr_NCHW.shape[-2:]
@@ -137,7 +142,7 @@ class _Trial:
         handles = [self._note(name, module) for name, module in net.named_modules() if name]
         try:
             with torch.no_grad():
-                net(lr_NCHW)
+                net(lr_NCHW.clone())
         finally:
             for handle in handles:
                 handle.remove()
@@ -163,9 +168,7 @@ class _Trial:
     def _note(self, name: str, module: nn.Module) -> RemovableHandle:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
             self._order.append(name)
-            # Only shapes matter: nothing of a large net's run is kept.
-            meta = isinstance(output, Tensor)
-            self._given[name].append(output.to("meta") if meta else output)
+            self._given[name].append(_shaped(output))
 
         return module.register_forward_hook(hook)
 
@@ -218,5 +221,14 @@ def _listen(module: nn.Module, heard: dict[int, Any], position: int) -> Removabl
     return module.register_forward_hook(hook)
 
 
+def _shaped(output: Any) -> Any:
+    """The output without its values: of a large net's run nothing is kept but shapes."""
+    if isinstance(output, tuple):
+        return tuple(_shaped(one) for one in output)
+    return output.to("meta") if isinstance(output, Tensor) else None
+
+
 def _told(output: Any) -> str:
-    return str(tuple(output.shape)) if isinstance(output, Tensor) else type(output).__name__
+    if isinstance(output, tuple):
+        return f"({', '.join(map(_told, output))})"
+    return str(tuple(output.shape)) if isinstance(output, Tensor) else "no tensor"

@@ -15,6 +15,7 @@ import torch
 
 from mipkd.archs._hooked import Hooked, brief, find_blocks, trial_image
 from mipkd.archs.base import StateDict
+from mipkd.core import plugins
 from mipkd.core.errors import MissingError, UnsupportedError
 
 
@@ -45,12 +46,14 @@ def read(state: StateDict, path: Path, *, blocks: str | None, unknown: str) -> F
             spandrel.canonicalize_state_dict(dict(state))
         )
     except spandrel.UnsupportedModelError as error:
-        raise UnsupportedError(f"{path}: {unknown}", hint="nor does spandrel know it") from error
+        raise UnsupportedError(
+            f"{path}: {unknown}", hint=f"{_ours()}; spandrel does not know it either"
+        ) from error
     # A family of spandrel's that was mistaken for another fails in any way.
     except (RuntimeError, KeyError, ValueError, TypeError, AssertionError, IndexError) as error:
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise UnsupportedError(
-            f"{path}: {unknown}", hint=f"nor can spandrel load it: {first}"
+            f"{path}: {unknown}", hint=f"{_ours()}; spandrel cannot load it either: {first}"
         ) from error
     _check(found, spandrel, path)
     sizes = found.size_requirements
@@ -65,6 +68,10 @@ def read(state: StateDict, path: Path, *, blocks: str | None, unknown: str) -> F
         blocks=brief(net, body.names),
         version=str(spandrel.__version__),
     )
+
+
+def _ours() -> str:
+    return "known: " + ", ".join(plugins.names("mipkd.archs"))
 
 
 def _spandrel(path: Path, unknown: str) -> Any:
@@ -107,7 +114,7 @@ def _check(found: Any, spandrel: Any, path: Path) -> None:
 def _check_call(found: Any, trial: torch.Tensor, path: Path) -> None:
     """Some nets are called in a way of their own, which hooks and gradients would miss."""
     with torch.no_grad():
-        plain, promised = found.model(trial), found(trial)
+        plain, promised = found.model(trial.clone()), found(trial.clone())
     same = isinstance(plain, torch.Tensor) and plain.shape == promised.shape
     if not same or not torch.allclose(plain.clamp(0, 1), promised, atol=1e-4):
         raise UnsupportedError(

@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 
 Pair = tuple[str, ByteArray, ByteArray]  # name, LR, HR
 _DERIVED = {f"{sign}_mean.{part}" for sign in ("sub", "add") for part in ("weight", "bias")}
-_FOREIGN_SIZE = 64  # LR pixels a side of the image that a foreign net's MACs are counted on
 _PROBE_SIZE = 96  # LR pixels a side: a probe is quick
 
 
@@ -162,11 +161,17 @@ def _identify_foreign(
         layout=by,
         settled=settled,
         params=params(net),
-        # Not every net runs on meta; MACs follow the pixels, but for what looks at all of them.
-        gmacs=round(gmacs(net, _FOREIGN_SIZE) * (256 / _FOREIGN_SIZE) ** 2, 2),
+        gmacs=round(_gmacs_of_foreign(net), 2),
         licence=options.licence or "unknown",
     )
     return model, net
+
+
+def _gmacs_of_foreign(net: SRNet) -> float:
+    """At LR 256x256, along a line through two small images: not every net runs on meta."""
+    low, high = 64, 96
+    at_low, at_high = gmacs(net, low), gmacs(net, high)
+    return at_low + (at_high - at_low) * (256**2 - low**2) / (high**2 - low**2)
 
 
 def _check_scale(path: Path, scale: int, options: TeacherOptions) -> None:
@@ -190,13 +195,11 @@ def _recognised(state: StateDict) -> tuple[Arch, str, dict[str, Tensor]] | None:
 
 def _nearest(state: StateDict) -> str:
     """Which of our families a state dict of none of them is most like, and what it lacks."""
-    known = _families()
-    signs = [(arch, keys) for arch in known for keys in arch.signs.values()]
+    signs = [(arch, keys) for arch in _families() for keys in arch.signs.values()]
     closest, keys = max(signs, key=lambda s: sum(k in state for k in s[1]) / len(s[1]))
     missing = next((key for key in keys if key not in state), "")
     first = f"its key {missing!r} is not there" if missing else "other keys do not fit"
-    ours = ", ".join(arch.name for arch in known)
-    return f"unknown architecture; the nearest of ours ({ours}) is {closest.name}, but {first}"
+    return f"unknown architecture; the nearest is {closest.name}, but {first}"
 
 
 def _filled(arch: Arch, hyper: Any, weights: StateDict) -> SRNet:
