@@ -19,11 +19,13 @@ check: $(VENV)/ready
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
 
-# torch first: installed on its own, it is the CPU build where an index offers one.
+# torch first: installed on its own, it is the CPU build where an index offers one. spandrel
+# without torchvision, whose usual build does not load beside it: the tests bring a stub.
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps spandrel einops
 	touch $@
 
 clean:

@@ -36,6 +36,7 @@ def examine_checkpoint(file: Path, images: Path | None, sets: Sequence[str]) -> 
     """
     from mipkd.distill import teacher as teachers
     from mipkd.distill.data import load_tests, prepare_tests, probe_images
+    from mipkd.distill.suited import possible
     from pipeline.bench.pixels import score
     from pipeline.config import load
     from pipeline.stages.assess import TorchSession
@@ -60,6 +61,8 @@ def examine_checkpoint(file: Path, images: Path | None, sets: Sequence[str]) -> 
         "gmacs": model.gmacs,
         "licence": model.licence,
     }
+    if not net.in_parts:
+        found["losses"] = possible(net)
     if images:
         with TemporaryDirectory() as folder:
             tests = prepare_tests(images, scale=model.scale, out=Path(folder))

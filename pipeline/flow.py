@@ -81,21 +81,22 @@ def flow(config: Config, run: Run) -> Flow:
 
     test_set = run.step(tests, None, like, val)
     pixels = run.step(photos, config.distill.patch, like, data)
-    patches = run.step(calibrate, config.calibrate, pixels)
     distilled = None
     if teacher and not config.model:
-        student = _student(config, run, teacher, chosen, patches)
+        student = _student(config, run, teacher, chosen, pixels)
         distilled = run.step(distill, config.distill, teacher, student, pixels, test_set)
     graph = adopted or run.step(
         export, config.export, distilled or model, teacher, test_set, label="student"
     )
-    graphs = [graph]
+    graphs, failures = [graph], list[Failure]()
     if teacher:
-        graphs += [run.step(export, config.export, teacher, teacher, test_set, label="teacher")]
+        with _row(failures, "onnx", "fp32", "export", "teacher"):
+            exported = run.step(export, config.export, teacher, teacher, test_set, label="teacher")
+            graphs.append(exported)
 
+    patches = run.step(calibrate, config.calibrate, pixels)
     fp32_on: Target = plugins.load("targets", FP32_ON, "TARGET")
     measured = [run.step(reference, None, graphs, test_set, fp32_on.versions())]
-    failures: list[Failure] = []
     for target in chosen:
         versions, builts = target.versions(), []
         for label, of, precision in _wanted(config, target, graphs):
@@ -158,7 +159,7 @@ def subject_of(config: Config, tests: Sequence[Path | None]) -> Subject:
 
 
 def _student(
-    config: Config, run: Run, teacher: Ref[Model], on: Sequence[Target], patches: Ref[PatchSet]
+    config: Config, run: Run, teacher: Ref[Model], on: Sequence[Target], pixels: Ref[Photos]
 ) -> str | None:
     """The student that was asked for; "auto" is the largest within the budget on all targets."""
     if config.student != "auto":
@@ -167,7 +168,7 @@ def _student(
         raise UsageError(
             "--student auto: no latency budget", hint="give --latency-budget in milliseconds"
         )
-    host = describe_host()
+    host, patches = describe_host(), run.step(calibrate, config.calibrate, pixels)
     tried = [
         run.step(
             fit,

@@ -1,7 +1,9 @@
 """Fixtures that every room's tests share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,3 +17,20 @@ def assets() -> Path:
     if not (folder / "MANIFEST.csv").is_file():
         pytest.skip(f"needs the assets (test sets, photos, weights): none at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def spandrel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The optional reader of foreign checkpoints; tests that need it skip without it.
+
+    Two of its nets want torchvision at import, whose build for CUDA does not load beside a CPU
+    torch: a stub will do.
+    """
+    pytest.importorskip("einops", reason="needs spandrel: pip install --no-deps spandrel einops")
+    folder = tmp_path_factory.mktemp("stub")
+    (folder / "torchvision/transforms").mkdir(parents=True)
+    stub = "InterpolationMode = rotate = normalize = None\n"
+    (folder / "torchvision/transforms/functional.py").write_text(stub)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        yield pytest.importorskip("spandrel", reason="needs spandrel, the extra `foreign`")

@@ -24,7 +24,9 @@ class SRNet(nn.Module):
     scale: int
     width: int  # channels of the features between blocks
     multiple: int = 1  # H and W that head, blocks and tail accept
+    least: int = 1  # H and W that they accept; forward pads to it
     smallest: int = 2  # H and W that an exported graph accepts
+    in_parts: bool = True  # head, blocks and tail can be run one by one
     blocks: nn.ModuleList
 
     def head(self, lr_NCHW: Tensor) -> Tensor:
@@ -50,7 +52,7 @@ class SRNet(nn.Module):
     def forward(self, lr_NCHW: Tensor) -> Tensor:
         """The upscaled image for any H and W: padded to `multiple`, cropped back."""
         height, width = lr_NCHW.shape[-2:]
-        down, right = -height % self.multiple, -width % self.multiple
+        down, right = (max(-s % self.multiple, self.least - s) for s in (height, width))
         if down or right:
             lr_NCHW = _pad_symmetric(lr_NCHW, down, right)
         sr_NCHW, _ = self.tapped(lr_NCHW)
@@ -117,11 +119,11 @@ def params(net: nn.Module) -> int:
 
 
 def gmacs(net: SRNet, size: int = 256) -> float:
-    """Billions of multiply-accumulates for one LR image of `size` x `size`; `net` on meta."""
+    """Billions of multiply-accumulates for one LR image of `size` x `size`; quick on meta."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net(torch.empty(1, 3, size, size, device="meta"))
+        net(torch.zeros(1, 3, size, size, device=next(net.parameters()).device))
     return float(counter.get_total_flops()) / 2e9
 
 

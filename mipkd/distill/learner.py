@@ -9,6 +9,7 @@ import logging
 import math
 import random
 from collections.abc import Mapping
+from contextlib import suppress
 from copy import deepcopy
 from itertools import pairwise
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ from mipkd.archs.base import SRNet, pair_positions, params
 from mipkd.core.errors import StageError, UsageError
 from mipkd.distill.hardware import autocast_type, find_device
 from mipkd.distill.settings import DistillConfig
+from mipkd.distill.suited import suited
 from mipkd.losses.base import Loss, Pass, Positions
 
 log = logging.getLogger(__name__)
@@ -38,7 +40,7 @@ class Learner:
 
     def __init__(self, config: DistillConfig, student: SRNet, teacher: SRNet | None) -> None:
         self.config, self.step, self.rate = config, 0, 0.0
-        self.losses = config.chosen(teacher=teacher is not None)
+        self.losses = suited(config, teacher)
         taught = any(loss.needs_teacher for loss in self.losses.values())
         self.teacher = teacher if taught else None
         _check_fit(config, student, self.teacher)
@@ -65,12 +67,14 @@ class Learner:
         """One step of the optimiser; the loss terms, weighted.
 
         Raises:
-            StageError: a term or a gradient is not finite; no weight has been changed.
+            StageError: a term or a gradient is not finite, or the GPU's memory is too small; no
+                weight has been changed.
         """
-        terms = self._forward(*self._batch(sampler))
-        total = torch.stack(list(terms.values())).sum()
-        self.optimiser.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
+        lr, hr = self._batch(sampler)
+        try:
+            terms = self._backward(lr, hr)
+        except torch.OutOfMemoryError as error:
+            raise self._too_large(lr, hr) from error
         norms = self._clip()
         # All figures at once: a GPU is waited for once a step.
         names = [*terms, "gradient of the student", "gradient of the helpers"]
@@ -126,6 +130,32 @@ class Learner:
     def _batch(self, sampler: Sampler) -> tuple[Tensor, Tensor]:
         lr, hr = (t.to(self.device, non_blocking=True) for t in sampler.batch(self.step))
         return (lr, hr) if lr.is_floating_point() else (lr.float() / 255, hr.float() / 255)
+
+    def _backward(self, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
+        terms = self._forward(lr, hr)
+        self.optimiser.zero_grad(set_to_none=True)
+        torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+        return terms
+
+    def _too_large(self, lr: Tensor, hr: Tensor) -> StageError:
+        """What to say when memory ran out: the batch and the patch that were tried and fit."""
+        batch, fits = len(lr), 0
+        while batch > 1 and not fits:
+            batch //= 2
+            with suppress(torch.OutOfMemoryError):
+                self._backward(lr[:batch], hr[:batch])
+                fits = batch
+        self.optimiser.zero_grad(set_to_none=True)
+        hint = "lower distill.patch, or take a smaller teacher or student"
+        if fits:
+            step = 8 * self.student.multiple
+            side = int(self.config.patch * math.sqrt(fits / len(lr))) // step * step
+            hint = f"this fits: --set distill.batch={fits}"
+            hint += f", or about --set distill.patch={side}" if side else ""
+        size = f"a batch of {len(lr)} patches of {self.config.patch}x{self.config.patch}"
+        return StageError(
+            f"distill: {size} is too large for the memory of {self.device}", hint=hint
+        )
 
     def _forward(self, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
@@ -202,9 +232,10 @@ def _check_fit(config: DistillConfig, student: SRNet, teacher: SRNet | None) -> 
             hint="they must be of one scale",
         )
     for net in (student, teacher):
-        if net is not None and config.patch % net.multiple:
+        if net is not None and (config.patch % net.multiple or config.patch < net.least):
+            at_least = f" of at least {net.least}" if net.least > net.multiple else ""
             raise UsageError(
-                f"distill.patch: {config.patch} is not a multiple of {net.multiple}, "
+                f"distill.patch: {config.patch} is not a multiple of {net.multiple}{at_least}, "
                 f"as {type(net).__name__} needs"
             )
 

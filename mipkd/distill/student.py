@@ -27,6 +27,11 @@ def choose(teacher: Model, spec: str | None) -> tuple[Arch, Any]:
     Raises:
         UsageError: unknown family or size.
     """
+    if not spec and teacher.arch not in plugins.names("mipkd.archs"):
+        raise UsageError(
+            f"--student: the teacher is {teacher.arch}, none of the families that a student can be",
+            hint=f"--student edsr:c64b16; known: {', '.join(plugins.names('mipkd.archs'))}",
+        )
     arch, budget = _family(spec or teacher.arch, "--student")
     if arch.name == teacher.arch:
         hyper = arch.shrink(hyper_of(arch, teacher), budget)

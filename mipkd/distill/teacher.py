@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -20,11 +19,12 @@ from mipkd.core import plugins
 from mipkd.core.errors import UnsupportedError, UsageError
 from mipkd.core.images import ByteArray, psnr_y
 from mipkd.core.records import Model
+from mipkd.distill import foreign
+from mipkd.distill.files import hash_weights, read_state, write_state
 
 log = logging.getLogger(__name__)
 
 Pair = tuple[str, ByteArray, ByteArray]  # name, LR, HR
-_WRAPPERS = ("params_ema", "params", "state_dict", "model")
 _DERIVED = {f"{sign}_mean.{part}" for sign in ("sub", "add") for part in ("weight", "bias")}
 _PROBE_SIZE = 96  # LR pixels a side: a probe is quick
 
@@ -39,6 +39,7 @@ class TeacherOptions(BaseModel):
     res_scale: float | None = None
     mean_shift: bool | None = None
     licence: str | None = None
+    blocks: str | None = None  # of a family not ours: a container, or modules "B1,B2,B3"
 
 
 def identify(
@@ -52,16 +53,16 @@ def identify(
 
     Raises:
         UsageError: not a checkpoint, or it contradicts an option.
-        UnsupportedError: no architecture that we know.
+        UnsupportedError: no architecture that we know, nor spandrel.
+        MissingError: none that we know, and there is no spandrel to ask.
     """
     state, header = read_state(path)
-    arch, layout, weights = _recognise(state, path)
+    recognised = _recognised(state)
+    if recognised is None:
+        return _identify_foreign(path, state, role=role, options=options)
+    arch, layout, weights = recognised
     hyper, settled = arch.read(weights, layout)
-    if options.scale and options.scale != hyper.scale:
-        raise UsageError(
-            f"{path}: its scale is x{hyper.scale}, --scale asks for x{options.scale}",
-            hint=f"leave --scale out, or give a x{options.scale} checkpoint",
-        )
+    _check_scale(path, hyper.scale, options)
     if told := header.get("hyper"):
         layout = "ours"
         kept = {f.name for f in fields(hyper)}
@@ -76,6 +77,8 @@ def identify(
     net = _filled(arch, hyper, weights)
     licence = options.licence or header.get("licence") or "unknown"
     found = describe(arch, hyper, role=role, file=path, licence=licence)
+    if options.blocks:
+        raise UsageError(f"identify.blocks: those of {arch.name} are known", hint="leave it out")
     settled = {fact: f"{getattr(hyper, fact, None)} ({how})" for fact, how in settled.items()}
     return replace(found, layout=layout, settled=settled), net
 
@@ -101,10 +104,22 @@ def describe(arch: Arch, hyper: Any, *, role: str, file: Path, licence: str) -> 
 
 def load(model: Model) -> SRNet:
     """The net of a record, in eval mode."""
-    arch: Arch = plugins.load("mipkd.archs", model.arch, "ARCH")
     state, _ = read_state(model.file)
-    _, _, weights = _recognise(state, model.file)
+    recognised = _recognised(state)
+    if recognised is None:
+        blocks = str(model.hyper.get("blocks", ""))
+        return foreign.read(state, model.file, blocks=blocks, unknown=_nearest(state)).net
+    arch, _, weights = recognised
     return _filled(arch, hyper_of(arch, model), weights)
+
+
+def keep(model: Model, net: SRNet, file: Path) -> None:
+    """Copy an identified model's weights into a safetensors file: `load` can read it."""
+    if net.in_parts:
+        arch: Arch = plugins.load("mipkd.archs", model.arch, "ARCH")
+        save(net, arch, hyper_of(arch, model), file, licence=model.licence)
+    else:  # under the names that it came with, so that it is known again
+        write_state(read_state(model.file)[0], file, {"licence": model.licence})
 
 
 def hyper_of(arch: Arch, model: Model) -> Any:
@@ -117,109 +132,74 @@ def save(net: SRNet, arch: Arch, hyper: Any, path: Path, *, licence: str) -> Non
 
     The header carries the hyper-parameters, so that our own files need no probe.
     """
-    from safetensors.torch import save_file
-
     header = {"arch": arch.name, "hyper": json.dumps(asdict(hyper)), "licence": licence}
-    tensors = {k: v.detach().cpu().contiguous() for k, v in arch.original(net).items()}
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata=header)
-    partial.replace(path)
+    write_state(arch.original(net), path, header)
 
 
-def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A checkpoint's tensors, unwrapped; and of a file of ours `hyper` and `licence`.
-
-    Raises:
-        UsageError: no such file, not a checkpoint, or a pickle that would run code.
-    """
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file", hint="give a .pth, .pt or .safetensors file")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if _is_pickle(path):
-            raise UsageError(
-                f"{path}: refused: the pickle holds code, not only tensors",
-                hint="load it where you trust it and save its state_dict, best as .safetensors",
-            ) from error
-        raise _no_checkpoint(path) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise _no_checkpoint(path) from error
-    return _unwrapped(content, path), {}
-
-
-def _is_pickle(path: Path) -> bool:
-    """Whether a file that torch refused is a pickle, bare or in torch's zip, and not just text."""
-    with path.open("rb") as file:
-        return file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise _no_checkpoint(path) from error
-    ours = {"arch", "hyper"} <= header.keys()
-    told = {"hyper": json.loads(header["hyper"]), "licence": header.get("licence")} if ours else {}
-    return _unwrapped(state, path), told
-
-
-def hash_weights(path: Path) -> str:
-    """sha256 of a weights file."""
-    import hashlib
-
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _no_checkpoint(path: Path) -> UsageError:
-    return UsageError(
-        f"{path}: not a checkpoint that torch can read",
-        hint="give a state dict saved by torch.save, or a .safetensors file",
+def _identify_foreign(
+    path: Path, state: StateDict, *, role: str, options: TeacherOptions
+) -> tuple[Model, SRNet]:
+    found = foreign.read(state, path, blocks=options.blocks, unknown=_nearest(state))
+    for fact in ("image_range", "res_scale", "mean_shift"):
+        if getattr(options, fact) is not None:
+            raise UsageError(f"identify.{fact}: {found.arch} has no such setting: spandrel's own")
+    net, by = found.net, f"spandrel {found.version}"
+    _check_scale(path, net.scale, options)
+    how = "option" if options.blocks else "found by a trial run"
+    body = f"{found.blocks} ({how}: {len(net.blocks)} blocks of {net.width} channels)"
+    settled = {
+        "image_range": f"1.0 ({by})",
+        "blocks": body if net.blocks else "none of one size found: teaches by its image alone",
+    }
+    model = Model(
+        role=role,
+        file=path,
+        sha256=hash_weights(path),
+        arch=found.arch,
+        hyper={"image_range": 1.0, "blocks": found.blocks},
+        scale=net.scale,
+        layout=by,
+        settled=settled,
+        params=params(net),
+        gmacs=round(_gmacs_of_foreign(net), 2),
+        licence=options.licence or "unknown",
     )
+    return model, net
 
 
-def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
-    while isinstance(content, Mapping):
-        inner = next((content[w] for w in _WRAPPERS if isinstance(content.get(w), Mapping)), None)
-        if inner is None:
-            break
-        content = inner
-    tensors = (
-        {k: v for k, v in content.items() if isinstance(v, Tensor)}
-        if isinstance(content, Mapping)
-        else {}
-    )
-    if not tensors:
+def _gmacs_of_foreign(net: SRNet) -> float:
+    """At LR 256x256, along a line through two small images: not every net runs on meta."""
+    low, high = 64, 96
+    at_low, at_high = gmacs(net, low), gmacs(net, high)
+    return at_low + (at_high - at_low) * (256**2 - low**2) / (high**2 - low**2)
+
+
+def _check_scale(path: Path, scale: int, options: TeacherOptions) -> None:
+    if options.scale and options.scale != scale:
         raise UsageError(
-            f"{path}: no tensors in it", hint="known wrappers: " + ", ".join(_WRAPPERS)
+            f"{path}: its scale is x{scale}, --scale asks for x{options.scale}",
+            hint=f"leave --scale out, or give a x{options.scale} checkpoint",
         )
-    if all(key.startswith("module.") for key in tensors):
-        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
-    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
 
 
-def _recognise(state: StateDict, path: Path) -> tuple[Arch, str, dict[str, Tensor]]:
-    known: list[Arch] = [
-        plugins.load("mipkd.archs", name, "ARCH") for name in plugins.names("mipkd.archs")
-    ]
-    for arch in known:
+def _families() -> list[Arch]:
+    return [plugins.load("mipkd.archs", name, "ARCH") for name in plugins.names("mipkd.archs")]
+
+
+def _recognised(state: StateDict) -> tuple[Arch, str, dict[str, Tensor]] | None:
+    for arch in _families():
         if found := arch.canonical(state):
             return arch, *found
-    signs = [(arch, keys) for arch in known for keys in arch.signs.values()]
+    return None
+
+
+def _nearest(state: StateDict) -> str:
+    """Which of our families a state dict of none of them is most like, and what it lacks."""
+    signs = [(arch, keys) for arch in _families() for keys in arch.signs.values()]
     closest, keys = max(signs, key=lambda s: sum(k in state for k in s[1]) / len(s[1]))
     missing = next((key for key in keys if key not in state), "")
     first = f"its key {missing!r} is not there" if missing else "other keys do not fit"
-    raise UnsupportedError(
-        f"{path}: unknown architecture; the nearest is {closest.name}, but {first}",
-        hint="known: " + ", ".join(arch.name for arch in known),
-    )
+    return f"unknown architecture; the nearest is {closest.name}, but {first}"
 
 
 def _filled(arch: Arch, hyper: Any, weights: StateDict) -> SRNet:

@@ -14,11 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from mipkd.archs.base import SRNet
+from mipkd.core.errors import StageError
 from mipkd.core.records import Graph
 
 OPSET = 20
 INPUT, OUTPUT = "lr", "sr"
 PRODUCER = "mipkd-pipeline"
+NOT_NEEDED = "only the comparison of speeds needs a teacher's graph; to go without: "
+NOT_NEEDED += "--set gates.min_speedup_over_teacher=off"
 _EXAMPLE = 48  # LR pixels a side while tracing; the result does not depend on it
 
 
@@ -27,8 +30,14 @@ def export(net: SRNet, *, out: Path, metadata: dict[str, str], role: str, family
 
     The graph takes one image whose height and width are multiples of `net.multiple` and no
     less than `net.smallest`.
+
+    Raises:
+        StageError: torch cannot turn the net into a graph.
     """
-    program = _program(net.deployed())
+    try:
+        program = _program(net.deployed())
+    except (torch.onnx.OnnxExporterError, RuntimeError, ValueError, TypeError) as error:
+        raise _not_exported(family, error) from error
     file = out / "model.onnx"
     facts = {
         "scale": str(net.scale),
@@ -52,6 +61,16 @@ def export(net: SRNet, *, out: Path, metadata: dict[str, str], role: str, family
         multiple=net.multiple,
         opset=OPSET,
         family=family,
+    )
+
+
+def _not_exported(family: str, error: BaseException) -> StageError:
+    while error.__cause__ is not None:  # the first cause says what it was
+        error = error.__cause__
+    why = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return StageError(
+        f"export: torch cannot turn {family} into an ONNX graph: {type(error).__name__}: {why}",
+        hint=NOT_NEEDED,
     )
 
 

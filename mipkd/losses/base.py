@@ -67,6 +67,10 @@ class Loss(BaseModel):
         """Modules trained beside the student and dropped afterwards; their buffers are saved."""
         return None
 
+    def served_by(self, teacher: SRNet) -> Loss | None:
+        """This loss without what `teacher` does not offer; None if nothing is left."""
+        return self if teacher.blocks or not self.needs_features else None
+
     def __call__(self, seen: Pass, helper: nn.Module | None) -> dict[str, Tensor]:
         """Named scalar terms, already weighted; their sum is minimised."""
         raise NotImplementedError

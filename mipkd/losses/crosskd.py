@@ -30,6 +30,9 @@ class CrossKD(Loss):
             return None
         return nn.ModuleList(nn.Conv2d(student.width, teacher.width, 1) for _ in positions.student)
 
+    def served_by(self, teacher: SRNet) -> Loss | None:
+        return self if teacher.in_parts else None
+
     def __call__(self, seen: Pass, helper: nn.Module | None) -> dict[str, Tensor]:
         assert seen.teacher_image is not None
         apart = []

@@ -62,6 +62,11 @@ class MixtureOfPriors(Loss):
             shared=self.shared_encoder,
         )
 
+    def served_by(self, teacher: SRNet) -> Loss | None:
+        if teacher.in_parts or not self.block_weight or not teacher.blocks:
+            return super().served_by(teacher)
+        return self.model_copy(update={"block_weight": 0.0}) if self.feature_weight else None
+
     def __call__(self, seen: Pass, helper: nn.Module | None) -> dict[str, Tensor]:
         assert isinstance(helper, Mixers)
         latents = [

@@ -113,7 +113,7 @@ def _line(name: str, arm: str, index: int, study: Study) -> Line:
         psnr_y_db=mean_of_few(psnr),
         ssim_y=mean_of_few(ssim),
         against={other: difference(study, arm, other, index) for other in study.against},
-        steps_per_s=statistics.median(t.steps / t.seconds for t in trained),
+        steps_per_s=statistics.median(t.steps / max(t.seconds, 1e-3) for t in trained),
         peak_rss_bytes=max(peaks, default=None),
     )
 

@@ -1,10 +1,14 @@
 """Turn weights into an ONNX graph, with proof that it computes the same."""
 
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from mipkd.core.errors import StageError
 from mipkd.core.records import Distilled, Graph, Model, TestSet
 from mipkd.distill import teacher as teachers
 from mipkd.distill.data import load_tests, probe_images
@@ -30,23 +34,39 @@ def export(
     tests: TestSet,
     out: Path,
 ) -> Graph:
-    """The FP32 graph of a model, compared with torch on real images and on noise."""
+    """The FP32 graph of a model, compared with torch on real images and on noise.
+
+    Raises:
+        StageError: torch cannot turn it into a graph, or the graph computes something else.
+    """
     model = source.model if isinstance(source, Distilled) else source
     net = teachers.load(model)
-    graph = onnx.export(
-        net,
-        out=out,
-        metadata={
-            "teacher_sha256": teacher.sha256 if teacher else "",
-            "licence": model.licence,
-            "weights_sha256": model.sha256,
-        },
-        role=model.role,
-        family=model.arch,
-    )
+    metadata = {
+        "teacher_sha256": teacher.sha256 if teacher else "",
+        "licence": model.licence,
+        "weights_sha256": model.sha256,
+    }
+    graph = (_graph if net.in_parts else _graph_apart)(model, metadata, out)
     images = [lr for _, lr, _ in load_tests(tests)[: config.parity_images]]
     largest = parity(net, graph, images, bound=config.max_parity)
     return replace(graph, parity_max_abs=largest, parity_images=len(images), licence=model.licence)
+
+
+def _graph(model: Model, metadata: dict[str, str], out: Path) -> Graph:
+    net = teachers.load(model)
+    return onnx.export(net, out=out, metadata=metadata, role=model.role, family=model.arch)
+
+
+def _graph_apart(model: Model, metadata: dict[str, str], out: Path) -> Graph:
+    """`_graph` in a process of its own: on a net that is not ours torch's exporter may crash."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        try:
+            return pool.submit(_graph, model, metadata, out).result()
+        except BrokenProcessPool as error:
+            raise StageError(
+                f"export: torch crashed while it turned {model.arch} into an ONNX graph",
+                hint=onnx.NOT_NEEDED,
+            ) from error
 
 
 class AdoptConfig(BaseModel):

@@ -1,10 +1,8 @@
-"""Say what a checkpoint is, and keep it under our own key names."""
+"""Say what a checkpoint is, and keep its weights."""
 
 from dataclasses import replace
 from pathlib import Path
 
-from mipkd.archs.base import Arch
-from mipkd.core import plugins
 from mipkd.core.records import Model
 from mipkd.distill import teacher
 from mipkd.distill.data import probe_images
@@ -24,7 +22,5 @@ def identify(
         probe=lambda scale: probe_images(images.path if images else None, scale=scale),
     )
     file = out / f"{role}.safetensors"
-    arch: Arch = plugins.load("mipkd.archs", model.arch, "ARCH")
-    hyper = teacher.hyper_of(arch, model)
-    teacher.save(net, arch, hyper, file, licence=model.licence)
+    teacher.keep(model, net, file)
     return replace(model, file=file)

@@ -48,7 +48,7 @@ def judge(
     gates = (
         *_gain_over_bicubic(config, measurements),
         *(gate for m in students(measurements) for gate in _of_one(config, m, measurements)),
-        *_not_run(measurements, failures),
+        *_not_run(config, measurements, failures),
     )
     return Verdict(
         outcome=_overall(gates),
@@ -67,7 +67,8 @@ def recommend(
     PSNR: a quantised model that is not faster is not worth its loss.
     """
     on = students(measurements)
-    targets = dict.fromkeys([m.target for m in on] + [f.target for f in failures])
+    lost = [f.target for f in failures if f.role == "student"]
+    targets = dict.fromkeys([m.target for m in on] + lost)
     return tuple(_recommend_for(t, [m for m in on if m.target == t], gates) for t in targets)
 
 
@@ -188,8 +189,12 @@ def _remarks(measurements: Sequence[Measurement]) -> Iterator[str]:
             yield f"{int8.target}: INT8 is not faster than a float precision: {', '.join(slow)}"
 
 
-def _not_run(measurements: Sequence[Measurement], failures: Sequence[Failure]) -> Iterator[Gate]:
+def _not_run(
+    config: GateConfig, measurements: Sequence[Measurement], failures: Sequence[Failure]
+) -> Iterator[Gate]:
     for failure in failures:
+        if failure.role == "teacher" and config.min_speedup_over_teacher == "off":
+            continue  # nothing is judged by it
         why = f"{failure.stage} failed: {failure.what}"
         of = " of the teacher" if failure.role == "teacher" else ""
         yield _invalid("measured", f"{failure.target} {failure.precision}{of}", 0.0, "", why)

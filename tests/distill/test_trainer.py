@@ -18,6 +18,7 @@ from mipkd.archs import edsr
 from mipkd.core.errors import StageError, UsageError
 from mipkd.core.images import resize_bicubic, write_png
 from mipkd.distill.data import PatchSampler, load_tests, prepare_photos, prepare_tests
+from mipkd.distill.learner import Learner
 from mipkd.distill.trainer import DistillConfig, TrainResult, train
 from mipkd.distill.watch import curves_file
 
@@ -49,7 +50,10 @@ def trained(photos: Path, out: Path, teacher: bool = True, **settings: Any) -> T
         student=student,
         teacher=edsr.EDSR(TEACHER) if teacher else None,
         sampler=PatchSampler(
-            prepare_photos(photos, scale=2, patch=16, out=store), patch=16, batch=2, seed=0
+            prepare_photos(photos, scale=2, patch=16, out=store),
+            patch=16,
+            batch=config.batch,
+            seed=0,
         ),
         tests=load_tests(prepare_tests(photos, scale=2, out=store)),
         out=out,
@@ -115,6 +119,23 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step(photos: Path, tmp_path
     with pytest.raises(StageError, match=r"step \d+: \w+ is (nan|inf)") as caught:
         trained(photos, tmp_path / "run", lr=1e30, precision="fp32", clip_grad_norm=None, warmup=0)
     assert "lower the rate" in caught.value.hint
+
+
+def test_memory_that_is_too_small_names_a_batch_that_fits(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = Learner._forward
+
+    def limited(self: Learner, lr: torch.Tensor, hr: torch.Tensor) -> dict[str, torch.Tensor]:
+        if len(lr) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(self, lr, hr)
+
+    monkeypatch.setattr(Learner, "_forward", limited)
+    assert trained(photos, tmp_path / "fits", steps=1).steps == 1
+    with pytest.raises(StageError, match="a batch of 8 patches of 16x16 is too large") as caught:
+        trained(photos, tmp_path / "run", batch=8)
+    assert "this fits: --set distill.batch=2, or about --set distill.patch=8" in caught.value.hint
 
 
 def test_the_result_has_the_plain_students_keys_and_its_curves_every_term(

@@ -10,8 +10,10 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from torch import Tensor, nn
 
 from calibration.scopes import onnx_scopes
+from mipkd.archs._hooked import Blocks, Hooked
 from mipkd.archs.base import Arch, SRNet
 from mipkd.core import plugins
 from mipkd.core.errors import StageError
@@ -106,3 +108,19 @@ def test_a_graph_that_differs_from_torch_is_refused_with_the_figure(tmp_path: Pa
     with pytest.raises(StageError, match=r"differs from torch by 0\.5, allowed is 0\.0001") as e:
         parity(net, graph, [], bound=1e-4)
     assert e.value.exit_code == 5
+
+
+class Fickle(nn.Module):
+    """What it does depends on the values it sees."""
+
+    def forward(self, lr: Tensor) -> Tensor:
+        factor = 2.0 if float(lr.mean()) > 0.5 else 1.0
+        return nn.functional.interpolate(lr * factor, scale_factor=2)
+
+
+def test_a_net_that_is_no_graph_is_refused_by_name(tmp_path: Path) -> None:
+    net = Hooked(Fickle(), Blocks(), scale=2)
+    with pytest.raises(StageError, match="torch cannot turn Fickle into an ONNX graph") as caught:
+        export(net, out=tmp_path, metadata={}, role="teacher", family="Fickle")
+    assert len(caught.value.what) < 400
+    assert not list(tmp_path.iterdir())

@@ -18,6 +18,8 @@ TINY: dict[str, dict[str, Any]] = {
     "edsr": {"channels": 8, "blocks": 2},
     "rcan": {"channels": 12, "groups": 2, "blocks": 1},
     "swinir": {"channels": 6, "groups": 2, "layers": 1},
+    "rlfn": {"channels": 8, "blocks": 2, "middle": 8},
+    "edge": {"channels": 8, "blocks": 2},
 }
 
 

@@ -127,7 +127,7 @@ def test_an_unknown_architecture_names_the_nearest(tmp_path: Path) -> None:
     state = {"head.0.weight": torch.zeros(8, 3, 3, 3), "body.0.body.0.weight": torch.zeros(1)}
     torch.save(state, tmp_path / "t.pth")
     code, _, err = ended("doctor", tmp_path / "t.pth")
-    assert code == 3
+    assert code in (3, 4)  # 4: spandrel, which may know it, is not installed
     assert "nearest is edsr" in err
     assert "body.0.body.2.weight" in err
 

@@ -148,6 +148,14 @@ def test_a_teacher_that_did_not_build_does_not_hold_the_student_back() -> None:
     assert [(r.target, r.precision) for r in verdict.recommended] == [("cpu", "fp32")]
 
 
+def test_where_no_speed_up_is_asked_for_a_lost_teacher_is_no_matter() -> None:
+    failure = Failure("onnx", "fp32", "export", "no such operator", role="teacher")
+    config = GateConfig(min_speedup_over_teacher="off")
+    verdict = judge(config, (BICUBIC, STUDENT, FP32), (failure,))
+    assert verdict.outcome is Outcome.PASS
+    assert [r.target for r in verdict.recommended] == ["cpu"]
+
+
 def test_a_failed_gate_outweighs_an_invalid_one() -> None:
     int8 = measurement("student", "cpu", "int8", ms=2, lost_db=(1.0, 1.0, 1.0))
     failure = Failure("openvino", "int8", "build", "no such kernel")

@@ -1,0 +1,99 @@
+"""What a teacher that is not ours can teach: fitted when nothing was chosen, else refused."""
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from mipkd.archs import edsr
+from mipkd.archs._hooked import Blocks, Hooked
+from mipkd.core import plugins
+from mipkd.core.errors import UsageError
+from mipkd.distill.learner import Learner
+from mipkd.distill.settings import DistillConfig
+from mipkd.distill.suited import possible, suited
+
+SERVED = ("at", "dukd", "fakd", "fitnet", "logits", "mixture_of_priors", "pixel", "rkd")
+
+
+def student() -> edsr.EDSR:
+    torch.manual_seed(0)
+    return edsr.EDSR(edsr.Hyper(2, channels=8, blocks=2))
+
+
+def teacher(*, blocks: bool = True) -> Hooked:
+    torch.manual_seed(1)
+    body = [nn.Conv2d(12, 12, 3, padding=1) for _ in range(4)]
+    first, last = nn.Conv2d(3, 12, 1), nn.Conv2d(12, 12, 1)
+    net = nn.Sequential(first, nn.Sequential(*body), last, nn.PixelShuffle(2))
+    names = tuple(f"1.{index}" for index in range(4)) if blocks else ()
+    return Hooked(net, Blocks(names, 12 if blocks else 0), scale=2)
+
+
+class Noise:
+    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        chance = torch.Generator().manual_seed(step)
+        return torch.rand(3, 3, 8, 8, generator=chance), torch.rand(3, 3, 16, 16, generator=chance)
+
+
+def config(**settings: Any) -> DistillConfig:
+    fixed = {"steps": 2, "patch": 8, "batch": 3, "device": "cpu", "precision": "fp32"}
+    return DistillConfig(**fixed, **settings)
+
+
+def test_by_default_it_teaches_what_it_can_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        learner = Learner(config(), student(), teacher())
+    assert "cannot be run one by one: mixture_of_priors with block_weight=0" in caplog.text
+    terms = learner.advance(Noise())
+    assert set(terms) == {"pixel", "logits", "feature", "autoencoder"}
+
+
+@pytest.mark.parametrize("loss", SERVED)
+def test_each_loss_on_features_or_images_teaches_as_from_any_net(loss: str) -> None:
+    entry: dict[str, Any] = {"name": loss}
+    if loss == "mixture_of_priors":
+        entry["block_weight"] = 0
+    pupil = student()
+    before = {k: v.clone() for k, v in pupil.state_dict().items()}
+    net = teacher()
+    frozen = {k: v.clone() for k, v in net.state_dict().items()}
+    Learner(config(losses=(entry,)), pupil, net).advance(Noise())
+    assert any(not torch.equal(v, before[k]) for k, v in pupil.state_dict().items())
+    assert all(torch.equal(v, frozen[k]) for k, v in net.state_dict().items())
+
+
+@pytest.mark.parametrize("settings", [{"method": "mipkd"}, {"losses": ({"name": "crosskd"},)}])
+def test_a_loss_that_was_asked_for_is_refused_and_the_possible_ones_named(
+    settings: dict[str, Any],
+) -> None:
+    with pytest.raises(UsageError, match="asks too much: the teacher's blocks give") as caught:
+        suited(config(**settings), teacher())
+    for name in SERVED:
+        assert name in caught.value.hint
+    assert "crosskd" not in caught.value.hint
+    assert "mixture_of_priors with block_weight=0" in caught.value.hint
+
+
+def test_without_blocks_it_teaches_by_its_image(caplog: pytest.LogCaptureFixture) -> None:
+    assert possible(teacher(blocks=False)) == ["dukd", "logits", "pixel"]
+    with caplog.at_level(logging.WARNING):
+        learner = Learner(config(), student(), teacher(blocks=False))
+    assert "mixture_of_priors is left out" in caplog.text
+    assert set(learner.advance(Noise())) == {"pixel", "logits"}
+    with pytest.raises(UsageError, match=r"fitnet asks too much.*identify\.blocks"):
+        suited(config(method="fitnet"), teacher(blocks=False))
+
+
+def test_our_own_teachers_serve_every_loss() -> None:
+    assert possible(student()) == list(plugins.names("mipkd.losses"))
+
+
+def test_features_of_another_size_name_the_block() -> None:
+    pool = nn.AvgPool2d(2)
+    body = nn.Sequential(nn.Conv2d(3, 12, 1), pool, nn.PixelShuffle(2))
+    net = Hooked(body, Blocks(("1",), 12), scale=2)
+    with pytest.raises(UsageError, match=r"at LR 8x8 the teacher's 1 gives \(1, 12, 4, 4\)"):
+        net.tapped(torch.rand(1, 3, 8, 8), (0,))
