@@ -28,6 +28,7 @@ from mipkd.distill import student as students
 from mipkd.distill.data import PatchSampler, prepare_photos
 from mipkd.distill.learner import Learner
 from mipkd.distill.settings import DistillConfig
+from mipkd.distill.step import Part
 from mipkd.losses.base import Pass
 from pipeline.bench.host import describe_host
 
@@ -98,7 +99,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
 def _phases(learner: Learner, sampler: PatchSampler) -> dict[str, Callable[[], object]]:
     """The whole step, and each part of it on inputs that were made before."""
     lr, hr = learner._batch(sampler)
-    seen = learner._seen(lr, hr)
+    seen = learner.plain.seen(lr, hr, Part(0, (0, len(lr))))
     loss, helper = learner.losses["mixture_of_priors"], learner.helpers["mixture_of_priors"]
     alone = loss.model_copy(update={"block_weight": 0.0})
     pixel, logits = learner.losses["pixel"], learner.losses["logits"]

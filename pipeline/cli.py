@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shlex
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +28,7 @@ from mipkd.core.records import Outcome
 
 log = logging.getLogger(__name__)
 
+_ROOMS = ("pipeline", "mipkd", "targets", "calibration")
 EXIT = {Outcome.PASS: 0, Outcome.FAIL: 6, Outcome.INVALID: 7}
 
 
@@ -32,19 +36,30 @@ class _Guarded(TyperGroup):
     """Turns expected errors into one line, a hint and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except MipkdError as error:
-            _say(error.what, error.hint)
-            code = error.exit_code
-        except KeyboardInterrupt:
-            _say("interrupted", "the same command goes on where it was")
-            code = 130
-        except OSError as error:
-            _say(f"{error.filename or 'system'}: {error.strerror or error}", "")
-            log.debug("traceback", exc_info=True)
-            code = 5
-        raise typer.Exit(code)
+        result = None
+        with _told() as code:
+            result = super().invoke(ctx)
+        if code[0]:
+            raise typer.Exit(code[0])
+        return result
+
+
+@contextmanager
+def _told() -> Iterator[list[int]]:
+    """Say what an expected error is; its exit code is in the list afterwards."""
+    code = [0]
+    try:
+        yield code
+    except MipkdError as error:
+        _say(error.what, error.hint)
+        code[0] = error.exit_code
+    except KeyboardInterrupt:
+        _say("interrupted", "the same command goes on where it was")
+        code[0] = 130
+    except OSError as error:
+        _say(f"{error.filename or 'system'}: {error.strerror or error}", "")
+        log.debug("traceback", exc_info=True)
+        code[0] = 5
 
 
 app = typer.Typer(
@@ -284,8 +299,21 @@ def report(
 
 
 def main() -> None:
-    """The console script."""
-    app()
+    """The console script; under torchrun, every process of it."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        app()
+        return
+    from mipkd.distill import ranks
+
+    with ranks.joined() as mine:
+        if mine.rank == 0:
+            app()
+        _logging(verbose=False)
+        for room in _ROOMS:  # the first process tells what all of them do
+            logging.getLogger(room).setLevel(logging.ERROR)
+        with _told() as code:
+            ranks.serve()
+        sys.exit(code[0])
 
 
 def _say(what: str, hint: str) -> None:
@@ -299,7 +327,7 @@ def _logging(verbose: bool) -> None:
         console=Console(stderr=True), show_path=verbose, log_time_format="%H:%M:%S", markup=False
     )
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
-    for room in ("pipeline", "mipkd", "targets", "calibration"):
+    for room in _ROOMS:
         logging.getLogger(room).setLevel(logging.DEBUG if verbose else logging.INFO)
     if not verbose:
         warnings.simplefilter("ignore")  # of libraries; ours are logged

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mipkd.core.errors import MipkdError, StageError, UsageError, nearest
 from mipkd.core.records import Distilled, Model, SetScores, Study, Trained
+from mipkd.distill import ranks
 from mipkd.distill.settings import METHODS
 from mipkd.distill.teacher import TeacherOptions
 from mipkd.distill.trainer import DistillConfig
@@ -62,7 +63,7 @@ def arms(study: StudyConfig, distill: DistillConfig) -> dict[str, DistillConfig]
     found = {}
     for name, changed in changes.items():
         try:
-            found[name] = DistillConfig.model_validate(distill.model_dump() | changed)
+            found[name] = DistillConfig.model_validate(dict(distill) | changed)
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
@@ -115,6 +116,8 @@ def conduct(
             trained.append(_trained(arm, seed, made.value, scores.value, run.receipts()))
             student = made.value.model
         except MipkdError as error:
+            if ranks.current().count > 1:
+                raise  # what the other processes are at is not known
             log.error("%s: %s", label, error.what)
             missing.append(f"{arm}, seed {seed}: {error.what}")
         if student is None:

@@ -11,6 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from copy import copy
 from itertools import islice
 from pathlib import Path
 
@@ -137,13 +138,21 @@ class PatchSampler:
     def __init__(self, photos: Photos, *, patch: int, batch: int, seed: int) -> None:
         self.photos = open_photos(photos)
         self.scale, self.patch, self.size, self.seed = photos.scale, patch, batch, seed
+        self.rows = slice(0, batch)
+
+    def share(self, rank: int, count: int) -> PatchSampler:
+        """The same batches without the rows that the other processes take."""
+        mine, rows = copy(self), self.size // count
+        mine.rows = slice(rank * rows, (rank + 1) * rows)
+        return mine
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """LR (N, 3, P, P) and HR (N, 3, S*P, S*P) of a step: random photo, place, flip, turn."""
         p, s = self.patch, self.scale
-        lr = np.empty((self.size, p, p, 3), np.uint8)
-        hr = np.empty((self.size, p * s, p * s, 3), np.uint8)
-        for row, (index, top, left, turn) in enumerate(self.draws(step)):
+        draws = self.draws(step)
+        lr = np.empty((len(draws), p, p, 3), np.uint8)
+        hr = np.empty((len(draws), p * s, p * s, 3), np.uint8)
+        for row, (index, top, left, turn) in enumerate(draws):
             photo = self.photos[index]
             lr[row] = _turned(photo.lr_HWC[top : top + p, left : left + p], turn)
             high, low = top * s, left * s
@@ -159,7 +168,7 @@ class PatchSampler:
             height, width = self.photos[index].lr_HWC.shape[:2]
             top, left = (rng.integers(side - self.patch + 1) for side in (height, width))
             drawn[row] = index, top, left, rng.integers(8)
-        return drawn
+        return drawn[self.rows]
 
 
 def _turned(patch_HWC: ByteArray, turn: int) -> ByteArray:

@@ -7,6 +7,7 @@ import logging
 import torch
 
 from mipkd.core.errors import MissingError, UsageError
+from mipkd.distill import ranks
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +21,8 @@ def find_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and ranks.current().count > 1:
+        name = f"cuda:{ranks.local()}"
     try:
         device = torch.device(name)
     except RuntimeError as error:

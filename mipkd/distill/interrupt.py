@@ -1,4 +1,4 @@
-"""Ctrl-C that waits until the step in progress is whole."""
+"""Ctrl-C, and a scheduler's SIGTERM, that wait until the step in progress is whole."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
+# torchrun, Slurm and Kubernetes end a process with SIGTERM and wait before they kill it.
+_USUAL = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+
 
 class Interrupt:
-    """While open, the first Ctrl-C only sets `asked`; a second one interrupts at once.
+    """While open, the first Ctrl-C or SIGTERM only sets `asked`; a second interrupts at once.
 
     Where Python's own handler is not in place (another thread, a host program's handler) it
     changes nothing.
@@ -20,20 +23,21 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.asked = False
-        self._before: Any = None
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupt:
-        in_main = threading.current_thread() is threading.main_thread()
-        if in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            self._before = signal.signal(signal.SIGINT, self._noted)
+        if threading.current_thread() is threading.main_thread():
+            for number, usual in _USUAL.items():
+                if signal.getsignal(number) == usual:
+                    self._before[number] = signal.signal(number, self._noted)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        for number, before in self._before.items():
+            signal.signal(number, before)
 
     def _noted(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        log.info("stopping after this step; Ctrl-C again stops at once and saves nothing")
+        log.info("stopping after this step; once more stops at once and saves nothing")

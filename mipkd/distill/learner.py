@@ -7,24 +7,26 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from copy import deepcopy
 from itertools import pairwise
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mipkd.archs.base import SRNet, pair_positions, params
 from mipkd.core.errors import StageError, UsageError
+from mipkd.distill import ranks
 from mipkd.distill.hardware import autocast_type, find_device
+from mipkd.distill.ranks import Ranks
 from mipkd.distill.settings import DistillConfig
+from mipkd.distill.step import Part, Step
 from mipkd.distill.suited import suited
-from mipkd.losses.base import Loss, Pass, Positions
+from mipkd.losses.base import Loss, Positions
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +42,12 @@ class Learner:
 
     def __init__(self, config: DistillConfig, student: SRNet, teacher: SRNet | None) -> None:
         self.config, self.step, self.rate = config, 0, 0.0
+        self.ranks = ranks.current()
         self.losses = suited(config, teacher)
         taught = any(loss.needs_teacher for loss in self.losses.values())
         self.teacher = teacher if taught else None
         _check_fit(config, student, self.teacher)
+        _check_shares(config, self.ranks)
         self.device = find_device(config.device)
         self.autocast = autocast_type(config.precision, self.device)
         self.student = student
@@ -58,6 +62,17 @@ class Learner:
             helpers = {name: self._helper(loss) for name, loss in self.losses.items()}
         self.helpers = nn.ModuleDict({name: made for name, made in helpers.items() if made})
         self._place(self.helpers)
+        self.plain = Step(
+            self.student,
+            self.helpers,
+            self.teacher,
+            self.losses,
+            self.positions,
+            seed=config.seed,
+            autocast=self.autocast,
+            ranks=self.ranks,
+        )
+        self._shared_step = self.ranks.wrapped(self.plain)
         self._groups = [list(self.student.parameters()), list(self.helpers.parameters())]
         trained = [p for group in self._groups for p in group]
         self.optimiser = torch.optim.Adam(trained, config.lr, config.betas, fused=True)
@@ -72,13 +87,15 @@ class Learner:
         """
         lr, hr = self._batch(sampler)
         try:
-            terms = self._backward(lr, hr)
+            with self.ranks.alive():
+                terms = self._backward(lr, hr, self._shared_step)
         except torch.OutOfMemoryError as error:
             raise self._too_large(lr, hr) from error
         norms = self._clip()
         # All figures at once: a GPU is waited for once a step.
         names = [*terms, "gradient of the student", "gradient of the helpers"]
-        values = torch.stack([term.detach() for term in terms.values()] + norms).tolist()
+        means = self.ranks.mean(torch.stack(list(terms.values())))
+        values = torch.stack([*means, *norms]).tolist()
         self._check_finite(dict(zip(names, values, strict=False)))
         self.rate = self.config.rate(self.step)
         for group in self.optimiser.param_groups:
@@ -131,10 +148,22 @@ class Learner:
         lr, hr = (t.to(self.device, non_blocking=True) for t in sampler.batch(self.step))
         return (lr, hr) if lr.is_floating_point() else (lr.float() / 255, hr.float() / 255)
 
-    def _backward(self, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
-        terms = self._forward(lr, hr)
+    def _backward(self, lr: Tensor, hr: Tensor, step: nn.Module) -> dict[str, Tensor]:
+        """Leave the gradients of these images' mean loss; the terms."""
         self.optimiser.zero_grad(set_to_none=True)
-        torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+        parts = list(zip(*(t.chunk(self.config.accumulate) for t in (lr, hr)), strict=True))
+        first, whole = self.ranks.rank * len(lr), self.ranks.count * len(lr)
+        terms: dict[str, Tensor] = {}
+        for number, (low, high) in enumerate(parts):
+            at = Part(self.step, (first, whole))
+            # Gradients are averaged over the processes once, with the last part.
+            with nullcontext() if number + 1 == len(parts) else _unshared(step):
+                found = step(low, high, at)
+                total = torch.stack(list(found.values())).sum() / len(parts)
+                total.backward()  # type: ignore[no-untyped-call]
+            for name, term in found.items():
+                terms[name] = terms.get(name, 0) + term.detach() / len(parts)
+            first += len(low)
         return terms
 
     def _too_large(self, lr: Tensor, hr: Tensor) -> StageError:
@@ -143,51 +172,21 @@ class Learner:
         while batch > 1 and not fits:
             batch //= 2
             with suppress(torch.OutOfMemoryError):
-                self._backward(lr[:batch], hr[:batch])
+                self._backward(lr[:batch], hr[:batch], self.plain)
                 fits = batch
         self.optimiser.zero_grad(set_to_none=True)
         hint = "lower distill.patch, or take a smaller teacher or student"
         if fits:
             step = 8 * self.student.multiple
             side = int(self.config.patch * math.sqrt(fits / len(lr))) // step * step
-            hint = f"this fits: --set distill.batch={fits}"
+            hint = f"this fits: --set distill.batch={fits * self.ranks.count}"
             hint += f", or about --set distill.patch={side}" if side else ""
+            parts = self.config.accumulate * -(-len(lr) // fits)
+            hint += f"; or the same batch in parts: --set distill.accumulate={parts}"
         size = f"a batch of {len(lr)} patches of {self.config.patch}x{self.config.patch}"
         return StageError(
             f"distill: {size} is too large for the memory of {self.device}", hint=hint
         )
-
-    def _forward(self, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
-        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-            seen = self._seen(lr, hr)
-            terms: dict[str, Tensor] = {}
-            for name, loss in self.losses.items():
-                helper = self.helpers[name] if name in self.helpers else None  # noqa: SIM401
-                for term, value in loss(seen, helper).items():
-                    # Two losses may have a term of one name.
-                    terms[f"{name}.{term}" if term in terms else term] = value.float()
-        return terms
-
-    def _seen(self, lr: Tensor, hr: Tensor) -> Pass:
-        """Both plain forwards, done once for all losses."""
-        chance = np.random.SeedSequence([self.config.seed, self.step]).generate_state(2, np.uint64)
-        image, features = self.student.tapped(lr, self.positions.student)
-        seen = Pass(
-            lr_NCHW=lr,
-            hr_NCHW=hr,
-            student=self.student,
-            student_image=image,
-            student_features=features,
-            teacher=self.teacher,
-            positions=self.positions,
-            generator=torch.Generator(self.device).manual_seed(int(chance[0] >> np.uint64(1))),
-            coins=random.Random(int(chance[1])),
-        )
-        if self.teacher is not None:
-            with torch.no_grad():
-                taught = self.teacher.tapped(lr, self.positions.teacher)
-            seen.teacher_image, seen.teacher_features = taught
-        return seen
 
     def _clip(self) -> list[Tensor]:
         """The gradients' norms. The helpers' are clipped apart: theirs are often the larger, and
@@ -225,6 +224,12 @@ class Learner:
         )
 
 
+def _unshared(step: nn.Module) -> AbstractContextManager[None]:
+    if not isinstance(step, DistributedDataParallel):
+        return nullcontext()
+    return step.no_sync()
+
+
 def _check_fit(config: DistillConfig, student: SRNet, teacher: SRNet | None) -> None:
     if teacher is not None and teacher.scale != student.scale:
         raise UsageError(
@@ -238,6 +243,16 @@ def _check_fit(config: DistillConfig, student: SRNet, teacher: SRNet | None) -> 
                 f"distill.patch: {config.patch} is not a multiple of {net.multiple}{at_least}, "
                 f"as {type(net).__name__} needs"
             )
+
+
+def _check_shares(config: DistillConfig, ranks: Ranks) -> None:
+    parts = ranks.count * config.accumulate
+    if config.batch % parts:
+        raise UsageError(
+            f"distill.batch: {config.batch} cannot be shared by {ranks.count} processes in "
+            f"{config.accumulate} parts each",
+            hint=f"--set distill.batch={-(-config.batch // parts) * parts}",
+        )
 
 
 def _check_positions(given: tuple[int, ...], role: str, net: SRNet) -> None:

@@ -36,6 +36,7 @@ class DistillConfig(BaseModel):
     init: str = "teacher"  # "teacher", "random" or a checkpoint
     steps: int = Field(10_000, ge=1)
     batch: int = Field(16, ge=1)
+    accumulate: int = Field(1, ge=1, exclude=True)  # parts of a batch: less memory, same step
     patch: int = Field(48, ge=8)  # LR pixels a side
     lr: float = Field(5e-4, gt=0)
     betas: tuple[float, float] = (0.9, 0.99)

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mipkd.archs.base import SRNet
-from mipkd.distill import checkpoint
+from mipkd.distill import checkpoint, ranks
 from mipkd.distill.data import PatchSampler
 from mipkd.distill.interrupt import Interrupt
-from mipkd.distill.learner import Learner
+from mipkd.distill.learner import Learner, Sampler
 from mipkd.distill.resident import near
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.validate import Pair, Validation
-from mipkd.distill.watch import Watch
+from mipkd.distill.watch import Watch, curves_file
 
 __all__ = ["DistillConfig", "TrainResult", "train"]
 
@@ -58,10 +58,14 @@ def train(
         StageError: a loss is not finite, or the disk is full.
         KeyboardInterrupt: Ctrl-C, after the last whole step has been saved.
     """
+    mine = ranks.current()
     training = _Training(config, student, teacher, out)
     learner = training.learner
+    mine.agree(learner.step)
+    nearby = near(sampler.share(mine.rank, mine.count), learner.device)
+    if mine.rank:
+        return _followed(training, nearby)
     validation = Validation(tests, teacher, out / "pictures", learner.device)
-    nearby = near(sampler, learner.device)
     watch = Watch(out, step=learner.step, steps=config.steps)
     try:
         with Interrupt() as interrupt:
@@ -70,28 +74,32 @@ def train(
                 watch.note(0, {}, 0.0, training.psnr_y_db)
             while learner.step < config.steps:
                 terms = learner.advance(nearby)
+                stops = mine.any(interrupt.asked)
                 last = learner.step == config.steps
                 psnr = None
                 if last or learner.step % config.validation_period == 0:
                     psnr = training.psnr_y_db = validation(learner.averaged, learner.step)
                 watch.note(learner.step, terms, learner.rate, psnr)
-                if last or interrupt.asked or learner.step % config.save_every == 0:
+                if last or stops or learner.step % config.save_every == 0:
                     training.save()
-                if interrupt.asked:
+                if stops:
                     log.info("interrupted: step %d is saved", learner.step)
                     raise KeyboardInterrupt
     finally:
         watch.close()
     checkpoint.drop_older(out)
-    return TrainResult(
-        student=learner.averaged.cpu(),
-        curves=watch.file,
-        pictures=tuple(sorted((out / "pictures").glob("*.png"))),
-        steps=learner.step,
-        seconds=round(training.seconds, 1),
-        losses=tuple(learner.losses),
-        psnr_y_db=training.psnr_y_db,
-    )
+    return training.result(watch.file)
+
+
+def _followed(training: _Training, sampler: Sampler) -> TrainResult:
+    """The same steps in a process that writes nothing."""
+    learner = training.learner
+    with Interrupt() as interrupt:
+        while learner.step < learner.config.steps:
+            learner.advance(sampler)
+            if learner.ranks.any(interrupt.asked):
+                raise KeyboardInterrupt
+    return training.result(curves_file(training.out))
 
 
 class _Training:
@@ -125,3 +133,15 @@ class _Training:
             "learner": self.learner.state_dict(),
         }
         checkpoint.save(self.out, state)
+
+    def result(self, curves: Path) -> TrainResult:
+        """What the whole training came to."""
+        return TrainResult(
+            student=self.learner.averaged.cpu(),
+            curves=curves,
+            pictures=tuple(sorted((self.out / "pictures").glob("*.png"))),
+            steps=self.learner.step,
+            seconds=round(self.seconds, 1),
+            losses=tuple(self.learner.losses),
+            psnr_y_db=self.psnr_y_db,
+        )

@@ -21,18 +21,25 @@ def latent_width(teacher_width: int) -> int:
 
 
 def student_mask(
-    like_NLHW: Tensor, *, student_share: float, generator: torch.Generator | None
+    like_NLHW: Tensor,
+    *,
+    student_share: float,
+    generator: torch.Generator | None,
+    rows: tuple[int, int] | None = None,
 ) -> Tensor:
     """A random mask of 0 and 1 over image, channel, height and width; 1 takes the student's.
 
     The share is kept to 1/256: eight elements cost one 64-bit random number, a tenth of the
-    time of a float for each. Laid out in memory as channels last, like the features.
+    time of a float for each. Laid out in memory as channels last, like the
+    features; `rows` as in `Pass`.
     """
-    n, channels, height, width = like_NLHW.shape
-    count = like_NLHW.numel()
+    here, channels, height, width = like_NLHW.shape
+    first, whole = rows or (0, here)
+    count = whole * channels * height * width
     words = torch.empty(-(-count // 8), dtype=torch.int64, device=like_NLHW.device)
     words.random_(-(2**63), None, generator=generator)
-    chance = words.view(torch.uint8)[:count].view(n, height, width, channels)
+    chance = words.view(torch.uint8)[:count].view(whole, height, width, channels)
+    chance = chance[first : first + here]
     threshold = round(student_share * 256)
     mask = chance <= threshold - 1 if threshold else torch.zeros_like(chance, dtype=torch.bool)
     return mask.to(like_NLHW.dtype).permute(0, 3, 1, 2)
@@ -51,14 +58,19 @@ def grid_mask(like_NLHW: Tensor, *, student_share: float) -> Tensor:
 
 
 def masked(
-    kind: Mask, like_NLHW: Tensor, *, student_share: float, generator: torch.Generator | None
+    kind: Mask,
+    like_NLHW: Tensor,
+    *,
+    student_share: float,
+    generator: torch.Generator | None,
+    rows: tuple[int, int] | None = None,
 ) -> Tensor:
     """A mask of that kind; "none" is the share itself, so that all of both nets is averaged."""
     if kind == "grid":
         return grid_mask(like_NLHW, student_share=student_share)
     if kind == "none":
         return torch.full_like(like_NLHW, student_share)
-    return student_mask(like_NLHW, student_share=student_share, generator=generator)
+    return student_mask(like_NLHW, student_share=student_share, generator=generator, rows=rows)
 
 
 def _blend(mask_NLHW: Tensor, z_student: Tensor, z_teacher: Tensor) -> Tensor:
@@ -134,12 +146,13 @@ class FeatureMixer(nn.Module):
         *,
         student_share: float,
         generator: torch.Generator | None,
+        rows: tuple[int, int] | None = None,
         mask: Mask = "random",
     ) -> Latents:
         """Encode both features and decode their mixture."""
         z_student = self.encode_student(student_NCHW)
         z_teacher = self.encode_teacher(teacher_NCHW)
-        taken = masked(mask, z_teacher, student_share=student_share, generator=generator)
+        taken = masked(mask, z_teacher, student_share=student_share, generator=generator, rows=rows)
         trunk = self.decoder.trunk(_blend(taken, z_student, z_teacher))
         enhanced = self.decoder.head(trunk, "teacher")
         return Latents(z_student, z_teacher, taken, trunk, enhanced)

@@ -65,10 +65,12 @@ class Units(nn.Module):
 
         Only tensor arithmetic, so that a GPU is not waited for at every step.
         """
-        now_K = torch.stack([f.float().abs().mean() for f in seen.teacher_features])
+        theirs_K = torch.stack([f.float().abs().mean() for f in seen.teacher_features])
+        reconstruction = l1(seen.student_image, seen.hr_NCHW)
+        means = seen.mean(torch.stack([*theirs_K, feature_K.mean(), reconstruction]))
+        now_K, ratio = means[:-2], means[-2] / means[-1]
         rate = (1 / (self.steps + 1)).clamp(min=SLOWEST_RATE)
         self.magnitude_K.lerp_(now_K, rate)
-        ratio = feature_K.mean() / l1(seen.student_image, seen.hr_NCHW)
         self.in_use |= ratio > TOO_LARGE if normalise == "auto" else normalise == "always"
         if not self._told:
             self._tell(float(ratio), loss)

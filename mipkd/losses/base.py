@@ -6,6 +6,7 @@ Shapes: N batch, C channels, H W low-res size, S scale. Images: float32 in [0, 1
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -41,6 +42,10 @@ class Pass:
     # run repeats it. `coins` decides what Python branches on: no wait for the device.
     generator: torch.Generator | None = None
     coins: random.Random = field(default_factory=random.Random)
+    # The batch may be a share of the step's: `rows` is its first row there and how many there are.
+    # What is drawn for each image is drawn for all rows, so that any split draws the same.
+    rows: tuple[int, int] | None = None
+    mean: Callable[[Tensor], Tensor] = field(default=lambda values: values)  # over the shares
 
 
 def l1(a: Tensor, b: Tensor) -> Tensor:

@@ -70,7 +70,14 @@ class MixtureOfPriors(Loss):
     def __call__(self, seen: Pass, helper: nn.Module | None) -> dict[str, Tensor]:
         assert isinstance(helper, Mixers)
         latents = [
-            mixer.mix(s, t, student_share=self.mask_ratio, generator=seen.generator, mask=self.mask)
+            mixer.mix(
+                s,
+                t,
+                student_share=self.mask_ratio,
+                generator=seen.generator,
+                rows=seen.rows,
+                mask=self.mask,
+            )
             for mixer, (s, t) in zip(helper.each(), pairs(seen, NAME), strict=True)
         ]
         terms = self._feature_terms(seen, helper, latents) if self.feature_weight else {}

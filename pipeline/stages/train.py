@@ -8,9 +8,8 @@ import torch
 from mipkd.core.records import Distilled, Photos, TestSet
 from mipkd.distill import student as students
 from mipkd.distill import teacher as teachers
-from mipkd.distill.data import PatchSampler, load_tests
+from mipkd.distill.job import train_on
 from mipkd.distill.trainer import DistillConfig
-from mipkd.distill.trainer import train as fit
 from pipeline.run import stage
 
 
@@ -28,13 +27,7 @@ def train(
 ) -> Trained:
     """The net that `spec` names, trained on `photos`; goes on from a saved step."""
     arch, hyper = students.choose_alone(spec, scale)
-    torch.manual_seed(config.seed)
-    net = arch.make(hyper)
-    students.initialise(net, arch, None, config.init)
-    sampler = PatchSampler(photos, patch=config.patch, batch=config.batch, seed=config.seed)
-    fitted = fit(
-        config, student=net, teacher=None, sampler=sampler, tests=load_tests(tests), out=out
-    )
+    fitted = train_on(config, arch.name, hyper, None, photos, tests, out)
     file = out / f"{arch.name}.safetensors"
     teachers.save(fitted.student, arch, hyper, file, licence="unknown")
     checkpoint = out / f"{arch.name}_x{scale}.pth"

@@ -18,7 +18,7 @@ from mipkd.archs import edsr
 from mipkd.core.errors import StageError, UsageError
 from mipkd.core.images import resize_bicubic, write_png
 from mipkd.distill.data import PatchSampler, load_tests, prepare_photos, prepare_tests
-from mipkd.distill.learner import Learner
+from mipkd.distill.step import Part, Step
 from mipkd.distill.trainer import DistillConfig, TrainResult, train
 from mipkd.distill.watch import curves_file
 
@@ -124,18 +124,33 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step(photos: Path, tmp_path
 def test_memory_that_is_too_small_names_a_batch_that_fits(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forward = Learner._forward
+    forward = Step.forward
 
-    def limited(self: Learner, lr: torch.Tensor, hr: torch.Tensor) -> dict[str, torch.Tensor]:
+    def limited(
+        self: Step, lr: torch.Tensor, hr: torch.Tensor, part: Part
+    ) -> dict[str, torch.Tensor]:
         if len(lr) > 2:
             raise torch.OutOfMemoryError("out of memory")
-        return forward(self, lr, hr)
+        return forward(self, lr, hr, part)
 
-    monkeypatch.setattr(Learner, "_forward", limited)
+    monkeypatch.setattr(Step, "forward", limited)
     assert trained(photos, tmp_path / "fits", steps=1).steps == 1
     with pytest.raises(StageError, match="a batch of 8 patches of 16x16 is too large") as caught:
         trained(photos, tmp_path / "run", batch=8)
     assert "this fits: --set distill.batch=2, or about --set distill.patch=8" in caught.value.hint
+    assert "--set distill.accumulate=4" in caught.value.hint
+    # In parts it is the same step, and fits.
+    assert trained(photos, tmp_path / "parts", batch=8, accumulate=4, steps=1).steps == 1
+
+
+def test_a_batch_in_parts_is_the_same_step(photos: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"method": "logits", "precision": "fp32", "batch": 4}
+    curves = []
+    for parts in (1, 2):
+        ended = trained(photos, tmp_path / str(parts), accumulate=parts, **settings)
+        curves.append([json.loads(line) for line in ended.curves.read_text().splitlines()])
+    for one, other in zip(*curves, strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
 
 
 def test_the_result_has_the_plain_students_keys_and_its_curves_every_term(

@@ -1,0 +1,49 @@
+"""A whole training from records: nets, patches and tests opened here, in every process of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mipkd.archs.base import Arch
+from mipkd.core import plugins
+from mipkd.core.records import Model, Photos, TestSet
+from mipkd.distill import student as students
+from mipkd.distill import teacher as teachers
+from mipkd.distill.data import PatchSampler, load_tests
+from mipkd.distill.ranks import together
+from mipkd.distill.trainer import DistillConfig, TrainResult, train
+
+
+@together
+def train_on(
+    config: DistillConfig,
+    arch: str,
+    hyper: Any,
+    teacher: Model | None,
+    photos: Photos,
+    tests: TestSet,
+    out: Path,
+) -> TrainResult:
+    """The net of that family and those sizes, trained on `photos`; goes on from a saved step.
+
+    Raises:
+        UsageError: settings that do not fit the nets or each other.
+        StageError: a loss is not finite, the disk is full, or another process of it stopped.
+        KeyboardInterrupt: Ctrl-C, after the last whole step has been saved.
+    """
+    family: Arch = plugins.load("mipkd.archs", arch, "ARCH")
+    net = teachers.load(teacher) if teacher else None
+    torch.manual_seed(config.seed)
+    student = family.make(hyper)
+    students.initialise(student, family, net, config.init)
+    return train(
+        config,
+        student=student,
+        teacher=net,
+        sampler=PatchSampler(photos, patch=config.patch, batch=config.batch, seed=config.seed),
+        tests=load_tests(tests),
+        out=out,
+    )

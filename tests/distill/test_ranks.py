@@ -1,0 +1,132 @@
+"""Two processes on one training: the same curve as one, resumed by any number of them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mipkd.core.images import resize_bicubic, write_png
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for index in range(3):
+        coarse = rng.integers(0, 256, (9, 11, 3), dtype=np.uint8)
+        write_png(folder / f"{index}.png", resize_bicubic(coarse, (96, 88)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def teacher(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("teacher")
+    made = "train --arch edsr:c12b4 --scale 2 --set distill.batch=4 --set distill.patch=16"
+    command = [*made.split(), "--steps", "2", "--data", str(photos), "--val", str(photos)]
+    ended = started(1, command, out).communicate()
+    found = list(out.glob("train/*/edsr_x2.pth"))
+    assert found, ended
+    return found[0]
+
+
+def started(count: int, command: list[str], out: Path) -> subprocess.Popen[str]:
+    """The command in one process, or in several that torchrun starts."""
+    code = "from pipeline.cli import main; main()"
+    program = [sys.executable, "-c", code]
+    if count > 1:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
+        program = [*launcher, "--standalone", "--no-python", *program]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": ""}
+    return subprocess.Popen(
+        [*program, *command, "--out", str(out)],
+        cwd=out.parent,
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def studied(teacher: Path, photos: Path, steps: int, **settings: Any) -> list[str]:
+    settings = {"batch": 4, "patch": 16, "precision": "'fp32'", "validate_every": 25, **settings}
+    sets = [f"--set=distill.{name}={value}" for name, value in settings.items()]
+    where = ["--teacher", str(teacher), "--data", str(photos), "--val", str(photos)]
+    chosen = ["--student", "edsr:c8b2", "--methods", "mipkd", "--seeds", "1"]
+    return ["study", *where, *chosen, "--steps", str(steps), *sets]
+
+
+def curve(out: Path) -> list[dict[str, float]]:
+    (file,) = out.glob("distill/*/metrics.jsonl")
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def far(one: list[dict[str, float]], other: list[dict[str, float]]) -> float:
+    """The largest relative difference of two curves."""
+    assert [row.keys() for row in one] == [row.keys() for row in other]
+    return max(
+        abs(a[name] - b[name]) / max(1.0, abs(a[name]))
+        for a, b in zip(one, other, strict=True)
+        for name in a
+    )
+
+
+def test_two_processes_train_as_one_does(teacher: Path, photos: Path, tmp_path: Path) -> None:
+    command = studied(teacher, photos, 50)
+    runs = {count: started(count, command, tmp_path / str(count)) for count in (1, 2)}
+    for count, process in runs.items():
+        _, told = process.communicate()
+        assert process.returncode == 0, f"{count}: {told}"
+    one, two = curve(tmp_path / "1"), curve(tmp_path / "2")
+    assert len(one) == 51  # with the state before the first step
+    assert far(one, two) < 1e-5
+
+
+def test_a_process_that_dies_ends_the_job_and_one_alone_goes_on(
+    teacher: Path, photos: Path, tmp_path: Path
+) -> None:
+    command = studied(teacher, photos, 400, save_every=20, validate_every=400)
+    whole, out = started(1, command, tmp_path / "whole"), tmp_path / "parts"
+    job = started(2, command, out)
+    while not list(out.glob("distill/*.partial/checkpoint.pt")):
+        assert job.poll() is None, job.communicate()
+        time.sleep(0.02)
+    ranks = [pid for pid in children(job.pid) if environment(pid).get("RANK") == "1"]
+    os.kill(ranks[0], signal.SIGKILL)
+    _, told = job.communicate()
+    assert job.returncode != 0
+    assert "error: distill: process 0 of 2 cannot go on: " in told, told
+    assert "SIGKILL" in told  # torchrun's own words on the other one
+    again = started(1, command, out)
+    _, told = again.communicate()
+    assert again.returncode == 0, told
+    assert "goes on at step" in told
+    whole.communicate()
+    # Sums in another order drift apart: the steps around the resume are compared.
+    assert far(curve(tmp_path / "whole")[:100], curve(out)[:100]) < 1e-4
+
+
+def test_a_batch_that_cannot_be_shared_is_told(teacher: Path, photos: Path, tmp_path: Path) -> None:
+    job = started(2, studied(teacher, photos, 5, batch=3), tmp_path / "run")
+    _, told = job.communicate()
+    assert job.returncode != 0
+    assert "error: distill.batch: 3 cannot be shared by 2 processes" in told
+    assert "--set distill.batch=4" in told
+
+
+def children(pid: int) -> list[int]:
+    listed = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True)
+    return [int(line) for line in listed.stdout.split()]
+
+
+def environment(pid: int) -> dict[str, str]:
+    entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return dict(entry.decode().partition("=")[::2] for entry in entries if entry)
