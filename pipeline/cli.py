@@ -23,7 +23,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 from typer.core import TyperGroup
 
-from mipkd.core.errors import MipkdError
+from mipkd.core.errors import MipkdError, UsageError
 from mipkd.core.records import Outcome
 
 log = logging.getLogger(__name__)
@@ -311,9 +311,20 @@ def main() -> None:
         _logging(verbose=False)
         for room in _ROOMS:  # the first process tells what all of them do
             logging.getLogger(room).setLevel(logging.ERROR)
-        with _told() as code:
+        with _told() as code, _said_by_the_first():
             ranks.serve()
         sys.exit(code[0])
+
+
+@contextmanager
+def _said_by_the_first() -> Iterator[None]:
+    """Leave quietly where every process meets the same trouble."""
+    try:
+        yield
+    except UsageError as error:
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def _say(what: str, hint: str) -> None:
