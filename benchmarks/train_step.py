@@ -33,6 +33,7 @@ from mipkd.losses.base import Pass
 from pipeline.bench.host import describe_host
 
 MOST_OVER_PARTS, MOST_DATA = 1.15, 0.03
+LEAST_OF_FLOOR, LEAST_OVER_PLAIN = 0.5, 3.0  # on a GPU
 _PARTS = ("data", "teacher", "student", "mixers", "mixed path", "optimiser")
 
 
@@ -51,7 +52,8 @@ def main() -> None:
     asked = parser.parse_args()
     found = measure(asked)
     print(json.dumps(found, indent=1) if asked.json else _table(found))
-    sys.exit(found["step_over_parts"] > MOST_OVER_PARTS or found["data_share"] > MOST_DATA)
+    slow = found["device"] != "cpu" and found["share_of_floor"] < LEAST_OF_FLOOR
+    sys.exit(slow or found["step_over_parts"] > MOST_OVER_PARTS or found["data_share"] > MOST_DATA)
 
 
 def measure(asked: argparse.Namespace) -> dict[str, Any]:
@@ -83,7 +85,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     parts = sum(seconds[name] for name in _PARTS)
     return {
         "host": describe_host().cpu,
-        "device": _device(learner.device),
+        "device": device_name(learner.device),
         "precision": str(learner.autocast or torch.float32).removeprefix("torch."),
         "torch": torch.__version__,
         "matmul_tflops": rate / 1e12,
@@ -171,10 +173,10 @@ def _timed(
     order = random.Random(0)
     for number in range(rounds + 2):
         for name in order.sample(list(phases), len(phases)):
-            _wait(device)
+            wait(device)
             start = perf_counter()
             phases[name]()
-            _wait(device)
+            wait(device)
             if number >= 2:
                 samples[name].append(perf_counter() - start)
     return {name: statistics.median(found) for name, found in samples.items()}
@@ -193,20 +195,20 @@ def _matmul_rate(learner: Learner) -> float:
     a, b = (torch.randn(size, size, device=learner.device).to(kind) for _ in range(2))
     best = float("inf")
     for _ in range(8):
-        _wait(learner.device)
+        wait(learner.device)
         start = perf_counter()
         a @ b
-        _wait(learner.device)
+        wait(learner.device)
         best = min(best, perf_counter() - start)
     return 2 * size**3 / best
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def _device(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
