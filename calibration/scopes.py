@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ATTENTION_NOTE = "window attention: 16 bits were faster than INT8 wherever we measured"
 
@@ -35,15 +36,19 @@ class Scopes:
     tail: tuple[str, ...]  # convolutions whose output is the image
     adds: tuple[str, ...]  # sums of two feature maps
     attention: bool  # has matrix products of two feature maps
+    ends: tuple[str, ...]  # pointwise operations between an image and the nearest convolution
 
 
 def scopes(nodes: Sequence[Node], *, image: str, result: str) -> Scopes:
     """The parts of a topologically ordered SR graph; `image` and `result` are its tensors."""
+    head, before = _reached(((n, n.inputs, n.outputs) for n in nodes), image)
+    tail, after = _reached(((n, n.outputs, n.inputs) for n in reversed(nodes)), result)
     return Scopes(
-        head=_reached(((n, n.inputs, n.outputs) for n in nodes), image),
-        tail=_reached(((n, n.outputs, n.inputs) for n in reversed(nodes)), result),
+        head=head,
+        tail=tail,
         adds=tuple(n.name for n in nodes if n.kind == "Add" and len(n.inputs) == 2),
         attention=any(n.kind == "MatMul" and len(n.inputs) == 2 for n in nodes),
+        ends=tuple(dict.fromkeys((*before, *after))),
     )
 
 
@@ -51,7 +56,12 @@ def onnx_scopes(file: Path) -> Scopes:
     """The scopes of an ONNX file."""
     import onnx
 
-    graph = onnx.load(file, load_external_data=False).graph
+    return model_scopes(onnx.load(file, load_external_data=False))
+
+
+def model_scopes(model: Any) -> Scopes:
+    """The scopes of a loaded ONNX model."""
+    graph = model.graph
     constants = {t.name for t in graph.initializer}
     constants |= {n.output[0] for n in graph.node if n.op_type == "Constant"}
     nodes = [
@@ -64,14 +74,15 @@ def onnx_scopes(file: Path) -> Scopes:
 
 def _reached(
     nodes: Iterable[tuple[Node, tuple[str, ...], tuple[str, ...]]], start: str
-) -> tuple[str, ...]:
-    """Convolutions met first when walking from a tensor through pointwise nodes."""
-    found, walked = [], {start}
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Convolutions met first when walking from a tensor, and the pointwise nodes walked through."""
+    found, passed, walked = [], [], {start}
     for node, near, far in nodes:
         if not walked & set(near):
             continue
         if node.kind in _CONVOLUTIONS:
             found.append(node.name)
         elif node.kind in _PASSED:
+            passed.append(node.name)
             walked |= set(far)
-    return tuple(found)
+    return tuple(found), tuple(passed)

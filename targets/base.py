@@ -36,6 +36,10 @@ class Target(Protocol):
     name: str
     makes_pixels: bool  # False for a target that measures the bench, not a runtime
 
+    @property
+    def simulated(self) -> bool:
+        """Whether `open` here gives another engine's pixels, in times that mean nothing."""
+
     def precisions(self) -> tuple[str, ...]:
         """The precisions worth building on this machine, the reference ("fp32") first."""
 

@@ -226,7 +226,7 @@ def test_a_target_is_one_file_of_any_package_on_the_path(graph: Graph, tmp_path:
                     pass
 
             class Echo:
-                name, makes_pixels = "echo", True
+                name, makes_pixels, simulated = "echo", True, False
                 def precisions(self):
                     return ("fp32",)
                 def why_not(self):

@@ -1,0 +1,175 @@
+"""INT8 as explicit Q/DQ, signed and symmetric, which is what TensorRT's parser takes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from calibration.patches import as_batches
+from calibration.scopes import model_scopes
+from mipkd.core.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mipkd.core.records import PatchSet
+
+ATTENTION_FLOAT = "window attention and its MLPs stay float: INT8 holds convolutions only"
+
+_CLIPPED = 1e-4  # share of values that a range leaves out
+_QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
+
+
+def quantized(model: Any, patches: PatchSet) -> tuple[Any, tuple[str, ...]]:
+    """A copy of an ONNX model with symmetric Q/DQ by NNCF, and notes of what stays float.
+
+    The first and the last convolution, skip additions and attention stay float.
+    """
+    with _quiet():
+        import nncf
+
+        nncf.set_log_level(logging.ERROR)
+        found = model_scopes(model)
+        image = model.graph.input[0].name
+        made = nncf.quantize(
+            model,
+            nncf.Dataset([{image: batch} for batch in as_batches(patches)]),
+            preset=nncf.QuantizationPreset.PERFORMANCE,
+            subset_size=patches.count,
+            advanced_parameters=_ranges(),
+            ignored_scope=nncf.IgnoredScope(
+                names=[*found.head, *found.tail, *found.adds],
+                types=["MatMul"] if found.attention else [],
+            ),
+        )
+    _sign(made)
+    kept = f"{len(found.head) + len(found.tail)} convolutions (first, last)"
+    notes = [f"{kept} and {len(found.adds)} skip additions stay float"]
+    return made, (*notes, ATTENTION_FLOAT) if found.attention else tuple(notes)
+
+
+def check(model: Any) -> None:
+    """Refuse the Q/DQ that TensorRT rejects or misreads.
+
+    Raises:
+        UnsupportedError: names the first node whose values are an INT32 bias, UINT8, or not
+            centred on zero.
+    """
+    from onnx import TensorProto, numpy_helper
+
+    constants = {t.name: t for t in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            constants[node.output[0]] = node.attribute[0].t
+    nodes = [node for node in model.graph.node if node.op_type in _QUANTIZERS]
+    stored = {n.name: constants.get(n.input[0]) for n in nodes}
+    zeros = {n.name: constants.get(n.input[2]) for n in nodes if len(n.input) > 2}
+    for node in nodes:
+        if (values := stored[node.name]) is not None and values.data_type == TensorProto.INT32:
+            raise UnsupportedError(
+                f"tensorrt: {_shown(node)} reads the INT32 bias {node.input[0]!r}; "
+                "biases have to stay float",
+                hint="quantise without biases; with ONNX Runtime: extra option QuantizeBias=False",
+            )
+    for node in nodes:
+        if _is_unsigned(node, stored[node.name], zeros.get(node.name)):
+            raise UnsupportedError(
+                f"tensorrt: {_shown(node)} has a UINT8 zero point; TensorRT would read it as "
+                "INT8 and clip the upper half of the values",
+                hint="quantise activations to signed, symmetric INT8",
+            )
+    for node in nodes:
+        zero = zeros.get(node.name)
+        if (zero is None and len(node.input) > 2 and node.input[2]) or (
+            zero is not None and np.any(numpy_helper.to_array(zero))
+        ):
+            raise UnsupportedError(
+                f"tensorrt: {_shown(node)} has a zero point other than 0",
+                hint="quantise weights and activations symmetrically",
+            )
+
+
+def _shown(node: Any) -> str:
+    return f"{node.op_type} {node.name or node.output[0]!r}"
+
+
+def _is_unsigned(node: Any, stored: Any, zero: Any) -> bool:
+    from onnx import TensorProto
+
+    if zero is not None:
+        return bool(zero.data_type == TensorProto.UINT8)
+    if node.op_type == "DequantizeLinear":
+        return stored is not None and bool(stored.data_type == TensorProto.UINT8)
+    stated = next((a.i for a in node.attribute if a.name == "output_dtype"), 0)
+    return len(node.input) < 3 and stated in (TensorProto.UNDEFINED, TensorProto.UINT8)
+
+
+def _sign(model: Any) -> None:
+    """Turn the UINT8 codes that NNCF gives to values of one sign into INT8, in place.
+
+    Codes 0..255 become 0..127 of the same range, so one of the 8 bits is lost there: the price
+    of a zero point of 0 in a signed type, which is all that TensorRT computes with.
+    """
+    from onnx import numpy_helper
+
+    constants = {t.name: t for t in model.graph.initializer}
+    users = [n for n in model.graph.node if n.op_type in _QUANTIZERS]
+    unsigned = {
+        (n.input[1], n.input[2])
+        for n in users
+        if numpy_helper.to_array(constants[n.input[2]]).dtype == np.uint8
+    }
+    for scale, zero in unsigned:
+        step = numpy_helper.to_array(constants[scale]) * np.float32(255 / 127)
+        codes = numpy_helper.to_array(constants[zero]).astype(np.int8)
+        constants[scale].CopyFrom(numpy_helper.from_array(step, scale))
+        constants[zero].CopyFrom(numpy_helper.from_array(codes, zero))
+    del model.graph.value_info[:]  # they state the old types
+
+
+def _ranges() -> Any:
+    """Ranges of activations: of each patch all but 1 value in 10,000, over all the widest."""
+    from nncf import AdvancedQuantizationParameters
+    from nncf.quantization.range_estimator import (
+        AggregatorType,
+        RangeEstimatorParameters,
+        StatisticsCollectorParameters,
+        StatisticsType,
+    )
+
+    low, high = (
+        StatisticsCollectorParameters(kind, aggregator, quantile_outlier_prob=_CLIPPED)
+        for kind, aggregator in (
+            (StatisticsType.QUANTILE, AggregatorType.MIN),
+            (StatisticsType.ABS_QUANTILE, AggregatorType.MAX),
+        )
+    )
+    return AdvancedQuantizationParameters(
+        activations_range_estimator_params=RangeEstimatorParameters(low, high),
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep NNCF's advice out of the user's terminal, and what it does to itself."""
+    before = os.environ.get("CI")
+    os.environ["CI"] = "true"  # NNCF reports its use to its maker unless in CI
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        if before is None:
+            del os.environ["CI"]
+        else:
+            os.environ["CI"] = before

@@ -1,0 +1,153 @@
+"""A target of TensorRT's kind: types written into the ONNX, an engine beside it.
+
+`open` needs numpy and the runtime alone; `build` needs the host's onnx, onnxruntime and nncf too.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mipkd.core.errors import MissingError, UnsupportedError
+from mipkd.core.records import Built, Graph, PatchSet
+from targets import _trt
+from targets._cuda import gpu
+from targets._trt_session import PlanSession, SimulatedSession
+
+if TYPE_CHECKING:
+    from targets.base import Session
+
+_OFFERED = ("fp32", "fp16", "int8")
+_KNOWN = ("fp32", "fp16", "bf16", "int8")  # bf16 when asked for, or where fp16 would overflow
+_PROBED = 48  # LR pixels a side of the images that probe FP16's range
+
+
+class TensorRt:
+    """One flavour of TensorRT on the first NVIDIA GPU."""
+
+    makes_pixels = True
+
+    def __init__(self, flavour: _trt.Flavour) -> None:
+        self.name = flavour.name
+        self._flavour = flavour
+
+    @property
+    def simulated(self) -> bool:
+        """Engines are built here, but without a GPU ONNX Runtime makes the pixels."""
+        return self._flavour.without_gpu and gpu() is None
+
+    def precisions(self) -> tuple[str, ...]:
+        """FP32, 16 bits and INT8."""
+        return _OFFERED
+
+    def why_not(self) -> str:
+        """The package and, except for a flavour that builds without, the GPU."""
+        missing = []
+        if not self._flavour.found():
+            missing.append(f"{self.name} is not installed; {self._flavour.install}")
+        if gpu() is None and not self._flavour.without_gpu:
+            missing.append("no NVIDIA GPU and driver found; nvidia-smi has to list one")
+        if self.simulated and not _version("onnxruntime"):
+            missing.append("without a GPU onnxruntime is needed; pip install onnxruntime")
+        return "; and ".join(missing)
+
+    def versions(self) -> dict[str, str]:
+        """The runtime, what makes its graph, and the GPU's facts that an engine depends on."""
+        packages = ("onnx", "onnxruntime", "nncf", "numpy")
+        device = gpu()
+        facts = {
+            self.name: self._flavour.load().__version__,
+            **{name: _version(name) for name in packages},
+            **({"cuda": device.cuda, "sm": device.sm, "jetpack": device.jetpack} if device else {}),
+        }
+        return {name: known for name, known in facts.items() if known}
+
+    def build(self, graph: Graph, precision: str, calibration: PatchSet | None, out: Path) -> Built:
+        """`out`/model.onnx in its final types, and the engine under `out`/engines."""
+        if precision not in _KNOWN:
+            raise UnsupportedError(
+                f"{self.name}: no precision {precision!r}", hint="known: " + ", ".join(_KNOWN)
+            )
+        if precision == "int8" and calibration is None:
+            raise MissingError(
+                f"{self.name} int8 needs calibration patches", hint="give photos: --data"
+            )
+        import onnx
+
+        from calibration.qdq import check
+
+        trt = self._flavour.load()
+        model, kind, notes = _typed(onnx.load(graph.file), graph, precision, calibration)
+        check(model)
+        data = model.SerializeToString()
+        out.mkdir(parents=True, exist_ok=True)
+        file, profile = out / "model.onnx", _trt.Profile.of(graph.multiple)
+        file.write_bytes(data)
+        plan = _trt.engine(trt, data, profile, cache=_home())
+        beside = _engines(file) / f"{_trt.key(trt, data, profile)}.plan"
+        beside.parent.mkdir(exist_ok=True)
+        beside.write_bytes(plan)
+        if self.simulated:
+            notes = (*notes, f"no GPU here: built for SM{_trt.ASSUMED_SM}, not run")
+        return Built(
+            target=self.name,
+            precision=kind,
+            role=graph.role,
+            file=file,
+            size_bytes=len(data),
+            scale=graph.scale,
+            multiple=graph.multiple,
+            options={"profile": str(profile)},
+            notes=notes,
+        )
+
+    def open(self, built: Built) -> Session:
+        """The engine for this GPU; one that was built elsewhere is built anew."""
+        if self.simulated:
+            return SimulatedSession(built.file, self.name)
+        trt = self._flavour.load()
+        profile = _trt.Profile.of(built.multiple)
+        data = built.file.read_bytes()
+        return PlanSession(trt, _trt.engine(trt, data, profile, cache=_engines(built.file)))
+
+
+def _typed(
+    model: Any, graph: Graph, precision: str, calibration: PatchSet | None
+) -> tuple[Any, str, tuple[str, ...]]:
+    """The model in the types to compute in, the precision that became, and notes."""
+    from calibration import half, qdq
+    from calibration.patches import as_batches
+
+    if precision == "fp32":
+        return model, precision, ()
+    kind, notes = half.BF16, []
+    if precision != half.BF16:
+        side = -(-_PROBED // graph.multiple) * graph.multiple
+        images = [*half.extremes(side), *(as_batches(calibration) if calibration else ())]
+        peak = half.peak(graph.file, images)
+        kind = half.FP16 if peak.fits_fp16 else half.BF16
+        if not peak.fits_fp16:
+            notes.append(f"BF16, not FP16: {peak.tensor} reaches {peak.value:.3g}")
+    if precision != "int8":
+        return half.halved(model, kind), kind, tuple(notes)
+    assert calibration is not None
+    quantized, kept = qdq.quantized(model, calibration)
+    notes = [*kept, f"what is float is {kind.upper()}", *notes]
+    return half.halved(quantized, kind), precision, tuple(notes)
+
+
+def _engines(file: Path) -> Path:
+    return file.parent / "engines"
+
+
+def _home() -> Path | None:
+    """Where this user's engines are kept; without a GPU they take seconds and are not."""
+    return Path.home() / ".cache" / "mipkd-pipeline" / "engines" if gpu() else None
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
