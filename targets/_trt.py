@@ -154,16 +154,11 @@ def _config(trt: Any, builder: Any, network: Any, profile: Profile) -> Any:
         assumed = getattr(trt.ComputeCapability, f"SM{ASSUMED_SM}")
         config.set_compute_capability(trt.ComputeCapability.CURRENT if gpu() else assumed, 0)
     image = network.get_input(0)
-    stated = tuple(image.shape)
-    if -1 in stated:
-        shapes = builder.create_optimization_profile()
-        sides = (profile.least, profile.usual, profile.most)
-        free = ((1, 3, side, side) for side in sides)
-        shapes.set_shape(
-            image.name,
-            *(tuple(f if s < 0 else s for s, f in zip(stated, fs, strict=True)) for fs in free),
-        )
-        config.add_optimization_profile(shapes)
+    count, channels = (max(1, side) for side in tuple(image.shape)[:2])
+    shapes = builder.create_optimization_profile()
+    sides = (profile.least, profile.usual, profile.most)
+    shapes.set_shape(image.name, *((count, channels, side, side) for side in sides))
+    config.add_optimization_profile(shapes)
     return config
 
 

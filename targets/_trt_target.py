@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 _OFFERED = ("fp32", "fp16", "int8")
 _KNOWN = ("fp32", "fp16", "bf16", "int8")  # bf16 when asked for, or where fp16 would overflow
-_PROBED = 48  # LR pixels a side of the images that probe FP16's range
+_PATCHES = 8  # of the calibration's that probe FP16's range, beside the extreme images
+_PROBED = 48  # LR pixels a side of these extreme images
 
 
 class TensorRt:
@@ -124,7 +125,8 @@ def _typed(
     kind, notes = half.BF16, []
     if precision != half.BF16:
         side = -(-_PROBED // graph.multiple) * graph.multiple
-        images = [*half.extremes(side), *(as_batches(calibration) if calibration else ())]
+        patches = as_batches(calibration) if calibration else []
+        images = [*half.extremes(side), *patches[:: -(-len(patches) // _PATCHES) or 1]]
         peak = half.peak(graph.file, images)
         kind = half.FP16 if peak.fits_fp16 else half.BF16
         if not peak.fits_fp16:

@@ -115,6 +115,7 @@ def test_the_same_graph_and_patches_give_the_same_pixels(
 @pytest.mark.parametrize("name", TARGETS)
 def test_fp32_comes_first_and_versions_are_told(name: str) -> None:
     target = target_of(name)
+    assert target.simulated in (True, False)
     assert target.name == name
     assert target.precisions()[0] == "fp32"
     assert set(target.precisions()) <= set(PRECISIONS)
@@ -163,6 +164,7 @@ def test_importing_all_targets_loads_no_runtime(tmp_path: Path) -> None:
         for name in plugins.names("targets"):
             plugins.load("targets", name, "TARGET")
         heavy = {"torch", "onnx", "onnxruntime", "openvino", "nncf", "PIL", "pydantic", "skimage"}
+        heavy |= {m for m in sys.modules if m.startswith("tensorrt")}
         print(sorted(heavy & set(sys.modules)))
         """,
         path=str(ROOT),
@@ -172,7 +174,13 @@ def test_importing_all_targets_loads_no_runtime(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "runtime"), [("cpu", "onnxruntime"), ("openvino", "openvino"), ("null", "numpy")]
+    ("name", "runtime"),
+    [
+        ("cpu", "onnxruntime"),
+        ("openvino", "openvino"),
+        ("null", "numpy"),
+        ("tensorrt_rtx", "onnxruntime"),
+    ],
 )
 def test_opening_needs_numpy_and_the_runtime_alone(
     name: str, runtime: str, graph: Graph, patches: PatchSet, tmp_path: Path
@@ -202,7 +210,7 @@ def test_opening_needs_numpy_and_the_runtime_alone(
         print(session.run(numpy.zeros((1, 3, 9, 5), "float32")).shape)
         session.close()
         """,
-        path=str(ROOT),
+        path=os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p),
         home=tmp_path,
     )
     assert shape == "(1, 3, 18, 10)"

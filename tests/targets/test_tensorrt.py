@@ -1,0 +1,322 @@
+"""What NVIDIA's parser and builder take, what is refused before they see it, what it costs.
+
+TensorRT-RTX parses and builds without a GPU; its pixels are then ONNX Runtime's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from calibration import half, qdq
+from mipkd.core import plugins
+from mipkd.core.errors import MissingError, UnsupportedError
+from mipkd.core.images import crop_to_multiple, downscale, list_images, psnr_y, read_rgb
+from mipkd.core.records import Graph, PatchSet
+from mipkd.distill.teacher import TeacherOptions, identify
+from mipkd.export.onnx import export
+from targets import _trt
+from targets._cuda import gpu
+from targets._trt_target import TensorRt
+from targets.base import upscale
+from targets.tensorrt import TARGET as TENSORRT
+from targets.tensorrt_rtx import TARGET
+
+pytestmark = pytest.mark.skipif(bool(TARGET.why_not()), reason=TARGET.why_not() or "-")
+no_gpu = pytest.mark.skipif(gpu() is not None, reason="describes a machine without a GPU")
+
+TINY = {
+    "edsr": {"channels": 16, "blocks": 2},
+    "rcan": {"channels": 16, "groups": 2, "blocks": 2},
+    "swinir": {"channels": 12, "groups": 1, "layers": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Graph]:
+    found = {}
+    for family, sizes in TINY.items():
+        arch = plugins.load("mipkd.archs", family, "ARCH")
+        torch.manual_seed(0)
+        net = arch.make(replace(arch.paper(2), **sizes)).eval()
+        out = tmp_path_factory.mktemp(family)
+        found[family] = export(net, out=out, metadata={}, role="student", family=family)
+    return found
+
+
+@pytest.fixture(scope="module")
+def patches(tmp_path_factory: pytest.TempPathFactory) -> PatchSet:
+    noise = np.random.default_rng(0).integers(0, 256, (4, 24, 24, 3), dtype=np.uint8)
+    return stored(noise, tmp_path_factory.mktemp("patches"))
+
+
+def stored(images_NHWC: Any, folder: Path) -> PatchSet:
+    np.save(folder / "patches.npy", images_NHWC)
+    size = images_NHWC.shape[1:3]
+    return PatchSet(folder / "patches.npy", "", "test", len(images_NHWC), size)
+
+
+@contextlib.contextmanager
+def quietly() -> Any:
+    """The quantisers' own advice is not what is tested."""
+    before = logging.root.level
+    logging.root.setLevel(logging.CRITICAL)
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        yield
+    logging.root.setLevel(before)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("family", TINY)
+def test_every_student_parses_and_builds(
+    family: str, precision: str, graphs: dict[str, Graph], patches: PatchSet, tmp_path: Path
+) -> None:
+    built = TARGET.build(graphs[family], precision, patches, tmp_path)
+    (plan,) = (tmp_path / "engines").glob("*.plan")
+    assert plan.stat().st_size > 10_000
+    assert built.precision == precision
+    model = onnx.load(built.file)
+    kinds = {t.data_type for t in model.graph.initializer}
+    assert (TensorProto.FLOAT16 in kinds) == (precision != "fp32")
+    assert (TensorProto.INT8 in kinds) == (precision == "int8")
+    ends = (*model.graph.input, *model.graph.output)
+    assert {e.type.tensor_type.elem_type for e in ends} == {TensorProto.FLOAT}
+    assert (qdq.ATTENTION_FLOAT in built.notes) == ((family, precision) == ("swinir", "int8"))
+
+
+def test_onnx_runtimes_default_is_refused_before_the_builder_sees_it(
+    graphs: dict[str, Graph], patches: PatchSet, tmp_path: Path
+) -> None:
+    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+
+    class Two(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.left = iter([{"lr": np.full((1, 3, 16, 16), v, np.float32)} for v in (0, 1)])
+
+        def get_next(self) -> Any:
+            return next(self.left, None)
+
+    file = tmp_path / "ort.onnx"
+    with quietly():
+        quantize_static(graphs["edsr"].file, file, Two())
+    with pytest.raises(UnsupportedError, match=r"DequantizeLinear '.*' reads the INT32 bias") as e:
+        TARGET.build(replace(graphs["edsr"], file=file), "fp32", None, tmp_path / "out")
+    assert "QuantizeBias=False" in e.value.hint
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UnsupportedError, match="the parser rejects the graph"):
+        build(file.read_bytes())
+
+
+def test_nncfs_default_is_refused_before_the_builder_sees_it(
+    graphs: dict[str, Graph], tmp_path: Path
+) -> None:
+    model = onnx.load(graphs["edsr"].file)
+    images = [{"lr": np.random.default_rng(0).random((1, 3, 16, 16), np.float32)}]
+    with quietly():
+        import nncf
+
+        quantized = nncf.quantize(model, nncf.Dataset(images), subset_size=1)
+    file = tmp_path / "nncf.onnx"
+    onnx.save(quantized, file)
+    with pytest.raises(UnsupportedError, match=r"Linear '.*' has a UINT8 zero point"):
+        TARGET.build(replace(graphs["edsr"], file=file), "fp32", None, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UnsupportedError, match=r"not computed as it is written: .*UINT8"):
+        build(file.read_bytes())
+
+
+def build(model: bytes) -> bytes:
+    flavour = TARGET._flavour
+    return _trt.build(flavour.load(), model, _trt.Profile.of(1))
+
+
+@pytest.mark.parametrize(
+    ("message", "doubtful"),
+    [
+        ("TensorRT doesn't support QuantizeLinear of UINT8: read as INT8", True),
+        ("Non-zero zero point is not supported", True),
+        ("Your model has INT64 weights: cast down to INT32", True),
+        ("(foreignNode) Converting conv weight scales to fp32.", False),
+        ("Unable to determine GPU memory usage", False),
+    ],
+)
+def test_warnings_about_types_are_told_from_others(message: str, doubtful: bool) -> None:
+    assert bool(_trt.doubtful([message])) == doubtful
+
+
+@no_gpu
+def test_what_fp16_cannot_hold_becomes_bf16_and_says_so(
+    graphs: dict[str, Graph], tmp_path: Path
+) -> None:
+    model = onnx.load(graphs["edsr"].file)
+    first = next(t for t in model.graph.initializer if len(t.dims) == 4)
+    loud = numpy_helper.to_array(first) * np.float32(1e5)
+    first.CopyFrom(numpy_helper.from_array(loud, first.name))
+    onnx.save(model, tmp_path / "loud.onnx")
+    graph = replace(graphs["edsr"], file=tmp_path / "loud.onnx")
+    built = TARGET.build(graph, "fp16", None, tmp_path / "out")
+    assert built.precision == "bf16"
+    assert any("BF16, not FP16" in note for note in built.notes)
+    with pytest.raises(MissingError, match="cannot simulate this graph") as caught:
+        TARGET.open(built)
+    assert "bf16 needs an NVIDIA GPU" in caught.value.hint
+
+
+def test_a_foreign_graph_of_an_older_opset_builds_too(tmp_path: Path) -> None:
+    weight = np.zeros((3, 3, 1, 1), np.float32)
+    weight[range(3), range(3)] = 1 / 3
+    nodes = [
+        helper.make_node("Conv", ["in", "weight"], ["a"], "first"),
+        helper.make_node("Resize", ["a", "", "scales"], ["b"], "up", mode="nearest"),
+        helper.make_node("Conv", ["b", "weight"], ["out"], "last"),
+    ]
+    scales = np.array([1, 1, 2, 2], np.float32)
+    model = helper.make_model(
+        helper.make_graph(
+            nodes,
+            "thirds",
+            [helper.make_tensor_value_info("in", TensorProto.FLOAT, ["n", 3, "h", "w"])],
+            [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["n", 3, "H", "W"])],
+            [numpy_helper.from_array(v, k) for k, v in (("weight", weight), ("scales", scales))],
+        ),
+        opset_imports=[helper.make_opsetid("", 13)],
+        ir_version=8,
+    )
+    onnx.save(model, tmp_path / "foreign.onnx")
+    graph = Graph(tmp_path / "foreign.onnx", "", "student", 2, 1, 13, "onnx")
+    built = TARGET.build(graph, "fp16", None, tmp_path / "out")
+    image = np.random.default_rng(0).random((1, 3, 32, 32), np.float32)
+    with closing(TARGET.open(built)) as session:
+        found = session.run(image)
+    np.testing.assert_allclose(found[..., ::2, ::2], image / 9, rtol=2e-3)
+
+
+def test_an_engine_is_built_once_for_a_graph_a_profile_and_a_machine(
+    graphs: dict[str, Graph], tmp_path: Path
+) -> None:
+    trt, model = TARGET._flavour.load(), graphs["edsr"].file.read_bytes()
+    profile = _trt.Profile.of(8)
+    plan = _trt.engine(trt, model, profile, cache=tmp_path)
+    (file,) = tmp_path.glob("*.plan")
+    assert file.read_bytes() == plan
+    file.write_bytes(b"from the cache")
+    assert _trt.engine(trt, model, profile, cache=tmp_path) == b"from the cache"
+    keys = {_trt.key(trt, m, p) for m in (model, b"other") for p in (profile, _trt.Profile.of(7))}
+    assert len(keys) == 4
+
+
+def test_profiles_are_multiples_of_what_the_graph_takes() -> None:
+    assert str(_trt.Profile.of(1)) == "16-256-1280"
+    assert str(_trt.Profile.of(7)) == "21-259-1281"
+
+
+@no_gpu
+def test_without_a_gpu_rtx_simulates_and_tensorrt_says_what_it_lacks() -> None:
+    assert (TARGET.simulated, TENSORRT.simulated) == (True, False)
+    assert "no NVIDIA GPU and driver found" in TENSORRT.why_not()
+
+
+def test_a_missing_package_is_named_with_its_cure() -> None:
+    absent = TensorRt(_trt.Flavour("absent", ("no_such_module",), "pip install absent", True))
+    assert absent.why_not().startswith("absent is not installed; pip install absent")
+    with pytest.raises(MissingError, match="absent: the package is not installed"):
+        absent.versions()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(gpu() is None, reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_the_engine_gives_the_pixels_of_its_graph(
+    precision: str, graphs: dict[str, Graph], patches: PatchSet, tmp_path: Path
+) -> None:
+    from targets._trt_session import SimulatedSession
+
+    built = TARGET.build(graphs["edsr"], precision, patches, tmp_path)
+    image = np.random.default_rng(0).integers(0, 256, (40, 24, 3), dtype=np.uint8)
+    with (
+        closing(TARGET.open(built)) as session,
+        closing(SimulatedSession(built.file, "expected")) as expected,
+    ):
+        pixels = [upscale(s, image, scale=2).astype(int) for s in (session, expected)]
+    assert np.abs(pixels[0] - pixels[1]).max() <= (1 if precision == "fp32" else 4)
+
+
+def test_int8_costs_a_real_net_little(assets: Path, tmp_path: Path) -> None:
+    photos = list_images(assets / "train" / "BSDS400")[::50]
+    lr = [downscale(crop_to_multiple(read_rgb(f), 4), 4)[8:72, 8:72] for f in photos]
+    calibration = stored(np.stack(lr), tmp_path)
+    weights = assets / "weights" / "edsr_baseline_x4_deq8.pt"
+    _, net = identify(weights, role="teacher", options=TeacherOptions())
+    graph = export(net.eval(), out=tmp_path, metadata={}, role="student", family="edsr")
+    folder = assets / "test" / "Set5"
+    psnr = {}
+    for precision in ("fp32", "fp16", "int8"):
+        made = TARGET.build(graph, precision, calibration, tmp_path / precision)
+        with closing(TARGET.open(made)) as session:
+            psnr[precision] = [
+                psnr_y(
+                    upscale(
+                        session,
+                        read_rgb(folder / "LR_bicubic" / "X4" / f"{hr.stem}x4.png"),
+                        scale=4,
+                    ),
+                    crop_to_multiple(read_rgb(hr), 4),
+                    border=4,
+                )
+                for hr in list_images(folder / "HR")
+            ]
+    loss = {p: np.subtract(psnr["fp32"], found) for p, found in psnr.items()}
+    assert np.mean(psnr["fp32"]) == pytest.approx(32.04, abs=0.01)
+    assert loss["fp16"].mean() < 0.005
+    assert loss["int8"].mean() < 0.06
+    assert loss["int8"].max() < 0.15
+
+
+def test_weights_keep_their_values_where_fp16_cannot_hold_the_scale() -> None:
+    codes = np.arange(-64, 64, dtype=np.int8).reshape(2, 64, 1, 1)
+    scales = np.array([1e-6, 0.00123], np.float32)
+    nodes = [
+        helper.make_node("Conv", ["in", "one"], ["a"], "first"),
+        helper.make_node("DequantizeLinear", ["codes", "scales"], ["w"], "dq", axis=0),
+        helper.make_node("Conv", ["a", "w"], ["b"], "middle"),
+        helper.make_node("Conv", ["b", "two"], ["out"], "last"),
+    ]
+    values = {
+        "one": np.ones((64, 3, 1, 1), np.float32),
+        "codes": codes,
+        "scales": scales,
+        "two": np.ones((3, 2, 1, 1), np.float32),
+    }
+    model = helper.make_model(
+        helper.make_graph(
+            nodes,
+            "tiny scale",
+            [helper.make_tensor_value_info("in", TensorProto.FLOAT, [1, 3, 8, 8])],
+            [helper.make_tensor_value_info("out", TensorProto.FLOAT, [1, 3, 8, 8])],
+            [numpy_helper.from_array(v, k) for k, v in values.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", 20)],
+        ir_version=10,
+    )
+    made = {t.name: t for t in half.halved(model, half.FP16).graph.initializer}
+    step = numpy_helper.to_array(made["scales_fp16"]).astype(np.float32).reshape(2, 1, 1, 1)
+    found = numpy_helper.to_array(made["codes"]) * step
+    wanted = codes * scales.reshape(2, 1, 1, 1)
+    assert np.all(np.abs(found - wanted) <= step / 2)
