@@ -132,9 +132,7 @@ class _Halver:
         return self._model
 
     def _rewrite(self, node: Any) -> None:
-        from onnx import defs
-
-        schema = defs.get_schema(node.op_type, _opset(self._model, node.domain), node.domain)
+        schema = self._schema(node)
         halved = self._computes_half(node, schema)
         if halved and node.op_type == "DequantizeLinear" and node.input[0] in self._constants:
             self._requantize(node)
@@ -151,6 +149,17 @@ class _Halver:
         if halved:
             self._retype(node)
         self._nodes.append(node)
+
+    def _schema(self, node: Any) -> Any:
+        from onnx import defs
+
+        try:
+            return defs.get_schema(node.op_type, _opset(self._model, node.domain), node.domain)
+        except defs.SchemaError as error:
+            raise UnsupportedError(
+                f"{self._kind}: {node.name!r} is a {node.domain}.{node.op_type}, not of ONNX",
+                hint="export the model with ONNX's own operators, or build it in fp32",
+            ) from error
 
     def _computes_half(self, node: Any, schema: Any) -> bool:
         floats = [i for i, name in enumerate(node.output) if self._is_float(name)]

@@ -7,13 +7,14 @@ import io
 import logging
 import os
 import warnings
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from calibration.patches import as_batches
 from calibration.scopes import model_scopes
-from mipkd.core.errors import UnsupportedError
+from mipkd.core.errors import MissingError, UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +31,12 @@ def quantized(model: Any, patches: PatchSet) -> tuple[Any, tuple[str, ...]]:
     """A copy of an ONNX model with symmetric Q/DQ by NNCF, and notes of what stays float.
 
     The first and the last convolution, skip additions and attention stay float.
+
+    Raises:
+        MissingError: nncf is not installed.
     """
+    if not find_spec("nncf"):
+        raise MissingError("int8 needs nncf, which is not installed", hint="pip install nncf")
     with _quiet():
         import nncf
 

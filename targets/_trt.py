@@ -151,8 +151,8 @@ def _config(trt: Any, builder: Any, network: Any, profile: Profile) -> Any:
     config.clear_flag(trt.BuilderFlag.TF32)  # or "fp32" would multiply with 10 bits
     if hasattr(config, "set_compute_capability"):
         config.num_compute_capabilities = 1
-        assumed = getattr(trt.ComputeCapability, f"SM{ASSUMED_SM}")
-        config.set_compute_capability(trt.ComputeCapability.CURRENT if gpu() else assumed, 0)
+        built_for = "CURRENT" if gpu() else f"SM{ASSUMED_SM}"
+        config.set_compute_capability(getattr(trt.ComputeCapability, built_for), 0)
     image = network.get_input(0)
     count, channels = (max(1, side) for side in tuple(image.shape)[:2])
     shapes = builder.create_optimization_profile()

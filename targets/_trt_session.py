@@ -32,7 +32,10 @@ class PlanSession:
         self._context: Any = self._engine.create_execution_context(
             trt.ExecutionContextAllocationStrategy.USER_MANAGED
         )
-        self._input, self._output = (self._engine.get_tensor_name(i) for i in range(2))
+        names = [self._engine.get_tensor_name(i) for i in range(2)]
+        if self._engine.get_tensor_mode(names[0]) != trt.TensorIOMode.INPUT:
+            names.reverse()
+        self._input, self._output = names
         self._shape: tuple[int, ...] = ()
         self._buffers: tuple[int, ...] = ()
         self._image: FloatArray = np.zeros(0, np.float32)

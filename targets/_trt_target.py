@@ -74,6 +74,7 @@ class TensorRt:
             raise MissingError(
                 f"{self.name} int8 needs calibration patches", hint="give photos: --data"
             )
+        self._require()
         import onnx
 
         from calibration.qdq import check
@@ -105,12 +106,17 @@ class TensorRt:
 
     def open(self, built: Built) -> Session:
         """The engine for this GPU; one that was built elsewhere is built anew."""
+        self._require()
         if self.simulated:
             return SimulatedSession(built.file, self.name)
         trt = self._flavour.load()
         profile = _trt.Profile.of(built.multiple)
         data = built.file.read_bytes()
         return PlanSession(trt, _trt.engine(trt, data, profile, cache=_engines(built.file)))
+
+    def _require(self) -> None:
+        if reason := self.why_not():
+            raise MissingError(f"{self.name}: {reason}")
 
 
 def _typed(

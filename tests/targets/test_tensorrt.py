@@ -240,6 +240,23 @@ def test_a_missing_package_is_named_with_its_cure() -> None:
         absent.versions()
 
 
+@no_gpu
+def test_building_without_a_gpu_where_one_is_needed_says_so(
+    graphs: dict[str, Graph], tmp_path: Path
+) -> None:
+    with pytest.raises(MissingError, match="no NVIDIA GPU and driver found"):
+        TENSORRT.build(graphs["edsr"], "fp32", None, tmp_path)
+
+
+def test_an_operator_that_onnx_does_not_define_is_named(graphs: dict[str, Graph]) -> None:
+    model = onnx.load(graphs["edsr"].file)
+    odd = helper.make_node("Gelu", [model.graph.node[-1].input[0]], ["x"], "odd", domain="maker")
+    model.graph.node.insert(len(model.graph.node) - 1, odd)
+    model.opset_import.append(helper.make_opsetid("maker", 1))
+    with pytest.raises(UnsupportedError, match=r"'odd' is a maker\.Gelu, not of ONNX"):
+        half.halved(model, half.FP16)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(gpu() is None, reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
