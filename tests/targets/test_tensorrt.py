@@ -222,6 +222,13 @@ def test_an_engine_is_built_once_for_a_graph_a_profile_and_a_machine(
     assert len(keys) == 4
 
 
+def test_timings_are_kept_for_the_next_engine(graphs: dict[str, Graph], tmp_path: Path) -> None:
+    model, timings = graphs["edsr"].file.read_bytes(), tmp_path / "timings"
+    for _ in range(2):
+        assert _trt.build(TARGET._flavour.load(), model, _trt.Profile.of(1), timings=timings)
+        assert timings.stat().st_size
+
+
 def test_profiles_are_multiples_of_what_the_graph_takes() -> None:
     assert str(_trt.Profile.of(1)) == "16-256-1280"
     assert str(_trt.Profile.of(7)) == "21-259-1281"
@@ -275,6 +282,7 @@ def test_the_engine_gives_the_pixels_of_its_graph(
     assert np.abs(pixels[0] - pixels[1]).max() <= (1 if precision == "fp32" else 4)
 
 
+@pytest.mark.slow
 def test_int8_costs_a_real_net_little(assets: Path, tmp_path: Path) -> None:
     photos = list_images(assets / "train" / "BSDS400")[::50]
     lr = [downscale(crop_to_multiple(read_rgb(f), 4), 4)[8:72, 8:72] for f in photos]
