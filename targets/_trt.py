@@ -98,8 +98,9 @@ def engine(trt: Any, onnx: bytes, profile: Profile, *, cache: Path | None) -> by
     file = cache / f"{key(trt, onnx, profile)}.plan" if cache else None
     if file and file.is_file():
         return file.read_bytes()
-    device = gpu()
-    timings = cache / f"timings-sm{device.sm}-trt{trt.__version__}" if cache and device else None
+    device, timings = gpu(), None
+    if cache and device and trt.__name__ == "tensorrt":  # TensorRT-RTX times nothing while building
+        timings = cache / f"timings-sm{device.sm}-trt{trt.__version__}"
     plan = build(trt, onnx, profile, timings=timings)
     if file:
         _write(file, plan)

@@ -222,6 +222,7 @@ def test_an_engine_is_built_once_for_a_graph_a_profile_and_a_machine(
     assert len(keys) == 4
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TensorRT-RTX takes it, to no effect
 def test_timings_are_kept_for_the_next_engine(graphs: dict[str, Graph], tmp_path: Path) -> None:
     model, timings = graphs["edsr"].file.read_bytes(), tmp_path / "timings"
     for _ in range(2):
