@@ -17,7 +17,7 @@ from mipkd.core.records import Built, Graph, PatchSet
 FloatArray = npt.NDArray[np.float32]
 ByteArray = npt.NDArray[np.uint8]
 
-PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+PRECISIONS = ("fp32", "bf16", "fp16", "w8", "int8")  # w8: weights of 8 bits, the rest FP16
 
 
 class Session(Protocol):
@@ -35,6 +35,11 @@ class Target(Protocol):
 
     name: str
     makes_pixels: bool  # False for a target that measures the bench, not a runtime
+
+    @property
+    def simulated(self) -> bool:
+        """Whether here `open` runs the model on another engine than the target's own: its
+        pixels say what the graph and its weights give, and its times mean nothing."""
 
     def precisions(self) -> tuple[str, ...]:
         """The precisions worth building on this machine, the reference ("fp32") first."""

@@ -53,6 +53,7 @@ class Cpu:
 
     name = "cpu"
     makes_pixels = True
+    simulated = False
 
     def precisions(self) -> tuple[str, ...]:
         """FP32 and INT8; the CPU provider has no fast 16-bit convolutions."""

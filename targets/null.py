@@ -41,6 +41,7 @@ class Null:
 
     name = "null"
     makes_pixels = False
+    simulated = False
 
     def precisions(self) -> tuple[str, ...]:
         """One, for form's sake."""

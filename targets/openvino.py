@@ -50,6 +50,7 @@ class OpenVino:
 
     name = "openvino"
     makes_pixels = True
+    simulated = False
 
     def precisions(self) -> tuple[str, ...]:
         """FP32, BF16 or FP16 where the device computes in it, INT8."""
