@@ -61,7 +61,7 @@ class Program:
         self.spec = read_spec(package)
         check_weights(package, self.spec)
         block = _block(self.spec, package)
-        self._known: Values = {}
+        self.constants: Values = {}
         self._anonymous = 0
         self._steps: list[Step] = []
         for operation in block.operations:
@@ -78,7 +78,7 @@ class Program:
         """
         torch = self._torch
         self._check_size(image_NCHW.shape)
-        values = dict(self._known)
+        values = dict(self.constants)
         values[self.input] = torch.from_numpy(np.array(image_NCHW, np.float32))
         with torch.inference_mode():
             for step in self._steps:
@@ -102,7 +102,7 @@ class Program:
         """Constants are kept as values, everything else as a step."""
         outputs = tuple((o.name, _type_name(o.type)) for o in operation.outputs)
         if operation.type == "const":
-            self._known[outputs[0][0]] = self._value(operation.attributes["val"])
+            self.constants[outputs[0][0]] = self._value(operation.attributes["val"])
             return
         if operation.type not in _OPS:
             raise UnsupportedError(
@@ -117,7 +117,7 @@ class Program:
                 inputs[name] = (self._named(attribute),)
         step = Step(operation.type, inputs, outputs)
         if operation.type.startswith("constexpr_"):
-            self._do(step, self._known)
+            self._do(step, self.constants)
         else:
             self._steps.append(step)
 
@@ -130,7 +130,7 @@ class Program:
     def _named(self, value: Any) -> str:
         self._anonymous += 1
         name = f"constant {self._anonymous}"
-        self._known[name] = self._value(value)
+        self.constants[name] = self._value(value)
         return name
 
     def _value(self, value: Any) -> Any:
@@ -142,11 +142,10 @@ class Program:
             array = _blob(file, place.offset, kind)
         else:
             tensor = value.immediateValue.tensor
-            stored = tensor.WhichOneof("value")
-            held = getattr(tensor, stored).values if stored else ()
+            held: Any = getattr(tensor, tensor.WhichOneof("value") or "ints").values
             if kind == "STRING":
                 return held[0]
-            raw = stored == "bytes"
+            raw = isinstance(held, bytes)
             array = np.frombuffer(held, _dtype(kind)) if raw else np.array([*held], _dtype(kind))
         shape = [d.constant.size for d in value.type.tensorType.dimensions]
         floating = array.dtype.kind == "f"
@@ -283,7 +282,9 @@ def _blob(file: Path, offset: int, kind: str) -> Any:
     with file.open("rb") as weights:
         weights.seek(offset)
         record = weights.read(_RECORD.size)
-        sentinel, _, size, begin = _RECORD.unpack(record) if len(record) == _RECORD.size else [0] * 4
+        sentinel, _, size, begin = (
+            _RECORD.unpack(record) if len(record) == _RECORD.size else [0] * 4
+        )
         weights.seek(begin)
         held = weights.read(size)
     if sentinel != _SENTINEL or len(held) != size:
@@ -313,34 +314,22 @@ def _int(tensor: Any) -> int:
 
 def _conv(torch: Any, v: Values) -> Any:
     x, weight = v["x"], v["weight"]
-    spatial = weight.ndim - 2
-    strides = _ints(v["strides"]) if "strides" in v else [1] * spatial
-    dilations = _ints(v["dilations"]) if "dilations" in v else [1] * spatial
-    before_after = _padding(v, x, weight, strides, dilations)
-    x = torch.nn.functional.pad(x, before_after)
+    strides = _ints(v["strides"]) if "strides" in v else [1, 1]
+    dilations = _ints(v["dilations"]) if "dilations" in v else [1, 1]
+    x = torch.nn.functional.pad(x, _padding(v))
     groups = _int(v["groups"]) if "groups" in v else 1
-    convolve = {1: torch.conv1d, 2: torch.conv2d}[spatial]
-    return convolve(x, weight, v.get("bias"), strides, 0, dilations, groups)
+    return torch.conv2d(x, weight, v.get("bias"), strides, 0, dilations, groups)
 
 
-def _padding(v: Values, x: Any, weight: Any, strides: list[int], dilations: list[int]) -> list[int]:
-    """As `pad` takes it: the last dimension's before and after first."""
+def _padding(v: Values) -> list[int]:
+    """Of an image, as torch takes it: left, right, above, below."""
     kind = v.get("pad_type", "valid")
-    spatial = weight.ndim - 2
-    if kind == "custom":
-        pairs = np.array(_ints(v["pad"])).reshape(spatial, 2)
-        return [int(p) for pair in pairs[::-1] for p in pair]
     if kind == "valid":
-        return [0] * 2 * spatial
-    if kind not in ("same", "same_lower"):
+        return [0] * 4
+    if kind != "custom":
         raise UnsupportedError(f"coreml: padding {kind!r} is not known to the simulation")
-    found: list[int] = []
-    for i in reversed(range(spatial)):
-        side, reach = x.shape[2 + i], (weight.shape[2 + i] - 1) * dilations[i] + 1
-        total = max(0, (-(-side // strides[i]) - 1) * strides[i] + reach - side)
-        less, more = total // 2, total - total // 2
-        found += [less, more] if kind == "same" else [more, less]
-    return found
+    above, below, left, right = _ints(v["pad"])
+    return [left, right, above, below]
 
 
 def _clip(torch: Any, v: Values) -> Any:
@@ -378,11 +367,9 @@ def _gather(torch: Any, v: Values) -> Any:
 
 
 def _gelu(torch: Any, v: Values) -> Any:
-    mode = v.get("mode", "EXACT")
-    if mode == "SIGMOID_APPROXIMATION":
-        return v["x"] * torch.sigmoid(1.702 * v["x"])
-    how = {"EXACT": "none", "TANH_APPROXIMATION": "tanh"}[mode]
-    return torch.nn.functional.gelu(v["x"], approximate=how)
+    if (mode := v.get("mode", "EXACT")) != "EXACT":
+        raise UnsupportedError(f"coreml: gelu {mode!r} is not known to the simulation")
+    return torch.nn.functional.gelu(v["x"])
 
 
 def _layer_norm(torch: Any, v: Values) -> Any:
@@ -409,13 +396,10 @@ def _matmul(torch: Any, v: Values) -> Any:
 
 
 def _max_pool(torch: Any, v: Values) -> Any:
-    sizes, x = _ints(v["kernel_sizes"]), v["x"]
-    strides = _ints(v["strides"]) if "strides" in v else [1] * len(sizes)
     if "ceil_mode" in v and bool(v["ceil_mode"]):
         raise UnsupportedError("coreml: max_pool with ceil_mode is not known to the simulation")
-    pads = _padding(v, x, torch.empty(1, 1, *sizes, device="meta"), strides, [1] * len(sizes))
-    padded = torch.nn.functional.pad(x, pads, value=float("-inf"))
-    return torch.max_pool2d(padded, sizes, strides)
+    padded = torch.nn.functional.pad(v["x"], _padding(v), value=float("-inf"))
+    return torch.max_pool2d(padded, _ints(v["kernel_sizes"]), _ints(v["strides"]))
 
 
 def _mean(torch: Any, v: Values) -> Any:
@@ -428,15 +412,14 @@ def _range(torch: Any, v: Values) -> Any:
     return torch.arange(begin, end, step)
 
 
-def _resized(torch: Any, v: Values) -> Any:
-    """Bilinear to a given size; half-pixel centres unless the corners are aligned."""
-    height, width = _int(v["target_size_height"]), _int(v["target_size_width"])
-    mode = v.get("sampling_mode", "DEFAULT")
-    if mode not in ("ALIGN_CORNERS", "STRICT_ALIGN_CORNERS", "UNALIGN_CORNERS"):
-        raise UnsupportedError(f"coreml: resizing by {mode!r} is not known to the simulation")
-    return torch.nn.functional.interpolate(
-        v["x"], (height, width), mode="bilinear", align_corners=mode != "UNALIGN_CORNERS"
-    )
+def _upsampled(torch: Any, v: Values) -> Any:
+    """Bilinear by given factors; the size is rounded down."""
+    centred = "half_pixel_centers" not in v or bool(v["half_pixel_centers"])
+    if bool(v["align_corners"]) or not centred:
+        raise UnsupportedError("coreml: bilinear upsampling with aligned corners is not simulated")
+    factors = [float(v[f"scale_factor_{side}"]) for side in ("height", "width")]
+    sides = [int(side * f + 1e-4) for side, f in zip(v["x"].shape[2:], factors, strict=True)]
+    return torch.nn.functional.interpolate(v["x"], sides, mode="bilinear", align_corners=False)
 
 
 def _slice(torch: Any, v: Values) -> Any:
@@ -460,10 +443,9 @@ def _slice(torch: Any, v: Values) -> Any:
 
 
 def _split(torch: Any, v: Values) -> Any:
-    axis = _int(v["axis"])
-    if "split_sizes" in v:
-        return tuple(torch.split(v["x"], _ints(v["split_sizes"]), axis))
-    return tuple(torch.chunk(v["x"], _int(v["num_splits"]), axis))
+    if "split_sizes" not in v:
+        raise UnsupportedError("coreml: split without sizes is not known to the simulation")
+    return tuple(torch.split(v["x"], _ints(v["split_sizes"]), _int(v["axis"])))
 
 
 def _squeeze(torch: Any, v: Values) -> Any:
@@ -486,33 +468,24 @@ _OPS: Mapping[str, Op] = {
     "concat": _concat,
     "constexpr_affine_dequantize": _dequantized,
     "conv": _conv,
-    "equal": lambda torch, v: v["x"] == v["y"],
     "expand_dims": _expanded,
     "floor_div": lambda torch, v: torch.floor_divide(v["x"], v["y"]),
     "gather": _gather,
     "gelu": _gelu,
-    "greater": lambda torch, v: v["x"] > v["y"],
     "greater_equal": lambda torch, v: v["x"] >= v["y"],
-    "identity": lambda torch, v: v["x"],
     "layer_norm": _layer_norm,
     "leaky_relu": lambda torch, v: torch.where(v["x"] >= 0, v["x"], v["x"] * v["alpha"]),
-    "less": lambda torch, v: v["x"] < v["y"],
     "linear": _linear,
-    "logical_and": lambda torch, v: v["x"] & v["y"],
     "matmul": _matmul,
     "max_pool": _max_pool,
-    "maximum": lambda torch, v: torch.maximum(v["x"], v["y"]),
-    "minimum": lambda torch, v: torch.minimum(v["x"], v["y"]),
     "mod": lambda torch, v: torch.remainder(v["x"], v["y"]),
     "mul": lambda torch, v: v["x"] * v["y"],
     "not_equal": lambda torch, v: v["x"] != v["y"],
     "pixel_shuffle": lambda torch, v: torch.pixel_shuffle(v["x"], _int(v["upscale_factor"])),
     "range_1d": _range,
-    "real_div": lambda torch, v: v["x"] / v["y"],
     "reduce_mean": _mean,
     "relu": lambda torch, v: v["x"].relu(),
     "reshape": lambda torch, v: v["x"].reshape(_ints(v["shape"])),
-    "resize_bilinear": _resized,
     "round": lambda torch, v: v["x"].round(),
     "shape": lambda torch, v: torch.tensor(v["x"].shape),
     "sigmoid": lambda torch, v: v["x"].sigmoid(),
@@ -521,6 +494,6 @@ _OPS: Mapping[str, Op] = {
     "split": _split,
     "squeeze": _squeeze,
     "sub": lambda torch, v: v["x"] - v["y"],
-    "tile": lambda torch, v: v["x"].repeat(_ints(v["reps"])),
     "transpose": lambda torch, v: v["x"].permute(_ints(v["perm"])),
+    "upsample_bilinear": _upsampled,
 }

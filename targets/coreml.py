@@ -302,12 +302,19 @@ def _program(net: Any, smallest: int | None, side: int, *, images: bool) -> Any:
 
 
 def _with_small_weights(model: Any) -> Any:
-    """Weights as symmetric 8-bit integers with a scale for each output channel."""
+    """Weights as symmetric 8-bit integers with a scale for each output channel.
+
+    The last convolution makes the pixels and stays FP16: where it was quantised too, nets of
+    one convolution after their body lost 0.02 to 0.2 dB, and no more than 0.003 dB otherwise.
+    """
     optimize = _coremltools().optimize.coreml
     how = optimize.OpLinearQuantizerConfig(
         mode="linear_symmetric", dtype="int8", granularity="per_channel"
     )
-    return optimize.linear_quantize_weights(model, optimize.OptimizationConfig(global_config=how))
+    (block,) = model.get_spec().mlProgram.functions["main"].block_specializations.values()
+    last = [o.outputs[0].name for o in block.operations if o.type == "conv"][-1]
+    config = optimize.OptimizationConfig(global_config=how, op_name_configs={last: None})
+    return optimize.linear_quantize_weights(model, config)
 
 
 def _describe(model: Any, graph: Graph, precision: str) -> None:
