@@ -90,7 +90,7 @@ Val = Annotated[
     Path | None, typer.Option(help="Folder of HR photos, or a set with HR/ and LR_bicubic/X4/.")
 ]
 Precisions = Annotated[
-    str | None, typer.Option("--precision", help="Precisions: fp32,bf16,fp16,int8.")
+    str | None, typer.Option("--precision", help="Precisions: fp32,bf16,fp16,w8,int8.")
 ]
 Steps = Annotated[int | None, typer.Option(help="Training steps.", min=1)]
 LatencyBudget = Annotated[

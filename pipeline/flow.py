@@ -40,7 +40,7 @@ from pipeline.stages.prepare import photos, tests
 from pipeline.stages.reference import FP32_ON, reference
 from pipeline.stages.train import Trained, train
 from pipeline.study import Subject
-from targets.base import PRECISIONS, Target
+from targets.base import PRECISIONS, QUANTIZED, Target
 
 log = logging.getLogger(__name__)
 
@@ -222,7 +222,7 @@ def _wanted(
     asked = _asked(config, target)
     for label, graph in zip(("student", "teacher"), graphs, strict=False):
         for precision in asked:
-            if label == "student" or precision != "int8":
+            if label == "student" or precision not in QUANTIZED:
                 yield label, graph, precision
 
 

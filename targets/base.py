@@ -17,7 +17,8 @@ from mipkd.core.records import Built, Graph, PatchSet
 FloatArray = npt.NDArray[np.float32]
 ByteArray = npt.NDArray[np.uint8]
 
-PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+PRECISIONS = ("fp32", "bf16", "fp16", "w8", "int8")
+QUANTIZED = ("w8", "int8")  # w8: only the weights, and only as they are stored
 
 
 class Session(Protocol):

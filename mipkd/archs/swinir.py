@@ -106,9 +106,10 @@ class Layer(nn.Module):
         if self.shift:
             x = torch.roll(x, (-self.shift, -self.shift), (1, 2))
             mask = self._mask(height, width).to(x)
-        windows = x.view(count, rows, side, columns, side, channels).permute(0, 1, 3, 2, 4, 5)
+        # Images and rows of windows share a dimension: Core ML takes no more than five.
+        windows = x.view(count * rows, side, columns, side, channels).transpose(1, 2)
         attended = self.attn(windows.reshape(-1, side * side, channels), mask)
-        x = attended.view(count, rows, columns, side, side, channels).permute(0, 1, 3, 2, 4, 5)
+        x = attended.view(count * rows, columns, side, side, channels).transpose(1, 2)
         x = x.reshape(count, height, width, channels)
         if self.shift:
             x = torch.roll(x, (self.shift, self.shift), (1, 2))

@@ -80,6 +80,7 @@ class Graph:
     parity_max_abs: float | None = None  # against torch on real images, in [0, 1]
     parity_images: int = 0
     licence: str = "unknown"
+    model: Model | None = None  # the torch net it was made from; none for a foreign graph
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def adopt(
 
 def _read(path: Path) -> Any:
     import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from google.protobuf.message import DecodeError
 
     try:
         model = onnx.load(path)

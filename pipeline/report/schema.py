@@ -257,7 +257,7 @@ class MeasurementResult(_Part):
     target: str
     """The target; "reference" for FP32 on ONNX Runtime, quality only."""
     precision: str
-    """fp32, bf16, fp16 or int8."""
+    """fp32, bf16, fp16, w8 (FP16 with 8-bit weights) or int8."""
     kind: Literal["measured", "reference"]
     """"measured": ran on that runtime on this host; "reference": what others are held against."""
     size_bytes: int | None

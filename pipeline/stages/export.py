@@ -26,7 +26,7 @@ class ExportConfig(BaseModel):
     parity_images: int = 3
 
 
-@stage(version=1)
+@stage(version=2)
 def export(
     config: ExportConfig,
     source: Distilled | Model,
@@ -49,7 +49,13 @@ def export(
     graph = (_graph if net.in_parts else _graph_apart)(model, metadata, out)
     images = [lr for _, lr, _ in load_tests(tests)[: config.parity_images]]
     largest = parity(net, graph, images, bound=config.max_parity)
-    return replace(graph, parity_max_abs=largest, parity_images=len(images), licence=model.licence)
+    return replace(
+        graph,
+        parity_max_abs=largest,
+        parity_images=len(images),
+        licence=model.licence,
+        model=model,
+    )
 
 
 def _graph(model: Model, metadata: dict[str, str], out: Path) -> Graph:

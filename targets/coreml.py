@@ -1,0 +1,387 @@
+"""Core ML: packages for Apple's devices, made on any machine, run on macOS.
+
+Elsewhere `open` gives a simulation (targets/_mil.py): the saved package's pixels, not its speed.
+Core ML has no converter from ONNX, so `build` starts from the torch net that a graph was made
+from. With DESIGN.md's exception, the builder imports torch and coremltools inside its functions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import platform
+import shutil
+import sys
+import uuid
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mipkd.core import plugins
+from mipkd.core.errors import MipkdError, MissingError, StageError, UnsupportedError, UsageError
+from mipkd.core.records import Built, Graph, PatchSet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from targets._mil import Program
+    from targets.base import FloatArray
+
+INPUT, OUTPUT = "lr", "sr"
+COMPUTE_UNITS = ("ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE")
+_INSTALL = 'pip install "mipkd-pipeline[coreml]"'
+_MOST = 2048  # LR pixels a side of a flexible package: Core ML wants a bound
+_SURE = 32  # least LR side where a net's own least gives torch no sizes that all hold
+_FIXED = 256  # LR pixels a side where no range can be converted
+_SYSTEM = "macOS13"  # the first with FP16 arrays in and out and 8-bit weights; iOS 16
+
+
+class CoreMlSession:
+    """A package on this Mac."""
+
+    def __init__(self, file: Path, units: str) -> None:
+        coremltools = _coremltools()
+        with _quiet():
+            self._model: Any = coremltools.models.MLModel(
+                str(file), compute_units=coremltools.ComputeUnit[units]
+            )
+
+    def run(self, lr_NCHW: FloatArray) -> FloatArray:
+        """The upscaled image, shape (1, C, S*H, S*W)."""
+        return self._model.predict({INPUT: lr_NCHW})[OUTPUT]  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Drop the model."""
+        self._model = None
+
+
+class SimulatedSession:
+    """A package run op by op by torch: the right pixels, at no telling speed."""
+
+    def __init__(self, file: Path) -> None:
+        from targets._mil import Program
+
+        _coremltools()
+        self._program: Program | None = Program(file)
+
+    def run(self, lr_NCHW: FloatArray) -> FloatArray:
+        """The upscaled image, shape (1, C, S*H, S*W)."""
+        assert self._program is not None, "closed"
+        return self._program(lr_NCHW)
+
+    def close(self) -> None:
+        """Drop the weights."""
+        self._program = None
+
+
+class CoreMl:
+    """Core ML of macOS 13, iOS 16 and later."""
+
+    name = "coreml"
+    makes_pixels = True
+
+    @property
+    def simulated(self) -> bool:
+        """Everywhere but on macOS."""
+        return sys.platform != "darwin"
+
+    def precisions(self) -> tuple[str, ...]:
+        """FP32, FP16, and FP16 with weights stored in 8 bits."""
+        return ("fp32", "fp16", "w8")
+
+    def why_not(self) -> str:
+        """Missing only where coremltools is; what is no Mac simulates."""
+        return "" if _version("coremltools") else f"coremltools is not installed; {_INSTALL}"
+
+    def versions(self) -> dict[str, str]:
+        """coremltools, numpy, torch, and macOS where it is the runtime."""
+        found = {name: _version(name) for name in ("coremltools", "numpy", "torch")}
+        found["macos"] = platform.mac_ver()[0]
+        return {name: known for name, known in found.items() if known}
+
+    def build(self, graph: Graph, precision: str, calibration: PatchSet | None, out: Path) -> Built:
+        """`out`/model.mlpackage: arrays in [0, 1] in and out."""
+        return self._built(graph, precision, out, images=False)
+
+    def build_for_images(self, graph: Graph, precision: str, out: Path) -> Built:
+        """`out`/images.mlpackage: an 8-bit RGB image in and out, for apps.
+
+        Scaling to [0, 1], x255, clipping and rounding are in its program. `open` does not take
+        it: it gives arrays.
+        """
+        return self._built(graph, precision, out, images=True)
+
+    def open(self, built: Built) -> CoreMlSession | SimulatedSession:
+        """The model on macOS, on the compute units that `built.options` names; else simulated.
+
+        Raises:
+            StageError: the weight file is not the one that was built.
+            UnsupportedError: an operation that the simulation does not know.
+        """
+        from targets._mil import check_weights, read_spec
+
+        units = built.options.get("compute_units", "ALL")
+        if units not in COMPUTE_UNITS:
+            raise UsageError(
+                f"coreml: no compute units {units!r}", hint="known: " + ", ".join(COMPUTE_UNITS)
+            )
+        if self.simulated:
+            return SimulatedSession(built.file)
+        _coremltools()
+        check_weights(built.file, read_spec(built.file))
+        return CoreMlSession(built.file, units)
+
+    def _built(self, graph: Graph, precision: str, out: Path, *, images: bool) -> Built:
+        if precision not in self.precisions():
+            raise UnsupportedError(
+                f"coreml: no precision {precision!r}",
+                hint="known: " + ", ".join(self.precisions()),
+            )
+        net = _net(graph)
+        package = out / ("images.mlpackage" if images else "model.mlpackage")
+        out.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(package, ignore_errors=True)
+        with _quiet():
+            model, notes = _converted(net, graph, precision, images=images)
+            if precision == "w8":
+                model, notes = _with_small_weights(model), (*notes, "activations are FP16")
+            _describe(model, graph, precision)
+            model.save(str(package))
+            _settle(package)
+        return Built(
+            target=self.name,
+            precision=precision,
+            role=graph.role,
+            file=package,
+            size_bytes=sum(f.stat().st_size for f in package.rglob("*") if f.is_file()),
+            scale=graph.scale,
+            multiple=graph.multiple,
+            options={"compute_units": "ALL"},
+            notes=notes,
+        )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _coremltools() -> Any:
+    if not _version("coremltools"):
+        raise MissingError("coreml: coremltools is not installed", hint=_INSTALL)
+    with _quiet():
+        import coremltools
+    return coremltools
+
+
+def _net(graph: Graph) -> Any:
+    """The torch net that a graph was made from, as it is deployed.
+
+    Raises:
+        UnsupportedError: the graph came as ONNX, or its net is of no family of ours.
+    """
+    from safetensors.torch import load_file
+
+    model = graph.model
+    if model is None:
+        raise UnsupportedError(
+            f"coreml: {graph.file.name} has no torch net, and Core ML does not convert ONNX",
+            hint="give the checkpoint that the graph was exported from, not the graph",
+        )
+    if model.arch not in plugins.names("mipkd.archs"):
+        raise UnsupportedError(
+            f"coreml: {model.arch} is none of the families that can be converted",
+            hint="known: " + ", ".join(plugins.names("mipkd.archs")),
+        )
+    arch = plugins.load("mipkd.archs", model.arch, "ARCH")
+    sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in model.hyper.items()}
+    net = arch.make(arch.Hyper(**sizes))
+    known = arch.canonical(load_file(model.file))
+    if known is None:
+        raise StageError(
+            f"coreml: {model.file} is no {model.arch} checkpoint",
+            hint="run the same command again after removing this run's folder",
+        )
+    net.load_state_dict({key: known[1][key] for key in net.state_dict()})
+    return net.eval().deployed()
+
+
+def _converted(
+    net: Any, graph: Graph, precision: str, *, images: bool
+) -> tuple[Any, tuple[str, ...]]:
+    """The converted model for any size in a range, or else for one size, and what to note.
+
+    Raises:
+        StageError: neither can be converted.
+    """
+    least = max(net.smallest, net.multiple)
+    sure = max(least, -(-_SURE // net.multiple) * net.multiple)
+    why: Exception | None = None
+    for smallest in (least, sure, None):
+        try:
+            model = _convert(net, precision, smallest, images=images)
+        except MipkdError:
+            raise
+        except Exception as error:  # torch's and coremltools' share no base class
+            why = why or error
+            continue
+        if smallest is None:
+            return model, (f"LR size fixed at {_FIXED}x{_FIXED}: no range can be converted",)
+        return model, (f"LR sizes {smallest} to {_MOST} a side",)
+    told = next((line for line in str(why).splitlines() if line.strip()), type(why).__name__)
+    raise StageError(
+        f"coreml: {graph.family} cannot be converted: {told}",
+        hint="report the checkpoint, or leave the target out",
+    ) from why
+
+
+def _convert(net: Any, precision: str, smallest: int | None, *, images: bool) -> Any:
+    """`smallest` is the least LR side of a range; None fixes the size."""
+    coremltools = _coremltools()
+    side = max(_FIXED if smallest is None else 48, smallest or 0) // net.multiple * net.multiple
+    program = _program(net, smallest, side, images=images)
+    sides: Any = side
+    if smallest is not None:
+        sides = coremltools.RangeDim(lower_bound=smallest, upper_bound=_MOST, default=side)
+    shape = (1, 3, sides, sides)
+    if images:
+        rgb = coremltools.colorlayout.RGB
+        inputs = [coremltools.ImageType(name=INPUT, shape=shape, color_layout=rgb)]
+        outputs = [coremltools.ImageType(name=OUTPUT, color_layout=rgb)]
+    else:
+        inputs = [coremltools.TensorType(name=INPUT, shape=shape, dtype=np.float32)]
+        outputs = [coremltools.TensorType(name=OUTPUT, dtype=np.float32)]
+    kinds = coremltools.precision
+    return coremltools.convert(
+        program,
+        inputs=inputs,
+        outputs=outputs,
+        convert_to="mlprogram",
+        compute_precision=kinds.FLOAT32 if precision == "fp32" else kinds.FLOAT16,
+        minimum_deployment_target=coremltools.target[_SYSTEM],
+        skip_model_load=True,
+    )
+
+
+def _program(net: Any, smallest: int | None, side: int, *, images: bool) -> Any:
+    import torch
+
+    class Deployed(torch.nn.Module):
+        """The net without padding, for runtimes pad outside the graph."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, lr: Any) -> Any:
+            if not images:
+                return self.net.tapped(lr)[0]
+            return (self.net.tapped(lr / 255)[0].clamp(0, 1) * 255).round()
+
+    def free(name: str) -> Any:
+        assert smallest is not None
+        step = net.multiple
+        dim = torch.export.Dim(name, min=smallest // step, max=_MOST // step)
+        return dim if step == 1 else step * dim
+
+    # Height and width differ: equal ones would be taken for one size.
+    example = torch.rand(1, 3, side, side if smallest is None else side + 2 * net.multiple)
+    sizes = None if smallest is None else {"lr": {2: free("h"), 3: free("w")}}
+    with torch.no_grad():
+        exported = torch.export.export(Deployed().eval(), (example,), dynamic_shapes=sizes)
+        return exported.run_decompositions({})
+
+
+def _with_small_weights(model: Any) -> Any:
+    """Weights as symmetric 8-bit integers with a scale for each output channel.
+
+    The last convolution makes the pixels and stays FP16: where it was quantised too, nets of
+    one convolution after their body lost 0.02 to 0.2 dB, and no more than 0.003 dB otherwise.
+    """
+    optimize = _coremltools().optimize.coreml
+    how = optimize.OpLinearQuantizerConfig(
+        mode="linear_symmetric", dtype="int8", granularity="per_channel"
+    )
+    (block,) = model.get_spec().mlProgram.functions["main"].block_specializations.values()
+    last = [o.outputs[0].name for o in block.operations if o.type == "conv"][-1]
+    config = optimize.OptimizationConfig(global_config=how, op_name_configs={last: None})
+    return optimize.linear_quantize_weights(model, config)
+
+
+def _describe(model: Any, graph: Graph, precision: str) -> None:
+    """Who made it, under which licence, and what an app must know of its images."""
+    model.author = "mipkd-pipeline"
+    model.license = graph.licence
+    model.version = "1"
+    model.short_description = f"Super-resolution x{graph.scale} ({graph.family}, {precision})"
+    model.input_description[INPUT] = "RGB image of low resolution"
+    model.output_description[OUTPUT] = f"RGB image, {graph.scale} times as high and wide"
+    facts = {
+        "scale": str(graph.scale),
+        "colour": "RGB",
+        "range": "0..1",
+        "multiple": str(graph.multiple),
+        "family": graph.family,
+        "precision": precision,
+        "checkpoint_sha256": graph.model.sha256 if graph.model else "",
+    }
+    for name, value in facts.items():
+        model.user_defined_metadata[f"mipkd.{name}"] = value
+
+
+def _settle(package: Path) -> None:
+    """Note the weight file's hash, and drop what is not of the model: when and how it was made.
+
+    So that a changed weight shows, and the same net gives the same files.
+    """
+    from targets._mil import WEIGHTS_SHA256, model_file, read_spec, weight_file
+
+    spec = read_spec(package)
+    noted = spec.description.metadata.userDefined
+    noted.pop("com.github.apple.coremltools.conversion_date", None)
+    if (weights := weight_file(package)).is_file():
+        noted[WEIGHTS_SHA256] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    model_file(package).write_bytes(spec.SerializeToString(deterministic=True))
+    for extra in package.glob("*.json"):
+        if extra.name != "Manifest.json":
+            extra.unlink()
+    manifest = json.loads((package / "Manifest.json").read_text())
+    items = manifest["itemInfoEntries"]
+    lasting = {key: str(uuid.uuid5(uuid.NAMESPACE_URL, items[key]["path"])) for key in items}
+    manifest["itemInfoEntries"] = {
+        lasting[key]: items[key] for key in sorted(items, key=lambda k: lasting[k])
+    }
+    manifest["rootModelIdentifier"] = lasting[manifest["rootModelIdentifier"]]
+    (package / "Manifest.json").write_text(json.dumps(manifest, indent=4))
+
+
+@contextlib.contextmanager
+def _quiet(names: Sequence[str] = ("coremltools", "torch.export")) -> Iterator[None]:
+    """Keep the converter's progress and advice out of the user's terminal."""
+    loggers = [logging.getLogger(name) for name in names]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
+TARGET = CoreMl()
