@@ -9,11 +9,12 @@ import tomli_w
 
 from mipkd.core.errors import UsageError
 from mipkd.core.records import Evidence, Measurement, Model
+from pipeline.bench.against import simulated
 from pipeline.config import Config
 from pipeline.flow import Flow
 from pipeline.report.write import write
 from pipeline.run import Run, commit, now
-from pipeline.stages.judge import judge
+from pipeline.stages.judge import NOT_MEASURED, judge
 
 _EVIDENCE = "evidence.json"
 
@@ -100,7 +101,7 @@ def _not_measured(measurements: tuple[Measurement, ...]) -> tuple[str, ...]:
     ]
     return (
         *absent,
-        "TensorRT and Core ML: no target of this version builds for them",
+        *(f"{target}: {NOT_MEASURED}" for target in simulated(measurements)),
         "energy and peak memory on the device: not measured",
     )
 

@@ -44,6 +44,8 @@ from targets.base import PRECISIONS, QUANTIZED, Target
 
 log = logging.getLogger(__name__)
 
+_PROBED = ("fp16", "int8")  # precisions whose ranges are read from the calibration patches
+
 
 @dataclass(frozen=True)
 class Flow:
@@ -101,7 +103,7 @@ def flow(config: Config, run: Run) -> Flow:
         versions, builts = target.versions(), []
         for label, of, precision in _wanted(config, target, graphs):
             with _row(failures, target.name, precision, "build", label):
-                calibration = patches if precision == "int8" else None
+                calibration = patches if precision in _PROBED else None
                 builts.append(
                     run.step(
                         build,

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mipkd.core.records import Evidence, Gate, Measurement, Outcome
+from pipeline.bench.against import simulated
 
 _COLOURS = {Outcome.PASS: "green", Outcome.FAIL: "red", Outcome.INVALID: "yellow"}
 
@@ -25,7 +26,7 @@ def summary(evidence: Evidence) -> Group:
         psnr = _psnr(m)
         p50, at, speedup = _latency(evidence, m)
         table.add_row(
-            m.target,
+            f"{m.target} (simulated)" if m.simulated else m.target,
             m.role,
             m.precision,
             f"{m.size_bytes / 1e6:.2f}" if m.size_bytes else "",
@@ -40,7 +41,9 @@ def summary(evidence: Evidence) -> Group:
     for failure in evidence.failures:
         lines.append(Text(f"FAILED  {failure.target} {failure.precision}: {failure.what}", "red"))
     verdict = evidence.verdict.outcome
-    end = Text(f"verdict: {verdict.value}", f"bold {_COLOURS[verdict]}")
+    unseen = simulated(evidence.measurements)
+    but = f"; not measured on the device: {', '.join(unseen)}" if unseen else ""
+    end = Text(f"verdict: {verdict.value}{but}", f"bold {_COLOURS[verdict]}")
     smoke = Text("smoke run on sample photos: not a result", "yellow") if evidence.smoke else ""
     return Group(table, *lines, end, smoke)
 
@@ -57,6 +60,8 @@ def _gate_line(outcome: Outcome, text: str) -> Text:
 
 def _latency(evidence: Evidence, m: Measurement) -> tuple[str, str, str]:
     """Median at the middle of the measured sizes, and how many times the teacher's FP32."""
+    if m.simulated:
+        return "not measured", "", ""
     if not m.latencies:
         return "", "", ""
     latency = m.latencies[len(m.latencies) // 2]

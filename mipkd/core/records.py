@@ -156,6 +156,8 @@ class Measurement:
     notes: tuple[str, ...] = ()
     invalid_because: str = ""
     file: Path | None = None  # the model that was measured, the one to ship
+    simulated: bool = False  # another engine made the pixels, and nothing was timed
+    host: Host | None = None  # the device, when it is not the machine of the run
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,7 @@ class Recommendation:
     target: str
     precision: str
     reason: str
+    simulated: bool = False  # nothing ran on the device, so nothing can be recommended
 
 
 @dataclass(frozen=True)

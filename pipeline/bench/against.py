@@ -30,6 +30,11 @@ def subject(m: Measurement) -> str:
     return f"{m.target} {m.precision}"
 
 
+def simulated(measurements: Sequence[Measurement]) -> list[str]:
+    """The targets whose pixels come from another engine, and whose speed is not known."""
+    return list(dict.fromkeys(m.target for m in measurements if m.simulated))
+
+
 def at(m: Measurement, size: Size) -> Latency | None:
     """The latency at an LR size if it can be believed."""
     found = next((latency for latency in m.latencies if latency.size == size), None)

@@ -30,18 +30,22 @@ def score_images(
     images: Iterable[tuple[str, ByteArray, ByteArray]], *, scale: int, out: Path
 ) -> tuple[ImageScore, ...]:
     """PSNR and SSIM of images `(name, sr_HWC, hr_HWC)`, Y channel, `scale` pixels cropped."""
+    return tuple(
+        score_image(name, sr_HWC, hr_HWC, scale=scale, out=out) for name, sr_HWC, hr_HWC in images
+    )
+
+
+def score_image(
+    name: str, sr_HWC: ByteArray, hr_HWC: ByteArray, *, scale: int, out: Path
+) -> ImageScore:
+    """PSNR and SSIM of one image, kept in `out` as PNG."""
     out.mkdir(parents=True, exist_ok=True)
-    scores = []
-    for name, sr_HWC, hr_HWC in images:
-        write_png(output_file(out, name), sr_HWC)
-        scores.append(
-            ImageScore(
-                image=name,
-                psnr_y_db=psnr_y(sr_HWC, hr_HWC, border=scale),
-                ssim_y=ssim_y(sr_HWC, hr_HWC, border=scale),
-            )
-        )
-    return tuple(scores)
+    write_png(output_file(out, name), sr_HWC)
+    return ImageScore(
+        image=name,
+        psnr_y_db=psnr_y(sr_HWC, hr_HWC, border=scale),
+        ssim_y=ssim_y(sr_HWC, hr_HWC, border=scale),
+    )
 
 
 def output_file(folder: Path, image: str) -> Path:

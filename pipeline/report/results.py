@@ -7,7 +7,7 @@ import os
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
@@ -116,7 +116,7 @@ def _measurement(m: Measurement, every: Sequence[Measurement]) -> s.MeasurementR
         role=m.role,
         target=m.target,
         precision=m.precision,
-        kind="reference" if m.target == REFERENCE else "measured",
+        kind=_kind(m),
         size_bytes=m.size_bytes or None,
         latencies=[_latency(m, latency, every) for latency in m.latencies],
         quality=_quality(m, reference(every, "student")),
@@ -124,6 +124,12 @@ def _measurement(m: Measurement, every: Sequence[Measurement]) -> s.MeasurementR
         notes=list(m.notes),
         invalid_because=m.invalid_because,
     )
+
+
+def _kind(m: Measurement) -> Literal["measured", "simulated", "reference"]:
+    if m.target == REFERENCE:
+        return "reference"
+    return "simulated" if m.simulated else "measured"
 
 
 def _latency(m: Measurement, latency: Latency, every: Sequence[Measurement]) -> s.LatencyResult:
@@ -188,8 +194,15 @@ def _sentence(verdict: Verdict) -> str:
     elif unjudged:
         start = f"Not proven: {_of(unjudged, gates)} could not be judged"
     else:
-        start = f"Yes: all {len(gates)} gates pass"
-    return f"{start}{_who(failed or unjudged)}. Ship {_and(ships) or 'nothing'}."
+        start = f"Yes: all {len(gates)} gates pass" if ships else f"All {len(gates)} gates pass"
+    unseen = [one.target for one in verdict.recommended if one.simulated]
+    ends = (
+        [f"Ship {_and(ships) or 'nothing'}."]
+        if ships or len(unseen) < len(verdict.recommended)
+        else []
+    )
+    ends += [f"Not measured on the device: {_and(unseen)}."] if unseen else []
+    return f"{start}{_who(failed or unjudged)}. {' '.join(ends)}"
 
 
 def _and(names: Sequence[str]) -> str:
@@ -221,6 +234,7 @@ def _shipping(r: Recommendation, measurements: Sequence[Measurement], out: Path)
         summary=_summary(_measurement(m, measurements)) if m else "",
         file=_within_run(m.file, out) if m and m.file else "",
         size_bytes=m.size_bytes if m else None,
+        simulated=r.simulated,
     )
 
 

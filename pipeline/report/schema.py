@@ -75,6 +75,8 @@ class Shipping(_Part):
     """Name of the model's file, within the run's folder where it lies in it; may be empty."""
     size_bytes: int | None
     """Its size on disk."""
+    simulated: bool = False
+    """Whether nothing ran on the device: its pixels were simulated, its speed is not known."""
 
 
 class VerdictResult(_Part):
@@ -258,8 +260,9 @@ class MeasurementResult(_Part):
     """The target; "reference" for FP32 on ONNX Runtime, quality only."""
     precision: str
     """fp32, bf16, fp16, w8 (FP16 with 8-bit weights) or int8."""
-    kind: Literal["measured", "reference"]
-    """"measured": ran on that runtime on this host; "reference": what others are held against."""
+    kind: Literal["measured", "simulated", "reference"]
+    """"measured": ran on that runtime; "simulated": another engine made the pixels, nothing was
+    timed; "reference": what others are held against."""
     size_bytes: int | None
     """Size of the model on disk."""
     latencies: list[LatencyResult]

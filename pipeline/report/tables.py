@@ -24,7 +24,8 @@ from pipeline.report.wording import (
     thousands,
 )
 
-_ORDER = {"fp32": 0, "bf16": 1, "fp16": 2, "int8": 3}
+_ORDER = {"fp32": 0, "bf16": 1, "fp16": 2, "w8": 3, "int8": 4}
+_NOT_MEASURED = "not measured"
 _ROLES = {"student": 0, "teacher": 1, "bicubic": 2}
 
 
@@ -111,7 +112,7 @@ def image_table(results: Results) -> Table:
     """PSNR of each image: the references, then what each target loses on it."""
     scored = [m for m in _sorted(results.measurements) if m.quality]
     references = [m for m in reversed(scored) if m.kind == "reference"]
-    targets = [m for m in scored if m.kind == "measured"]
+    targets = [m for m in scored if m.kind != "reference"]
     head = ["Image"]
     head += [f"{m.role} {m.precision if m.role != 'bicubic' else ''}".strip() for m in references]
     head += [f"drop {m.target} {m.precision}" for m in targets]
@@ -153,7 +154,7 @@ def sizes_of(results: Results) -> list[tuple[int, int]]:
 def _sorted(measurements: Iterable[MeasurementResult]) -> list[MeasurementResult]:
     """Targets in the order they ran; student before teacher, floats before INT8; references last"""
     listed_ = list(measurements)
-    targets = list(dict.fromkeys(m.target for m in listed_ if m.kind == "measured"))
+    targets = list(dict.fromkeys(m.target for m in listed_ if m.kind != "reference"))
     return sorted(
         listed_,
         key=lambda m: (
@@ -166,10 +167,13 @@ def _sorted(measurements: Iterable[MeasurementResult]) -> list[MeasurementResult
 
 def _names(m: MeasurementResult) -> list[str]:
     model = m.role if m.role == "bicubic" else f"{m.role} {m.precision}"
-    return [m.target, model, megabytes(m.size_bytes)]
+    target = f"{m.target} (simulated)" if m.kind == "simulated" else m.target
+    return [target, model, megabytes(m.size_bytes)]
 
 
 def _medians(m: MeasurementResult, sizes: list[tuple[int, int]]) -> list[str]:
+    if m.kind == "simulated":
+        return [_NOT_MEASURED] * len(sizes)
     by_size = {(one.height, one.width): one for one in m.latencies}
     return [_median(by_size.get(size)) for size in sizes]
 

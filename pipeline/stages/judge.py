@@ -14,12 +14,15 @@ from pipeline.bench.against import (
     drop_by_image,
     mean_psnr_db,
     reference,
+    simulated,
     speedup,
     speedup_over_best,
     students,
     subject,
     valid_sizes,
 )
+
+NOT_MEASURED = "not measured on the device; its pixels were simulated on this machine"
 
 Bound = Annotated[float, Field(allow_inf_nan=False)] | Literal["off"]
 
@@ -73,6 +76,8 @@ def recommend(
 
 
 def _recommend_for(target: str, on: Sequence[Measurement], gates: Sequence[Gate]) -> Recommendation:
+    if any(m.simulated for m in on):
+        return Recommendation(target, "", NOT_MEASURED, simulated=True)
     stopped = {gate.subject: gate for gate in gates if gate.outcome is not Outcome.PASS}
     if "student" in stopped:
         gate = stopped["student"]
@@ -117,7 +122,8 @@ def _of_one(
             name = f"latency at {latency.size[1]}x{latency.size[0]}"
             yield _invalid(name, subject(m), 0.0, "", latency.invalid_because or "no samples")
     yield from _drops(config, m, reference(measurements, "student"))
-    yield from _speedup(config, m, measurements)
+    if not m.simulated:
+        yield from _speedup(config, m, measurements)
 
 
 def _drops(config: GateConfig, m: Measurement, base: Measurement | None) -> Iterator[Gate]:
@@ -136,7 +142,7 @@ def _drops(config: GateConfig, m: Measurement, base: Measurement | None) -> Iter
             continue
         on_mean = name == "mean drop"
         figure = statistics.fmean(drops.values()) if on_mean else drops[worst]
-        reason = "against the FP32 student, "
+        reason = ("simulated here, " if m.simulated else "") + "against the FP32 student, "
         reason += f"mean of {len(drops)} images" if on_mean else f"on {worst}"
         yield Gate(name, subject(m), _passes(figure <= bound), figure, bound, "dB", reason)
 
@@ -174,7 +180,9 @@ def _speedup(
 
 
 def _remarks(measurements: Sequence[Measurement]) -> Iterator[str]:
-    """INT8 that is not faster than the same student in a float precision."""
+    """What was only simulated; INT8 that is not faster than the student in a float precision."""
+    for target in simulated(measurements):
+        yield f"{target}: {NOT_MEASURED}"
     on = students(measurements)
     for int8 in (m for m in on if m.precision == "int8"):
         floats = [m for m in on if m.target == int8.target]

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import logging
-from contextlib import ExitStack, closing
 from pathlib import Path
 
+import numpy as np
+
 from mipkd.core import plugins
-from mipkd.core.records import Built, Host, Measurement, TestSet
+from mipkd.core.records import Built, Host, ImageScore, Measurement, TestSet
 from mipkd.distill.data import load_tests
-from pipeline.bench.host import Neighbours
-from pipeline.bench.latency import BenchSettings, compare
-from pipeline.bench.pixels import score
+from pipeline.bench.job import carry_out, name_of
+from pipeline.bench.latency import BenchSettings
+from pipeline.bench.pixels import score_image
 from pipeline.run import stage
-from targets.base import Target
-
-log = logging.getLogger(__name__)
-
-_BUSY = 0.05  # of the CPU time taken by others: more is told beside the figures
+from targets.base import ByteArray, Target
 
 
-@stage(version=2)
+@stage(version=3)
 def measure(
     config: BenchSettings,
     target: str,
@@ -32,50 +28,50 @@ def measure(
 ) -> tuple[Measurement, ...]:
     """All of one target's models: latencies interleaved, then the students' pixels."""
     chosen: Target = plugins.load("targets", target, "TARGET")
-    pairs = load_tests(tests)
-    with ExitStack() as stack:
-        opened = {
-            f"{b.role} {b.precision}": stack.enter_context(closing(chosen.open(b))) for b in builts
-        }
-        multiples = {name: b.multiple for name, b in zip(opened, builts, strict=True)}
-        neighbours = Neighbours()
-        by_size = [compare(opened, size, config, multiples=multiples) for size in config.sizes]
-        busy = _busy(neighbours.share())
-        found = []
-        for (name, session), built in zip(opened.items(), builts, strict=True):
-            outputs = (
-                out / name.replace(" ", "-")
-                if built.role == "student" and chosen.makes_pixels
-                else None
-            )
-            found.append(
-                Measurement(
-                    role=built.role,
-                    target=target,
-                    precision=built.precision,
-                    size_bytes=built.size_bytes,
-                    latencies=tuple(latencies[name] for latencies in by_size),
-                    scores=score(
-                        session,
-                        tests=pairs,
-                        scale=built.scale,
-                        multiple=built.multiple,
-                        out=outputs,
-                    )
-                    if outputs
-                    else (),
-                    outputs=outputs,
-                    versions=versions,
-                    notes=(*built.notes, *busy),
-                    file=built.file,
-                )
-            )
-    return tuple(found)
+    scored = Scored(tests, out)
+    images = ((name, lr_HWC) for name, lr_HWC, _ in load_tests(tests))
+    latencies, notes = carry_out(chosen, builts, images, config, scored.take)
+    return tuple(
+        Measurement(
+            role=built.role,
+            target=target,
+            precision=built.precision,
+            size_bytes=built.size_bytes,
+            latencies=found,
+            scores=scored.of(built),
+            outputs=scored.folder(built) if scored.of(built) else None,
+            versions=versions,
+            notes=(*built.notes, *notes),
+            file=built.file,
+            simulated=chosen.simulated,
+        )
+        for built, found in zip(builts, latencies, strict=True)
+    )
 
 
-def _busy(share: float) -> tuple[str, ...]:
-    if share <= _BUSY:
-        return ()
-    note = f"other programs took {share:.0%} of the CPU during the measurement"
-    log.warning("%s: latencies are longer than on an idle machine", note)
-    return (note,)
+class Scored:
+    """Takes outputs, keeps them as PNG under `out` and their scores here."""
+
+    def __init__(self, tests: TestSet, out: Path) -> None:
+        self._truth = {name: hr_HWC for name, _, hr_HWC in load_tests(tests)}
+        self._out = out
+        self._scores: dict[str, list[ImageScore]] = {}
+
+    def take(self, built: Built, image: str, sr_HWC: ByteArray) -> None:
+        """Score one output, uint8 RGB of shape (S*H, S*W, 3)."""
+        score = score_image(
+            image,
+            np.ascontiguousarray(sr_HWC),
+            self._truth[image],
+            scale=built.scale,
+            out=self.folder(built),
+        )
+        self._scores.setdefault(name_of(built), []).append(score)
+
+    def of(self, built: Built) -> tuple[ImageScore, ...]:
+        """The scores of a model's outputs so far."""
+        return tuple(self._scores.get(name_of(built), ()))
+
+    def folder(self, built: Built) -> Path:
+        """Where a model's outputs lie."""
+        return self._out / name_of(built).replace(" ", "-")

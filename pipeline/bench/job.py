@@ -1,0 +1,70 @@
+"""A job: models of one target to time and to give pixels, on whatever machine this is.
+
+The same code measures in a run's own process and on a device that has numpy and the runtime only.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, closing
+
+from mipkd.core.records import Built, Latency
+from pipeline.bench.host import Neighbours
+from pipeline.bench.latency import BenchSettings, compare
+from targets.base import ByteArray, Target, upscale
+
+log = logging.getLogger(__name__)
+
+Image = tuple[str, ByteArray]  # name, LR pixels
+Sink = Callable[[Built, str, ByteArray], None]  # takes a model's output for an image
+
+_BUSY = 0.05  # of the CPU time taken by others: more is told beside the figures
+
+
+def carry_out(
+    target: Target,
+    builts: Sequence[Built],
+    images: Iterable[Image],
+    settings: BenchSettings,
+    sink: Sink,
+) -> tuple[list[tuple[Latency, ...]], tuple[str, ...]]:
+    """The latencies of each model, interleaved, and what a reader should know of all of them.
+
+    Every student's output for every image goes to `sink`. Nothing is timed on a target that
+    only simulates here: its models have no latencies.
+    """
+    with ExitStack() as stack:
+        opened = {name_of(b): stack.enter_context(closing(target.open(b))) for b in builts}
+        notes: tuple[str, ...] = ()
+        latencies: list[tuple[Latency, ...]] = [()] * len(builts)
+        if not target.simulated:
+            multiples = {name_of(b): b.multiple for b in builts}
+            neighbours = Neighbours()
+            by_size = []
+            for size in settings.sizes:
+                log.info("%s: latency at LR %dx%d", target.name, size[1], size[0])
+                by_size.append(compare(opened, size, settings, multiples=multiples))
+            notes = _busy(neighbours.share())
+            latencies = [tuple(found[name] for found in by_size) for name in opened]
+        if target.makes_pixels:
+            shown = [b for b in builts if b.role == "student"]
+            for name, lr_HWC in images:
+                for built in shown:
+                    session = opened[name_of(built)]
+                    sr_HWC = upscale(session, lr_HWC, scale=built.scale, multiple=built.multiple)
+                    sink(built, name, sr_HWC)
+    return latencies, notes
+
+
+def name_of(built: Built) -> str:
+    """How a model is called among those of its target."""
+    return f"{built.role} {built.precision}"
+
+
+def _busy(share: float) -> tuple[str, ...]:
+    if share <= _BUSY:
+        return ()
+    note = f"other programs took {share:.0%} of the CPU during the measurement"
+    log.warning("%s: latencies are longer than on an idle machine", note)
+    return (note,)
