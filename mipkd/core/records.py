@@ -130,6 +130,8 @@ class Latency:
     warmup: int
     cold_start_s: float  # first inference after opening
     invalid_because: str = ""
+    joules_per_frame: float | None = None  # mean power while running x time, idle power included
+    power_from: str = ""  # the meter and its rails
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,8 @@ class Measurement:
     notes: tuple[str, ...] = ()
     invalid_because: str = ""
     file: Path | None = None  # the model that was measured, the one to ship
+    # Power mode, clocks and temperatures of the board, before and while it was measured.
+    conditions: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

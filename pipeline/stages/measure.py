@@ -9,9 +9,11 @@ from pathlib import Path
 from mipkd.core import plugins
 from mipkd.core.records import Built, Host, Measurement, TestSet
 from mipkd.distill.data import load_tests
+from pipeline.bench.board import Watch, facts
 from pipeline.bench.host import Neighbours
 from pipeline.bench.latency import BenchSettings, compare
 from pipeline.bench.pixels import score
+from pipeline.bench.power import power_source
 from pipeline.run import stage
 from targets.base import Target
 
@@ -20,7 +22,7 @@ log = logging.getLogger(__name__)
 _BUSY = 0.05  # of the CPU time taken by others: more is told beside the figures
 
 
-@stage(version=2)
+@stage(version=3)
 def measure(
     config: BenchSettings,
     target: str,
@@ -38,8 +40,12 @@ def measure(
             f"{b.role} {b.precision}": stack.enter_context(closing(chosen.open(b))) for b in builts
         }
         multiples = {name: b.multiple for name, b in zip(opened, builts, strict=True)}
-        neighbours = Neighbours()
-        by_size = [compare(opened, size, config, multiples=multiples) for size in config.sizes]
+        power, board, neighbours = power_source(), facts(), Neighbours()
+        with Watch() as watch:
+            by_size = [
+                compare(opened, size, config, multiples=multiples, power=power)
+                for size in config.sizes
+            ]
         busy = _busy(neighbours.share())
         found = []
         for (name, session), built in zip(opened.items(), builts, strict=True):
@@ -67,6 +73,8 @@ def measure(
                     outputs=outputs,
                     versions=versions,
                     notes=(*built.notes, *busy),
+                    invalid_because=watch.throttled,
+                    conditions={**board, **watch.conditions},
                     file=built.file,
                 )
             )
