@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from mipkd.core import records
+from mipkd.core.records import Built, Measurement, Outcome
 from pipeline.bench.board import Watch, facts
+from pipeline.bench.host import describe_host
+from pipeline.bench.latency import BenchSettings
+from pipeline.stages.judge import GateConfig, judge
+from pipeline.stages.measure import measure
 
 ORIN = {  # Jetson Orin Nano, JetPack 6
     "sys/firmware/devicetree/base/model": "NVIDIA Jetson Orin Nano Developer Kit Super\0",
@@ -257,3 +263,36 @@ def test_watch_ends_with_what_it_watches(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), watch:
         raise RuntimeError
     assert not watch._thread.is_alive()
+
+
+def measured(folder: Path) -> Measurement:
+    """By the stage itself, of the target that answers at once."""
+    settings = BenchSettings(
+        sizes=((8, 8),), warmup_s=0.0, min_time_s=0.01, max_drift=50.0, max_time_s=1.0
+    )
+    built = Built("null", "fp32", "student", folder / "model.onnx", 1, scale=2, multiple=1)
+    tests = records.TestSet(folder, "", "none", 2, (), "published")
+    (one,) = measure.function(settings, "null", (built,), tests, {}, describe_host(), folder)
+    return one
+
+
+def test_a_measurement_while_throttled_is_invalid(tmp_path: Path, programs: Path) -> None:
+    program(programs, "nvpmodel", "echo 'NV Power Mode: 15W'; echo 0")
+    program(programs, "vcgencmd", "echo throttled=0x0")
+    quiet = measured(tmp_path)
+    assert quiet.invalid_because == ""
+    assert quiet.conditions["power mode"] == "15W (0)"
+    program(programs, "vcgencmd", "echo throttled=0x4")
+    slow = measured(tmp_path)
+    assert "throttled" in slow.invalid_because
+    gates = judge(GateConfig(), (slow,), ()).gates
+    assert (Outcome.INVALID, slow.invalid_because) in [(g.outcome, g.reason) for g in gates]
+
+
+def test_energy_is_measured_where_there_is_a_meter(tmp_path: Path, programs: Path) -> None:
+    line = "RAM 2840/7620MB VDD_IN 4940mW/4940mW VDD_SOC 1080mW/1080mW"
+    program(programs, "tegrastats", f"while :; do echo '{line}'; sleep 0.02; done")
+    (latency,) = measured(tmp_path).latencies
+    assert latency.power_from == "tegrastats VDD_IN"
+    assert latency.joules_per_frame is not None
+    assert 0 < latency.joules_per_frame < 4.94 * 0.01
