@@ -96,7 +96,7 @@ class Watch:
         for name, count in self._after.items():
             rose = count - self._before.get(name, count)
             reasons.append(f"throttled: {name} rose by {rose}" if rose > 0 else "")
-        reasons += _of_raspberry_pi(*self._pi)
+        reasons.append(_of_raspberry_pi(*self._pi))
         return "; ".join(dict.fromkeys(reason for reason in reasons if reason))
 
     @property
@@ -175,16 +175,12 @@ def _raspberry_pi() -> int:
     return int(match[1], 16) if match else 0
 
 
-def _of_raspberry_pi(before: int, after: int) -> list[str]:
+def _of_raspberry_pi(before: int, after: int) -> str:
     """What its firmware did: at either end, or in between where it had not been before."""
     names = {1: "frequency capped", 2: "throttled", 3: "soft temperature limit"}
     seen = before | after | (after & ~before) >> 16
-    told = [name for bit, name in names.items() if seen >> bit & 1]
-    return (
-        [f"CPU throttled: get_throttled went from 0x{before:x} to 0x{after:x} ({', '.join(told)})"]
-        if told
-        else []
-    )
+    told = ", ".join(name for bit, name in names.items() if seen >> bit & 1)
+    return f"CPU throttled: get_throttled from 0x{before:x} to 0x{after:x} ({told})" if told else ""
 
 
 def _board(root: Path) -> str:

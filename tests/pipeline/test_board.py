@@ -244,7 +244,7 @@ def test_events_of_a_supply_whose_throttling_is_off_do_not_count(tmp_path: Path)
     [
         ("0x0", "0x0", ""),
         ("0x50000", "0x50000", ""),  # since it started, but not while measured
-        ("0x0", "0x40000", "went from 0x0 to 0x40000 (throttled)"),
+        ("0x0", "0x40000", "from 0x0 to 0x40000 (throttled)"),
         ("0x20002", "0x20002", "(frequency capped)"),
     ],
 )
