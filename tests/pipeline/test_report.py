@@ -6,11 +6,13 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from skimage import data
 
 from mipkd.core import records
@@ -34,6 +36,7 @@ from pipeline.report.results import load
 from pipeline.report.wording import milliseconds
 from pipeline.report.write import write
 from pipeline.stages.judge import GateConfig, judge
+from pipeline.summary import summary
 
 ROOT = Path(__file__).resolve().parents[2]
 SCALE = 2
@@ -374,6 +377,10 @@ def test_latencies_of_an_invalid_measurement_are_not_shown(make: Make) -> None:
     assert {one["invalid_because"] for one in found} == {why}
     assert why in " ".join(parsed(made["index.html"]).text)
     assert "6.00" not in made["report.md"]
+    console = Console(width=200, file=StringIO())
+    console.print(summary(replace(evidence, measurements=tuple(slow))))
+    told = console.file.getvalue()
+    assert told.count("INVALID") == len(MS)
 
 
 def test_markup_in_names_stays_text(make: Make) -> None:
