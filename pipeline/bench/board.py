@@ -1,9 +1,9 @@
 """The board that measures: what it is set to, and what it did meanwhile (Linux, Jetson first).
 
 Only files under /proc, /sys, /etc and /var are read, and `nvpmodel -q` and `vcgencmd` are run where
-they are on PATH; nothing needs root. Names come from the Jetson Linux Developer Guide (R32 to R38),
-the kernel's own documentation and what users of such boards have published. None of it could be
-run on a Jetson by us: the tests read trees made after those sources.
+they are on PATH; nothing needs root. Names are those of the kernel's drivers and of what users of
+such boards have published, L4T 32 to 38, and from memory of the Jetson Linux Developer Guide. None
+of it could be run on a Jetson by us: the tests read trees made after those sources.
 """
 
 from __future__ import annotations

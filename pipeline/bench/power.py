@@ -3,8 +3,8 @@
 Meters, the first that answers: `tegrastats` of a Jetson, its INA3221 sensors read directly (in a
 container, where the program is missing), RAPL of x86 (most systems let only root read it). Idle
 power is in the figure, nothing is subtracted; what a meter does not see (carrier board, power
-supply) is not. Formats after the Jetson Linux Developer Guide and published logs of TX2, Nano,
-Xavier, Orin and Thor; no Jetson was here to run them on.
+supply) is not. Formats after published logs of TX2, Nano, Xavier, Orin and Thor; no Jetson was here
+to run them on.
 """
 
 from __future__ import annotations
