@@ -96,13 +96,15 @@ def _student(found: Flow) -> Model:
 def _not_measured(measurements: tuple[Measurement, ...]) -> tuple[str, ...]:
     """What a reader of the report might look for and will not find."""
     on = {m.target for m in measurements}
+    energy = any(one.power_from for m in measurements for one in m.latencies)
     absent = [
         f"{target}: not part of this run" for target in ("cpu", "openvino") if target not in on
     ]
     return (
         *absent,
         *(f"{target}: {NOT_MEASURED}" for target in simulated(measurements)),
-        "energy and peak memory on the device: not measured",
+        *([] if energy else ["energy: not measured, no power meter that can be read"]),
+        "peak memory on the device: not measured",
     )
 
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mipkd.core.records import Evidence, Gate, Measurement, Outcome
-from pipeline.bench.against import simulated
+from pipeline.bench.against import at, simulated, speedup
 
 _COLOURS = {Outcome.PASS: "green", Outcome.FAIL: "red", Outcome.INVALID: "yellow"}
 
@@ -24,15 +24,15 @@ def summary(evidence: Evidence) -> Group:
     base = _psnr(_of(evidence, "student", "reference"))
     for m in evidence.measurements:
         psnr = _psnr(m)
-        p50, at, speedup = _latency(evidence, m)
+        p50, size, faster = _latency(evidence, m)
         table.add_row(
             f"{m.target} (simulated)" if m.simulated else m.target,
             m.role,
             m.precision,
             f"{m.size_bytes / 1e6:.2f}" if m.size_bytes else "",
             p50,
-            at,
-            speedup,
+            size,
+            faster,
             f"{psnr:.3f}" if psnr else "",
             f"{base - psnr:+.3f}" if psnr and base and m.target != "reference" else "",
         )
@@ -64,15 +64,15 @@ def _latency(evidence: Evidence, m: Measurement) -> tuple[str, str, str]:
         return "not measured", "", ""
     if not m.latencies:
         return "", "", ""
-    latency = m.latencies[len(m.latencies) // 2]
-    p50 = statistics.median(latency.samples_s)
-    height, width = latency.size
+    size = m.latencies[len(m.latencies) // 2].size
+    of = f"{size[1]}x{size[0]}"
+    latency = at(m, size)
+    if latency is None:
+        return "INVALID", of, ""
     teacher = _of(evidence, "teacher", m.target)
-    speedup = ""
-    if teacher and teacher.latencies and m.role == "student":
-        theirs = next(x for x in teacher.latencies if x.size == latency.size)
-        speedup = f"{statistics.median(theirs.samples_s) / p50:.2f}"
-    return f"{p50 * 1e3:.2f}", f"{width}x{height}", speedup
+    ratio = speedup(teacher, m, size) if teacher and m.role == "student" else None
+    p50 = statistics.median(latency.samples_s)
+    return f"{p50 * 1e3:.2f}", of, f"{ratio.value:.2f}" if ratio else ""
 
 
 def _of(evidence: Evidence, role: str, target: str) -> Measurement | None:

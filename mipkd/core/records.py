@@ -130,6 +130,8 @@ class Latency:
     warmup: int
     cold_start_s: float  # first inference after opening
     invalid_because: str = ""
+    joules_per_frame: float | None = None  # mean power while running x time, idle power included
+    power_from: str = ""  # the meter and its rails
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,8 @@ class Measurement:
     invalid_because: str = ""
     file: Path | None = None  # the model that was measured, the one to ship
     simulated: bool = False  # another engine made the pixels, and nothing was timed
-    host: Host | None = None  # the device, when it is not the machine of the run
+    # Power mode, clocks and temperatures of the board, before and while it was measured.
+    conditions: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,16 @@ The same code measures in a run's own process and on a device that has numpy and
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
 
 from mipkd.core.records import Built, Latency
+from pipeline.bench.board import Watch, facts
 from pipeline.bench.host import Neighbours
 from pipeline.bench.latency import BenchSettings, compare
-from targets.base import ByteArray, Target, upscale
+from pipeline.bench.power import power_source
+from targets.base import ByteArray, Session, Target, upscale
 
 log = logging.getLogger(__name__)
 
@@ -22,31 +25,31 @@ Sink = Callable[[Built, str, ByteArray], None]  # takes a model's output for an 
 _BUSY = 0.05  # of the CPU time taken by others: more is told beside the figures
 
 
+@dataclass(frozen=True)
+class Done:
+    """What came of a job, beside the pixels."""
+
+    latencies: tuple[tuple[Latency, ...], ...]  # of each model, by size
+    notes: tuple[str, ...] = ()  # what a reader should know of all of them
+    invalid_because: str = ""
+    conditions: dict[str, str] = field(default_factory=dict)  # of the board, while measured
+
+
 def carry_out(
     target: Target,
     builts: Sequence[Built],
     images: Iterable[Image],
     settings: BenchSettings,
     sink: Sink,
-) -> tuple[list[tuple[Latency, ...]], tuple[str, ...]]:
-    """The latencies of each model, interleaved, and what a reader should know of all of them.
+) -> Done:
+    """The latencies of each model, interleaved.
 
     Every student's output for every image goes to `sink`. Nothing is timed on a target that
     only simulates here: its models have no latencies.
     """
     with ExitStack() as stack:
         opened = {name_of(b): stack.enter_context(closing(target.open(b))) for b in builts}
-        notes: tuple[str, ...] = ()
-        latencies: list[tuple[Latency, ...]] = [()] * len(builts)
-        if not target.simulated:
-            multiples = {name_of(b): b.multiple for b in builts}
-            neighbours = Neighbours()
-            by_size = []
-            for size in settings.sizes:
-                log.info("%s: latency at LR %dx%d", target.name, size[1], size[0])
-                by_size.append(compare(opened, size, settings, multiples=multiples))
-            notes = _busy(neighbours.share())
-            latencies = [tuple(found[name] for found in by_size) for name in opened]
+        done = _timed(opened, builts, settings) if not target.simulated else None
         if target.makes_pixels:
             shown = [b for b in builts if b.role == "student"]
             for name, lr_HWC in images:
@@ -54,7 +57,23 @@ def carry_out(
                     session = opened[name_of(built)]
                     sr_HWC = upscale(session, lr_HWC, scale=built.scale, multiple=built.multiple)
                     sink(built, name, sr_HWC)
-    return latencies, notes
+    return done or Done(((),) * len(builts))
+
+
+def _timed(opened: Mapping[str, Session], builts: Sequence[Built], settings: BenchSettings) -> Done:
+    multiples = {name_of(b): b.multiple for b in builts}
+    power, board, neighbours = power_source(), facts(), Neighbours()
+    by_size = []
+    with Watch() as watch:
+        for size in settings.sizes:
+            log.debug("latency at LR %dx%d", size[1], size[0])
+            by_size.append(compare(opened, size, settings, multiples=multiples, power=power))
+    return Done(
+        latencies=tuple(tuple(found[name] for found in by_size) for name in opened),
+        notes=_busy(neighbours.share()),
+        invalid_because=watch.throttled,
+        conditions={**board, **watch.conditions},
+    )
 
 
 def name_of(built: Built) -> str:

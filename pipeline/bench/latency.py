@@ -21,6 +21,7 @@ from typing import ClassVar
 import numpy as np
 
 from mipkd.core.records import Latency
+from pipeline.bench.power import Energy, Source, joules_per_frame
 from targets.base import FloatArray, Session
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 FEWEST = 5  # samples; a median of fewer says nothing
 PLENTY = 5000  # samples; more would not sharpen a p99, and all are kept in files
 _TURN_CALLS = 500  # so that a model of microseconds does not fill a turn with 100,000 samples
+_METERED_S = 0.5
 _TOO_FAST = 1 / 3  # of the median: no clock moves that far, a call that does not block does
 
 
@@ -67,11 +69,13 @@ def compare(
     settings: BenchSettings,
     *,
     multiples: Mapping[str, int] | None = None,
+    power: Source | None = None,
 ) -> dict[str, Latency]:
     """The latency of each session at LR `size`, measured in turns in one go.
 
     `multiples` names sessions whose input sides must be multiples of a number: they get the
-    image padded, as they would in use. A session that raises becomes an INVALID latency.
+    image padded, as they would in use. A session that raises becomes an INVALID latency. With a
+    meter in `power` each then runs alone for twice `min_time_s`, for its joules per frame.
     """
     runners = [
         _Runner(name, session, _image(size, (multiples or {}).get(name, 1), settings.seed))
@@ -88,6 +92,8 @@ def compare(
         log.info("latency at %dx%d: %s", size[1], size[0], "; ".join(drifting))
     for runner in well:
         runner.invalid_because = runner.check_output() or doubt(runner.samples_s, settings)
+        if power and not runner.invalid_because:
+            runner.energy = runner.measure_energy(power, settings)
     return {runner.name: runner.latency(size) for runner in runners}
 
 
@@ -145,6 +151,7 @@ class _Runner:
     samples_ns: list[int] = field(default_factory=list)
     spent_ns: int = 0
     invalid_because: str = ""
+    energy: Energy | None = None
 
     @property
     def samples_s(self) -> tuple[float, ...]:
@@ -188,6 +195,11 @@ class _Runner:
             return f"output of shape {sr_NCHW.shape} for an input of shape {self.lr_NCHW.shape}"
         return "" if np.isfinite(sr_NCHW).all() else "output has values that are not finite"
 
+    def measure_energy(self, power: Source, settings: BenchSettings) -> Energy | None:
+        """A meter that is read ten times a second needs a while, however short the settings."""
+        seconds = max(_METERED_S, 2 * settings.min_time_s)
+        return joules_per_frame(lambda: self.session.run(self.lr_NCHW), power, seconds)
+
     def latency(self, size: tuple[int, int]) -> Latency:
         return Latency(
             size=size,
@@ -195,6 +207,8 @@ class _Runner:
             warmup=self.warmups,
             cold_start_s=self.cold_start_s,
             invalid_because=self.invalid_because,
+            joules_per_frame=self.energy.joules_per_frame if self.energy else None,
+            power_from=self.energy.source if self.energy else "",
         )
 
 

@@ -123,6 +123,7 @@ def _measurement(m: Measurement, every: Sequence[Measurement]) -> s.MeasurementR
         versions=m.versions,
         notes=list(m.notes),
         invalid_because=m.invalid_because,
+        conditions=m.conditions,
     )
 
 
@@ -150,7 +151,9 @@ def _latency(m: Measurement, latency: Latency, every: Sequence[Measurement]) -> 
         warmups=latency.warmup,
         speedup_over_teacher=_ratio(*over_teacher) if over_teacher else None,
         speedup_over_fp32=_ratio(over_fp32, "fp32") if over_fp32 else None,
-        invalid_because=latency.invalid_because,
+        invalid_because=latency.invalid_because or m.invalid_because,
+        joules_per_frame=_finite(latency.joules_per_frame),
+        power_from=latency.power_from,
         samples_s=[round(sample, 9) for sample in latency.samples_s],
     )
 

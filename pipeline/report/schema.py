@@ -219,6 +219,10 @@ class LatencyResult(_Part):
     """Why the samples should not be believed; empty when they can be."""
     samples_s: list[float]
     """Raw samples in seconds, in the order they were taken."""
+    joules_per_frame: float | None = None
+    """Mean power while running times latency, idle power included; null when not measured."""
+    power_from: str = ""
+    """The meter and its rails."""
 
 
 class ImageResult(_Part):
@@ -275,6 +279,8 @@ class MeasurementResult(_Part):
     """Layers kept float, fallbacks."""
     invalid_because: str
     """Why nothing here should be believed; empty when it can be."""
+    conditions: dict[str, str] = {}
+    """Power mode, clocks and temperatures of the board, before and while it was measured."""
 
 
 class FailureResult(_Part):

@@ -22,6 +22,7 @@ from pipeline.report.wording import (
     number,
     signed,
     thousands,
+    three_digits,
 )
 
 _ORDER = {"fp32": 0, "bf16": 1, "fp16": 2, "w8": 3, "int8": 4}
@@ -66,6 +67,8 @@ def latency_table(results: Results) -> Table:
     """Every latency in full."""
     head = ["Target", "Model", "LR size", "Samples", "p50 ms", "p90 ms", "p99 ms", "Cold ms"]
     head += ["× teacher", "× own FP32"]
+    metered = any(one.power_from for m in results.measurements for one in m.latencies)
+    head += ["J/frame"] if metered else []
     rows = []
     for m in _sorted(results.measurements):
         for one in m.latencies:
@@ -82,6 +85,7 @@ def latency_table(results: Results) -> Table:
                 _ratio(one.speedup_over_teacher, name_it=True),
                 _ratio(one.speedup_over_fp32),
             ]
+            cells += [three_digits(one.joules_per_frame)] if metered else []
             if one.invalid_because:
                 cells[3] = "INVALID"
             rows.append(Row("INVALID" if one.invalid_because else m.role, cells))

@@ -23,6 +23,11 @@ def signed(value: float | None, digits: int) -> str:
     return f"{rounded:+.{digits}f}" if rounded else f"{0:.{digits}f}"
 
 
+def three_digits(value: float | None) -> str:
+    """Three digits that count, however small, or a dash for what is not known."""
+    return f"{value:.3g}" if value is not None and math.isfinite(value) else NONE
+
+
 def milliseconds(value: float | None) -> str:
     """Three digits that count."""
     if value is None or not math.isfinite(value):

@@ -30,7 +30,7 @@ def measure(
     chosen: Target = plugins.load("targets", target, "TARGET")
     scored = Scored(tests, out)
     images = ((name, lr_HWC) for name, lr_HWC, _ in load_tests(tests))
-    latencies, notes = carry_out(chosen, builts, images, config, scored.take)
+    done = carry_out(chosen, builts, images, config, scored.take)
     return tuple(
         Measurement(
             role=built.role,
@@ -41,11 +41,13 @@ def measure(
             scores=scored.of(built),
             outputs=scored.folder(built) if scored.of(built) else None,
             versions=versions,
-            notes=(*built.notes, *notes),
+            notes=(*built.notes, *done.notes),
+            invalid_because=done.invalid_because,
+            conditions=done.conditions,
             file=built.file,
             simulated=chosen.simulated,
         )
-        for built, found in zip(builts, latencies, strict=True)
+        for built, found in zip(builts, done.latencies, strict=True)
     )
 
 

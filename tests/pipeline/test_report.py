@@ -6,11 +6,13 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from skimage import data
 
 from mipkd.core import records
@@ -34,6 +36,7 @@ from pipeline.report.results import load
 from pipeline.report.wording import milliseconds
 from pipeline.report.write import write
 from pipeline.stages.judge import GateConfig, judge
+from pipeline.summary import summary
 
 ROOT = Path(__file__).resolve().parents[2]
 SCALE = 2
@@ -335,6 +338,49 @@ def test_failures_are_shown_and_nothing_is_nan(make: Make) -> None:
     suite = ET.fromstring(made["junit.xml"]).find("testsuite")
     assert suite is not None
     assert suite.get("errors") == str(len(suite.findall("testcase/error"))) != "0"
+
+
+def test_energy_and_conditions_are_shown_where_they_are_known(make: Make) -> None:
+    evidence = make()
+    plain = files(evidence)
+    assert "J/frame" not in plain["index.html"] + plain["report.md"]
+    board = {"power mode": "15W (0)", "highest temperature": "tj-thermal 61.5 °C"}
+    metered = [
+        replace(
+            m,
+            conditions=board,
+            latencies=tuple(
+                replace(one, joules_per_frame=0.012345, power_from="tegrastats VDD_IN")
+                for one in m.latencies
+            ),
+        )
+        if m.target == "cpu"
+        else m
+        for m in evidence.measurements
+    ]
+    made = files(replace(evidence, measurements=tuple(metered)))
+    text = " ".join(parsed(made["index.html"]).text)
+    assert "J/frame" in made["report.md"]
+    assert "0.0123" in made["report.md"]
+    assert "idle power included, by tegrastats VDD_IN." in re.sub(r"\s+", " ", text)
+    assert "power mode 15W (0), highest temperature tj-thermal 61.5 °C" in text
+
+
+def test_latencies_of_an_invalid_measurement_are_not_shown(make: Make) -> None:
+    evidence = make()
+    why = "CPU throttled: cooling device 'cpu-throttle-alert' rose to state 2"
+    slow = [replace(m, invalid_because=why) if m.latencies else m for m in evidence.measurements]
+    made = files(replace(evidence, measurements=tuple(slow), verdict=judge(GateConfig(), slow, ())))
+    results = json.loads(made["results.json"])
+    assert results["verdict"]["outcome"] == "INVALID"
+    found = [one for m in results["measurements"] for one in m["latencies"]]
+    assert {one["invalid_because"] for one in found} == {why}
+    assert why in " ".join(parsed(made["index.html"]).text)
+    assert "6.00" not in made["report.md"]
+    console = Console(width=200, file=StringIO())
+    console.print(summary(replace(evidence, measurements=tuple(slow))))
+    told = console.file.getvalue()
+    assert told.count("INVALID") == len(MS)
 
 
 def test_markup_in_names_stays_text(make: Make) -> None:
