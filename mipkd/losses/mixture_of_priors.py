@@ -32,12 +32,13 @@ class MixtureOfPriors(Loss):
 
     needs_features: ClassVar[bool] = True
 
-    feature_weight: float = Field(1.0, ge=0)
+    # Weights and shares: docs/decisions/0006-mipkd-settings.md, also for the paper's.
+    feature_weight: float = Field(0.03, ge=0)
     autoencoder_weight: float = Field(1.0, ge=0)  # within the feature term
-    block_weight: float = Field(0.1, ge=0)
+    block_weight: float = Field(3.0, ge=0)
     mask: Mask = "random"
-    mask_ratio: float = Field(0.5, ge=0, le=1)  # share of latent elements that are the student's
-    student_share: float = Field(0.5, ge=0, le=1)  # chance that the student carries the stream on
+    mask_ratio: float = Field(0.1, ge=0, le=1)  # share of latent elements that are the student's
+    student_share: float = Field(1.0, ge=0, le=1)  # chance that the student carries the stream on
     encoder: Encoder = "cnn"
     shared_encoder: bool = False  # but for the first layer, where the nets' widths differ
     latent_width: int | None = Field(None, ge=1)  # None: the teacher's, or 64 when it is wider

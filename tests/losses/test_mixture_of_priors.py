@@ -134,11 +134,13 @@ def test_by_hand_on_one_pixel() -> None:
     at = Positions((0,), (0,))
     seen = Pass(one, one, net, one * 3, [one * 2], net, one * 5, [one * 6], at)
     for share, expected in ((0.0, 0.0), (1.0, 4.0)):
-        loss = MixtureOfPriors(mask_ratio=share, block_weight=0, normalise="never")
+        loss = MixtureOfPriors(
+            mask_ratio=share, feature_weight=1, block_weight=0, normalise="never"
+        )
         terms = loss(seen, transparent(1, 1))
         assert {k: v.item() for k, v in terms.items()} == {"feature": expected, "autoencoder": 0}
     # In units of |F_T| = 6.
-    loss = MixtureOfPriors(mask_ratio=1, block_weight=0, normalise="always")
+    loss = MixtureOfPriors(mask_ratio=1, feature_weight=1, block_weight=0, normalise="always")
     assert loss(seen, transparent(1, 1))["feature"].item() == pytest.approx(4 / 6)
 
 
@@ -173,7 +175,7 @@ def test_block_loss_by_hand(share: float, expected: float) -> None:
     student, teacher, at = OnePixel(2), OnePixel(3), Positions((0,), (0,))
     truth = {1.0: 6.0, 0.0: 9.0}[share]  # images: 2 * 2 + 1 = 5, and 2 * 3 + 1 = 7
     seen = Pass(one, one, student, one, [one * 2], teacher, one * truth, [one], at)
-    loss = MixtureOfPriors(mask_ratio=1, student_share=share, feature_weight=0)
+    loss = MixtureOfPriors(mask_ratio=1, student_share=share, feature_weight=0, block_weight=0.1)
     assert loss(seen, transparent(1, 1))["block"].item() == pytest.approx(expected)
 
 
@@ -228,8 +230,8 @@ def test_large_features_are_normalised_and_stay_so(
 
 def test_small_features_are_left_as_they_are(tiny: Tiny, look: Look) -> None:
     student, teacher = tiny(4, 3), tiny(6, 3)
-    seen, loss = look(student, teacher, THREE), MixtureOfPriors(block_weight=0)
-    helper = loss.helper(student, teacher, THREE)
+    loss = MixtureOfPriors(feature_weight=1, mask_ratio=0.5, block_weight=0)
+    seen, helper = look(student, teacher, THREE), loss.helper(student, teacher, THREE)
     feature = loss(seen, helper)["feature"]
     assert not bool(helper.in_use)
     seen = look(student, teacher, THREE)
