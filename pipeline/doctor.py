@@ -11,14 +11,14 @@ from typing import Any
 
 from mipkd.core import plugins
 from pipeline.bench.host import describe_host
-from targets.base import Target
+from targets.base import find
 
 
 def examine_machine() -> dict[str, Any]:
     """The host, and of each target: usable or not, why not, versions."""
     targets = {}
     for name in plugins.names("targets"):
-        target: Target = plugins.load("targets", name, "TARGET")
+        target = find(name)
         reason = target.why_not()
         targets[name] = {
             "usable": not reason,

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from mipkd.core import plugins
 from mipkd.core.errors import MipkdError, MissingError, UsageError, nearest
 from mipkd.core.images import hash_folder
 from mipkd.core.records import (
@@ -40,7 +39,7 @@ from pipeline.stages.prepare import photos, tests
 from pipeline.stages.reference import FP32_ON, reference
 from pipeline.stages.train import Trained, train
 from pipeline.study import Subject
-from targets.base import PRECISIONS, QUANTIZED, Target
+from targets.base import PRECISIONS, QUANTIZED, Target, find
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +96,7 @@ def flow(config: Config, run: Run) -> Flow:
             graphs.append(exported)
 
     patches = run.step(calibrate, config.calibrate, pixels)
-    fp32_on: Target = plugins.load("targets", FP32_ON, "TARGET")
+    fp32_on = find(FP32_ON)
     measured = [run.step(reference, None, graphs, test_set, fp32_on.versions())]
     for target in chosen:
         versions, builts = target.versions(), []
@@ -200,14 +199,14 @@ def _targets(config: Config) -> list[Target]:
         MissingError: a target that was asked for cannot run here, before any work is lost.
     """
     if config.target is None:
-        usual: list[Target] = [plugins.load("targets", n, "TARGET") for n in ("cpu", "openvino")]
+        usual: list[Target] = [find(n) for n in ("cpu", "openvino")]
         return [t for t in usual if not t.why_not()]
     for precision in config.precision or ():
         if precision not in PRECISIONS:
             raise UsageError(
                 f"--precision: unknown name {precision!r}", hint=nearest(precision, PRECISIONS)
             )
-    chosen: list[Target] = [plugins.load("targets", n, "TARGET") for n in config.target]
+    chosen: list[Target] = [find(n) for n in config.target]
     for target in chosen:
         if reason := target.why_not():
             raise MissingError(f"target {target.name}: {reason}")

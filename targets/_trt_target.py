@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mipkd.core.errors import MissingError, UnsupportedError
-from mipkd.core.records import Built, Graph, PatchSet
+from mipkd.core.records import Built, Graph, PatchSet, Told
 from targets import _trt
 from targets._cuda import gpu
 from targets._trt_session import PlanSession, SimulatedSession
@@ -64,7 +64,15 @@ class TensorRt:
         }
         return {name: known for name, known in facts.items() if known}
 
-    def build(self, graph: Graph, precision: str, calibration: PatchSet | None, out: Path) -> Built:
+    def build(
+        self,
+        graph: Graph,
+        precision: str,
+        calibration: PatchSet | None,
+        out: Path,
+        *,
+        on: Told | None = None,
+    ) -> Built:
         """`out`/model.onnx in its final types, and the engine under `out`/engines."""
         if precision not in _KNOWN:
             raise UnsupportedError(

@@ -6,13 +6,16 @@ This file and every target's `open` run on a bare device: Python >= 3.10, numpy,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from mipkd.core.records import Built, Graph, PatchSet
+from mipkd.core import plugins
+from mipkd.core.errors import UsageError, nearest
+from mipkd.core.records import Built, Graph, PatchSet, Told
 
 FloatArray = npt.NDArray[np.float32]
 ByteArray = npt.NDArray[np.uint8]
@@ -50,11 +53,58 @@ class Target(Protocol):
     def versions(self) -> dict[str, str]:
         """Package name to version of all that can change a figure."""
 
-    def build(self, graph: Graph, precision: str, calibration: PatchSet | None, out: Path) -> Built:
-        """Convert, and for "int8" quantise, `graph` into files under `out`."""
+    def build(
+        self,
+        graph: Graph,
+        precision: str,
+        calibration: PatchSet | None,
+        out: Path,
+        *,
+        on: Told | None = None,
+    ) -> Built:
+        """Convert, and for "int8" quantise, `graph` into files under `out`.
+
+        `on` is what the machine that will run it told of this target; None is this machine.
+        """
 
     def open(self, built: Built) -> Session:
         """Load what `build` made."""
+
+
+class Varied(Protocol):
+    """A target that can be had in several ways, written `NAME:VARIANT`, such as `openvino:gpu`."""
+
+    def variants(self) -> Sequence[str]:
+        """The names of its variants."""
+
+    def variant(self, name: str) -> Target:
+        """One of them; its `name` is the whole `NAME:VARIANT`."""
+
+
+def find(name: str) -> Target:
+    """The target `NAME` or `NAME:VARIANT`.
+
+    Raises:
+        UsageError: no such target or variant, with the nearest name.
+    """
+    base, _, variant = name.partition(":")
+    target: Target = plugins.load("targets", base, "TARGET")
+    if not variant:
+        return target
+    known = cast("Varied", target).variants() if hasattr(target, "variants") else ()
+    if variant not in known:
+        hint = nearest(variant, known) if known else f"{base} has no variants"
+        raise UsageError(f"target {base}: unknown variant {variant!r}", hint=hint)
+    return cast("Varied", target).variant(variant)
+
+
+def files_of(built: Built) -> list[Path]:
+    """What `open` needs: a package's files, or those of the model's name, whatever the ending."""
+    if built.file.is_dir():
+        return sorted(f for f in built.file.rglob("*") if f.is_file())
+    return sorted(
+        f for f in built.file.parent.iterdir() if f.is_file() and f.stem == built.file.stem
+    )
 
 
 def upscale(session: Session, lr_HWC: ByteArray, *, scale: int, multiple: int = 1) -> ByteArray:

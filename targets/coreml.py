@@ -25,7 +25,7 @@ import numpy as np
 
 from mipkd.core import plugins
 from mipkd.core.errors import MipkdError, MissingError, StageError, UnsupportedError, UsageError
-from mipkd.core.records import Built, Graph, PatchSet
+from mipkd.core.records import Built, Graph, PatchSet, Told
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -106,7 +106,15 @@ class CoreMl:
         found["macos"] = platform.mac_ver()[0]
         return {name: known for name, known in found.items() if known}
 
-    def build(self, graph: Graph, precision: str, calibration: PatchSet | None, out: Path) -> Built:
+    def build(
+        self,
+        graph: Graph,
+        precision: str,
+        calibration: PatchSet | None,
+        out: Path,
+        *,
+        on: Told | None = None,
+    ) -> Built:
         """`out`/model.mlpackage: arrays in [0, 1] in and out."""
         return self._built(graph, precision, out, images=False)
 

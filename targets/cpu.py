@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mipkd.core.errors import MissingError, UnsupportedError
-from mipkd.core.records import Built, Graph, PatchSet
+from mipkd.core.records import Built, Graph, PatchSet, Told
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,7 +71,15 @@ class Cpu:
         """onnxruntime and numpy."""
         return {name: version(name) for name in ("onnxruntime", "numpy")}
 
-    def build(self, graph: Graph, precision: str, calibration: PatchSet | None, out: Path) -> Built:
+    def build(
+        self,
+        graph: Graph,
+        precision: str,
+        calibration: PatchSet | None,
+        out: Path,
+        *,
+        on: Told | None = None,
+    ) -> Built:
         """`out`/model.onnx, quantised for "int8"."""
         out.mkdir(parents=True, exist_ok=True)
         file = out / "model.onnx"

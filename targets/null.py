@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mipkd.core.errors import UnsupportedError
-from mipkd.core.records import Built, Graph, PatchSet
+from mipkd.core.records import Built, Graph, PatchSet, Told
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,7 +55,15 @@ class Null:
         """Nothing can change its figures but numpy."""
         return {"numpy": np.__version__}
 
-    def build(self, graph: Graph, precision: str, calibration: PatchSet | None, out: Path) -> Built:
+    def build(
+        self,
+        graph: Graph,
+        precision: str,
+        calibration: PatchSet | None,
+        out: Path,
+        *,
+        on: Told | None = None,
+    ) -> Built:
         """The graph as it is."""
         if precision not in self.precisions():
             raise UnsupportedError(f"null: no precision {precision!r}", hint="known: fp32")

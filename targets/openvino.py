@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from mipkd.core.errors import MissingError, UnsupportedError
-from mipkd.core.records import Built, Graph, PatchSet
+from mipkd.core.records import Built, Graph, PatchSet, Told
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,7 +66,15 @@ class OpenVino:
         found = {name: _version(name) for name in ("openvino", "nncf", "numpy")}
         return {name: known for name, known in found.items() if known}
 
-    def build(self, graph: Graph, precision: str, calibration: PatchSet | None, out: Path) -> Built:
+    def build(
+        self,
+        graph: Graph,
+        precision: str,
+        calibration: PatchSet | None,
+        out: Path,
+        *,
+        on: Told | None = None,
+    ) -> Built:
         """`out`/model.xml and .bin, FP32 weights or INT8 ones."""
         if precision not in self.precisions():
             raise UnsupportedError(

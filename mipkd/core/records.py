@@ -122,6 +122,18 @@ class Host:
 
 
 @dataclass(frozen=True)
+class Told:
+    """What a machine tells of one target on it: all that a build for that machine must know."""
+
+    target: str
+    why_not: str  # "" if it can run the target
+    simulated: bool
+    precisions: tuple[str, ...]
+    versions: dict[str, str]
+    host: Host
+
+
+@dataclass(frozen=True)
 class Latency:
     """Raw samples of one model at one input size; nothing is averaged away."""
 

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from mipkd.core import plugins
 from mipkd.core.records import Built, Graph, PatchSet
 from pipeline.run import stage
-from targets.base import Target
+from targets.base import find
 
 
 @stage(version=2)
@@ -18,5 +17,5 @@ def build(
     out: Path,
 ) -> Built:
     """`graph` for `target` at `precision`; `versions` only make the step's key."""
-    chosen: Target = plugins.load("targets", target, "TARGET")
+    chosen = find(target)
     return chosen.build(graph, precision, calibration, out)

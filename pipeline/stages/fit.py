@@ -16,14 +16,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from mipkd.archs.base import gmacs
-from mipkd.core import plugins
 from mipkd.core.errors import MipkdError, UsageError
 from mipkd.core.records import Built, Host, Model, PatchSet
 from mipkd.distill import student as students
 from mipkd.export.onnx import export
 from pipeline.bench.latency import BenchSettings, compare
 from pipeline.run import stage
-from targets.base import Target
+from targets.base import Target, find
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +75,7 @@ def fit(
 ) -> tuple[Candidate, ...]:
     """Candidates smaller than the teacher, the least first, until one is hopelessly slow;
     `versions` and `host` only make the step's key."""
-    chosen: Target = plugins.load("targets", target, "TARGET")
+    chosen = find(target)
     found = []
     for cost, spec in _by_cost(config, teacher):
         folder = out / spec.replace(":", "-")

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mipkd.core import plugins
 from mipkd.core.records import Built, Host, ImageScore, Measurement, TestSet
 from mipkd.distill.data import load_tests
 from pipeline.bench.job import carry_out, name_of
 from pipeline.bench.latency import BenchSettings
 from pipeline.bench.pixels import score_image
 from pipeline.run import stage
-from targets.base import ByteArray, Target
+from targets.base import ByteArray, find
 
 
 @stage(version=3)
@@ -27,7 +26,7 @@ def measure(
     out: Path,
 ) -> tuple[Measurement, ...]:
     """All of one target's models: latencies interleaved, then the students' pixels."""
-    chosen: Target = plugins.load("targets", target, "TARGET")
+    chosen = find(target)
     scored = Scored(tests, out)
     images = ((name, lr_HWC) for name, lr_HWC, _ in load_tests(tests))
     done = carry_out(chosen, builts, images, config, scored.take)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
-from mipkd.core import plugins
 from mipkd.core.images import resize_bicubic
 from mipkd.core.records import Graph, ImageScore, Measurement, TestSet
 from mipkd.distill.data import load_tests
 from pipeline.bench.pixels import score, score_images
 from pipeline.run import stage
-from targets.base import Target
+from targets.base import find
 
 FP32_ON = "cpu"  # ONNX Runtime is always installed, and parity ties its FP32 to torch
 
@@ -26,7 +25,7 @@ def reference(
     scale = graphs[0].scale
     upscaled = ((name, resize_bicubic(lr, hr.shape[:2]), hr) for name, lr, hr in pairs)
     found = [_measured("bicubic", 0, score_images(upscaled, scale=scale, out=bicubic), bicubic, {})]
-    target: Target = plugins.load("targets", FP32_ON, "TARGET")
+    target = find(FP32_ON)
     for graph in graphs:
         built = target.build(graph, "fp32", None, out / f"{graph.role}-build")
         with closing(target.open(built)) as session:
