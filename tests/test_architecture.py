@@ -35,6 +35,7 @@ def test_rooms_import_only_what_they_may() -> None:
         "pipeline.bench.latency",
         "pipeline.bench.host",
         "pipeline.bench.pixels",
+        "pipeline.bench.agent",
         "mipkd.core.records",
         "pipeline.cli",
     ],

@@ -6,8 +6,8 @@ The same code measures in a run's own process and on a device that has numpy and
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 
 from mipkd.core.records import Built, Latency
@@ -42,38 +42,54 @@ def carry_out(
     settings: BenchSettings,
     sink: Sink,
 ) -> Done:
-    """The latencies of each model, interleaved.
+    """The latencies of each model, interleaved; every student's output for every image."""
+    done = time_models(target, builts, settings)
+    make_pixels(target, builts, images, sink)
+    return done
 
-    Every student's output for every image goes to `sink`. Nothing is timed on a target that
-    only simulates here: its models have no latencies.
+
+def time_models(target: Target, builts: Sequence[Built], settings: BenchSettings) -> Done:
+    """The latencies of each model, interleaved, and what the board did meanwhile.
+
+    Nothing is timed on a target that only simulates here: its models have no latencies.
     """
-    with ExitStack() as stack:
-        opened = {name_of(b): stack.enter_context(closing(target.open(b))) for b in builts}
-        done = _timed(opened, builts, settings) if not target.simulated else None
-        if target.makes_pixels:
-            shown = [b for b in builts if b.role == "student"]
-            for name, lr_HWC in images:
-                for built in shown:
-                    session = opened[name_of(built)]
-                    sr_HWC = upscale(session, lr_HWC, scale=built.scale, multiple=built.multiple)
-                    sink(built, name, sr_HWC)
-    return done or Done(((),) * len(builts))
-
-
-def _timed(opened: Mapping[str, Session], builts: Sequence[Built], settings: BenchSettings) -> Done:
+    if target.simulated:
+        return Done(((),) * len(builts))
     multiples = {name_of(b): b.multiple for b in builts}
     power, board, neighbours = power_source(), facts(), Neighbours()
     by_size = []
-    with Watch() as watch:
+    with opened(target, builts) as sessions, Watch() as watch:
         for size in settings.sizes:
             log.debug("latency at LR %dx%d", size[1], size[0])
-            by_size.append(compare(opened, size, settings, multiples=multiples, power=power))
+            by_size.append(compare(sessions, size, settings, multiples=multiples, power=power))
     return Done(
-        latencies=tuple(tuple(found[name] for found in by_size) for name in opened),
+        latencies=tuple(tuple(found[name_of(b)] for found in by_size) for b in builts),
         notes=_busy(neighbours.share()),
         invalid_because=watch.throttled,
         conditions={**board, **watch.conditions},
     )
+
+
+def make_pixels(
+    target: Target, builts: Sequence[Built], images: Iterable[Image], sink: Sink
+) -> None:
+    """Give every student's output for every image to `sink`."""
+    shown = [b for b in builts if b.role == "student"]
+    if not target.makes_pixels:
+        return
+    with opened(target, shown) as sessions:
+        for name, lr_HWC in images:
+            for built in shown:
+                session = sessions[name_of(built)]
+                sr_HWC = upscale(session, lr_HWC, scale=built.scale, multiple=built.multiple)
+                sink(built, name, sr_HWC)
+
+
+@contextmanager
+def opened(target: Target, builts: Sequence[Built]) -> Iterator[dict[str, Session]]:
+    """A session of each model, by `name_of`."""
+    with ExitStack() as stack:
+        yield {name_of(b): stack.enter_context(closing(target.open(b))) for b in builts}
 
 
 def name_of(built: Built) -> str:

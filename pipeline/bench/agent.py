@@ -1,0 +1,196 @@
+"""The program on a device: says what it can run, and does a job part by part.
+
+    agent probe TARGET...        one JSON object on stdout
+    agent work FOLDER            does the job in FOLDER; a JSON line on stdout for each part
+
+It ends itself, and all that it started, when nobody writes to its stdin any more: whoever sent
+the job has gone. Parts that are done stay in FOLDER, and the next start goes on after them. Needs
+Python 3.10, numpy and the runtime.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import platform
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from mipkd.core.errors import MipkdError, MissingError, StageError
+from mipkd.core.records import Built, Told
+from pipeline.bench import parcel
+from pipeline.bench.host import describe_host
+from pipeline.bench.job import Done, make_pixels, time_models
+from targets.base import ByteArray, Target, find
+
+PATIENCE_S = 30.0  # without a word from the other side
+RESULTS_FILE = "results.zip"
+
+Say = Callable[[dict[str, Any]], None]
+
+
+def tell(target: Target) -> Told:
+    """What this machine is to one target."""
+    reason = target.why_not()
+    return Told(
+        target=target.name,
+        why_not=reason,
+        simulated=target.simulated,
+        precisions=() if reason else target.precisions(),
+        versions={} if reason else target.versions(),
+        host=describe_host(),
+    )
+
+
+def work(folder: Path, say: Say) -> Path:
+    """Do what is left of the job in `folder`; gives the file of results.
+
+    Raises:
+        UsageError: the job is damaged.
+        MissingError: this machine cannot run its target.
+    """
+    job = parcel.read_job(folder)
+    target = find(job.target)
+    told = tell(target)
+    if told.why_not:
+        raise MissingError(f"target {job.target}: {told.why_not}")
+    done = folder / "done"
+    done.mkdir(exist_ok=True)
+    timed = 0 if target.simulated else len(job.settings.sizes)
+    total = timed + (len(job.images) if target.makes_pixels else 0)
+    progress = _Progress(say, total)
+    parts = list(_timings(job, target, done, progress))
+    _pixels(job, target, folder, progress)
+    results = parcel.Results(
+        job=job.id,
+        told=told,
+        python=platform.python_version(),
+        done=parcel.together(parts, len(job.builts)),
+    )
+    parcel.write_results(folder / RESULTS_FILE, results, done)
+    return folder / RESULTS_FILE
+
+
+def _timings(job: parcel.Job, target: Target, done: Path, progress: _Progress) -> Iterator[Done]:
+    for size in job.settings.sizes if not target.simulated else ():
+        file = done / f"latency-{size[0]}x{size[1]}.json"
+        if not file.is_file():
+            found = time_models(target, job.builts, replace(job.settings, sizes=(size,)))
+            partial = file.with_suffix(".partial")
+            partial.write_text(json.dumps(asdict(found)))
+            partial.replace(file)
+        progress.step(f"latency at LR {size[1]}x{size[0]}")
+        yield parcel.as_done(json.loads(file.read_text()))
+
+
+def _pixels(job: parcel.Job, target: Target, folder: Path, progress: _Progress) -> None:
+    """Outputs lie in `done`/M/N.npy: number of the model, number of the image."""
+    numbers = {name: number for number, name in enumerate(job.images)}
+    folders = {id(b): folder / "done" / str(number) for number, b in enumerate(job.builts)}
+    students = [folders[id(b)] for b in job.builts if b.role == "student"]
+
+    def left() -> Iterator[tuple[str, ByteArray]]:
+        for name, number in numbers.items():
+            if not all((outputs / f"{number}.npy").is_file() for outputs in students):
+                yield name, parcel.read_image(folder / "images", number)
+            progress.step(name)
+
+    def keep(built: Built, name: str, sr_HWC: ByteArray) -> None:
+        outputs = folders[id(built)]
+        outputs.mkdir(exist_ok=True)
+        parcel.write_image(outputs / f"{numbers[name]}.npy", sr_HWC)
+
+    make_pixels(target, job.builts, left(), keep)
+
+
+class _Progress:
+    """Tells how many of the parts are done."""
+
+    def __init__(self, say: Say, total: int) -> None:
+        self._say, self._total, self._done = say, total, 0
+
+    def step(self, what: str) -> None:
+        self._done += 1
+        self._say({"done": self._done, "of": self._total, "what": what})
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep a second agent out of a job; one whose sender has gone is given time to end.
+
+    Raises:
+        StageError: another one is at work.
+    """
+    with (folder / "lock").open("w") as lock:
+        until = time.monotonic() + PATIENCE_S + 5
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise StageError(
+                        f"{folder}: another process is doing this job",
+                        hint="wait for it, or end it on the device",
+                    ) from None
+                time.sleep(0.2)
+        yield
+
+
+def _end_when_left() -> None:
+    """End this process and its children when stdin is closed or silent."""
+    os.setpgrp()
+
+    def listen() -> None:
+        while select.select([0], [], [], PATIENCE_S)[0] and os.read(0, 1024):
+            pass
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=listen, name="listen", daemon=True).start()
+
+
+def _say(fact: dict[str, Any]) -> None:
+    print(json.dumps(fact), flush=True)
+
+
+def main(arguments: list[str]) -> int:
+    """0, or the exit code of what went wrong, told as one JSON object with "error"."""
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")  # what matters is in the notes
+    try:
+        if arguments[0] == "probe":
+            _say({"python": platform.python_version(), "targets": _probed(arguments[1:])})
+        else:
+            _end_when_left()
+            folder = Path(arguments[1])
+            with alone(folder):
+                file = work(folder, _say)
+            _say({"results": str(file), "sha256": parcel.hash_of(file.read_bytes())})
+    except MipkdError as error:
+        _say({"error": error.what, "hint": error.hint, "exit_code": error.exit_code})
+        return error.exit_code
+    except OSError as error:
+        _say({"error": f"{error.filename or 'system'}: {error.strerror or error}", "hint": ""})
+        return 5
+    return 0
+
+
+def _probed(names: list[str]) -> dict[str, Any]:
+    found = {}
+    for name in names:
+        with suppress(MipkdError):  # a target that this version does not know is left out
+            found[name] = asdict(tell(find(name)))
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,241 @@
+"""What travels to a device and back: a job of models and images, and what came of it.
+
+A job is a folder or the same files in a zip: `job.json`, which lists every other file with its
+sha256, `models/N/`, `images/N.npy` (uint8 RGB, HWC). Its id is the hash of `job.json`. Results are
+a zip: `results.json`, which lists every other file too, `outputs/M/N.npy`, and `seal`, a hash over
+the id and `results.json`: it shows that a file was changed, not who changed it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from mipkd.core.errors import UsageError
+from mipkd.core.records import Built, Host, Latency, Told
+from pipeline.bench.job import Done
+from pipeline.bench.latency import BenchSettings
+from targets.base import ByteArray, files_of
+
+SCHEMA = 1
+RESULTS, SEAL = "results.json", "seal"
+_JOB = "job.json"
+_RETRY = "make the kit anew and run it again on the device"
+
+
+@dataclass(frozen=True)
+class Job:
+    """Models of one target to time and to give pixels."""
+
+    id: str
+    target: str
+    builts: tuple[Built, ...]  # their files are in the job's folder
+    images: tuple[str, ...]
+    settings: BenchSettings
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a device made of a job."""
+
+    job: str  # its id
+    told: Told
+    python: str
+    done: Done
+
+
+def write_job(
+    file: Path,
+    target: str,
+    builts: Sequence[Built],
+    images: Iterable[tuple[str, ByteArray]],
+    settings: BenchSettings,
+) -> str:
+    """Write a job as a zip that any Python can read; gives its id."""
+    names, hashes = [], {}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as parcel:
+        models = []
+        for number, built in enumerate(builts):
+            root = built.file.parent
+            for part in files_of(built):
+                name = f"models/{number}/{part.relative_to(root).as_posix()}"
+                hashes[name] = _add(parcel, name, part.read_bytes())
+            models.append({**asdict(built), "file": f"models/{number}/{built.file.name}"})
+        for number, (image, lr_HWC) in enumerate(images):
+            hashes[f"images/{number}.npy"] = _add(parcel, f"images/{number}.npy", _npy(lr_HWC))
+            names.append(image)
+        stated = {
+            "schema": SCHEMA,
+            "target": target,
+            "models": models,
+            "images": names,
+            "settings": asdict(settings),
+            "files": hashes,
+        }
+        text = json.dumps(stated, indent=1, sort_keys=True).encode()
+        return _add(parcel, _JOB, text)
+
+
+def read_job(folder: Path) -> Job:
+    """The job in a folder, every file of it checked.
+
+    Raises:
+        UsageError: a file is missing or changed, or another version wrote it.
+    """
+    try:
+        text = (folder / _JOB).read_bytes()
+        stated = json.loads(text)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"job: {folder}: no job in it: {error}", hint=_RETRY) from error
+    _same_schema("job", stated)
+    for name, wanted in stated["files"].items():
+        file = folder / name
+        if not file.is_file() or hash_of(file.read_bytes()) != wanted:
+            raise UsageError(f"job: {name} is missing or was changed", hint=_RETRY)
+    settings = stated["settings"]
+    return Job(
+        id=hash_of(text),
+        target=stated["target"],
+        builts=tuple(_built(model, folder) for model in stated["models"]),
+        images=tuple(stated["images"]),
+        settings=BenchSettings(**{**settings, "sizes": tuple(map(tuple, settings["sizes"]))}),
+    )
+
+
+def read_image(folder: Path, number: int) -> ByteArray:
+    """An image of a job, or an output: uint8 RGB, HWC."""
+    image: ByteArray = np.load(folder / f"{number}.npy", allow_pickle=False)
+    return image
+
+
+def write_image(file: Path, image_HWC: ByteArray) -> None:
+    """All or nothing."""
+    partial = file.with_name(file.name + ".partial")
+    partial.write_bytes(_npy(image_HWC))
+    partial.replace(file)
+
+
+def write_results(file: Path, results: Results, outputs: Path) -> None:
+    """Seal the results and the outputs under `outputs`/M/N.npy into a zip, all or nothing."""
+    partial = file.with_name(file.name + ".partial")
+    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as parcel:
+        hashes = {
+            f"outputs/{part.relative_to(outputs).as_posix()}": _add(
+                parcel, f"outputs/{part.relative_to(outputs).as_posix()}", part.read_bytes()
+            )
+            for part in sorted(outputs.glob("*/*.npy"))
+        }
+        text = json.dumps({"schema": SCHEMA, **asdict(results), "files": hashes}).encode()
+        _add(parcel, RESULTS, text)
+        parcel.writestr(SEAL, _seal(results.job, text))
+    partial.replace(file)
+
+
+def read_results(file: Path | IO[bytes]) -> tuple[Results, dict[tuple[int, int], ByteArray]]:
+    """The results in a zip, and the outputs by number of model and image.
+
+    Raises:
+        UsageError: no such file, damaged, changed, or of another version.
+    """
+    name = getattr(file, "name", file)
+    try:
+        with zipfile.ZipFile(file) as parcel:
+            text, seal = parcel.read(RESULTS), parcel.read(SEAL).decode()
+            stated = json.loads(text)
+            _same_schema(str(name), stated)
+            if seal != _seal(stated["job"], text):
+                raise UsageError(f"{name}: {RESULTS} in it was changed", hint=_RETRY)
+            outputs = {}
+            for part, wanted in stated["files"].items():
+                data = parcel.read(part)
+                if hash_of(data) != wanted:
+                    raise UsageError(f"{name}: {part} in it was changed", hint=_RETRY)
+                model, image = part.removesuffix(".npy").split("/")[-2:]
+                outputs[int(model), int(image)] = np.load(io.BytesIO(data), allow_pickle=False)
+    except OSError as error:
+        raise UsageError(f"{name}: cannot be read: {error.strerror or error}") from error
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise UsageError(f"{name}: no results of a kit: {error}", hint=_RETRY) from error
+    return Results(
+        stated["job"], as_told(stated["told"]), stated["python"], as_done(stated["done"])
+    ), (outputs)
+
+
+def as_done(stated: Mapping[str, Any]) -> Done:
+    """A `Done` from its JSON."""
+    return Done(
+        latencies=tuple(tuple(map(_latency, of_model)) for of_model in stated["latencies"]),
+        notes=tuple(stated["notes"]),
+        invalid_because=stated["invalid_because"],
+        conditions=dict(stated["conditions"]),
+    )
+
+
+def as_told(stated: Mapping[str, Any]) -> Told:
+    """A `Told` from its JSON."""
+    host = Host(**{**stated["host"], "features": tuple(stated["host"]["features"])})
+    return Told(**{**stated, "precisions": tuple(stated["precisions"]), "host": host})
+
+
+def together(parts: Sequence[Done], models: int) -> Done:
+    """What came of a job that was done in parts, one after another."""
+    return Done(
+        latencies=tuple(
+            tuple(one for part in parts for one in part.latencies[number])
+            for number in range(models)
+        ),
+        notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+        invalid_because="; ".join(
+            dict.fromkeys(part.invalid_because for part in parts if part.invalid_because)
+        ),
+        conditions={k: v for part in parts for k, v in part.conditions.items()},
+    )
+
+
+def hash_of(data: bytes) -> str:
+    """sha256."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _latency(stated: Mapping[str, Any]) -> Latency:
+    height, width = stated["size"]
+    samples_s = tuple(stated["samples_s"])
+    return Latency(**{**stated, "size": (height, width), "samples_s": samples_s})
+
+
+def _built(stated: Mapping[str, Any], folder: Path) -> Built:
+    made = Built(**{**stated, "file": folder / stated["file"]})
+    return replace(made, notes=tuple(made.notes))
+
+
+def _same_schema(where: str, stated: Mapping[str, Any]) -> None:
+    if stated["schema"] != SCHEMA:
+        raise UsageError(
+            f"{where}: its schema is {stated['schema']}, this program reads {SCHEMA}", hint=_RETRY
+        )
+
+
+def _seal(job: str, text: bytes) -> str:
+    return hash_of(job.encode() + text)
+
+
+def _npy(image_HWC: ByteArray) -> bytes:
+    data = io.BytesIO()
+    np.save(data, image_HWC, allow_pickle=False)
+    return data.getvalue()
+
+
+def _add(parcel: zipfile.ZipFile, name: str, data: bytes) -> str:
+    """The same bytes whenever they are written."""
+    entry = zipfile.ZipInfo(name)
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    parcel.writestr(entry, data)
+    return hash_of(data)
