@@ -11,7 +11,6 @@ import logging
 import os
 import shlex
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,17 +18,14 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.table import Table
 from typer.core import TyperGroup
 
 from mipkd.core.errors import MipkdError, UsageError
-from mipkd.core.records import Outcome
+from pipeline import cli_bundle
+from pipeline.terminal import EXIT, ROOMS, Verbose, set_logging
 
 log = logging.getLogger(__name__)
-
-_ROOMS = ("pipeline", "mipkd", "targets", "calibration")
-EXIT = {Outcome.PASS: 0, Outcome.FAIL: 6, Outcome.INVALID: 7}
 
 
 class _Guarded(TyperGroup):
@@ -104,7 +100,6 @@ ConfigFile = Annotated[
 Sets = Annotated[
     list[str] | None, typer.Option("--set", help="Any setting: distill.lr=2e-4. Repeatable.")
 ]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Tell more, tracebacks included.")]
 
 
 @app.command()
@@ -125,7 +120,7 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Distil, export, quantise, measure, judge and report. Finished steps are remembered."""
-    _logging(verbose)
+    set_logging(verbose)
     from pipeline.conclude import conclude, report_folder
     from pipeline.config import load
     from pipeline.flow import flow
@@ -164,7 +159,7 @@ def train(
     verbose: Verbose = False,
 ) -> None:
     """Train a net from photos alone: a checkpoint that `run --teacher` takes."""
-    _logging(verbose)
+    set_logging(verbose)
     from pipeline.config import load
     from pipeline.flow import train_flow
 
@@ -199,7 +194,7 @@ def study(
     verbose: Verbose = False,
 ) -> None:
     """Teach one student in several ways, and say with intervals what each brought."""
-    _logging(verbose)
+    set_logging(verbose)
     from pipeline.config import load
     from pipeline.flow import subject_of
     from pipeline.report.study import table_of
@@ -248,7 +243,7 @@ def plan(
     verbose: Verbose = False,
 ) -> None:
     """Say what `run` with the same options would do, what it remembers, and why."""
-    _logging(verbose)
+    set_logging(verbose)
     from pipeline.config import load
     from pipeline.flow import flow
 
@@ -278,7 +273,7 @@ def doctor(
     verbose: Verbose = False,
 ) -> None:
     """Without FILE: what this machine can target. With FILE: what a checkpoint is."""
-    _logging(verbose)
+    set_logging(verbose)
     from pipeline.doctor import examine_checkpoint, examine_machine, printed
 
     found: dict[str, Any]
@@ -292,10 +287,13 @@ def report(
     verbose: Verbose = False,
 ) -> None:
     """Write the report of a finished run anew."""
-    _logging(verbose)
+    set_logging(verbose)
     from pipeline.conclude import report_again
 
     typer.echo(f"report: {report_again(folder)}")
+
+
+cli_bundle.register(app)
 
 
 def main() -> None:
@@ -308,8 +306,8 @@ def main() -> None:
     with ranks.joined() as mine:
         if mine.rank == 0:
             app()
-        _logging(verbose=False)
-        for room in _ROOMS:  # the first process tells what all of them do
+        set_logging(verbose=False)
+        for room in ROOMS:  # the first process tells what all of them do
             logging.getLogger(room).setLevel(logging.ERROR)
         with _told() as code, _said_by_the_first():
             ranks.serve()
@@ -331,17 +329,6 @@ def _say(what: str, hint: str) -> None:
     typer.echo(f"error: {what}", err=True)
     if hint:
         typer.echo(f"hint: {hint}", err=True)
-
-
-def _logging(verbose: bool) -> None:
-    handler = RichHandler(
-        console=Console(stderr=True), show_path=verbose, log_time_format="%H:%M:%S", markup=False
-    )
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
-    for room in _ROOMS:
-        logging.getLogger(room).setLevel(logging.DEBUG if verbose else logging.INFO)
-    if not verbose:
-        warnings.simplefilter("ignore")  # of libraries; ours are logged
 
 
 def _flags(

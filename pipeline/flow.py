@@ -15,6 +15,7 @@ from pathlib import Path
 from mipkd.core.errors import MipkdError, MissingError, UsageError, nearest
 from mipkd.core.images import hash_folder
 from mipkd.core.records import (
+    Built,
     Distilled,
     Failure,
     Graph,
@@ -57,6 +58,7 @@ class Flow:
     photos: Ref[Photos]
     tests: Ref[TestSet]
     patches: Ref[PatchSet]
+    builts: tuple[Ref[Built], ...]
     measured: tuple[Ref[tuple[Measurement, ...]], ...]
     failures: tuple[Failure, ...]
     host: Host
@@ -98,6 +100,7 @@ def flow(config: Config, run: Run) -> Flow:
     patches = run.step(calibrate, config.calibrate, pixels)
     fp32_on = find(FP32_ON)
     measured = [run.step(reference, None, graphs, test_set, fp32_on.versions())]
+    made = list[Ref[Built]]()
     for target in chosen:
         versions, builts = target.versions(), []
         for label, of, precision in _wanted(config, target, graphs):
@@ -114,6 +117,7 @@ def flow(config: Config, run: Run) -> Flow:
                         label=f"{target.name} {label} {precision}",
                     )
                 )
+        made += builts
         with _row(failures, target.name, "all", "measure", "student"):
             measured.append(
                 run.step(
@@ -135,6 +139,7 @@ def flow(config: Config, run: Run) -> Flow:
         photos=pixels,
         tests=test_set,
         patches=patches,
+        builts=tuple(made),
         measured=tuple(measured),
         failures=tuple(failures),
         host=host,

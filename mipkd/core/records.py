@@ -173,6 +173,8 @@ class Measurement:
     simulated: bool = False  # another engine made the pixels, and nothing was timed
     # Power mode, clocks and temperatures of the board, before and while it was measured.
     conditions: dict[str, str] = field(default_factory=dict)
+    device: str = ""  # address of the machine that measured; "" for the one that ran the pipeline
+    host: Host | None = None  # that machine, where it is another one
 
 
 @dataclass(frozen=True)
@@ -254,6 +256,7 @@ class Evidence:
     seconds: dict[str, float]  # stage -> wall time
     not_measured: tuple[str, ...]  # what a reader might look for and will not find, with why
     warnings: tuple[str, ...] = ()  # what the steps warned of
+    builts: tuple[Built, ...] = ()  # every model that was built, measured or not
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from mipkd.core.records import Built, Host, ImageScore, Measurement, TestSet
 from mipkd.distill.data import load_tests
-from pipeline.bench.job import carry_out, name_of
+from pipeline.bench.job import Done, carry_out, name_of
 from pipeline.bench.latency import BenchSettings
 from pipeline.bench.pixels import score_image
 from pipeline.run import stage
@@ -30,10 +31,24 @@ def measure(
     scored = Scored(tests, out)
     images = ((name, lr_HWC) for name, lr_HWC, _ in load_tests(tests))
     done = carry_out(chosen, builts, images, config, scored.take)
+    return measurements(builts, done, scored, versions, simulated=chosen.simulated)
+
+
+def measurements(
+    builts: Sequence[Built],
+    done: Done,
+    scored: Scored,
+    versions: dict[str, str],
+    *,
+    simulated: bool,
+    device: str = "",
+    host: Host | None = None,
+) -> tuple[Measurement, ...]:
+    """What came of a job, one record a model; `device` and `host` where it was done elsewhere."""
     return tuple(
         Measurement(
             role=built.role,
-            target=target,
+            target=built.target,
             precision=built.precision,
             size_bytes=built.size_bytes,
             latencies=found,
@@ -44,7 +59,9 @@ def measure(
             invalid_because=done.invalid_because,
             conditions=done.conditions,
             file=built.file,
-            simulated=chosen.simulated,
+            simulated=simulated,
+            device=device,
+            host=host,
         )
         for built, found in zip(builts, done.latencies, strict=True)
     )
