@@ -97,6 +97,9 @@ LatencyBudget = Annotated[
     float | None, typer.Option(help="Milliseconds, for --student auto: the largest that fits.")
 ]
 Scale = Annotated[int | None, typer.Option(help="Scale that the checkpoint must have.", min=1)]
+DeviceAddress = Annotated[
+    str | None, typer.Option("--device", help="Measure on ssh://[user@]host[:port], not here.")
+]
 Out = Annotated[Path | None, typer.Option(help="Folder of the run; default runs/NAME.")]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="TOML file; default ./mipkd.toml when there.")
@@ -119,6 +122,7 @@ def run(
     precision: Precisions = None,
     steps: Steps = None,
     scale: Scale = None,
+    device: DeviceAddress = None,
     out: Out = None,
     config: ConfigFile = None,
     sets: Sets = None,
@@ -133,7 +137,7 @@ def run(
 
     settings = load(
         _flags(teacher, model, target, student, data, val, precision, steps, scale, out)
-        | {"fit": {"latency_budget_ms": latency_budget}},
+        | {"fit": {"latency_budget_ms": latency_budget}, "device": {"address": device}},
         file=config,
         sets=sets or (),
     )
@@ -242,6 +246,7 @@ def plan(
     precision: Precisions = None,
     steps: Steps = None,
     scale: Scale = None,
+    device: DeviceAddress = None,
     out: Out = None,
     config: ConfigFile = None,
     sets: Sets = None,
@@ -254,7 +259,7 @@ def plan(
 
     settings = load(
         _flags(teacher, model, target, student, data, val, precision, steps, scale, out)
-        | {"fit": {"latency_budget_ms": latency_budget}},
+        | {"fit": {"latency_budget_ms": latency_budget}, "device": {"address": device}},
         file=config,
         sets=sets or (),
     )
@@ -273,16 +278,22 @@ def doctor(
     images: Annotated[
         Path | None, typer.Option(help="HR photos or a test set to measure PSNR and SSIM on.")
     ] = None,
+    device: DeviceAddress = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
     sets: Sets = None,
     verbose: Verbose = False,
 ) -> None:
-    """Without FILE: what this machine can target. With FILE: what a checkpoint is."""
+    """Without FILE: what this machine can target, or a device. With FILE: what a checkpoint is."""
     _logging(verbose)
     from pipeline.doctor import examine_checkpoint, examine_machine, printed
 
     found: dict[str, Any]
-    found = examine_checkpoint(file, images, sets or ()) if file else examine_machine()
+    if file and device:
+        raise UsageError("doctor: FILE and --device", hint="a checkpoint is looked at here")
+    if file:
+        found = examine_checkpoint(file, images, sets or ())
+    else:
+        found = examine_machine(device, sets or ())
     typer.echo(json.dumps(found, indent=2) if as_json else printed(found))
 
 

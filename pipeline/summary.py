@@ -36,7 +36,9 @@ def summary(evidence: Evidence) -> Group:
             f"{psnr:.3f}" if psnr else "",
             f"{base - psnr:+.3f}" if psnr and base and m.target != "reference" else "",
         )
-    lines = [_gate_line(gate.outcome, _told(gate)) for gate in evidence.verdict.gates]
+    on = dict.fromkeys(m.device for m in evidence.measurements if m.device)
+    lines = [Text(f"note    measured on {device}") for device in on]
+    lines += [_gate_line(gate.outcome, _told(gate)) for gate in evidence.verdict.gates]
     lines += [Text(f"note    {remark}") for remark in evidence.verdict.remarks]
     for failure in evidence.failures:
         lines.append(Text(f"FAILED  {failure.target} {failure.precision}: {failure.what}", "red"))

@@ -173,6 +173,8 @@ class Measurement:
     simulated: bool = False  # another engine made the pixels, and nothing was timed
     # Power mode, clocks and temperatures of the board, before and while it was measured.
     conditions: dict[str, str] = field(default_factory=dict)
+    device: str = ""  # address of the machine that measured; "" for the one that ran the pipeline
+    host: Host | None = None  # that machine, where it is another one
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ class Device:
         self.address = address_of(config.address or "")
         self._link = Link(self.address, config.ssh_config, config.connect_timeout_s)
         self._python = Python(self._link, config.python)
-        self._folder = ""  # there
+        self._folder = self._agent = ""  # there, once known
 
     def close(self) -> None:
         """Close the connection."""
@@ -66,8 +66,8 @@ class Device:
         Raises:
             MipkdError: it cannot be reached, or lacks a Python or numpy.
         """
-        agent = self._agent()
-        with self._python.start(agent, "probe", *names) as remote:
+        self._prepare()
+        with self._python.start(self._agent, "probe", *names) as remote:
             watch = threading.Timer(PROBE_S, remote.process.kill)
             watch.start()
             try:
@@ -112,21 +112,24 @@ class Device:
                 raise self._slow()
             time.sleep(pause_s)
             self._link.drop()
+            self._agent = ""  # it may come back with an empty disk
 
     def _attempt(self, job: Path, name: str, into: Path, until: float, progress: _Progress) -> Path:
-        agent = self._agent()
+        self._prepare()
         folder = f"{self._folder}/jobs/{name}"
         if not self._python.ask("ready", folder=folder)["ready"]:
             self._python.put(job.read_bytes(), folder + ".zip")
             self._python.ask("unpack", file=folder + ".zip", folder=folder)
-        made = self._work(agent, folder, until, progress)
+        made = self._work(folder, until, progress)
         results = into / "results.zip"
         self._python.get(made, results)
         self._clean(folder)
         return results
 
-    def _agent(self) -> str:
-        """Where the device's side of this program lies there, put there if it is not."""
+    def _prepare(self) -> None:
+        """See that the device's side of this program lies there."""
+        if self._agent:
+            return
         found = self._python.ask("look", folder=self._config.folder)
         if not found["numpy"]:
             raise MissingError(
@@ -137,13 +140,13 @@ class Device:
         self._folder = found["folder"]
         agent = f"{self._folder}/agent-{parcel.hash_of(data)[:16]}.pyz"
         self._python.put(data, agent)
-        return agent
+        self._agent = agent
 
-    def _work(self, agent: str, folder: str, until: float, progress: _Progress) -> str:
+    def _work(self, folder: str, until: float, progress: _Progress) -> str:
         """Start the job there, or go on with it; gives the file of results there."""
         said: dict[str, Any] = {}
         pid = 0
-        with self._python.start(agent, "work", folder) as remote:
+        with self._python.start(self._agent, "work", folder) as remote:
             try:
                 for said in self._heard(remote, until):
                     pid = said.get("pid", pid)
