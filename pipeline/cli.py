@@ -93,6 +93,9 @@ LatencyBudget = Annotated[
     float | None, typer.Option(help="Milliseconds, for --student auto: the largest that fits.")
 ]
 Scale = Annotated[int | None, typer.Option(help="Scale that the checkpoint must have.", min=1)]
+DeviceAddress = Annotated[
+    str | None, typer.Option("--device", help="Measure on ssh://[user@]host[:port], not here.")
+]
 Out = Annotated[Path | None, typer.Option(help="Folder of the run; default runs/NAME.")]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="TOML file; default ./mipkd.toml when there.")
@@ -114,6 +117,7 @@ def run(
     precision: Precisions = None,
     steps: Steps = None,
     scale: Scale = None,
+    device: DeviceAddress = None,
     out: Out = None,
     config: ConfigFile = None,
     sets: Sets = None,
@@ -121,14 +125,14 @@ def run(
 ) -> None:
     """Distil, export, quantise, measure, judge and report. Finished steps are remembered."""
     set_logging(verbose)
-    from pipeline.conclude import conclude, report_folder
+    from pipeline.conclude import bundle_folder, conclude, report_folder, unseen
     from pipeline.config import load
     from pipeline.flow import flow
     from pipeline.summary import summary
 
     settings = load(
         _flags(teacher, model, target, student, data, val, precision, steps, scale, out)
-        | {"fit": {"latency_budget_ms": latency_budget}},
+        | {"fit": {"latency_budget_ms": latency_budget}, "device": {"address": device}},
         file=config,
         sets=sets or (),
     )
@@ -143,6 +147,8 @@ def run(
     console = Console()
     Console(width=max(console.width, 110)).print(summary(evidence))
     typer.echo(f"report: {report_folder(here.root) / 'index.html'}")
+    typer.echo(f"bundle: {bundle_folder(here.root)}")
+    cli_bundle.tell_kits(here.root, unseen(evidence))
     raise typer.Exit(EXIT[evidence.verdict.outcome])
 
 
@@ -237,6 +243,7 @@ def plan(
     precision: Precisions = None,
     steps: Steps = None,
     scale: Scale = None,
+    device: DeviceAddress = None,
     out: Out = None,
     config: ConfigFile = None,
     sets: Sets = None,
@@ -249,7 +256,7 @@ def plan(
 
     settings = load(
         _flags(teacher, model, target, student, data, val, precision, steps, scale, out)
-        | {"fit": {"latency_budget_ms": latency_budget}},
+        | {"fit": {"latency_budget_ms": latency_budget}, "device": {"address": device}},
         file=config,
         sets=sets or (),
     )
@@ -268,16 +275,22 @@ def doctor(
     images: Annotated[
         Path | None, typer.Option(help="HR photos or a test set to measure PSNR and SSIM on.")
     ] = None,
+    device: DeviceAddress = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
     sets: Sets = None,
     verbose: Verbose = False,
 ) -> None:
-    """Without FILE: what this machine can target. With FILE: what a checkpoint is."""
+    """Without FILE: what this machine can target, or a device. With FILE: what a checkpoint is."""
     set_logging(verbose)
     from pipeline.doctor import examine_checkpoint, examine_machine, printed
 
     found: dict[str, Any]
-    found = examine_checkpoint(file, images, sets or ()) if file else examine_machine()
+    if file and device:
+        raise UsageError("doctor: FILE and --device", hint="a checkpoint is looked at here")
+    if file:
+        found = examine_checkpoint(file, images, sets or ())
+    else:
+        found = examine_machine(device, sets or ())
     typer.echo(json.dumps(found, indent=2) if as_json else printed(found))
 
 

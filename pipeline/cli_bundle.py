@@ -153,6 +153,15 @@ def collect(
     raise typer.Exit(EXIT[evidence.verdict.outcome])
 
 
+def tell_kits(run: Path, targets: list[str]) -> None:
+    """Which targets of a run were not measured, and how their devices can do it."""
+    from pipeline.bundle.kit import kit_name
+
+    for target in targets:
+        typer.echo(f"{target} was not measured on the device. To measure it there:")
+        typer.echo(three_steps(run / kit_name(target), run))
+
+
 def three_steps(kit: Path, run: Path | None) -> str:
     """How a kit's figures come back, as commands."""
     here = _short(kit)

@@ -45,6 +45,13 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Means(Generic[R]):
+    """What a step works with and what changes nothing in what it makes: no part of its key."""
+
+    value: R
+
+
+@dataclass(frozen=True)
 class Ref(Generic[R]):
     """A step's place in the run and, unless only planned, its record."""
 
@@ -301,13 +308,15 @@ def _fingerprint(value: Any) -> Any:
         return value.key
     if isinstance(value, Source):
         return value.sha256
+    if isinstance(value, Means):
+        return None
     if isinstance(value, (list, tuple)):
         return [_fingerprint(v) for v in value]
     return to_jsonable_python(value)
 
 
 def _opened(value: Any) -> Any:
-    if isinstance(value, Ref):
+    if isinstance(value, (Ref, Means)):
         return value.value
     if isinstance(value, (list, tuple)):
         return tuple(_opened(v) for v in value)

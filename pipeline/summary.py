@@ -10,8 +10,7 @@ from rich.text import Text
 
 from mipkd.core.records import Evidence, Gate, Measurement, Outcome
 from pipeline.bench.against import at, simulated, speedup
-
-_COLOURS = {Outcome.PASS: "green", Outcome.FAIL: "red", Outcome.INVALID: "yellow"}
+from pipeline.terminal import COLOURS
 
 
 def summary(evidence: Evidence) -> Group:
@@ -36,26 +35,29 @@ def summary(evidence: Evidence) -> Group:
             f"{psnr:.3f}" if psnr else "",
             f"{base - psnr:+.3f}" if psnr and base and m.target != "reference" else "",
         )
-    lines = [_gate_line(gate.outcome, _told(gate)) for gate in evidence.verdict.gates]
+    on = dict.fromkeys(m.device for m in evidence.measurements if m.device)
+    lines = [Text(f"note    measured on {device}") for device in on]
+    lines += [_gate_line(gate.outcome, told(gate)) for gate in evidence.verdict.gates]
     lines += [Text(f"note    {remark}") for remark in evidence.verdict.remarks]
     for failure in evidence.failures:
         lines.append(Text(f"FAILED  {failure.target} {failure.precision}: {failure.what}", "red"))
     verdict = evidence.verdict.outcome
     unseen = simulated(evidence.measurements)
     but = f"; not measured on the device: {', '.join(unseen)}" if unseen else ""
-    end = Text(f"verdict: {verdict.value}{but}", f"bold {_COLOURS[verdict]}")
+    end = Text(f"verdict: {verdict.value}{but}", f"bold {COLOURS[verdict]}")
     smoke = Text("smoke run on sample photos: not a result", "yellow") if evidence.smoke else ""
     return Group(table, *lines, end, smoke)
 
 
-def _told(gate: Gate) -> str:
+def told(gate: Gate) -> str:
+    """A gate in one line."""
     figure = "" if gate.figure is None else f" {gate.figure:.3f} {gate.unit}"
     bound = "" if gate.figure is None else f" (bound {gate.bound:g} {gate.unit})"
     return f"{gate.subject}: {gate.name}{figure}{bound}: {gate.reason}"
 
 
 def _gate_line(outcome: Outcome, text: str) -> Text:
-    return Text.assemble((f"{outcome.value:<8}", _COLOURS[outcome]), text)
+    return Text.assemble((f"{outcome.value:<8}", COLOURS[outcome]), text)
 
 
 def _latency(evidence: Evidence, m: Measurement) -> tuple[str, str, str]:

@@ -63,6 +63,17 @@ def main_table(results: Results) -> Table:
     return Table(head, rows, first=2)
 
 
+def devices(results: Results) -> list[str]:
+    """Which targets were measured on which other machine; none when all were on the run's own."""
+    on: dict[str, list[str]] = {}
+    for m in results.measurements:
+        if m.host:
+            facts = f"{m.host.cpu}, {m.host.cores} cores, {m.host.system}, id {m.host.id}"
+            targets = on.setdefault(f"{m.device}: {facts}", [])
+            targets += [m.target] if m.target not in targets else []
+    return [f"{', '.join(targets)} on {device}" for device, targets in on.items()]
+
+
 def latency_table(results: Results) -> Table:
     """Every latency in full."""
     head = ["Target", "Model", "LR size", "Samples", "p50 ms", "p90 ms", "p99 ms", "Cold ms"]

@@ -74,6 +74,7 @@ def _render(template: str, results: Results, **more: object) -> str:
         main=tables.main_table(results),
         gates=tables.gate_table(results),
         latencies=tables.latency_table(results),
+        devices=tables.devices(results),
         **more,
     )
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mipkd.core.records import Built, Graph, PatchSet
+from mipkd.core.records import Built, Graph, PatchSet, Told
 from pipeline.run import stage
 from targets.base import find
 
@@ -14,8 +14,13 @@ def build(
     graph: Graph,
     calibration: PatchSet | None,
     versions: dict[str, str],
+    on: Told | None = None,
+    *,
     out: Path,
 ) -> Built:
-    """`graph` for `target` at `precision`; `versions` only make the step's key."""
+    """`graph` for `target` at `precision`, to run `on` another machine or on this one.
+
+    `versions` only make the step's key: those of this machine, which builds.
+    """
     chosen = find(target)
-    return chosen.build(graph, precision, calibration, out)
+    return chosen.build(graph, precision, calibration, out, on=on)
