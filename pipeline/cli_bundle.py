@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic_core import to_jsonable_python
@@ -15,6 +16,10 @@ from rich.table import Table
 from mipkd.core.errors import MissingError
 from mipkd.core.records import Outcome
 from pipeline.terminal import EXIT, Verbose, set_logging
+
+if TYPE_CHECKING:
+    from pipeline.bundle.replay import Replayed
+    from pipeline.bundle.timing import Timed
 
 Bundle = Annotated[Path, typer.Argument(help="Folder bundle/ of a finished run.")]
 _WIDTH = 110  # of tables where the terminal is narrower or none
@@ -27,7 +32,7 @@ def register(app: typer.Typer) -> None:
 
 
 def verify(bundle: Bundle, verbose: Verbose = False) -> None:
-    """Check every file of a bundle, then replay its golden images on this machine."""
+    """Check a bundle's files, then replay its golden images here."""
     set_logging(verbose)
     from pipeline.bundle import manifest
     from pipeline.bundle.replay import replay
@@ -66,7 +71,7 @@ def bench(
     ] = None,
     verbose: Verbose = False,
 ) -> None:
-    """Measure the models of a bundle on this machine."""
+    """Measure a bundle's models on this machine."""
     set_logging(verbose)
     from pipeline.bundle import manifest
     from pipeline.bundle.kit import settings_of
@@ -86,9 +91,8 @@ def bench(
     console = Console()
     Console(width=max(console.width, _WIDTH)).print(table)
     typer.echo(f"on {found.host.cpu}, {found.host.cores} cores")
-    for model in found.models:
-        for why in filter(None, (model.why_not, model.invalid, *model.notes)):
-            typer.echo(f"{model.target} {model.precision}: {why}")
+    for line in dict.fromkeys(_remarks(found.models)):
+        typer.echo(line)
     if as_json:
         as_json.write_text(json.dumps({"schema": 1, **to_jsonable_python(found)}, indent=1))
     if all(model.why_not for model in found.models):
@@ -98,7 +102,7 @@ def bench(
 
 
 def check(bundle: Bundle, verbose: Verbose = False) -> None:
-    """Judge the figures in a bundle by the gates in it; nothing runs. For CI."""
+    """Judge a bundle's figures by its own gates; nothing runs."""
     set_logging(verbose)
     from pipeline.bundle.check import check as checked
     from pipeline.summary import told
@@ -120,7 +124,7 @@ def kit(
     ] = None,
     verbose: Verbose = False,
 ) -> None:
-    """Make one file that measures on a device that cannot be reached from here."""
+    """Make one file that measures on a device out of reach."""
     set_logging(verbose)
     from pipeline.bundle.kit import kit_name, make_kit
 
@@ -137,7 +141,7 @@ def collect(
     run: Annotated[Path, typer.Argument(help="Folder of the run that the kit is of.")],
     verbose: Verbose = False,
 ) -> None:
-    """Take a kit's results into its run: score, judge and report anew."""
+    """Take a kit's results into its run; judge and report anew."""
     set_logging(verbose)
     from pipeline.conclude import bundle_folder, report_folder
     from pipeline.conclude import collect as collected
@@ -164,11 +168,13 @@ def tell_kits(run: Path, targets: list[str]) -> None:
 
 def three_steps(kit: Path, run: Path | None) -> str:
     """How a kit's figures come back, as commands."""
-    here = _short(kit)
+    copy, there = f"scp {_short(kit)} USER@DEVICE:", f"python3 {kit.name}"
+    back = f"mipkd-pipeline collect results.zip {_short(run) if run else 'RUN'}"
+    width = max(map(len, (copy, there, back)))
     return (
-        f"  scp {here} USER@DEVICE:          # or by any other way\n"
-        f"  python3 {kit.name}               # there; writes results.zip\n"
-        f"  mipkd-pipeline collect results.zip {_short(run) if run else 'RUN'}"
+        f"  {copy:<{width}}  # or by any other way\n"
+        f"  {there:<{width}}  # there; writes results.zip\n"
+        f"  {back:<{width}}  # here again, with that file"
     )
 
 
@@ -178,10 +184,7 @@ def _short(path: Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def _apart(one: object) -> str:
-    from pipeline.bundle.replay import Replayed
-
-    assert isinstance(one, Replayed)
+def _apart(one: Replayed) -> str:
     bound = one.tolerance
     found = (
         "every value equal"
@@ -195,6 +198,14 @@ def _apart(one: object) -> str:
         f"{found}; bound {bound.levels} level{'s' * (bound.levels > 1)}, {bound.psnr_db:.0f} dB; "
         f"{one.images} images, {where}"
     )
+
+
+def _remarks(models: Sequence[Timed]) -> Iterator[str]:
+    """What concerns a target once, what concerns a model by its name."""
+    for model in models:
+        if model.invalid:
+            yield f"{model.target} {model.precision}: INVALID: {model.invalid}"
+        yield from (f"{model.target}: {why}" for why in (model.why_not, *model.notes) if why)
 
 
 def _figures(samples_s: tuple[float, ...], doubt: str) -> tuple[str, str, str]:

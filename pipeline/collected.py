@@ -12,7 +12,7 @@ from typing import Any
 
 from mipkd.core.errors import UsageError
 from mipkd.core.images import read_rgb
-from mipkd.core.records import Built, Evidence, Failure, Measurement, TestSet
+from mipkd.core.records import BY_KIT, Built, Evidence, Failure, Measurement, TestSet
 from pipeline.bench import parcel
 from pipeline.bench.job import name_of
 from pipeline.bundle.golden import lr_file
@@ -65,7 +65,7 @@ def keep(results_file: Path, run: Run, evidence: Evidence) -> Collected:
         scored,
         results.told.versions,
         simulated=False,
-        device="kit",
+        device=BY_KIT,
         host=results.told.host,
     )
     shutil.rmtree(home, ignore_errors=True)

@@ -76,6 +76,7 @@ def collect(file: Path, root: Path) -> tuple[collected.Collected, Evidence]:
         )
         evidence = replace(
             before,
+            created=now(),
             measurements=measurements,
             failures=failures,
             verdict=judge(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterator
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from mipkd.core.records import Evidence, Gate, Measurement, Outcome
+from mipkd.core.records import BY_KIT, Evidence, Gate, Measurement, Outcome
 from pipeline.bench.against import at, simulated, speedup
 from pipeline.terminal import COLOURS
 
@@ -35,8 +36,7 @@ def summary(evidence: Evidence) -> Group:
             f"{psnr:.3f}" if psnr else "",
             f"{base - psnr:+.3f}" if psnr and base and m.target != "reference" else "",
         )
-    on = dict.fromkeys(m.device for m in evidence.measurements if m.device)
-    lines = [Text(f"note    measured on {device}") for device in on]
+    lines = [Text(f"note    {where}") for where in dict.fromkeys(_elsewhere(evidence))]
     lines += [_gate_line(gate.outcome, told(gate)) for gate in evidence.verdict.gates]
     lines += [Text(f"note    {remark}") for remark in evidence.verdict.remarks]
     for failure in evidence.failures:
@@ -47,6 +47,14 @@ def summary(evidence: Evidence) -> Group:
     end = Text(f"verdict: {verdict.value}{but}", f"bold {COLOURS[verdict]}")
     smoke = Text("smoke run on sample photos: not a result", "yellow") if evidence.smoke else ""
     return Group(table, *lines, end, smoke)
+
+
+def _elsewhere(evidence: Evidence) -> Iterator[str]:
+    for m in evidence.measurements:
+        if m.device == BY_KIT and m.host:
+            yield f"{m.target}: measured by a kit on {m.host.cpu}, {m.host.cores} cores"
+        elif m.device:
+            yield f"measured on {m.device}"
 
 
 def told(gate: Gate) -> str:

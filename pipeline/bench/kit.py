@@ -100,7 +100,7 @@ def _described(about: dict[str, Any], job: parcel.Job, out: Path, goes_on: bool)
             f"mipkd-pipeline kit of {about['run']}: measures on target {job.target}",
             f"  models: {names}",
             f"  latency at LR {sizes}; then the pixels of {len(job.images)} images",
-            f"  takes {least:.0f} s or more; leave the machine alone meanwhile",
+            f"  takes {max(1.0, least):.0f} s or more; leave the machine alone meanwhile",
             f"  results: {out}",
             "  goes on where it was interrupted" if goes_on else "  Ctrl-C is safe: start it again",
         )

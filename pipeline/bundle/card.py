@@ -21,8 +21,10 @@ _NON_COMMERCIAL = re.compile(
 )
 
 
-def card(evidence: Evidence, results: Results, models: Sequence[manifest.Model]) -> str:
-    """`README.md` of a bundle."""
+def card(
+    evidence: Evidence, results: Results, models: Sequence[manifest.Model], golden: str
+) -> str:
+    """`README.md` of a bundle; `golden` is an image that it holds."""
     template = environment(html=False)
     template.filters["cell"] = cell
     text = template.get_template("card.md.j2").render(
@@ -34,6 +36,7 @@ def card(evidence: Evidence, results: Results, models: Sequence[manifest.Model])
         tests=source(evidence.tests),
         command=shlex.join(command(evidence)),
         warning=licence_warning(evidence.teacher or evidence.student),
+        golden=golden,
         unseen=[m for m in models if m.kind == "simulated"],
         not_measured=NOT_MEASURED,
     )
@@ -67,7 +70,8 @@ def _table(evidence: Evidence, results: Results, models: Sequence[manifest.Model
         m = measured.get((model.target, model.precision))
         host = hosts.get((model.target, model.precision), evidence.host)
         where = {"measured": f"{host.cpu}, {host.cores} cores", "simulated": _UNSEEN}
-        cells = [model.target, model.precision, f"`{model.file}`"]
+        target = f"{model.target} (simulated)" if model.kind == "simulated" else model.target
+        cells = [target, model.precision, f"`{model.file}`"]
         cells += [wording.megabytes(model.size_bytes), *_speed(m, size, model.kind), *_pixels(m)]
         rows.append(Row(model.kind, [*cells, where.get(model.kind, "failed, see below")]))
     return Table(head, rows, first=3, last=9)

@@ -43,8 +43,8 @@ def lr_file(tests: TestSet, name: str) -> Path:
 
 def copy_golden(
     tests: TestSet, measurements: tuple[Measurement, ...], config: BundleConfig, out: Path
-) -> None:
-    """`golden/lr/NAME.png` and `golden/MODEL/NAME.png` of every student with outputs."""
+) -> tuple[str, ...]:
+    """`golden/lr/NAME.png` and `golden/MODEL/NAME.png` of every student with outputs; the names."""
     names = choose(tests, config)
     inputs = out / "golden" / "lr"
     inputs.mkdir(parents=True)
@@ -56,3 +56,4 @@ def copy_golden(
             folder.mkdir()
             for name in (n for n in names if output_file(m.outputs, n).is_file()):
                 shutil.copyfile(output_file(m.outputs, name), output_file(folder, name))
+    return names

@@ -46,11 +46,11 @@ def students(evidence: Evidence) -> list[Built]:
 
 def _fill(evidence: Evidence, config: BundleConfig, out: Path) -> None:
     models = tuple(_copied(built, evidence, out) for built in students(evidence))
-    copy_golden(evidence.tests, evidence.measurements, config, out)
+    golden = copy_golden(evidence.tests, evidence.measurements, config, out)
     write_figures(evidence.measurements, evidence.host, out)
     stated = provenance(evidence, program_version())
     (out / PROVENANCE).write_text(json.dumps(stated, indent=1, sort_keys=True))
-    (out / "README.md").write_text(card(evidence, collect(evidence, out), models))
+    (out / "README.md").write_text(card(evidence, collect(evidence, out), models, golden[0]))
     manifest.write(
         manifest.Manifest(
             schema=manifest.SCHEMA,
@@ -89,7 +89,7 @@ def _copied(built: Built, evidence: Evidence, out: Path) -> manifest.Model:
         multiple=built.multiple,
         options=built.options,
         notes=built.notes,
-        versions=m.versions if m else {},
+        versions=built.versions,
     )
 
 

@@ -12,7 +12,8 @@ from mipkd.core.records import Evidence, Failure, Model, PatchSet, Photos, TestS
 
 PROVENANCE = "provenance.json"
 _PATHS = ("teacher", "model", "data", "val", "out")  # in a configuration
-_ABSOLUTE = re.compile(r"(?<![\w.:/])/(?:[^\s'\"/:,]+/)+(?=[^\s'\"/:,])")
+_DEVICE = re.compile(r"ssh://[^\s'\",;]*[^\s'\",;:.]")
+_ABSOLUTE = re.compile(r"(?<![\w.:/~])/(?:[^\s'\"/:,]+/)+(?=[^\s'\"/:,])")
 
 
 def provenance(evidence: Evidence, program: str) -> dict[str, Any]:
@@ -54,13 +55,14 @@ def failures(stated: dict[str, Any]) -> tuple[Failure, ...]:
 
 def command(evidence: Evidence) -> list[str]:
     """The words of the command, each path in them by its name alone."""
-    return [PurePath(word).name if "/" in word else word for word in shlex.split(evidence.command)]
+    words = (_DEVICE.sub("DEVICE", word) for word in shlex.split(evidence.command))
+    return [PurePath(word).name if "/" in word else word for word in words]
 
 
 def without_paths(value: Any) -> Any:
-    """The same with absolute paths in its texts cut down to names."""
+    """The same with absolute paths in its texts cut down to names, and no devices' addresses."""
     if isinstance(value, str):
-        return _ABSOLUTE.sub("", value)
+        return _ABSOLUTE.sub("", _DEVICE.sub("DEVICE", value))
     if isinstance(value, list):
         return [without_paths(one) for one in value]
     if isinstance(value, dict):

@@ -25,14 +25,15 @@ class Tolerance:
 
 
 # FP32 sums differ in the last bits: a value may round to the next level. 16 bits and INT8 round
-# between layers too, and one step there may be several levels in the image.
+# between layers too, and one step there may be several levels in the image: of an EDSR x2 on
+# OpenVINO with and without BF16 and VNNI instructions 1 level, 66 dB (bf16), 2, 64 dB (int8).
 _EXACT = Tolerance(1, 60.0)
 _TOLERANCES = {
     "fp32": _EXACT,
     "w8": _EXACT,
     "fp16": Tolerance(2, 55.0),
-    "bf16": Tolerance(8, 45.0),
-    "int8": Tolerance(16, 40.0),
+    "bf16": Tolerance(4, 50.0),
+    "int8": Tolerance(8, 45.0),
 }
 
 

@@ -282,9 +282,9 @@ class MeasurementResult(_Part):
     conditions: dict[str, str] = {}
     """Power mode, clocks and temperatures of the board, before and while it was measured."""
     device: str = ""
-    """Address of the machine that measured; empty for the one that ran the pipeline."""
+    """Address of the machine that measured, or "kit"; empty for the one that ran the pipeline."""
     host: HostFacts | None = None
-    """The machine at that address; null where it is `host` of the run."""
+    """That machine; null where it is `host` of the run."""
 
 
 class FailureResult(_Part):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from mipkd.core.records import BY_KIT
 from pipeline.report.schema import (
     LatencyResult,
     MeasurementResult,
@@ -69,7 +70,8 @@ def devices(results: Results) -> list[str]:
     for m in results.measurements:
         if m.host:
             facts = f"{m.host.cpu}, {m.host.cores} cores, {m.host.system}, id {m.host.id}"
-            targets = on.setdefault(f"{m.device}: {facts}", [])
+            how = f"{facts} (by a kit)" if m.device == BY_KIT else f"{m.device}: {facts}"
+            targets = on.setdefault(how, [])
             targets += [m.target] if m.target not in targets else []
     return [f"{', '.join(targets)} on {device}" for device, targets in on.items()]
 

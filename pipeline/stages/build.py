@@ -1,5 +1,6 @@
 """Convert, and for INT8 quantise, a graph into a target's own format."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from mipkd.core.records import Built, Graph, PatchSet, Told
@@ -7,7 +8,7 @@ from pipeline.run import stage
 from targets.base import find
 
 
-@stage(version=2)
+@stage(version=3)
 def build(
     precision: str,
     target: str,
@@ -20,7 +21,8 @@ def build(
 ) -> Built:
     """`graph` for `target` at `precision`, to run `on` another machine or on this one.
 
-    `versions` only make the step's key: those of this machine, which builds.
+    `versions` are those of this machine, which builds.
     """
     chosen = find(target)
-    return chosen.build(graph, precision, calibration, out, on=on)
+    built = chosen.build(graph, precision, calibration, out, on=on)
+    return replace(built, versions=versions)
