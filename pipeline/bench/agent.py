@@ -10,6 +10,7 @@ Python 3.10, numpy and the runtime.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -34,6 +35,7 @@ from pipeline.bench.job import Done, make_pixels, time_models
 from targets.base import ByteArray, Target, find
 
 PATIENCE_S = 30.0  # without a word from the other side
+PROBE_S = 300  # the most that telling what a machine can run may take
 RESULTS_FILE = "results.zip"
 
 Say = Callable[[dict[str, Any]], None]
@@ -131,7 +133,7 @@ def alone(folder: Path) -> Iterator[None]:
     Raises:
         StageError: another one is at work.
     """
-    with (folder / "lock").open("w") as lock:
+    with (folder / "lock").open("a") as lock:
         until = time.monotonic() + PATIENCE_S + 5
         while True:
             try:
@@ -144,6 +146,9 @@ def alone(folder: Path) -> Iterator[None]:
                         hint="wait for it, or end it on the device",
                     ) from None
                 time.sleep(0.2)
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
         yield
 
 
@@ -168,10 +173,12 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.ERROR, format="%(message)s")  # what matters is in the notes
     try:
         if arguments[0] == "probe":
+            signal.alarm(PROBE_S)  # a runtime that hangs stays behind otherwise
             _say({"python": platform.python_version(), "targets": _probed(arguments[1:])})
         else:
             _end_when_left()
             folder = Path(arguments[1])
+            _say({"pid": os.getpid()})
             with alone(folder):
                 file = work(folder, _say)
             _say({"results": str(file), "sha256": parcel.hash_of(file.read_bytes())})
@@ -179,7 +186,9 @@ def main(arguments: list[str]) -> int:
         _say({"error": error.what, "hint": error.hint, "exit_code": error.exit_code})
         return error.exit_code
     except OSError as error:
-        _say({"error": f"{error.filename or 'system'}: {error.strerror or error}", "hint": ""})
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = "free some space on the device" if full else ""
+        _say({"error": f"{error.filename or 'system'}: {error.strerror or error}", "hint": hint})
         return 5
     return 0
 

@@ -67,13 +67,14 @@ def _markdown(results: Results) -> str:
 
 def _render(template: str, results: Results, **more: object) -> str:
     found = environment(html=template.endswith(".html.j2"))
-    found.filters["cell"] = _cell
+    found.filters["cell"] = cell
     return found.get_template(template).render(
         r=results,
         w=wording,
         main=tables.main_table(results),
         gates=tables.gate_table(results),
         latencies=tables.latency_table(results),
+        devices=tables.devices(results),
         **more,
     )
 
@@ -90,6 +91,6 @@ def environment(*, html: bool) -> Environment:
     )
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """Text that cannot break out of a cell of a Markdown table."""
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

@@ -429,7 +429,8 @@ def test_what_is_no_results_file_is_refused(content: str | None, says: str, tmp_
 
 def test_results_of_another_major_version_are_refused(make: Make, tmp_path: Path) -> None:
     file = write(make(), tmp_path / "latest").with_name("results.json")
-    file.write_text(file.read_text().replace('"schema_version": "1.0"', '"schema_version": "2.0"'))
+    now = f'"schema_version": "{schema.SCHEMA_VERSION}"'
+    file.write_text(file.read_text().replace(now, '"schema_version": "2.0"'))
     with pytest.raises(UsageError, match=r"schema_version is 2\.0"):
         load(file)
 
