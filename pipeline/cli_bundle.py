@@ -1,4 +1,4 @@
-"""The commands that work on bundles: verify, bench, check, kit, collect."""
+"""The commands that work on bundles: upscale, verify, bench, check, kit, collect."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic_core import to_jsonable_python
 from rich.console import Console
 from rich.table import Table
 
-from mipkd.core.errors import MissingError
+from mipkd.core.errors import MissingError, StageError
 from mipkd.core.records import Outcome
 from pipeline.terminal import EXIT, Verbose, set_logging
 
@@ -27,8 +27,54 @@ _WIDTH = 110  # of tables where the terminal is narrower or none
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    for command in (verify, bench, check, kit, collect):
+    for command in (upscale, verify, bench, check, kit, collect):
         app.command()(command)
+
+
+def upscale(
+    bundle: Bundle,
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the results, PNG.")],
+    target: Annotated[str | None, typer.Option(help="Default: what the run recommends.")] = None,
+    precision: Annotated[str | None, typer.Option(help="Default: what the run recommends.")] = None,
+    memory: Annotated[float, typer.Option(help="GiB that the program may hold.", min=0.5)] = 2.0,
+    tile: Annotated[
+        int | None, typer.Option(help="LR pixels a side of a tile; default: what fits.", min=1)
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Upscale pictures of any size with a bundle's model."""
+    set_logging(verbose)
+    from rich.progress import Progress
+
+    from pipeline import upscale as work
+
+    files = work.pictures(images)
+    model = work.chosen(bundle, target, precision)
+    typer.echo(f"{model.target} {model.precision}, x{model.scale}, {work.told_of_tiles(model)}")
+    failed = 0
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("rows")
+        made = work.upscale_all(
+            bundle,
+            model,
+            files,
+            out,
+            memory_bytes=int(memory * 2**30),
+            side=tile,
+            tell=lambda done, whole: bar.update(task, completed=done, total=whole),
+        )
+        for one in made:
+            if one.file is None:
+                failed += 1
+                typer.echo(f"FAILED  {one.why}", err=True)
+            else:
+                rate = one.seconds / one.megapixels
+                typer.echo(f"{one.file}  {one.seconds:.1f} s, {rate:.2f} s a megapixel")
+                if one.levels is not None:
+                    typer.echo(f"tiles are up to {one.levels} levels from one piece, on a part")
+    if failed:
+        raise StageError(f"upscale: {failed} of {len(files)} images failed")
 
 
 def verify(bundle: Bundle, verbose: Verbose = False) -> None:

@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import version as package_version
@@ -27,6 +27,7 @@ from typing import Any, Generic, TypeVar, get_type_hints
 from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
 
+from mipkd.core import memory
 from mipkd.core.errors import MipkdError, StageError, UsageError
 
 log = logging.getLogger(__name__)
@@ -164,7 +165,7 @@ class Run:
         self._journal("start", stage=stage.name, label=label, key=folder.name)
         log.info("%s %s", stage.name, label)
         start = time.perf_counter()
-        _reset_peak_memory()
+        memory.reset_peak()
         try:
             partial.mkdir(parents=True, exist_ok=True)
             with _noting() as notes:
@@ -173,7 +174,7 @@ class Run:
                 "asked": asked,
                 "label": label,
                 "seconds": round(time.perf_counter() - start, 3),
-                "peak_rss_bytes": _peak_memory_bytes(),
+                "peak_rss_bytes": memory.peak_bytes(),
                 "warnings": notes,
                 "commit": commit(),
                 "program": program_version(),
@@ -366,20 +367,6 @@ def as_stage_error(stage: str, error: OSError) -> MipkdError:
             hint="free some space and run the same command again: finished steps are kept",
         )
     return StageError(f"{stage}: {error.strerror or error} ({error.filename})")
-
-
-def _reset_peak_memory() -> None:
-    """Start the kernel's high-water mark anew, so that each step has its own (Linux)."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_memory_bytes() -> int | None:
-    """The process's largest resident size since the last reset; None where it is not told."""
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return int(next(x for x in lines if x.startswith("VmHWM")).split()[1]) * 1024
-    return None
 
 
 @contextmanager

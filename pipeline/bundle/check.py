@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from mipkd.core.errors import UsageError
-from mipkd.core.records import Gate, Outcome, Verdict
+from mipkd.core.records import Gate, Outcome, Recommendation, Verdict
 from pipeline.bundle.figures import read_figures
 from pipeline.bundle.manifest import Manifest, Problem, problems, read
 from pipeline.bundle.provenance import PROVENANCE, failures
@@ -24,6 +24,7 @@ class Checked:
     problems: list[Problem]
     gates: tuple[Gate, ...]
     outcome: Outcome
+    recommended: tuple[Recommendation, ...] = ()
 
 
 def check(bundle: Path) -> Checked:
@@ -48,7 +49,7 @@ def check(bundle: Path) -> Checked:
     outcome = verdict.outcome
     if unseen and outcome is Outcome.PASS:
         outcome = Outcome.INVALID
-    return Checked(manifest, wrong, (*verdict.gates, *unseen), outcome)
+    return Checked(manifest, wrong, (*verdict.gates, *unseen), outcome, verdict.recommended)
 
 
 def _judged(bundle: Path) -> Verdict:

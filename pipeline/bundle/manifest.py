@@ -45,6 +45,8 @@ class Model:
     options: dict[str, str]  # given to the runtime when opening
     notes: tuple[str, ...]
     versions: dict[str, str]  # that built it
+    margin: int  # LR pixels that a tile needs around it
+    inexact_because: str  # why tiles differ from the whole even so; "" where they do not
 
     @property
     def name(self) -> str:

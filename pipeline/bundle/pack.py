@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mipkd.core.errors import MissingError
 from mipkd.core.records import Built, Evidence, Measurement
+from mipkd.export.reach import Reach, reach
 from pipeline.bundle import manifest
 from pipeline.bundle.card import card
 from pipeline.bundle.figures import write_figures
@@ -45,7 +46,8 @@ def students(evidence: Evidence) -> list[Built]:
 
 
 def _fill(evidence: Evidence, config: BundleConfig, out: Path) -> None:
-    models = tuple(_copied(built, evidence, out) for built in students(evidence))
+    around = reach(evidence.graph.file)
+    models = tuple(_copied(built, evidence, around, out) for built in students(evidence))
     golden = copy_golden(evidence.tests, evidence.measurements, config, out)
     write_figures(evidence.measurements, evidence.host, out)
     stated = provenance(evidence, program_version())
@@ -66,7 +68,7 @@ def _fill(evidence: Evidence, config: BundleConfig, out: Path) -> None:
     )
 
 
-def _copied(built: Built, evidence: Evidence, out: Path) -> manifest.Model:
+def _copied(built: Built, evidence: Evidence, around: Reach, out: Path) -> manifest.Model:
     """A model's files, laid into the bundle."""
     home = f"model/{manifest.name_of(built.target, built.precision)}"
     parts = files_of(built) if built.file.exists() else []
@@ -90,6 +92,8 @@ def _copied(built: Built, evidence: Evidence, out: Path) -> manifest.Model:
         options=built.options,
         notes=built.notes,
         versions=built.versions,
+        margin=around.pixels,
+        inexact_because=around.inexact_because,
     )
 
 
