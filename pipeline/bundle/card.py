@@ -35,7 +35,7 @@ def card(
         photos=source(evidence.photos) if evidence.photos else "",
         tests=source(evidence.tests),
         command=shlex.join(command(evidence)),
-        warning=licence_warning(evidence.teacher or evidence.student),
+        warning=licence_warning(_root(evidence)),
         golden=golden,
         unseen=[m for m in models if m.kind == "simulated"],
         not_measured=NOT_MEASURED,
@@ -56,6 +56,12 @@ def licence_warning(model: Model) -> str:
             "neither are these models"
         )
     return ""
+
+
+def _root(evidence: Evidence) -> Model:
+    """Where the conditions of the weights come from."""
+    taught = evidence.distilled and evidence.teacher
+    return evidence.teacher if taught and evidence.teacher else evidence.student
 
 
 def _table(evidence: Evidence, results: Results, models: Sequence[manifest.Model]) -> Table:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from mipkd.core.errors import StageError
 from mipkd.core.images import read_rgb, write_png
-from mipkd.core.records import Evidence, Outcome
+from mipkd.core.records import Distilled, Evidence
 from pipeline.bundle import card, golden, manifest, pack, provenance
 from pipeline.bundle.golden import BundleConfig
 from pipeline.run import Run
@@ -93,13 +93,23 @@ def test_paths_and_addresses_are_cut(text: str, without: str) -> None:
 
 def test_the_card_says_what_a_user_must_know(once: Finished) -> None:
     text = (once.bundle / "README.md").read_text()
-    assert "> **Warning:** The teacher's weights are under CC-BY-NC-4.0: not for commer" in text
     assert "Smoke run on sample photos: not a result" in text
     assert re.search(r"\| coreml \(simulated\) \| fp32 \|.*not measured on the device \|\n", text)
     assert f"**Verdict: {verdict(once)}.**" in text
-    assert "1. Teacher (`edsr`, weights " in text
+    assert "1. Model as given (`edsr`, weights " in text
+    assert "Warning" not in text  # the teacher's licence is of no concern: it taught nothing
     assert "None" not in re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     assert "\n\n\n" not in text
+
+
+def test_a_teachers_licence_goes_down_to_the_student(once: Finished, tmp_path: Path) -> None:
+    evidence = Run(once.root).kept("evidence.json", Evidence)
+    taught = Distilled(evidence.student, tmp_path / "curves.jsonl", (), 2, 1.0, ("pixel",), 30.0)
+    pack.pack(replace(evidence, distilled=taught), BundleConfig(), tmp_path / "b")
+    text = (tmp_path / "b/README.md").read_text()
+    assert "> **Warning:** The teacher's weights are under CC-BY-NC-4.0: not for commer" in text
+    assert "1. Teacher (`edsr`, weights " in text
+    assert "2. Student (`edsr`): Apache-2.0, inherited from the teacher" in text
 
 
 def test_the_cards_example_runs(once: Finished, tmp_path: Path) -> None:
@@ -335,4 +345,3 @@ def test_help_names_what_a_user_needs(ended: Command) -> None:
     for command in ("verify", "bench", "check", "kit", "collect"):
         line = next(x for x in said.splitlines() if x.startswith(f"  {command} "))
         assert not line.endswith("...")
-    assert Outcome.PASS.value == "PASS"
