@@ -196,6 +196,17 @@ def test_an_upload_goes_on_after_the_bytes_that_are_there(
     assert not Path(f"{file}.partial").exists()
 
 
+def test_jobs_that_nobody_came_back_for_are_cleared(device: Device, config: DeviceConfig) -> None:
+    old, new = (Path(config.folder) / "jobs" / name for name in ("old", "new"))
+    for folder in (old, new):
+        (folder / "done").mkdir(parents=True)
+    month_ago = time.time() - 31 * 24 * 3600
+    os.utime(old, (month_ago, month_ago))
+    device.probe(["null"])
+    assert new.is_dir()
+    assert not old.exists()
+
+
 def test_a_device_that_stays_away_is_given_up(
     config: DeviceConfig,
     net: Built,
