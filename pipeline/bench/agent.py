@@ -195,7 +195,12 @@ def _probed(names: list[str]) -> dict[str, Any]:
     found = {}
     for name in names:
         with suppress(MipkdError):  # a target that this version does not know is left out
-            found[name] = asdict(tell(find(name)))
+            try:
+                told = tell(find(name))
+            except (ImportError, OSError, RuntimeError) as error:  # a runtime that is broken
+                why = f"{type(error).__name__}: {error}"
+                told = Told(name, why, False, (), {}, describe_host())
+            found[name] = asdict(told)
     return found
 
 
