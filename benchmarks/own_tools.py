@@ -45,7 +45,7 @@ def main() -> None:
     asked = parser.parse_args()
     width, height = (int(side) for side in asked.size.split("x"))
     with tempfile.TemporaryDirectory() as folder:
-        graph = _graph(asked.model, Path(folder))
+        graph = graph_of(asked.model, Path(folder))
         contestants = _contestants(graph, (height, width), asked.seconds, Path(folder))
         medians = _rounds(contestants, asked.rounds)
     found = {name: statistics.median(values) for name, values in medians.items()}
@@ -132,7 +132,7 @@ def _bare_loop(model: Path, size: tuple[int, int], seconds: float) -> float:
     return statistics.median(samples)
 
 
-def _graph(model: Path, folder: Path) -> Graph:
+def graph_of(model: Path, folder: Path) -> Graph:
     """An FP32 graph of a checkpoint, or the ONNX file as it is."""
     if model.suffix == ".onnx":
         return Graph(model, "", "student", scale=1, multiple=1, opset=0, family="onnx")
