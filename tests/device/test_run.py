@@ -176,3 +176,21 @@ def test_students_are_timed_on_the_device_that_they_are_fitted_to(
     assert [one.spec for one in found] == ["edge:c16b3", "edge:c16b6"]
     assert all(one.p50_ms > 0 for one in found)
     assert gone(config.folder)
+
+
+def test_a_bundle_keeps_the_devices_address_to_itself_and_is_timed_there(
+    command: Command, config: DeviceConfig, tmp_path: Path
+) -> None:
+    assert command("run").exit_code in (0, 7)
+    bundle = tmp_path / "run" / "bundle"
+    for file in (f for f in bundle.rglob("*") if f.is_file()):
+        assert b"ssh://" not in file.read_bytes(), file
+    written = json.loads((bundle / "bench/cpu-int8.json").read_text())
+    assert written["host"]["cores"] >= 1
+    given = ["bench", str(bundle), "--device", config.address or "", *settings(config)]
+    given += ["--set", "bench.sizes=[[9, 8]]", "--json", str(tmp_path / "b.json")]
+    said = CliRunner().invoke(cli.app, given)
+    assert said.exit_code in (0, 7), said.stderr
+    found = json.loads((tmp_path / "b.json").read_text())
+    assert [one["size"] for m in found["models"] for one in m["latencies"]] == [[9, 8]] * 2
+    assert "torch" not in found["models"][0]["versions"]
