@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import zipfile
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ from pipeline.bundle.kit import contents
 from pipeline.run import Run
 from pipeline.stages.measure import Scored, measurements
 from targets.base import ByteArray
+
+log = logging.getLogger(__name__)
 
 _FOLDER = "collected"
 _ANEW = "make the kit anew: mipkd-pipeline kit RUN/bundle --target NAME"
@@ -102,6 +105,13 @@ def lay_over(
             and record.models[_name(m)] == mine.get(_name(m), "built no more")
         ]
         own = _replaced(own, lasting)
+        if mine and len(lasting) < len(record.measurements):
+            log.warning(
+                "%s: %d of %d figures that a kit brought are of other models or images: left out",
+                record.target,
+                len(record.measurements) - len(lasting),
+                len(record.measurements),
+            )
         if lasting:
             failures = tuple(
                 f for f in failures if (f.target, f.stage) != (record.target, "measure")

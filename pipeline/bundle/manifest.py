@@ -63,6 +63,7 @@ class Model:
             multiple=self.multiple,
             options=self.options,
             notes=self.notes,
+            versions=self.versions,
         )
 
 

@@ -53,7 +53,7 @@ class Replayed:
     @property
     def tolerance(self) -> Tolerance:
         """The bound that applies."""
-        return _TOLERANCES[self.model.precision]
+        return _TOLERANCES.get(self.model.precision, _TOLERANCES["int8"])
 
     @property
     def well(self) -> bool:
