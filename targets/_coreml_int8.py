@@ -1,6 +1,6 @@
 """8-bit convolutions for Core ML: quantize and dequantize written into the torch net.
 
-Why not by coremltools' own quantiser: docs/decisions/0007-coreml-int8.md.
+Why not by coremltools' own quantiser: docs/decisions/0008-coreml-int8.md.
 """
 
 from __future__ import annotations

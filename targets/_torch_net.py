@@ -5,6 +5,7 @@ Not for bare devices: everything here needs torch, which is imported inside the 
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from mipkd.core import plugins
@@ -77,6 +78,7 @@ def program(
     example = torch.rand(1, 3, side, side if least is None else side + 2 * step)
     example = example.to(next(net.parameters()).device)
     sizes = None if least is None else {"lr": {2: free("h"), 3: free("w")}}
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's exporter uses what torch deprecates
         exported = torch.export.export(Deployed().eval(), (example,), dynamic_shapes=sizes)
         return exported.run_decompositions({})
