@@ -343,17 +343,30 @@ def _concat(torch: Any, v: Values) -> Any:
     return torch.cat([x if x.ndim else x[None] for x in v["values"]], _int(v["axis"]))
 
 
+def _spread(v: Values, name: str, ndim: int) -> Any:
+    """A scale or zero point in float32, along its axis; a missing zero point is 0."""
+    if name not in v:
+        return 0
+    value = v[name].float()
+    if not value.ndim:
+        return value
+    along = [1] * ndim
+    along[_int(v["axis"])] = -1
+    return value.reshape(along)
+
+
 def _dequantized(torch: Any, v: Values) -> Any:
-    """Weights of 8 bits: scale * (stored - zero point), per tensor or along an axis."""
-    stored, axis = v["quantized_data"].to(torch.float32), _int(v["axis"])
-    along = [1] * stored.ndim
-    along[axis] = -1
+    """scale * (stored - zero point), per tensor or along an axis."""
+    stored = (v["quantized_data"] if "quantized_data" in v else v["input"]).float()
+    zero, scale = (_spread(v, name, stored.ndim) for name in ("zero_point", "scale"))
+    return (stored - zero) * scale
 
-    def spread(name: str) -> Any:
-        value = v[name].to(torch.float32)
-        return value.reshape(along) if value.ndim else value
 
-    return (stored - spread("zero_point")) * spread("scale")
+def _quantized(torch: Any, v: Values) -> Any:
+    """8-bit codes, clipped; their type is the declared one."""
+    x, bounds = v["input"], torch.iinfo(getattr(torch, v["output_dtype"]))
+    zero, scale = (_spread(v, name, x.ndim) for name in ("zero_point", "scale"))
+    return ((x / scale).round() + zero).clamp(bounds.min, bounds.max)
 
 
 def _gather(torch: Any, v: Values) -> Any:
@@ -468,6 +481,7 @@ _OPS: Mapping[str, Op] = {
     "concat": _concat,
     "constexpr_affine_dequantize": _dequantized,
     "conv": _conv,
+    "dequantize": _dequantized,
     "expand_dims": _expanded,
     "floor_div": lambda torch, v: torch.floor_divide(v["x"], v["y"]),
     "gather": _gather,
@@ -482,6 +496,7 @@ _OPS: Mapping[str, Op] = {
     "mul": lambda torch, v: v["x"] * v["y"],
     "not_equal": lambda torch, v: v["x"] != v["y"],
     "pixel_shuffle": lambda torch, v: torch.pixel_shuffle(v["x"], _int(v["upscale_factor"])),
+    "quantize": _quantized,
     "range_1d": _range,
     "reduce_mean": _mean,
     "relu": lambda torch, v: v["x"].relu(),
