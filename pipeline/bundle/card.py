@@ -69,8 +69,9 @@ def _table(evidence: Evidence, results: Results, models: Sequence[manifest.Model
     hosts = {(m.target, m.precision): m.host for m in evidence.measurements if m.host}
     sizes = {(one.height, one.width) for m in results.measurements for one in m.latencies}
     size = max(sizes, key=lambda s: s[0] * s[1], default=(0, 0))
-    head = ["Target", "Precision", "File", "Size", f"p50 ms at LR {wording.as_size(*size)}"]
-    head += ["× teacher", "PSNR-Y dB", "SSIM-Y", "Worst drop dB", "Measured on"]
+    at = f" at LR {wording.as_size(*size)}" if sizes else ""
+    head = ["Target", "Precision", "File", "Size", f"p50 ms{at}", "× teacher"]
+    head += ["PSNR-Y dB", "SSIM-Y", "Worst drop dB", "Measured on"]
     rows = []
     for model in models:
         m = measured.get((model.target, model.precision))

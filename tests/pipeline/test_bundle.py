@@ -37,12 +37,17 @@ def verdict(run: Finished) -> str:
 
 def test_a_run_leaves_a_bundle_that_holds_what_it_lists(once: Finished) -> None:
     assert once.said.code == EXIT[verdict(once)], once.said.err
-    assert "not measured on the device: coreml" in once.said.out
+    assert "not measured on the device: coreml, jetson" in once.said.out
     found = manifest.read(once.bundle)
     assert [m.name for m in found.models] == [
-        *("cpu-fp32", "cpu-int8", "null-fp32", f"{SIMULATED}-fp32"),
+        *("cpu-fp32", "cpu-int8", "null-fp32"),
+        *(f"{SIMULATED}-{m.precision}" for m in found.models if m.target == SIMULATED),
+        *("jetson-fp32", "jetson-int8"),
     ]
-    assert [m.kind for m in found.models] == ["measured"] * 3 + ["simulated"]
+    kinds = {m.target: m.kind for m in found.models}
+    assert kinds == dict.fromkeys(("cpu", "null"), "measured") | dict.fromkeys(
+        (SIMULATED, "jetson"), "simulated"
+    )
     assert found.models[1].options == {"session.intra_op.allow_spinning": "0"}
     assert found.models[1].versions["onnxruntime"]
     assert {f.role for f in found.files.values()} == {
@@ -145,7 +150,9 @@ def test_verify_replays_every_model(once: Finished, ended: Command) -> None:
     assert "same  coreml fp32: every value equal" in said.out
     assert "simulated here" in said.out
     assert "not replayed  null fp32: the bundle has no golden outputs of it" in said.out
-    assert said.out.endswith("replayed: 3 of 4 models on this machine\nverify: PASS\n")
+    count = len(manifest.read(once.bundle).models)
+    ends = f"replayed: {count - 1} of {count} models on this machine\nverify: PASS\n"
+    assert said.out.endswith(ends)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +248,7 @@ def test_check_judges_as_the_run_did_and_asks_for_devices(once: Finished, ended:
     assert "INVALID coreml: measured: not measured on the device" in said.out
     assert "PASS    cpu int8: mean drop 0." in said.out
     results = json.loads((once.root / "report/latest/results.json").read_text())
-    assert said.out.count("\n") == len(results["verdict"]["gates"]) + 2
+    assert said.out.count("\n") == len(results["verdict"]["gates"]) + 3
 
 
 def test_check_of_measured_targets_alone_gives_the_runs_verdict(

@@ -289,13 +289,14 @@ def test_all_of_a_kit_is_python_3_10(kit: Path) -> None:
             ast.parse(packed.read(name), name, feature_version=(3, 10))
 
 
-def test_a_simulated_target_gets_a_kit_and_three_commands(once: Finished) -> None:
-    assert (once.root / f"kit-{SIMULATED}.pyz").is_file()
+@pytest.mark.parametrize("target", [SIMULATED, "jetson"])
+def test_a_simulated_target_gets_a_kit_and_three_commands(once: Finished, target: str) -> None:
+    assert (once.root / f"kit-{target}.pyz").is_file()
     assert not (once.root / "kit-cpu.pyz").exists()
-    steps = once.said.out[once.said.out.index(f"{SIMULATED} was not measured on the device") :]
+    steps = once.said.out[once.said.out.index(f"{target} was not measured on the device") :]
     scp, there, back = steps.splitlines()[1:4]
-    assert scp.strip().startswith(f"scp {once.root}/kit-{SIMULATED}.pyz USER@DEVICE:")
-    assert there.strip().startswith(f"python3 kit-{SIMULATED}.pyz ")
+    assert scp.strip().startswith(f"scp {once.root}/kit-{target}.pyz USER@DEVICE:")
+    assert there.strip().startswith(f"python3 kit-{target}.pyz ")
     assert back.strip().startswith(f"mipkd-pipeline collect results.zip {once.root} ")
 
 
