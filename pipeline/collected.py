@@ -97,12 +97,13 @@ def lay_over(
     """
     for file in sorted((run.root / _FOLDER).glob("*/record.json")):
         record = _record(run, file)
-        mine = {name_of(b): contents(b) for b in builts if b.target == record.target}
+        mine = {name_of(b): b for b in builts if b.target == record.target}
         lasting = [
-            m
+            replace(m, file=mine[_name(m)].file)
             for m in record.measurements
             if record.tests == tests.sha256
-            and record.models[_name(m)] == mine.get(_name(m), "built no more")
+            and _name(m) in mine
+            and contents(mine[_name(m)]) == record.models[_name(m)]
         ]
         own = _replaced(own, lasting)
         if mine and len(lasting) < len(record.measurements):

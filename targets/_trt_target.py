@@ -113,7 +113,7 @@ class TensorRt:
     def _prepare(self, file: Path, data: bytes, profile: _trt.Profile) -> tuple[str, ...]:
         """The engine beside the graph `data` in `file`, and notes."""
         _trt.engine(self._flavour.load(), data, profile, caches=_caches(file))
-        simulated = f"no GPU here: built for SM{_trt.ASSUMED_SM}, not run"
+        simulated = f"built without a GPU, for SM{_trt.ASSUMED_SM}: a device builds its own engine"
         return (simulated,) if self.simulated else ()
 
     def _require(self) -> None:
