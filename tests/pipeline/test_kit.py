@@ -206,8 +206,12 @@ def test_results_on_other_images_are_refused(
 def test_an_interrupted_kit_goes_on(kit: Path, bare: Path, tmp_path: Path) -> None:
     there = carried(kit, tmp_path / "device")
     command = [str(bare), "-I", there.name]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=there.parent, stdout=pipe, stderr=pipe, text=True) as first:
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+
+    def heed() -> None:  # what a shell starts in the background ignores Ctrl-C
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, cwd=there.parent, preexec_fn=heed, **pipe) as first:
         assert first.stdout
         while not first.stdout.readline().startswith("[1/"):
             time.sleep(0.01)
