@@ -63,7 +63,7 @@ def test_fp32_is_computed_in_fp32_and_keeps_fp32_weights(graph: Graph, tmp_path:
 
 
 def test_a_machine_without_openvino_is_told_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("targets.openvino._version", lambda package: "")
+    monkeypatch.setattr("targets._ov.version_of", lambda package: "")
     assert 'pip install "mipkd-pipeline[openvino]"' in TARGET.why_not()
 
 
