@@ -29,7 +29,7 @@ import numpy as np
 from mipkd.core import plugins
 from mipkd.core.records import Built, Graph, PatchSet
 from pipeline.bench.host import describe_host
-from pipeline.bench.latency import BenchSettings, compare
+from pipeline.bench.latency import FEWEST, BenchSettings, compare
 from targets.base import find
 
 BOUNDS = {"openvino": 0.03, "cpu": 0.05}  # how far from 1 a ratio may be
@@ -81,7 +81,8 @@ def _rounds(pairs: Mapping[str, Pair], rounds: int) -> Rounds:
     """Each pair's medians in seconds, one a round."""
     found: Rounds = {name: [] for name in pairs}
     order = random.Random(0)
-    for _ in range(rounds):
+    for number in range(rounds):
+        print(f"round {number + 1} of {rounds}", file=sys.stderr)
         for name in order.sample(list(pairs), len(pairs)):
             ours, theirs = pairs[name]
             if order.random() < 0.5:
@@ -110,7 +111,8 @@ def _pairs(model: str, size: Size, seconds: float, folder: Path) -> Iterator[tup
 def _ours(built: Built, size: Size, seconds: float) -> float:
     """The bench's median in seconds, on a session of its own."""
     session = find(built.target).open(built)
-    settings = BenchSettings(sizes=(size,), min_time_s=seconds, max_time_s=10 * seconds, attempts=1)
+    times = {"min_time_s": seconds, "max_time_s": 10 * seconds}
+    settings = BenchSettings(sizes=(size,), min_samples=FEWEST, attempts=1, **times)
     try:
         latency = compare({"ours": session}, size, settings)["ours"]
     finally:

@@ -195,7 +195,8 @@ def test_auto_runs_every_frame_on_the_device_it_has_chosen(thirds: Graph, tmp_pa
     built = find("openvino:auto").build(thirds, "fp32", None, tmp_path / "out")
     assert built.options["ENABLE_STARTUP_FALLBACK"] == "NO"
     model = _ov.core().compile_model(str(built.file), "AUTO", built.options)
-    assert model.get_property("EXECUTION_DEVICES") == [_ov.chosen_by_auto()]
+    (ran_on,) = model.get_property("EXECUTION_DEVICES")
+    assert ran_on.partition(".")[0] == _ov.chosen_by_auto().partition(".")[0]
 
 
 def test_a_machine_without_openvino_is_told_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
