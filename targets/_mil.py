@@ -29,6 +29,8 @@ _MODEL_PATH = "@model_path/"
 # Of a weight file: a header of 64 bytes, then for each blob a record of 64 and its values.
 _RECORD = struct.Struct("<IIQQ")  # sentinel, type, bytes, where the values begin
 _SENTINEL = 0xDEADBEEF
+# Types that torch can hold but not index or add; macOS 14 programs have sizes in them.
+_WIDER = {"UINT16": "int32", "UINT32": "int64"}
 
 Values = dict[str, Any]
 Op = Callable[[Any, Values], Any]  # (torch, inputs by name) -> result, or a tuple of results
@@ -151,7 +153,9 @@ class Program:
         floating = array.dtype.kind == "f"
         # A scalar may be stored for a tensor of equal values.
         whole = array if array.size == np.prod(shape, dtype=int) else np.broadcast_to(array, shape)
-        copied = np.array(whole.reshape(shape), np.float32 if floating else whole.dtype)
+        copied = np.array(
+            whole.reshape(shape), np.float32 if floating else _WIDER.get(kind, whole.dtype)
+        )
         return self._torch.from_numpy(copied)
 
     def _check_size(self, shape: tuple[int, ...]) -> None:
@@ -301,7 +305,7 @@ def _rounded(torch: Any, value: Any, declared: str) -> Any:
         return value.to(torch.float16).to(torch.float32)
     if declared == "FLOAT32":
         return value.to(torch.float32)
-    return value.to(getattr(torch, declared.lower()))
+    return value.to(getattr(torch, _WIDER.get(declared, declared.lower())))
 
 
 def _ints(tensor: Any) -> list[int]:

@@ -235,7 +235,7 @@ def test_a_job_that_is_too_slow_is_ended_there(
         of = told(device, "cpu")
         with pytest.raises(StageError, match=r"not done in 1\.5 s"):
             device.carry_out(job.file, job.id, of, tmp_path)
-        assert gone(" work " + config.folder, within_s=0)
+        assert gone(" work " + config.folder)  # one that was still starting ends when it looks
 
 
 def refusal(config: DeviceConfig, **changes: object) -> MipkdError:
