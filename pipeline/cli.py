@@ -282,7 +282,7 @@ def doctor(
 ) -> None:
     """Without FILE: what this machine can target, or a device. With FILE: what a checkpoint is."""
     set_logging(verbose)
-    from pipeline.doctor import examine_checkpoint, examine_machine, printed
+    from pipeline.doctor import examine_checkpoint, examine_machine, machine_printed, printed
 
     found: dict[str, Any]
     if file and device:
@@ -291,7 +291,8 @@ def doctor(
         found = examine_checkpoint(file, images, sets or ())
     else:
         found = examine_machine(device, sets or ())
-    typer.echo(json.dumps(found, indent=2) if as_json else printed(found))
+    told = printed if file else machine_printed
+    typer.echo(json.dumps(found, indent=2) if as_json else told(found))
 
 
 @app.command()

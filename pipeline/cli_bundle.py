@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -112,20 +113,32 @@ def bench(
     target: Annotated[
         str | None, typer.Option(help="Targets, separated by commas; default all in the bundle.")
     ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Measure on ssh://[user@]host[:port], not here.")
+    ] = None,
     as_json: Annotated[
         Path | None, typer.Option("--json", help="Write all samples into this file.")
     ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Settings of [bench] and [device]: bench.min_time_s=5."),
+    ] = None,
     verbose: Verbose = False,
 ) -> None:
-    """Measure a bundle's models on this machine."""
+    """Measure a bundle's models on this machine or on a device."""
     set_logging(verbose)
     from pipeline.bundle import manifest
     from pipeline.bundle.kit import settings_of
     from pipeline.bundle.timing import time_bundle
+    from pipeline.config import load
+    from pipeline.device.device import reached
 
     stated = manifest.read(bundle)
     wanted = [name.strip() for name in (target or "").split(",") if name.strip()]
-    found = time_bundle(bundle, stated, wanted, settings_of(bundle))
+    flags = {"bench": asdict(settings_of(bundle)), "device": {"address": device}}
+    config = load(flags, sets=sets or ())
+    with reached(config.device) as there:
+        found = time_bundle(bundle, stated, wanted, config.bench, there)
     table = Table("target", "precision", "size MB", "LR", "p50 ms", "p90 ms", "samples")
     for model in found.models:
         head = (model.target, model.precision, f"{model.size_bytes / 1e6:.2f}")
@@ -142,7 +155,7 @@ def bench(
     if as_json:
         as_json.write_text(json.dumps({"schema": 1, **to_jsonable_python(found)}, indent=1))
     if all(model.why_not for model in found.models):
-        raise MissingError("bench: nothing could be measured on this machine")
+        raise MissingError(f"bench: nothing could be measured on {device or 'this machine'}")
     if any(model.invalid for model in found.models):
         raise typer.Exit(EXIT[Outcome.INVALID])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import zipfile
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ from pipeline.bundle.kit import contents
 from pipeline.run import Run
 from pipeline.stages.measure import Scored, measurements
 from targets.base import ByteArray
+
+log = logging.getLogger(__name__)
 
 _FOLDER = "collected"
 _ANEW = "make the kit anew: mipkd-pipeline kit RUN/bundle --target NAME"
@@ -94,14 +97,22 @@ def lay_over(
     """
     for file in sorted((run.root / _FOLDER).glob("*/record.json")):
         record = _record(run, file)
-        mine = {name_of(b): contents(b) for b in builts if b.target == record.target}
+        mine = {name_of(b): b for b in builts if b.target == record.target}
         lasting = [
-            m
+            replace(m, file=mine[_name(m)].file)
             for m in record.measurements
             if record.tests == tests.sha256
-            and record.models[_name(m)] == mine.get(_name(m), "built no more")
+            and _name(m) in mine
+            and contents(mine[_name(m)]) == record.models[_name(m)]
         ]
         own = _replaced(own, lasting)
+        if mine and len(lasting) < len(record.measurements):
+            log.warning(
+                "%s: %d of %d figures that a kit brought are of other models or images: left out",
+                record.target,
+                len(record.measurements) - len(lasting),
+                len(record.measurements),
+            )
         if lasting:
             failures = tuple(
                 f for f in failures if (f.target, f.stage) != (record.target, "measure")

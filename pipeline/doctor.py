@@ -9,22 +9,22 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mipkd.core import plugins
 from mipkd.core.records import Told
 from pipeline.bench.agent import tell
 from pipeline.bench.host import describe_host
 from pipeline.device.device import reached
-from targets.base import find
+from targets.base import every, find
 
 
 def examine_machine(address: str | None = None, sets: Sequence[str] = ()) -> dict[str, Any]:
-    """The host, here or at an address, and of each target: usable or not, why not, versions."""
-    names = plugins.names("targets")
+    """The host, here or at an address, and of each target and variant: usable or not, why not."""
+    names = every()
     told = _told_at(address, names, sets) if address else {n: tell(find(n)) for n in names}
     targets = {
         name: {
             "usable": not one.why_not,
             "why_not": one.why_not,
+            "simulated": not one.why_not and one.simulated,
             "precisions": list(one.precisions),
             "versions": one.versions,
         }
@@ -40,6 +40,31 @@ def _told_at(address: str, names: Sequence[str], sets: Sequence[str]) -> dict[st
     with reached(load({"device": {"address": address}}, sets=sets).device) as device:
         assert device is not None, "it has an address"
         return device.probe(names)
+
+
+def machine_printed(found: dict[str, Any]) -> str:
+    """What `examine_machine` found: a line about the machine, and one a target."""
+    host, targets = found["host"], found["targets"]
+    memory = f"{host['memory_bytes'] / 2**30:.0f} GiB"
+    wide = max(map(len, targets))
+    lines = [
+        f"{host['cpu']}, {host['cores']} cores, {memory}, {host['system']}",
+        f"fast arithmetic: {', '.join(host['features']) or 'none known'}",
+        "",
+        f"{'target':<{wide}}  here  precisions, or what is missing; how to get it",
+        *(f"{name:<{wide}}  {_standing(one)}" for name, one in targets.items()),
+        "",
+        "use them: mipkd-pipeline run --target NAME,NAME; what each is: docs/targets.md",
+    ]
+    return "\n".join(lines)
+
+
+def _standing(one: dict[str, Any]) -> str:
+    """Of one target: whether it is here, and with what, or why not."""
+    if one["why_not"]:
+        return f"no    {one['why_not']}"
+    precisions = ", ".join(one["precisions"])
+    return f"yes   {precisions}" + (" (pixels simulated, not timed)" if one["simulated"] else "")
 
 
 def examine_checkpoint(file: Path, images: Path | None, sets: Sequence[str]) -> dict[str, Any]:

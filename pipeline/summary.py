@@ -38,9 +38,9 @@ def summary(evidence: Evidence) -> Group:
         )
     gates = evidence.verdict.gates
     stopped = [gate for gate in gates if gate.outcome is not Outcome.PASS]
-    lines = [Text(f"note    {where}") for where in dict.fromkeys(_elsewhere(evidence))]
-    lines += [_gate_line(Outcome.PASS, f"{len(gates) - len(stopped)} of {len(gates)} gates")]
+    lines = [_gate_line(Outcome.PASS, f"{len(gates) - len(stopped)} of {len(gates)} gates")]
     lines += [_gate_line(gate.outcome, told(gate)) for gate in stopped]
+    lines += [Text(f"note    {where}") for where in dict.fromkeys(_elsewhere(evidence))]
     lines += [Text(f"note    {remark}") for remark in evidence.verdict.remarks]
     for failure in evidence.failures:
         lines.append(Text(f"FAILED  {failure.target} {failure.precision}: {failure.what}", "red"))

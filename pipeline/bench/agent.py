@@ -3,9 +3,9 @@
     agent probe TARGET...        one JSON object on stdout
     agent work FOLDER            does the job in FOLDER; a JSON line on stdout for each part
 
-It ends itself, and all that it started, when nobody writes to its stdin any more: whoever sent
-the job has gone. Parts that are done stay in FOLDER, and the next start goes on after them. Needs
-Python 3.10, numpy and the runtime.
+It ends itself, and all that it started, when nobody writes to its stdin any more: whoever
+started it has gone. Parts that are done stay in FOLDER, and the next start goes on after them.
+Needs Python 3.10, numpy and the runtime.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from pipeline.bench.job import Done, make_pixels, time_models
 from targets.base import ByteArray, Target, find
 
 PATIENCE_S = 30.0  # without a word from the other side
-PROBE_S = 300  # the most that telling what a machine can run may take
 RESULTS_FILE = "results.zip"
 
 Say = Callable[[dict[str, Any]], None]
@@ -172,11 +171,10 @@ def main(arguments: list[str]) -> int:
     """0, or the exit code of what went wrong, told as one JSON object with "error"."""
     logging.basicConfig(level=logging.ERROR, format="%(message)s")  # what matters is in the notes
     try:
+        _end_when_left()
         if arguments[0] == "probe":
-            signal.alarm(PROBE_S)  # a runtime that hangs stays behind otherwise
             _say({"python": platform.python_version(), "targets": _probed(arguments[1:])})
         else:
-            _end_when_left()
             folder = Path(arguments[1])
             _say({"pid": os.getpid()})
             with alone(folder):
@@ -197,7 +195,12 @@ def _probed(names: list[str]) -> dict[str, Any]:
     found = {}
     for name in names:
         with suppress(MipkdError):  # a target that this version does not know is left out
-            found[name] = asdict(tell(find(name)))
+            try:
+                told = tell(find(name))
+            except (ImportError, OSError, RuntimeError) as error:  # a runtime that is broken
+                why = f"{type(error).__name__}: {error}"
+                told = Told(name, why, False, (), {}, describe_host())
+            found[name] = asdict(told)
     return found
 
 

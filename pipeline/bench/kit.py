@@ -16,10 +16,12 @@ import shutil
 import sys
 import time
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from mipkd.core.errors import MipkdError, MissingError, StageError, UsageError
+from mipkd.core.records import Told
 from pipeline.bench import agent, parcel
 from pipeline.bench.job import name_of
 from targets.base import find
@@ -43,6 +45,8 @@ def main(arguments: list[str]) -> int:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         hint = "free some space; the same command goes on where it was" if full else ""
         return _told(f"{error.filename or 'system'}: {error.strerror or error}", hint, 5)
+    except Exception as error:  # whatever a runtime raises
+        return _told(f"{type(error).__name__}: {error}", _built_with(kit), 5)
     return 0
 
 
@@ -63,6 +67,7 @@ def _measure(kit: Path, out: Path) -> None:
     job = parcel.read_job(work)
     with agent.alone(work):
         print(_described(about, job, out, goes_on), flush=True)
+        _forget_others(work, agent.tell(target))
         results = agent.work(work, _Progress())
         with zipfile.ZipFile(results, "a") as whole:
             whole.write(work / parcel.JOB, parcel.JOB)
@@ -87,6 +92,21 @@ def _unpack(packed: zipfile.ZipFile, work: Path) -> bool:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(packed.read(name))
     return False
+
+
+def _forget_others(work: Path, told: Told) -> None:
+    """Parts that another machine or another version of the runtime made are no parts of this."""
+    now, file = json.dumps(asdict(told)), work / "told.json"
+    if not file.is_file() or file.read_text() != now:
+        shutil.rmtree(work / "done", ignore_errors=True)
+        file.write_text(now)
+
+
+def _built_with(kit: Path) -> str:
+    with zipfile.ZipFile(kit) as packed:
+        models = json.loads(packed.read(JOB + parcel.JOB))["models"]
+    versions = ", ".join(f"{name} {version}" for name, version in models[0]["versions"].items())
+    return f"a runtime older than the models may not read them: built with {versions}"
 
 
 def _described(about: dict[str, Any], job: parcel.Job, out: Path, goes_on: bool) -> str:

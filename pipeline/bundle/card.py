@@ -35,7 +35,7 @@ def card(
         photos=source(evidence.photos) if evidence.photos else "",
         tests=source(evidence.tests),
         command=shlex.join(command(evidence)),
-        warning=licence_warning(evidence.teacher or evidence.student),
+        warning=licence_warning(_root(evidence)),
         golden=golden,
         unseen=[m for m in models if m.kind == "simulated"],
         not_measured=NOT_MEASURED,
@@ -58,13 +58,20 @@ def licence_warning(model: Model) -> str:
     return ""
 
 
+def _root(evidence: Evidence) -> Model:
+    """Where the conditions of the weights come from."""
+    taught = evidence.distilled and evidence.teacher
+    return evidence.teacher if taught and evidence.teacher else evidence.student
+
+
 def _table(evidence: Evidence, results: Results, models: Sequence[manifest.Model]) -> Table:
     measured = {(m.target, m.precision): m for m in results.measurements if m.role == "student"}
     hosts = {(m.target, m.precision): m.host for m in evidence.measurements if m.host}
     sizes = {(one.height, one.width) for m in results.measurements for one in m.latencies}
     size = max(sizes, key=lambda s: s[0] * s[1], default=(0, 0))
-    head = ["Target", "Precision", "File", "Size", f"p50 ms at LR {wording.as_size(*size)}"]
-    head += ["× teacher", "PSNR-Y dB", "SSIM-Y", "Worst drop dB", "Measured on"]
+    at = f" at LR {wording.as_size(*size)}" if sizes else ""
+    head = ["Target", "Precision", "File", "Size", f"p50 ms{at}", "× teacher"]
+    head += ["PSNR-Y dB", "SSIM-Y", "Worst drop dB", "Measured on"]
     rows = []
     for model in models:
         m = measured.get((model.target, model.precision))

@@ -65,6 +65,7 @@ class Model:
             multiple=self.multiple,
             options=self.options,
             notes=self.notes,
+            versions=self.versions,
         )
 
 

@@ -25,15 +25,16 @@ class Tolerance:
 
 
 # FP32 sums differ in the last bits: a value may round to the next level. 16 bits and INT8 round
-# between layers too, and one step there may be several levels in the image: of an EDSR x2 on
-# OpenVINO with and without BF16 and VNNI instructions 1 level, 66 dB (bf16), 2, 64 dB (int8).
+# between layers too, and one step there may be several levels in the image. OpenVINO with and
+# without BF16 and VNNI instructions: EDSR 32x8 x2 in bf16 1 level, 66 dB, in int8 2, 64 dB;
+# EDSR-baseline x4 in int8 6 levels, 54 dB.
 _EXACT = Tolerance(1, 60.0)
 _TOLERANCES = {
     "fp32": _EXACT,
     "w8": _EXACT,
     "fp16": Tolerance(2, 55.0),
-    "bf16": Tolerance(4, 50.0),
-    "int8": Tolerance(8, 45.0),
+    "bf16": Tolerance(8, 50.0),
+    "int8": Tolerance(16, 45.0),
 }
 
 
@@ -53,7 +54,7 @@ class Replayed:
     @property
     def tolerance(self) -> Tolerance:
         """The bound that applies."""
-        return _TOLERANCES[self.model.precision]
+        return _TOLERANCES.get(self.model.precision, _TOLERANCES["int8"])
 
     @property
     def well(self) -> bool:

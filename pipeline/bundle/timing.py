@@ -1,23 +1,26 @@
-"""Time a bundle's models on this machine, those of a target interleaved."""
+"""Time a bundle's models, here or on a device, those of a target interleaved."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from mipkd.core.errors import MipkdError, UsageError, nearest
-from mipkd.core.records import Host, Latency
-from pipeline.bench.host import describe_host
-from pipeline.bench.job import time_models
+from mipkd.core.records import Built, Host, Latency, Told
+from pipeline.bench import parcel
+from pipeline.bench.agent import tell
+from pipeline.bench.job import Done, time_models
 from pipeline.bench.latency import BenchSettings
 from pipeline.bundle.manifest import Manifest, Model, damaged, problems
+from pipeline.device.device import Device
 from targets.base import find
 
 
 @dataclass(frozen=True)
 class Timed:
-    """One model's latencies here, or why there are none."""
+    """One model's latencies, or why there are none."""
 
     target: str
     precision: str
@@ -26,7 +29,8 @@ class Timed:
     latencies: tuple[Latency, ...] = ()
     invalid_because: str = ""
     notes: tuple[str, ...] = ()
-    versions: dict[str, str] | None = None
+    conditions: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
 
     @property
     def invalid(self) -> str:
@@ -45,12 +49,17 @@ class Timings:
 
 
 def time_bundle(
-    bundle: Path, manifest: Manifest, targets: Sequence[str], settings: BenchSettings
+    bundle: Path,
+    manifest: Manifest,
+    targets: Sequence[str],
+    settings: BenchSettings,
+    device: Device | None = None,
 ) -> Timings:
-    """Every model of `targets`, or of all when none is named.
+    """Every model of `targets`, or of all when none is named, on `device` or on this machine.
 
     Raises:
         UsageError: the bundle has no model for a target, or a model's files were changed.
+        MipkdError: the device cannot be reached.
     """
     known = list(dict.fromkeys(model.target for model in manifest.models))
     for name in targets:
@@ -61,21 +70,34 @@ def time_bundle(
         if damaged(model, wrong):
             what = f"{bundle}: files of {model.target} {model.precision} are not the bundle's"
             raise UsageError(what, hint="see which: mipkd-pipeline verify")
+    wanted = list(dict.fromkeys(targets)) or known
+    told = device.probe(wanted) if device else {name: tell(find(name)) for name in wanted}
     found: list[Timed] = []
-    for name in targets or known:
-        found += _timed(bundle, [m for m in manifest.models if m.target == name], settings)
-    return Timings(manifest.name, describe_host(), tuple(found))
+    for name in wanted:
+        models = [model for model in manifest.models if model.target == name]
+        found += _timed(bundle, models, told[name], settings, device)
+    return Timings(manifest.name, told[wanted[0]].host, tuple(found))
 
 
-def _timed(bundle: Path, models: Sequence[Model], settings: BenchSettings) -> list[Timed]:
+def _timed(
+    bundle: Path,
+    models: Sequence[Model],
+    told: Told,
+    settings: BenchSettings,
+    device: Device | None,
+) -> list[Timed]:
     """Those of one target."""
-    target = find(models[0].target)
-    why_not = target.why_not()
-    if not why_not and target.simulated:
+    why_not = told.why_not
+    if not why_not and told.simulated:
         why_not = "this machine could only simulate it"
     if not why_not:
+        builts = [model.built(bundle) for model in models]
         try:
-            done = time_models(target, [model.built(bundle) for model in models], settings)
+            done = (
+                _done_there(device, told, builts, settings)
+                if device
+                else time_models(find(told.target), builts, settings)
+            )
         except Exception as error:  # one target's failure is a row
             why_not = error.what if isinstance(error, MipkdError) else f"failed: {error}"
     if why_not:
@@ -88,7 +110,18 @@ def _timed(bundle: Path, models: Sequence[Model], settings: BenchSettings) -> li
             latencies=latencies,
             invalid_because=done.invalid_because,
             notes=done.notes,
-            versions=target.versions(),
+            conditions=done.conditions,
+            versions=told.versions,
         )
         for model, latencies in zip(models, done.latencies, strict=True)
     ]
+
+
+def _done_there(
+    device: Device, told: Told, builts: Sequence[Built], settings: BenchSettings
+) -> Done:
+    with TemporaryDirectory() as scratch:
+        job = Path(scratch) / "job.zip"
+        id = parcel.write_job(job, told.target, builts, (), settings)
+        results, _ = parcel.read_results(device.carry_out(job, id, told, Path(scratch)))
+    return results.done

@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from mipkd.core.errors import MipkdError, MissingError, StageError, UnsupportedError
 from mipkd.core.records import Told
 from pipeline.bench import parcel
-from pipeline.bench.agent import PROBE_S
 from pipeline.device.source import agent_bytes
 from pipeline.device.ssh import Link, LinkError, Remote, address_of
 from pipeline.device.transfer import Python
@@ -26,7 +25,7 @@ from pipeline.device.transfer import Python
 log = logging.getLogger(__name__)
 
 _BEAT_S = 3.0  # between signs that we are still here; the agent ends itself without them
-
+_PROBE_S = 300.0  # a slow card takes a minute to load a large runtime
 _QUIET_S = 5.0  # between two lines of progress
 _LONGEST_PAUSE_S = 60.0
 
@@ -68,16 +67,15 @@ class Device:
         """
         self._prepare()
         with self._python.start(self._agent, "probe", *names) as remote:
-            watch = threading.Timer(PROBE_S, remote.process.kill)
-            watch.start()
             try:
-                said = [fact for line in remote.output if (fact := _fact(line))]
-            finally:
-                watch.cancel()
-            if not said:
+                facts = list(self._heard(remote, time.monotonic() + _PROBE_S))
+            except TimeoutError as error:
+                what = f"{self.address}: {', '.join(names)}: no answer in {_PROBE_S:g} s"
+                raise StageError(what) from error
+            if not facts:
                 raise self._python.trouble(remote)
-        self._raise_told(said[-1])
-        return {name: parcel.as_told(told) for name, told in said[-1]["targets"].items()}
+        self._raise_told(facts[-1])
+        return {name: parcel.as_told(told) for name, told in facts[-1]["targets"].items()}
 
     def carry_out(self, job: Path, id: str, told: Told, into: Path) -> Path:
         """Have a job done there, through broken links; gives its results, a file in `into`.
@@ -155,9 +153,11 @@ class Device:
                     raise self._python.trouble(remote)
             except LinkError:
                 raise
-            except BaseException:
+            except BaseException as error:
                 remote.finish(0.5)
                 self._ended(folder, pid)
+                if isinstance(error, TimeoutError):
+                    raise self._slow() from error
                 raise
         if "error" in said:
             self._clean(folder)
@@ -165,7 +165,11 @@ class Device:
         return str(said["results"])
 
     def _heard(self, remote: Remote, until: float) -> Iterator[dict[str, Any]]:
-        """What the agent says, while it is told that we are still here."""
+        """What the agent says, while it is told that we are still here.
+
+        Raises:
+            TimeoutError: it goes on for too long.
+        """
         lines: queue.Queue[bytes] = queue.Queue()
 
         def listen() -> None:
@@ -178,7 +182,7 @@ class Device:
         beat = time.monotonic()
         while True:
             if time.monotonic() > until:
-                raise self._slow()
+                raise TimeoutError
             if time.monotonic() >= beat:
                 remote.send(b"\n")
                 beat = time.monotonic() + _BEAT_S

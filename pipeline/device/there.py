@@ -21,6 +21,7 @@ from typing import IO, Any
 
 PATIENCE_S = 60  # without a byte from the other side, or one that it takes
 _END_S = 5.0
+_KEPT_S = 30 * 24 * 3600.0  # nobody came back for an unfinished job
 _CHUNK = 1 << 18
 
 
@@ -28,6 +29,9 @@ def look(folder: str) -> dict[str, Any]:
     """Where files are kept, and whether this Python has numpy."""
     kept = Path(folder).expanduser()
     kept.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for left in kept.glob("jobs/*"):
+        if left.stat().st_mtime < time.time() - _KEPT_S:
+            remove(str(left)) if left.is_dir() else left.unlink()
     return {"folder": str(kept), "numpy": find_spec("numpy") is not None}
 
 

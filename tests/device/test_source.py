@@ -23,11 +23,19 @@ def test_the_same_source_gives_the_same_file(tmp_path: Path) -> None:
     assert zipfile.ZipFile(other).read("data/job.json") == b"{}"
 
 
+def probed(command: list[str], folder: Path) -> dict[str, str]:
+    """Why each target that it tells of cannot run, while its stdin is open."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=folder, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout
+        found = json.loads(process.stdout.read())["targets"]
+    return {name: told["why_not"] for name, told in found.items()}
+
+
 def test_it_probes_on_its_own(tmp_path: Path) -> None:
     program = agent_zip(tmp_path)
     command = [sys.executable, "-I", str(program), "probe", "null", "cpu"]
-    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert set(json.loads(found.stdout)["targets"]) == {"null", "cpu"}
+    assert probed(command, tmp_path) == {"null": "", "cpu": ""}
     names = zipfile.ZipFile(program).namelist()
     assert "targets/_trt.py" in names
     rooms = ("pipeline/stages", "pipeline/report", "mipkd/distill", "mipkd/archs")
@@ -44,10 +52,12 @@ def test_a_target_of_another_package_goes_along(
     (theirs / "theirs.py").write_text("from targets.null import TARGET\n")
     (theirs / "null.py").write_text("raise SystemExit('ours comes first')\n")
     monkeypatch.setattr(targets, "__path__", [*targets.__path__, str(theirs)])
+    (theirs / "broken.py").write_text("import nothing_of_that_name\n")
     program = agent_zip(tmp_path)
-    command = [sys.executable, "-I", str(program), "probe", "theirs", "null"]
-    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert set(json.loads(found.stdout)["targets"]) == {"theirs", "null"}
+    command = [sys.executable, "-I", str(program), "probe", "theirs", "null", "broken"]
+    why = probed(command, tmp_path)
+    assert why["theirs"] == why["null"] == ""
+    assert "nothing_of_that_name" in why["broken"]
 
 
 def old_python() -> str:

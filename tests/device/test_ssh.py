@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -54,7 +55,7 @@ def job_of(
         for n in range(images)
     ]
     settings = BenchSettings(
-        sizes=tuple((8, 8 + n) for n in range(sizes)),
+        sizes=tuple((32, 32 + n) for n in range(sizes)),
         warmup_s=0.01,
         min_time_s=seconds,
         max_time_s=seconds,
@@ -79,14 +80,6 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Built:
     out = tmp_path_factory.mktemp("net")
     graph: Graph = export(made, out=out, metadata={}, role="student", family="edsr")
     return find("cpu").build(graph, "fp32", None, out / "cpu")
-
-
-@pytest.fixture
-def idle(tmp_path: Path) -> Built:
-    """For the target that answers at once."""
-    file = tmp_path / "model.onnx"
-    file.write_bytes(b"nothing")
-    return Built("null", "fp32", "student", file, 1, 2, 1)
 
 
 @pytest.fixture
@@ -116,7 +109,7 @@ def test_a_job_comes_back_with_the_pixels_that_are_made_here(
     job = job_of(tmp_path, net, sizes=2)
     file = device.carry_out(job.file, job.id, told(device, "cpu"), tmp_path)
     results, outputs = parcel.read_results(file)
-    assert [one.size for one in results.done.latencies[0]] == [(8, 8), (8, 9)]
+    assert [one.size for one in results.done.latencies[0]] == [(32, 32), (32, 33)]
     here: list[ByteArray] = []
     make_pixels(find("cpu"), [net], job.images, lambda _b, _n, sr: here.append(sr))
     assert len(outputs) == len(here) == 2
@@ -159,27 +152,29 @@ def in_the_meantime(ready: Callable[[], bool], act: Callable[[], object]) -> thr
 
 
 def test_a_broken_connection_is_made_again_and_no_part_is_lost(
-    sshd: Sshd, device: Device, config: DeviceConfig, idle: Built, tmp_path: Path
+    sshd: Sshd, device: Device, config: DeviceConfig, net: Built, tmp_path: Path
 ) -> None:
-    job = job_of(tmp_path, idle, sizes=8, seconds=0.4)
-    first: list[str] = []
+    job = job_of(tmp_path, net, sizes=8, seconds=0.4)
+    before: list[str] = []
 
     def parts() -> list[Path]:
         return sorted(Path(config.folder).glob("jobs/*/done/latency-*.json"))
 
     def cut() -> None:
-        first.append(parts()[0].read_text())
-        assert sshd.cut() > 0
+        before.extend(part.read_text() for part in parts())
+        sshd.cut()
 
-    of = told(device, "null")
+    of = told(device, "cpu")
     thread = in_the_meantime(lambda: len(parts()) > 1, cut)
     file = device.carry_out(job.file, job.id, of, tmp_path)
     thread.join()
     results, _ = parcel.read_results(file)
     latencies = results.done.latencies[0]
     assert len(latencies) == 8
-    kept = parcel.as_done(json.loads(first[0])).latencies[0][0]
-    assert kept in latencies  # to the last sample
+    assert 1 < len(before) < 8
+    for part in before:
+        (kept,) = parcel.as_done(json.loads(part)).latencies[0]
+        assert kept in latencies  # to the last sample
 
 
 def test_an_upload_goes_on_after_the_bytes_that_are_there(
@@ -201,9 +196,20 @@ def test_an_upload_goes_on_after_the_bytes_that_are_there(
     assert not Path(f"{file}.partial").exists()
 
 
+def test_jobs_that_nobody_came_back_for_are_cleared(device: Device, config: DeviceConfig) -> None:
+    old, new = (Path(config.folder) / "jobs" / name for name in ("old", "new"))
+    for folder in (old, new):
+        (folder / "done").mkdir(parents=True)
+    month_ago = time.time() - 31 * 24 * 3600
+    os.utime(old, (month_ago, month_ago))
+    device.probe(["null"])
+    assert new.is_dir()
+    assert not old.exists()
+
+
 def test_a_device_that_stays_away_is_given_up(
     config: DeviceConfig,
-    idle: Built,
+    net: Built,
     tmp_path: Path,
     tmp_path_factory: pytest.TempPathFactory,
     sshd: Sshd,
@@ -211,8 +217,8 @@ def test_a_device_that_stays_away_is_given_up(
     mine = Sshd(tmp_path_factory.mktemp("mortal"))
     settings = config.model_copy(update={"ssh_config": mine.config, "tries": 2})
     with closing(Device(settings)) as device:
-        of = told(device, "null")
-        job = job_of(tmp_path, idle, sizes=40, seconds=0.4)
+        of = told(device, "cpu")
+        job = job_of(tmp_path, net, sizes=40, seconds=0.4)
         thread = in_the_meantime(lambda: bool(running(" work " + config.folder)), mine.stop)
         with pytest.raises(StageError, match="connection lost for good") as raised:
             device.carry_out(job.file, job.id, of, tmp_path)
@@ -222,14 +228,14 @@ def test_a_device_that_stays_away_is_given_up(
 
 
 def test_a_job_that_is_too_slow_is_ended_there(
-    config: DeviceConfig, idle: Built, tmp_path: Path
+    config: DeviceConfig, net: Built, tmp_path: Path
 ) -> None:
     with closing(Device(config.model_copy(update={"time_limit_s": 1.5}))) as device:
-        job = job_of(tmp_path, idle, sizes=40, seconds=0.4)
-        of = told(device, "null")
+        job = job_of(tmp_path, net, sizes=40, seconds=0.4)
+        of = told(device, "cpu")
         with pytest.raises(StageError, match=r"not done in 1\.5 s"):
             device.carry_out(job.file, job.id, of, tmp_path)
-        assert gone(" work " + config.folder, within_s=0)
+        assert gone(" work " + config.folder)  # one that was still starting ends when it looks
 
 
 def refusal(config: DeviceConfig, **changes: object) -> MipkdError:
@@ -285,6 +291,21 @@ def test_an_old_python_is_told(config: DeviceConfig) -> None:
     assert "3.10 or later is needed" in error.what
 
 
+def test_a_program_that_dies_there_is_no_broken_connection(
+    device: Device, config: DeviceConfig, net: Built, tmp_path: Path
+) -> None:
+    job = job_of(tmp_path, net, sizes=40, seconds=0.4)
+    of = told(device, "cpu")
+
+    def locks() -> list[str]:
+        return [f.read_text() for f in Path(config.folder).glob("jobs/*/lock")]
+
+    thread = in_the_meantime(lambda: any(locks()), lambda: os.kill(int(locks()[0]), 9))
+    with pytest.raises(StageError, match="its program ended with exit code 137"):
+        device.carry_out(job.file, job.id, of, tmp_path)
+    thread.join()
+
+
 def test_a_runtime_that_went_missing_is_told(
     device: Device, config: DeviceConfig, net: Built, python_with: BarePython, tmp_path: Path
 ) -> None:
@@ -331,15 +352,15 @@ def test_a_full_disk_there_is_told_and_nothing_is_left_on_it(
 
 
 def test_ctrl_c_here_ends_the_job_there(
-    sshd: Sshd, config: DeviceConfig, idle: Built, tmp_path: Path
+    sshd: Sshd, config: DeviceConfig, net: Built, tmp_path: Path
 ) -> None:
-    job = job_of(tmp_path, idle, sizes=40, seconds=0.4)
+    job = job_of(tmp_path, net, sizes=40, seconds=0.4)
     code = (
         "import sys; from pathlib import Path; from contextlib import closing\n"
         "from pipeline.device.device import Device, DeviceConfig\n"
         "config = DeviceConfig.model_validate_json(sys.argv[1])\n"
         "with closing(Device(config)) as device:\n"
-        "    told = device.probe(['null'])['null']\n"
+        "    told = device.probe(['cpu'])['cpu']\n"
         "    device.carry_out(Path(sys.argv[2]), sys.argv[3], told, Path(sys.argv[4]))\n"
     )
     arguments = [config.model_dump_json(), str(job.file), job.id, str(tmp_path)]

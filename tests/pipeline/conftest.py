@@ -20,7 +20,7 @@ from pipeline import cli
 
 SIMULATED = "coreml"  # on any machine but a Mac
 _QUICK = (
-    *("--target", f"cpu,null,{SIMULATED}", "--precision", "fp32,int8"),
+    *("--target", f"cpu,null,{SIMULATED},jetson", "--precision", "fp32,int8"),
     *("--set", "calibrate.count=8", "--set", "calibrate.size=32"),
     *("--set", "bench.sizes=[[24,32],[32,32]]", "--set", "bench.min_time_s=0.05"),
     *("--set", "bench.warmup_s=0.01", "--set", "bench.max_drift=9"),

@@ -12,6 +12,7 @@ import time
 import venv
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import pytest
 
 from mipkd.core.records import Evidence
 from pipeline.bench import parcel
+from pipeline.bundle import manifest
 from pipeline.bundle.kit import make_kit
 from pipeline.run import Run
 
@@ -122,7 +124,8 @@ def test_a_later_run_keeps_them_while_the_models_last(
     collected = measured(finished.root)["student", "int8"]["latencies"]
     ended(*finished.words, "--out", finished.root)
     assert measured(finished.root)["student", "int8"]["latencies"] == collected
-    ended(*finished.words, "--out", finished.root, "--set", "calibrate.seed=1")
+    said = ended(*finished.words, "--out", finished.root, "--set", "calibrate.seed=1")
+    assert "cpu: 1 of 3 figures that a kit brought are of other" in " ".join(said.err.split())
     other = measured(finished.root)
     assert other["student", "int8"]["device"] == ""  # calibrated anew: another file
     assert other["student", "fp32"]["device"] == "kit"
@@ -203,8 +206,12 @@ def test_results_on_other_images_are_refused(
 def test_an_interrupted_kit_goes_on(kit: Path, bare: Path, tmp_path: Path) -> None:
     there = carried(kit, tmp_path / "device")
     command = [str(bare), "-I", there.name]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=there.parent, stdout=pipe, stderr=pipe, text=True) as first:
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+
+    def heed() -> None:  # what a shell starts in the background ignores Ctrl-C
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, cwd=there.parent, preexec_fn=heed, **pipe) as first:
         assert first.stdout
         while not first.stdout.readline().startswith("[1/"):
             time.sleep(0.01)
@@ -249,6 +256,35 @@ def test_a_kit_says_what_a_device_lacks(once: Finished, kit: Path, tmp_path: Pat
     assert sorted(f.name for f in there.parent.iterdir()) == sorted([there.name, other.name])
 
 
+def test_parts_of_another_runtime_are_made_anew(kit: Path, bare: Path, tmp_path: Path) -> None:
+    there = carried(kit, tmp_path / "device")
+    with zipfile.ZipFile(kit) as packed:
+        id = parcel.hash_of(packed.read("job/job.json"))
+    work = there.with_name(f"kit-cpu-{id[:8]}.partial")
+    (work / "done").mkdir(parents=True)
+    (work / "told.json").write_text("{}")
+    (work / "done/latency-24x32.json").write_text("of another runtime")
+    ran = started(bare, there)
+    assert ran.returncode == 0, ran.stderr
+    assert not work.exists()
+
+
+def test_what_a_runtime_raises_is_told_in_a_line(
+    finished: Finished, bare: Path, tmp_path: Path
+) -> None:
+    """A model that the runtime there cannot read, as of a later version."""
+    model = finished.bundle / "model/cpu-fp32/model.onnx"
+    model.write_bytes(b"of the future")
+    stated = manifest.read(finished.bundle)
+    manifest.write(replace(stated, files=manifest.listed(finished.bundle)), finished.bundle)
+    there = make_kit(finished.bundle, "cpu", tmp_path / "device.pyz").file
+    ran = started(bare, there)
+    assert ran.returncode == 5
+    assert "Traceback" not in ran.stderr
+    assert "hint: a runtime older than the models may not read them: built with " in ran.stderr
+    assert ", onnxruntime 1" in ran.stderr
+
+
 def test_all_of_a_kit_is_python_3_10(kit: Path) -> None:
     with zipfile.ZipFile(kit) as packed:
         sources = [name for name in packed.namelist() if name.endswith(".py")]
@@ -257,13 +293,14 @@ def test_all_of_a_kit_is_python_3_10(kit: Path) -> None:
             ast.parse(packed.read(name), name, feature_version=(3, 10))
 
 
-def test_a_simulated_target_gets_a_kit_and_three_commands(once: Finished) -> None:
-    assert (once.root / f"kit-{SIMULATED}.pyz").is_file()
+@pytest.mark.parametrize("target", [SIMULATED, "jetson"])
+def test_a_simulated_target_gets_a_kit_and_three_commands(once: Finished, target: str) -> None:
+    assert (once.root / f"kit-{target}.pyz").is_file()
     assert not (once.root / "kit-cpu.pyz").exists()
-    steps = once.said.out[once.said.out.index(f"{SIMULATED} was not measured on the device") :]
+    steps = once.said.out[once.said.out.index(f"{target} was not measured on the device") :]
     scp, there, back = steps.splitlines()[1:4]
-    assert scp.strip().startswith(f"scp {once.root}/kit-{SIMULATED}.pyz USER@DEVICE:")
-    assert there.strip().startswith(f"python3 kit-{SIMULATED}.pyz ")
+    assert scp.strip().startswith(f"scp {once.root}/kit-{target}.pyz USER@DEVICE:")
+    assert there.strip().startswith(f"python3 kit-{target}.pyz ")
     assert back.strip().startswith(f"mipkd-pipeline collect results.zip {once.root} ")
 
 
