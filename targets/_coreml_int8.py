@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mipkd.core.errors import MissingError
-
 if TYPE_CHECKING:
     from mipkd.core.records import PatchSet
 
@@ -40,14 +38,8 @@ class Range:
         return max(self.high / 127, -self.low / 127, _LEAST_SCALE), 128
 
 
-def quantized(net: Any, patches: PatchSet | None) -> tuple[Any, tuple[str, ...]]:
-    """`net` with 8-bit weights and inputs of convolutions, changed in place, and notes.
-
-    Raises:
-        MissingError: no patches to see ranges on.
-    """
-    if patches is None:
-        raise MissingError("coreml int8 needs calibration patches", hint="give photos: --data")
+def quantized(net: Any, patches: PatchSet) -> tuple[Any, tuple[str, ...]]:
+    """`net` with 8-bit weights and inputs of convolutions, changed in place, and notes."""
     import torch
 
     from calibration.qdq import ATTENTION_FLOAT

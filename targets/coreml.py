@@ -177,6 +177,10 @@ class CoreMl:
             )
         net, kept = _torch_net.net_of(graph, target=self.name), tuple[str, ...]()
         if precision == "int8":
+            if calibration is None:
+                raise MissingError(
+                    f"{self.name} int8 needs calibration patches", hint="give photos: --data"
+                )
             net, kept = _coreml_int8.quantized(net, calibration)
             kept = (*kept, "needs macOS 14 or iOS 17")
         package = out / ("images.mlpackage" if images else "model.mlpackage")
