@@ -116,8 +116,13 @@ def upscale_all(
     `side` is that of a tile in LR pixels; None takes what fits into `memory_bytes`.
 
     Raises:
+        UsageError: `side` is too small for the net.
         StageError: the disk is full, or memory does not hold one tile.
     """
+    if side is not None and side < _least(model):
+        raise UsageError(
+            f"--tile: {side} is too small for this net", hint=f"at least {_least(model)}"
+        )
     out.mkdir(parents=True, exist_ok=True)
     with closing(find(model.target).open(model.built(bundle))) as session:
         tiling: Tiling | None = None
@@ -186,7 +191,7 @@ def _tiling(
     memory_bytes: int,
     picture: Picture,
 ) -> Tiling:
-    least = 2 * model.margin + 2 * model.multiple + 1
+    least = _least(model)
     if side is None:
         per_pixel = _bytes_per_pixel(session, model.multiple)
         row_bytes = picture.rgb_HWC.shape[1] * model.scale**2 * 3 * 3  # a band, filtered, packed
@@ -203,9 +208,12 @@ def _tiling(
                 hint="raise --memory, or choose a smaller --precision",
             )
         log.debug("tiles of %d LR pixels a side, %d bytes a pixel", side, per_pixel)
-    if side < least:
-        raise UsageError(f"--tile: {side} is too small for this net", hint=f"at least {least}")
     return Tiling(side // model.multiple * model.multiple or side, model.margin, model.multiple)
+
+
+def _least(model: manifest.Model) -> int:
+    """LR pixels a side of the smallest tile that holds more than its margins."""
+    return 2 * model.margin + 2 * model.multiple + 1
 
 
 def _bytes_per_pixel(session: Session, multiple: int) -> int:
