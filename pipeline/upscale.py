@@ -75,10 +75,10 @@ def chosen(bundle: Path, target: str | None, precision: str | None) -> manifest.
             f"{bundle}: {first.file} is {first.what}", hint="see all: mipkd-pipeline verify"
         )
     models = judged.manifest.models
-    for name, wanted, of in (("target", target, "target"), ("precision", precision, "precision")):
-        models = tuple(m for m in models if wanted in (None, getattr(m, of)))
+    for name, wanted in (("target", target), ("precision", precision)):
+        models = tuple(m for m in models if wanted in (None, getattr(m, name)))
         if not models:
-            known = {getattr(m, of) for m in judged.manifest.models}
+            known = {getattr(m, name) for m in judged.manifest.models}
             raise UsageError(
                 f"--{name}: no model for {wanted!r}", hint=nearest(wanted or "", known)
             )
@@ -127,7 +127,7 @@ def upscale_all(
     with closing(find(model.target).open(model.built(bundle))) as session:
         tiling: Tiling | None = None
         for file in files:
-            start, levels = perf_counter(), None
+            levels = None
             try:
                 picture = read_picture(file)
                 if file.resolve() == (out / f"{file.stem}.png").resolve():
@@ -135,6 +135,7 @@ def upscale_all(
                 if tiling is None:
                     tiling = _tiling(session, model, side, memory_bytes, picture)
                     levels = difference(session, picture.rgb_HWC, tiling, model.scale)
+                start = perf_counter()
                 made = _write(session, picture, tiling, model.scale, out / f"{file.stem}.png", tell)
             except UsageError as error:
                 yield Upscaled(file, None, why=error.what)

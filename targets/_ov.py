@@ -7,7 +7,6 @@ import functools
 import io
 import os
 import warnings
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,14 +20,6 @@ _NEEDED = {
     "NPU": ("Intel NPU", "on a Core Ultra: its driver, https://github.com/intel/linux-npu-driver"),
 }
 _FACTS = {"FULL_DEVICE_NAME": "device", "NPU_DRIVER_VERSION": "npu_driver"}
-
-
-def version_of(package: str) -> str:
-    """The installed version, "" without one."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
 
 
 def package() -> Any:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from mipkd.core.records import Built, Graph, PatchSet, Told
 from targets import _trt
 from targets._cuda import gpu
 from targets._trt_session import PlanSession, SimulatedSession
+from targets.base import version_of
 
 if TYPE_CHECKING:
     from targets.base import Session
@@ -164,10 +164,3 @@ def facts(*packages: str) -> dict[str, str]:
     of_gpu = {"cuda": device.cuda, "sm": device.sm, "jetpack": device.jetpack} if device else {}
     found = {**{name: version_of(name) for name in packages}, **of_gpu}
     return {name: known for name, known in found.items() if known}
-
-
-def version_of(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""

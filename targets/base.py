@@ -7,6 +7,7 @@ This file and every target's `open` run on a bare device: Python >= 3.10, numpy,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -109,6 +110,14 @@ def find(name: str) -> Target:
         hint = nearest(variant, known) if known else f"{base} has no variants"
         raise UsageError(f"target {base}: unknown variant {variant!r}", hint=hint)
     return cast("Varied", target).variant(variant)
+
+
+def version_of(package: str) -> str:
+    """The installed version of a Python package, "" without one."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def files_of(built: Built) -> list[Path]:

@@ -18,7 +18,6 @@ import sys
 import uuid
 import warnings
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +25,7 @@ import numpy as np
 from mipkd.core.errors import MipkdError, MissingError, StageError, UnsupportedError, UsageError
 from mipkd.core.records import Built, Graph, PatchSet, Told
 from targets import _coreml_int8, _torch_net
+from targets.base import version_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,11 +111,11 @@ class CoreMl:
 
     def why_not(self) -> str:
         """Missing only where coremltools is; what is no Mac simulates."""
-        return "" if _version("coremltools") else f"coremltools is not installed; {_INSTALL}"
+        return "" if version_of("coremltools") else f"coremltools is not installed; {_INSTALL}"
 
     def versions(self) -> dict[str, str]:
         """coremltools, numpy, torch, and macOS where it is the runtime."""
-        found = {name: _version(name) for name in ("coremltools", "numpy", "torch")}
+        found = {name: version_of(name) for name in ("coremltools", "numpy", "torch")}
         found["macos"] = platform.mac_ver()[0]
         return {name: known for name, known in found.items() if known}
 
@@ -206,15 +206,8 @@ class CoreMl:
         )
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
-
-
 def _coremltools() -> Any:
-    if not _version("coremltools"):
+    if not version_of("coremltools"):
         raise MissingError("coreml: coremltools is not installed", hint=_INSTALL)
     with _quiet():
         import coremltools

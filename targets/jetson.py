@@ -13,7 +13,8 @@ from mipkd.core.errors import MipkdError, MissingError
 from mipkd.core.records import Built, Graph, PatchSet, Told
 from targets._cuda import gpu, is_jetson
 from targets._trt import Flavour, Profile, refuse_old
-from targets._trt_target import TensorRt, facts, version_of
+from targets._trt_target import TensorRt, facts
+from targets.base import version_of
 
 _NO_GPU = "the GPU does not answer; sudo usermod -aG video,render $USER, and log in again"
 

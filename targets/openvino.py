@@ -12,6 +12,7 @@ from mipkd.core.errors import MissingError, UnsupportedError
 from mipkd.core.records import Built, Graph, PatchSet, Told
 from targets import _ov
 from targets._ov_session import CACHE, SHAPES, LatencySession, ThroughputSession
+from targets.base import version_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,13 +61,13 @@ class OpenVino:
 
     def why_not(self) -> str:
         """The package or the device; where models only run, nncf is not needed."""
-        if not _ov.version_of("openvino"):
+        if not version_of("openvino"):
             return f"openvino is not installed; {_ov.INSTALL}"
         return _ov.absent(self._device)
 
     def versions(self) -> dict[str, str]:
         """openvino, numpy, nncf where it is installed, and an accelerator's name and driver."""
-        found = {name: _ov.version_of(name) for name in ("openvino", "nncf", "numpy")}
+        found = {name: version_of(name) for name in ("openvino", "nncf", "numpy")}
         known = {name: one for name, one in found.items() if one}
         return known if self._device == "CPU" else {**known, **_ov.facts(self._device)}
 
@@ -130,7 +131,7 @@ class OpenVino:
         if patches is None:
             what = f"{self.name} int8 needs calibration patches"
             raise MissingError(what, hint="give photos: --data")
-        if not _ov.version_of("nncf"):
+        if not version_of("nncf"):
             what = f"{self.name} int8 needs nncf, which is not installed"
             raise MissingError(what, hint=_ov.INSTALL)
         return patches

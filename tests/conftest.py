@@ -1,5 +1,6 @@
 """Fixtures that every room's tests share."""
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,18 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _logging() -> Iterator[None]:
+    """The command line sets handlers and levels; give them back."""
+    root = logging.getLogger()
+    rooms = [logging.getLogger(room) for room in ("pipeline", "mipkd", "targets", "calibration")]
+    handlers, levels = root.handlers[:], [logger.level for logger in (root, *rooms)]
+    yield
+    root.handlers[:] = handlers
+    for logger, level in zip((root, *rooms), levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

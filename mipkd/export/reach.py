@@ -34,9 +34,8 @@ def reach(file: Path) -> Reach:
     import onnx
 
     graph = onnx.load(file, load_external_data=False).graph
-    shapes = {t.name: tuple(t.dims) for t in graph.initializer}
     constants = _constants(graph)
-    image = next(i.name for i in graph.input if i.name not in shapes)
+    image = next(i.name for i in graph.input if i.name not in constants)
     seen, why = {image: _At(0.0, 1.0)}, dict[str, None]()
     for node in graph.node:
         inputs = [seen[name] for name in node.input if name in seen]
@@ -48,7 +47,7 @@ def reach(file: Path) -> Reach:
         if node.op_type in _WHOLE or _reduces_space(node, constants):
             why["global pooling: it looks at the whole image"] = None
             continue  # a figure of the whole image has no place in it
-        here = _after(node, here, shapes, constants)
+        here = _after(node, here, constants)
         if here.finer < 1:
             why["pooling to a coarser grid: it depends on where the grid begins"] = None
         for name in node.output:
@@ -59,11 +58,11 @@ def reach(file: Path) -> Reach:
     return Reach(found)
 
 
-def _after(node: Any, at: _At, shapes: dict[str, Any], constants: dict[str, Any]) -> _At:
+def _after(node: Any, at: _At, constants: dict[str, Any]) -> _At:
     facts = {a.name: a for a in node.attribute}
     kind = node.op_type
     if kind in ("Conv", "ConvTranspose", "MaxPool", "AveragePool"):
-        kernel = _ints(facts, "kernel_shape") or shapes.get(node.input[1], ())[2:]
+        kernel = _ints(facts, "kernel_shape") or constants[node.input[1]].shape[2:]
         dilation = _ints(facts, "dilations") or [1] * len(kernel)
         stride = max(_ints(facts, "strides") or [1])
         finer = at.finer * stride if kind == "ConvTranspose" else at.finer
@@ -77,8 +76,10 @@ def _after(node: Any, at: _At, shapes: dict[str, Any], constants: dict[str, Any]
     if kind in ("Resize", "Upsample"):
         factors = [constants[name] for name in node.input[1:] if name in constants]
         factor = max((float(max(f.ravel())) for f in factors if f.size == 4), default=1.0)
-        radius = at.radius + _RESIZE_TAPS / at.finer
-        return _At(radius, max(1.0, at.finer) if at.finer < 1 else at.finer * factor)
+        finer = (
+            1.0 if at.finer < 1 else at.finer * factor
+        )  # from a coarser grid back to the image's
+        return _At(at.radius + _RESIZE_TAPS / at.finer, finer)
     return at
 
 
@@ -98,7 +99,7 @@ def _reduces_space(node: Any, constants: dict[str, Any]) -> bool:
 def _constants(graph: Any) -> dict[str, Any]:
     from onnx import numpy_helper
 
-    found = {t.name: numpy_helper.to_array(t) for t in graph.initializer if len(t.dims) <= 1}
+    found = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
             found[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)

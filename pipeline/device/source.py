@@ -5,7 +5,6 @@ The same source gives the same bytes, so that a device keeps the file under its 
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import io
 import zipfile
@@ -39,24 +38,13 @@ sys.exit(main(sys.argv[1:]))
 '''
 
 
-def agent_zip(
-    out: Path, *, more: Mapping[str, bytes] | None = None, main: str = "pipeline.bench.agent"
-) -> Path:
-    """Write the program into the folder `out`, its name with its hash.
-
-    `main` names the module whose `main(arguments)` is started, and `more` files that go along.
-    """
-    data = agent_bytes(more=more, main=main)
-    out.mkdir(parents=True, exist_ok=True)
-    file = out / f"agent-{hashlib.sha256(data).hexdigest()[:16]}.pyz"
-    file.write_bytes(data)
-    return file
-
-
 def agent_bytes(
     *, more: Mapping[str, bytes] | None = None, main: str = "pipeline.bench.agent"
 ) -> bytes:
-    """The program: a zip with a `__main__.py`, for `python3 FILE ARGUMENTS`."""
+    """The program: a zip with a `__main__.py`, for `python3 FILE ARGUMENTS`.
+
+    `main` names the module whose `main(arguments)` is started, and `more` files that go along.
+    """
     files = dict(_sources())
     files["__main__.py"] = _MAIN.replace("MODULE", main).encode()
     files |= more or {}

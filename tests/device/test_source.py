@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
@@ -11,16 +12,21 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.device.source import agent_bytes, agent_zip
+from pipeline.device.source import agent_bytes
 
 
-def test_the_same_source_gives_the_same_file(tmp_path: Path) -> None:
-    first, second = agent_zip(tmp_path / "a"), agent_zip(tmp_path / "b")
-    assert first.name == second.name
-    assert first.read_bytes() == second.read_bytes()
-    other = agent_zip(tmp_path / "a", more={"data/job.json": b"{}"})
-    assert other.name != first.name
-    assert zipfile.ZipFile(other).read("data/job.json") == b"{}"
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    """The program as a file."""
+    file = tmp_path / "program.pyz"
+    file.write_bytes(agent_bytes())
+    return file
+
+
+def test_the_same_source_gives_the_same_bytes(program: Path) -> None:
+    assert agent_bytes() == program.read_bytes()
+    other = agent_bytes(more={"data/job.json": b"{}"})
+    assert zipfile.ZipFile(io.BytesIO(other)).read("data/job.json") == b"{}"
 
 
 def probed(command: list[str], folder: Path) -> dict[str, str]:
@@ -32,8 +38,7 @@ def probed(command: list[str], folder: Path) -> dict[str, str]:
     return {name: told["why_not"] for name, told in found.items()}
 
 
-def test_it_probes_on_its_own(tmp_path: Path) -> None:
-    program = agent_zip(tmp_path)
+def test_it_probes_on_its_own(program: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-I", str(program), "probe", "null", "cpu"]
     assert probed(command, tmp_path) == {"null": "", "cpu": ""}
     names = zipfile.ZipFile(program).namelist()
@@ -53,7 +58,8 @@ def test_a_target_of_another_package_goes_along(
     (theirs / "null.py").write_text("raise SystemExit('ours comes first')\n")
     monkeypatch.setattr(targets, "__path__", [*targets.__path__, str(theirs)])
     (theirs / "broken.py").write_text("import nothing_of_that_name\n")
-    program = agent_zip(tmp_path)
+    program = tmp_path / "program.pyz"
+    program.write_bytes(agent_bytes())
     command = [sys.executable, "-I", str(program), "probe", "theirs", "null", "broken"]
     why = probed(command, tmp_path)
     assert why["theirs"] == why["null"] == ""
@@ -67,17 +73,15 @@ def old_python() -> str:
     return next(filter(None, map(shutil.which, ("python2", "python3.8", "python3.9"))), "")
 
 
-def test_an_old_python_is_told_what_it_lacks(tmp_path: Path) -> None:
+def test_an_old_python_is_told_what_it_lacks(program: Path) -> None:
     if not (python := old_python()):
         pytest.skip("needs a Python older than 3.10")
-    done = subprocess.run([python, str(agent_zip(tmp_path))], capture_output=True, text=True)
+    done = subprocess.run([python, str(program)], capture_output=True, text=True)
     assert done.returncode == 4
     assert done.stderr.startswith("error: needs Python 3.10 or later, this is ")
 
 
-def test_a_python_without_numpy_is_told_so(tmp_path: Path) -> None:
-    program = tmp_path / "program.pyz"
-    program.write_bytes(agent_bytes())
+def test_a_python_without_numpy_is_told_so(program: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-I", "-S", str(program), "probe"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 4

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,6 @@ from mipkd.distill.teacher import TeacherOptions, identify, keep, load
 from pipeline import cli
 
 ASIS = TeacherOptions()
-
-
-@pytest.fixture(autouse=True)
-def _logging() -> Any:
-    """The command line sets handlers and levels; give them back."""
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
-    yield
-    root.handlers[:], root.level = before
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """What a user sees: one clear line, a hint, the right exit code, and a run that ends well."""
 
 import json
-import logging
 import pickle
 import subprocess
 import sys
@@ -26,15 +25,6 @@ TINY = [
     *("--set", "calibrate.size=16", "--set", "bench.sizes=[[16, 16]]"),
     *("--set", "bench.min_time_s=0.05", "--set", "bench.warmup_s=0.01"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _logging() -> object:
-    """The command line sets handlers and levels; give them back."""
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
-    yield
-    root.handlers[:], root.level = before
 
 
 def ended(*words: object) -> tuple[int, str, str]:

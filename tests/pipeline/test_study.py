@@ -1,7 +1,6 @@
 """A study trains each arm from each seed once and pairs them image by image."""
 
 import json
-import logging
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -20,15 +19,6 @@ from pipeline.bench.stats import mean_of_few, mean_of_many
 from pipeline.report.study import difference, lines_of, markdown
 
 TINY = ("--steps", "2", "--set", "distill.batch=2", "--set", "distill.patch=16")
-
-
-@pytest.fixture(autouse=True)
-def _logging() -> object:
-    """The command line sets handlers and levels; give them back."""
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
-    yield
-    root.handlers[:], root.level = before
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """A teacher of one's own: trained, written as the original repository would, and read again."""
 
 import json
-import logging
 import re
 from pathlib import Path
 
@@ -13,15 +12,6 @@ from mipkd.core.images import resize_bicubic, write_png
 from pipeline import cli
 
 TINY = ("--scale", "2", "--steps", "3", "--set", "distill.batch=2", "--set", "distill.patch=16")
-
-
-@pytest.fixture(autouse=True)
-def _logging() -> object:
-    """The command line sets handlers and levels; give them back."""
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
-    yield
-    root.handlers[:], root.level = before
 
 
 @pytest.fixture

@@ -201,7 +201,7 @@ def test_auto_runs_every_frame_on_the_device_it_has_chosen(thirds: Graph, tmp_pa
 
 
 def test_a_machine_without_openvino_is_told_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("targets._ov.version_of", lambda package: "")
+    monkeypatch.setattr("targets.openvino.version_of", lambda package: "")
     assert 'pip install "mipkd-pipeline[openvino]"' in TARGET.why_not()
 
 
