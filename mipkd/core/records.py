@@ -95,6 +95,60 @@ class PatchSet:
 
 
 @dataclass(frozen=True)
+class Holdout:
+    """LR and HR crops that no range was read from: two .npy of uint8 RGB, shape NHWC."""
+
+    lr: Path
+    hr: Path
+    sha256: str
+    source: str
+    photos: int  # crops of photos; the first ones
+    pages: int  # drawn pages with letters, flat colours and gradients; the last ones
+    size: tuple[int, int]  # LR
+    scale: int
+
+
+@dataclass(frozen=True)
+class FloatLayer:
+    """An operation that INT8 does not compute, and what that brings and costs."""
+
+    name: str  # in the ONNX graph
+    kind: str  # "Conv", "Add", ...
+    gain_db: float  # mean PSNR-Y on the holdout over everything quantised
+    cost_ms: float  # on the target, at the LR size of the search
+    reason: str
+
+
+@dataclass(frozen=True)
+class FrontPoint:
+    """A way to quantise that no other beats in both time and loss."""
+
+    ms: float  # estimated from the runtime's own profile
+    drop_db: float  # mean PSNR-Y on the holdout, below the target's own FP32
+    worst_db: float  # the same on the crop that loses most
+    floats: int  # how many operations stay float
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class QuantPlan:
+    """How to quantise a graph for a target: what a search found, or what a user asked for."""
+
+    target: str
+    ranges: str  # name of the recipe for ranges of activations
+    floats: tuple[FloatLayer, ...]
+    drop_db: float | None  # predicted: on the holdout
+    worst_db: float | None
+    met: bool  # whether the budget holds on the holdout
+    ships: str  # precision to ship by the search's own timing
+    reason: str
+    front: tuple[FrontPoint, ...] = ()
+    holdout: Holdout | None = None
+    operations: int = 0  # that INT8 could compute
+    size: tuple[int, int] = (0, 0)  # LR at which costs were measured
+
+
+@dataclass(frozen=True)
 class Built:
     """A model in a target's own format, ready to be opened on a device."""
 

@@ -1,0 +1,136 @@
+"""OpenVINO graphs that NNCF has quantised, edited: chosen operations go back to floats.
+
+NNCF puts a FakeQuantize behind what makes a tensor and turns weights into INT8 constants. An
+operation becomes float when it reads its inputs from before those FakeQuantize, and its weights
+and bias from the model that was quantised. Nothing is calibrated again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+_FAKE = "FakeQuantize"
+_FUSED = "/WithoutBiases"  # what the converter adds to the name of a convolution with a bias
+_SOURCES = ("Constant", "Parameter", "Result", "Convert", _FAKE)
+# They move or pick values and compute in whatever they are given: as float as their readers.
+_FOLLOWERS = {
+    "Concat",
+    "DepthToSpace",
+    "MaxPool",
+    "Pad",
+    "Relu",
+    "ReduceMax",
+    "Reshape",
+    "ShapeOf",
+    "Slice",
+    "SpaceToDepth",
+    "Split",
+    "Squeeze",
+    "StridedSlice",
+    "Transpose",
+    "Unsqueeze",
+    "VariadicSplit",
+}
+
+
+def is_quantized(model: Any) -> bool:
+    """Whether a graph already has INT8 in it."""
+    return any(op.get_type_name() == _FAKE for op in model.get_ops())
+
+
+def operations(model: Any) -> list[Any]:
+    """The operations of a quantised model that compute in INT8, in order."""
+    return [
+        op
+        for op in model.get_ordered_ops()
+        if op.get_type_name() not in (*_SOURCES, *_FOLLOWERS)
+        and not _is_weight(op)
+        and any(_quantizer(i) for i in op.inputs())
+    ]
+
+
+def name_of(op: Any) -> str:
+    """An operation's name in the ONNX file that the model was converted from."""
+    return str(op.get_friendly_name()).removesuffix(_FUSED)
+
+
+def with_floats(quantized: Any, original: Any, names: Iterable[str]) -> Any:
+    """A copy of `quantized` in which the operations called `names` are as in `original`."""
+    model, names = quantized.clone(), set(names)
+    found = operations(model)
+    floats = [op for op in found if name_of(op) in names]
+    before = {op.get_friendly_name(): op for op in original.get_ops()}
+    for op in floats:
+        _restore(op, before)
+    still = {op.get_friendly_name() for op in found} - {op.get_friendly_name() for op in floats}
+    for op in (*floats, *_freed(model, still)):
+        for entry in op.inputs():
+            if fake := _quantizer(entry):
+                entry.replace_source_output(fake.input_value(0))
+    model.validate_nodes_and_infer_types()
+    return model
+
+
+def _quantizer(entry: Any) -> Any:
+    """The FakeQuantize of activations right before an input, or one that values passed since."""
+    source = entry.get_source_output().get_node()
+    return source if source.get_type_name() == _FAKE and not _is_weight(source) else None
+
+
+def _is_weight(op: Any) -> bool:
+    """Whether an operation only prepares constants: weights on their way from INT8."""
+    inputs = [op.input_value(i).get_node() for i in range(op.get_input_size())]
+    return bool(inputs) and all(
+        one.get_type_name() == "Constant" or _is_weight(one) for one in inputs[:1]
+    ) and all(one.get_type_name() in ("Constant", "Convert") or _is_weight(one) for one in inputs)
+
+
+def _restore(op: Any, before: dict[str, Any]) -> None:
+    """Weights, and the bias that NNCF shifted to make up for their error."""
+    old = before[op.get_friendly_name()]
+    for index in range(op.get_input_size()):
+        if _is_weight(op.input_value(index).get_node()):
+            op.input(index).replace_source_output(_constant(old.input_value(index).get_node()))
+    for user in _users(op):
+        if user.get_type_name() == "Add" and (bias := _constant_input(user)) is not None:
+            kept = before[user.get_friendly_name()].input_value(bias).get_node()
+            user.input(bias).replace_source_output(_constant(kept))
+
+
+def _constant(node: Any) -> Any:
+    """A constant of the same values; what stands between it and the reader is computed now."""
+    from openvino import opset13
+
+    if node.get_type_name() == "Constant":
+        return opset13.constant(node.data, dtype=node.data.dtype).output(0)
+    import openvino
+
+    folded = openvino.Model([node.output(0)], [], "weights")
+    value = openvino.compile_model(folded, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})({})[0]
+    return opset13.constant(value, dtype=value.dtype).output(0)
+
+
+def _constant_input(op: Any) -> int | None:
+    kinds = [op.input_value(i).get_node().get_type_name() for i in range(op.get_input_size())]
+    return kinds.index("Constant") if "Constant" in kinds else None
+
+
+def _users(op: Any) -> list[Any]:
+    return [entry.get_node() for output in op.outputs() for entry in output.get_target_inputs()]
+
+
+def _freed(model: Any, still: set[str]) -> list[Any]:
+    """The followers that no operation computing in INT8 reads any more."""
+    freed: list[Any] = []
+    needed: set[str] = set()
+    for op in reversed(model.get_ordered_ops()):
+        name = op.get_friendly_name()
+        if op.get_type_name() not in _FOLLOWERS:
+            continue
+        users = _users(op)
+        if any(u.get_friendly_name() in still | needed or u.get_type_name() == _FAKE for u in users):
+            needed.add(name)
+        else:
+            freed.append(op)
+    return freed
