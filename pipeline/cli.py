@@ -279,11 +279,12 @@ def doctor(
 ) -> None:
     """Without FILE: what this machine can target. With FILE: what a checkpoint is."""
     _logging(verbose)
-    from pipeline.doctor import examine_checkpoint, examine_machine, printed
+    from pipeline.doctor import examine_checkpoint, examine_machine, machine_printed, printed
 
     found: dict[str, Any]
     found = examine_checkpoint(file, images, sets or ()) if file else examine_machine()
-    typer.echo(json.dumps(found, indent=2) if as_json else printed(found))
+    told = printed if file else machine_printed
+    typer.echo(json.dumps(found, indent=2) if as_json else told(found))
 
 
 @app.command()

@@ -9,24 +9,49 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mipkd.core import plugins
 from pipeline.bench.host import describe_host
-from targets.base import find
+from targets.base import every, find
 
 
 def examine_machine() -> dict[str, Any]:
-    """The host, and of each target: usable or not, why not, versions."""
+    """The host, and of each target and variant: usable or not, why not, versions."""
     targets = {}
-    for name in plugins.names("targets"):
+    for name in every():
         target = find(name)
         reason = target.why_not()
         targets[name] = {
             "usable": not reason,
             "why_not": reason,
+            "simulated": not reason and target.simulated,
             "precisions": [] if reason else list(target.precisions()),
             "versions": {} if reason else target.versions(),
         }
     return {"host": asdict(describe_host()), "targets": targets}
+
+
+def machine_printed(found: dict[str, Any]) -> str:
+    """What `examine_machine` found: a line about the machine, and one a target."""
+    host, targets = found["host"], found["targets"]
+    memory = f"{host['memory_bytes'] / 2**30:.0f} GiB"
+    wide = max(map(len, targets))
+    lines = [
+        f"{host['cpu']}, {host['cores']} cores, {memory}, {host['system']}",
+        f"fast arithmetic: {', '.join(host['features']) or 'none known'}",
+        "",
+        f"{'target':<{wide}}  here  precisions, or what is missing; how to get it",
+        *(f"{name:<{wide}}  {_standing(one)}" for name, one in targets.items()),
+        "",
+        "use them: mipkd-pipeline run --target NAME,NAME; what each is: docs/targets.md",
+    ]
+    return "\n".join(lines)
+
+
+def _standing(one: dict[str, Any]) -> str:
+    """Of one target: whether it is here, and with what, or why not."""
+    if one["why_not"]:
+        return f"no    {one['why_not']}"
+    precisions = ", ".join(one["precisions"])
+    return f"yes   {precisions}" + (" (pixels simulated, not timed)" if one["simulated"] else "")
 
 
 def examine_checkpoint(file: Path, images: Path | None, sets: Sequence[str]) -> dict[str, Any]:

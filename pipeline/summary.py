@@ -15,7 +15,7 @@ _COLOURS = {Outcome.PASS: "green", Outcome.FAIL: "red", Outcome.INVALID: "yellow
 
 
 def summary(evidence: Evidence) -> Group:
-    """Latency, speed-up, PSNR and drop of each target and precision, then the gates."""
+    """Latency, speed-up, PSNR and drop of each target and precision, then what no gate passes."""
     table = Table(title=f"{evidence.name}: x{evidence.graph.scale} student, mean of test images")
     for name in ("target", "model", "precision", "size MB", "p50 ms", "at", "x teacher"):
         table.add_column(name, justify="left" if name in ("target", "model") else "right")
@@ -36,7 +36,10 @@ def summary(evidence: Evidence) -> Group:
             f"{psnr:.3f}" if psnr else "",
             f"{base - psnr:+.3f}" if psnr and base and m.target != "reference" else "",
         )
-    lines = [_gate_line(gate.outcome, _told(gate)) for gate in evidence.verdict.gates]
+    gates = evidence.verdict.gates
+    stopped = [gate for gate in gates if gate.outcome is not Outcome.PASS]
+    lines = [_gate_line(Outcome.PASS, f"{len(gates) - len(stopped)} of {len(gates)} gates")]
+    lines += [_gate_line(gate.outcome, _told(gate)) for gate in stopped]
     lines += [Text(f"note    {remark}") for remark in evidence.verdict.remarks]
     for failure in evidence.failures:
         lines.append(Text(f"FAILED  {failure.target} {failure.precision}: {failure.what}", "red"))

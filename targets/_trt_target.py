@@ -48,7 +48,9 @@ class TensorRt:
         if not self._flavour.found():
             missing.append(f"{self.name} is not installed; {self._flavour.install}")
         if gpu() is None and not self._flavour.without_gpu:
-            missing.append("no NVIDIA GPU and driver found; nvidia-smi has to list one")
+            missing.append(
+                "no NVIDIA GPU and driver found; install the driver until nvidia-smi lists one"
+            )
         if self.simulated and not _version("onnxruntime"):
             missing.append("without a GPU onnxruntime is needed; pip install onnxruntime")
         return "; and ".join(missing)

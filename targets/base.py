@@ -45,10 +45,13 @@ class Target(Protocol):
         """Whether `open` here gives another engine's pixels, in times that mean nothing."""
 
     def precisions(self) -> tuple[str, ...]:
-        """The precisions worth building on this machine, the reference ("fp32") first."""
+        """The precisions worth building on this machine, the reference first.
+
+        That is "fp32", or the finest that a device without it computes in.
+        """
 
     def why_not(self) -> str:
-        """Why this machine cannot run the target, with the cure; "" if it can."""
+        """Why this machine cannot run the target: "REASON; CURE", and "" if it can."""
 
     def versions(self) -> dict[str, str]:
         """Package name to version of all that can change a figure."""
@@ -79,6 +82,16 @@ class Varied(Protocol):
 
     def variant(self, name: str) -> Target:
         """One of them; its `name` is the whole `NAME:VARIANT`."""
+
+
+def every() -> list[str]:
+    """All targets, each with its variants after it."""
+    found = []
+    for name in plugins.names("targets"):
+        target = plugins.load("targets", name, "TARGET")
+        variants = cast("Varied", target).variants() if hasattr(target, "variants") else ()
+        found += [name, *(f"{name}:{variant}" for variant in variants)]
+    return found
 
 
 def find(name: str) -> Target:

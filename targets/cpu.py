@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import platform
 import shutil
 import warnings
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from targets.base import FloatArray
+
+_X86 = ("x86_64", "amd64")
 
 
 class OrtSession:
@@ -87,7 +90,7 @@ class Cpu:
         if precision == "fp32":
             shutil.copyfile(graph.file, file)
         elif precision == "int8":
-            notes = _quantize(graph, _given(calibration), file)
+            notes = _quantize(graph, _given(calibration), file, saturates=_saturates(on))
         else:
             raise UnsupportedError(f"cpu: no precision {precision!r}", hint="known: fp32, int8")
         return Built(
@@ -114,7 +117,7 @@ def _given(calibration: PatchSet | None) -> PatchSet:
     return calibration
 
 
-def _quantize(graph: Graph, patches: PatchSet, file: Path) -> tuple[str, ...]:
+def _quantize(graph: Graph, patches: PatchSet, file: Path, *, saturates: bool) -> tuple[str, ...]:
     """Static quantisation: U8 activations by min/max, S8 weights per output channel.
 
     The first convolution stays float: measured on EDSR-baseline x4 and Set14 that costs 5 % of
@@ -146,8 +149,8 @@ def _quantize(graph: Graph, patches: PatchSet, file: Path) -> tuple[str, ...]:
     notes = [f"{len(found.head)} convolution stays FP32: the first"]
     if found.attention:
         notes.append(ATTENTION_NOTE)
-    if saturates := _saturates():
-        notes.append("weights of 7 bits: this CPU has no VNNI and would saturate with 8")
+    if saturates:
+        notes.append("weights of 7 bits: no VNNI is known of the CPU, it would saturate with 8")
     prepared = file.with_name("prepared.onnx")
     with _quiet():
         quant_pre_process(str(graph.file), str(prepared), skip_symbolic_shape=True)
@@ -168,11 +171,18 @@ def _quantize(graph: Graph, patches: PatchSet, file: Path) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _saturates() -> bool:
+def _saturates(on: Told | None) -> bool:
     """Whether sums of U8 x S8 products clip at 16 bits, as on an x86 CPU without VNNI."""
-    facts = Path("/proc/cpuinfo")
-    flags = next((line for line in _lines(facts) if line.startswith("flags")), "")
-    return bool(flags) and "vnni" not in flags
+    machine = on.host.system if on else platform.machine()
+    features = on.host.features if on else _flags()
+    is_x86 = machine.lower().endswith(_X86) or "avx2" in features
+    return is_x86 and not any("vnni" in feature for feature in features)
+
+
+def _flags() -> list[str]:
+    """This machine's own, under Linux's names."""
+    lines = _lines(Path("/proc/cpuinfo"))
+    return next((line for line in lines if line.startswith("flags")), "").split()
 
 
 def _lines(file: Path) -> list[str]:

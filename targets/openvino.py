@@ -1,70 +1,74 @@
-"""OpenVINO on this machine: every precision set explicitly, INT8 by NNCF.
+"""OpenVINO on Intel's CPUs, GPUs and NPUs: every precision set explicitly, INT8 by NNCF.
 
+`openvino` is the CPU, for latency; other devices and hints are variants, such as `openvino:gpu`.
 `open` needs numpy and openvino alone; `build` needs the host's nncf too.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import os
-import warnings
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from mipkd.core.errors import MissingError, UnsupportedError
 from mipkd.core.records import Built, Graph, PatchSet, Told
+from targets import _ov
+from targets._ov_session import CACHE, SHAPES, LatencySession, ThroughputSession
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from targets.base import FloatArray
-
-DEVICE = "CPU"
-_CLIPPED = 1e-4  # share of values that a range leaves out
-_INSTALL = 'pip install "mipkd-pipeline[openvino]"'
+_VARIANTS = {
+    "gpu": ("GPU", "LATENCY"),
+    "gpu.1": ("GPU.1", "LATENCY"),  # a card beside the one in the processor
+    "npu": ("NPU", "LATENCY"),
+    "auto": ("AUTO", "LATENCY"),
+    "throughput": ("CPU", "THROUGHPUT"),
+    "gpu-throughput": ("GPU", "THROUGHPUT"),
+    "npu-throughput": ("NPU", "THROUGHPUT"),
+}
 _HINT = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
-
-
-class OpenVinoSession:
-    """A compiled model and one inference request."""
-
-    def __init__(self, file: Path, options: dict[str, str]) -> None:
-        self._model: Any = _openvino().Core().compile_model(str(file), DEVICE, options)
-        self._request: Any = self._model.create_infer_request()
-
-    def run(self, lr_NCHW: FloatArray) -> FloatArray:
-        """The upscaled batch, shape (N, C, S*H, S*W); valid until the next call."""
-        self._request.infer([lr_NCHW], share_inputs=True, share_outputs=True)
-        return self._request.get_output_tensor(0).data  # type: ignore[no-any-return]
-
-    def close(self) -> None:
-        """Drop the model and its threads."""
-        self._request = self._model = None
+_ENGINES = "engines"
 
 
 class OpenVino:
-    """OpenVINO's CPU device."""
+    """One of OpenVINO's devices, compiled for latency or for throughput."""
 
-    name = "openvino"
     makes_pixels = True
     simulated = False
 
+    def __init__(self, name: str, device: str, hint: str) -> None:
+        self.name = name
+        self._device, self._hint = device, hint
+
+    def variants(self) -> Sequence[str]:
+        """Devices, and the hint of those that run several frames at a time."""
+        return tuple(_VARIANTS)
+
+    def variant(self, name: str) -> OpenVino:
+        """Such as "gpu"."""
+        return OpenVino(f"openvino:{name}", *_VARIANTS[name])
+
     def precisions(self) -> tuple[str, ...]:
-        """FP32, BF16 or FP16 where the device computes in it, INT8."""
-        fast = [name for name in ("bf16", "fp16") if name.upper() in _capabilities()]
-        return ("fp32", *fast[:1], "int8")
+        """What the device computes natively: FP32, one of BF16 and FP16, INT8.
+
+        An NPU has no FP32, and FP16 comes first there: the speed of others is held against it.
+        Quality is always held against the FP32 of ONNX Runtime.
+        """
+        can = _ov.capabilities(self._device)
+        fast = [name for name in ("bf16", "fp16") if name.upper() in can][:1]
+        return tuple(p for p in ("fp32", *fast, "int8") if p.upper() in can)
 
     def why_not(self) -> str:
-        """Missing where openvino is; a device that only runs models needs no nncf."""
-        return "" if _version("openvino") else f"openvino is not installed; {_INSTALL}"
+        """The package or the device; where models only run, nncf is not needed."""
+        if not _ov.version_of("openvino"):
+            return f"openvino is not installed; {_ov.INSTALL}"
+        return _ov.absent(self._device)
 
     def versions(self) -> dict[str, str]:
-        """openvino, numpy, and nncf where it is installed."""
-        found = {name: _version(name) for name in ("openvino", "nncf", "numpy")}
-        return {name: known for name, known in found.items() if known}
+        """openvino, numpy, nncf where it is installed, and an accelerator's name and driver."""
+        found = {name: _ov.version_of(name) for name in ("openvino", "nncf", "numpy")}
+        known = {name: one for name, one in found.items() if one}
+        return known if self._device == "CPU" else {**known, **_ov.facts(self._device)}
 
     def build(
         self,
@@ -75,24 +79,19 @@ class OpenVino:
         *,
         on: Told | None = None,
     ) -> Built:
-        """`out`/model.xml and .bin, FP32 weights or INT8 ones."""
-        if precision not in self.precisions():
+        """`out`/model.xml and .bin: INT8 weights, FP16 ones for "fp16", else FP32 ones."""
+        if on is None and (reason := self.why_not()):
+            raise MissingError(f"{self.name}: {reason}")
+        offered = on.precisions if on else self.precisions()
+        if precision not in offered:
             raise UnsupportedError(
-                f"openvino: {precision!r} is not computed natively on this CPU",
-                hint="known: " + ", ".join(self.precisions()),
+                f"{self.name}: {precision!r} is not computed natively by the {self._device}",
+                hint="known: " + ", ".join(offered),
             )
         out.mkdir(parents=True, exist_ok=True)
         file = out / "model.xml"
-        notes: tuple[str, ...] = ()
-        rest = precision
-        with _quiet():
-            openvino = _openvino()
-            model = openvino.convert_model(str(graph.file))
-            if precision == "int8":
-                rest = next((p for p in self.precisions() if p in ("bf16", "fp16")), "fp32")
-                model, notes = _quantized(model, calibration, rest)
-            # By default it would write FP16 weights, and "fp32" would not be FP32.
-            openvino.save_model(model, str(file), compress_to_fp16=False)
+        rest = _float_beside(precision, offered)
+        notes = self._convert(graph, precision, calibration, file, rest)
         return Built(
             target=self.name,
             precision=precision,
@@ -101,140 +100,76 @@ class OpenVino:
             size_bytes=file.stat().st_size + file.with_suffix(".bin").stat().st_size,
             scale=graph.scale,
             multiple=graph.multiple,
-            options={"INFERENCE_PRECISION_HINT": _HINT[rest], "PERFORMANCE_HINT": "LATENCY"},
-            notes=notes,
+            options=self._options(rest),
+            notes=(*notes, *self._notes()),
         )
 
-    def open(self, built: Built) -> OpenVinoSession:
-        """A compiled model on all cores."""
-        return OpenVinoSession(built.file, built.options)
+    def open(self, built: Built) -> LatencySession | ThroughputSession:
+        """The model on the whole device; with fixed shapes it is compiled at the first frame."""
+        if self._hint == "THROUGHPUT":
+            return ThroughputSession(built.file, self._device, built.options, built.scale)
+        return LatencySession(built.file, self._device, built.options)
+
+    def _convert(
+        self, graph: Graph, precision: str, patches: PatchSet | None, file: Path, rest: str
+    ) -> tuple[str, ...]:
+        notes: tuple[str, ...] = ()
+        with _ov.quiet():
+            openvino = _ov.package()
+            model: Any = openvino.convert_model(str(graph.file))
+            if precision == "int8":
+                from targets._ov_quantize import quantized
+
+                given = self._given(patches)
+                model, notes = quantized(model, given, device=self._device, rest=rest)
+            # By default it would write FP16 weights, and "fp32" would not be FP32.
+            openvino.save_model(model, str(file), compress_to_fp16=precision == "fp16")
+        return notes
+
+    def _given(self, patches: PatchSet | None) -> PatchSet:
+        if patches is None:
+            what = f"{self.name} int8 needs calibration patches"
+            raise MissingError(what, hint="give photos: --data")
+        if not _ov.version_of("nncf"):
+            what = f"{self.name} int8 needs nncf, which is not installed"
+            raise MissingError(what, hint=_ov.INSTALL)
+        return patches
+
+    @property
+    def _slow_to_compile(self) -> bool:
+        """GPU and NPU compile for seconds, the NPU for one shape only."""
+        return self._device.startswith(("GPU", "NPU"))
+
+    def _options(self, rest: str) -> dict[str, str]:
+        options = {"PERFORMANCE_HINT": self._hint}
+        if self._device != "NPU":  # which has one float type and not always this property
+            options["INFERENCE_PRECISION_HINT"] = _HINT[rest]
+        if self._device == "AUTO":  # first frames on the CPU would be of another device
+            options |= {"ENABLE_STARTUP_FALLBACK": "NO", "ENABLE_RUNTIME_FALLBACK": "NO"}
+        if self._slow_to_compile:
+            options |= {SHAPES: "fixed", CACHE: _ENGINES}
+        return options
+
+    def _notes(self) -> tuple[str, ...]:
+        notes = []
+        if self._slow_to_compile:
+            notes.append(
+                f"compiled for each input size at its first frame, kept in {_ENGINES}/: a cold "
+                "start holds the compilation the first time, and reads it from there later"
+            )
+        if self._hint == "THROUGHPUT":
+            notes.append(
+                "compiled for frames per second: latencies are those of one frame alone, "
+                "which gets a part of the device"
+            )
+        return tuple(notes)
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
+def _float_beside(precision: str, offered: Sequence[str]) -> str:
+    """What is computed in where nothing is quantised: for INT8 the device's fastest float."""
+    if precision != "int8":
+        return precision
+    return next(p for p in ("bf16", "fp16", "fp32") if p in offered)
 
 
-def _openvino() -> Any:
-    with _unreported():
-        import openvino
-    return openvino
-
-
-def _capabilities() -> list[str]:
-    return list(_openvino().Core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"))
-
-
-def _quantized(model: Any, patches: PatchSet | None, rest: str) -> tuple[Any, tuple[str, ...]]:
-    """NNCF's mixed preset; first and last convolution and the skips stay float.
-
-    What each part of the recipe costs and saves: docs/decisions/0003-int8-recipes.md.
-    """
-    if patches is None:
-        raise MissingError("openvino int8 needs calibration patches", hint="give photos: --data")
-    if not _version("nncf"):
-        raise MissingError("openvino int8 needs nncf, which is not installed", hint=_INSTALL)
-    import nncf
-
-    from calibration.patches import as_batches
-    from calibration.scopes import ATTENTION_NOTE
-
-    nncf.set_log_level(logging.ERROR)
-    found = _scopes(model)
-    quantized = nncf.quantize(
-        model,
-        nncf.Dataset(as_batches(patches)),
-        preset=nncf.QuantizationPreset.MIXED,
-        subset_size=patches.count,
-        model_type=nncf.ModelType.TRANSFORMER if found.attention else None,
-        advanced_parameters=_ranges(),
-        ignored_scope=nncf.IgnoredScope(names=[*found.head, *found.tail, *found.adds]),
-    )
-    kept = f"{len(found.head) + len(found.tail)} convolutions (first, last)"
-    notes = [f"{kept} and {len(found.adds)} skip additions stay {rest.upper()}"]
-    return quantized, (*notes, ATTENTION_NOTE) if found.attention else tuple(notes)
-
-
-def _ranges() -> Any:
-    """Activation ranges: of each patch all but 1 value in 10,000, over all patches the widest.
-
-    By default NNCF takes the mean of the patches' ranges, and clips whatever is brighter.
-    """
-    from nncf import AdvancedQuantizationParameters
-    from nncf.quantization.range_estimator import (
-        AggregatorType,
-        RangeEstimatorParameters,
-        StatisticsCollectorParameters,
-        StatisticsType,
-    )
-
-    low, high = (
-        StatisticsCollectorParameters(
-            StatisticsType.QUANTILE, aggregator, quantile_outlier_prob=_CLIPPED
-        )
-        for aggregator in (AggregatorType.MIN, AggregatorType.MAX)
-    )
-    return AdvancedQuantizationParameters(
-        activations_range_estimator_params=RangeEstimatorParameters(low, high)
-    )
-
-
-def _scopes(model: Any) -> Any:
-    """Found on the converted graph: conversion fuses and renames operations."""
-    from calibration.scopes import Node, scopes
-
-    def tensor(output: Any) -> str:
-        return f"{output.get_node().get_friendly_name()}:{output.get_index()}"
-
-    def data(op: Any) -> tuple[str, ...]:
-        sources = [op.input_value(i) for i in range(op.get_input_size())]
-        return tuple(tensor(s) for s in sources if s.get_node().get_type_name() != "Constant")
-
-    nodes = [
-        Node(
-            op.get_friendly_name(),
-            op.get_type_name(),
-            data(op),
-            tuple(tensor(output) for output in op.outputs()),
-        )
-        for op in model.get_ordered_ops()
-        if op.get_type_name() not in ("Constant", "Parameter", "Result")
-    ]
-    result = model.get_results()[0].input_value(0)
-    return scopes(nodes, image=tensor(model.input(0)), result=tensor(result))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the converter's and NNCF's advice out of the user's terminal."""
-    with (
-        _unreported(),
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        yield
-
-
-@contextlib.contextmanager
-def _unreported() -> Iterator[None]:
-    """Let nobody be told that somebody uses this.
-
-    Importing openvino or nncf and converting a model are reported to their maker, without
-    asking, unless the user has opted out or the program seems to run in CI.
-    """
-    before = os.environ.get("CI")
-    os.environ["CI"] = "true"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["CI"]
-        else:
-            os.environ["CI"] = before
-
-
-TARGET = OpenVino()
+TARGET = OpenVino("openvino", "CPU", "LATENCY")

@@ -116,7 +116,10 @@ def doubt(samples_s: tuple[float, ...], settings: BenchSettings) -> str:
     median = float(np.median(samples_s))
     fast = sum(sample <= _TOO_FAST * median for sample in samples_s)
     if fast > 0.01 * len(samples_s):
-        return f"{fast} of {len(samples_s)} samples are under a third of the median: not blocking"
+        return (
+            f"{fast} of {len(samples_s)} samples are under a third of the median: "
+            "the machine was busy, or calls do not block"
+        )
     return drift(samples_s, settings)
 
 

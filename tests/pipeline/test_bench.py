@@ -162,7 +162,7 @@ def test_a_pace_that_moves_is_invalid_and_noise_is_not() -> None:
 
 
 def test_calls_that_do_not_block_are_invalid() -> None:
-    assert "not blocking" in doubt((0.010,) * 50 + (0.0001,) * 10, USUAL)
+    assert "do not block" in doubt((0.010,) * 50 + (0.0001,) * 10, USUAL)
 
 
 def test_a_drifting_measurement_is_made_again() -> None:

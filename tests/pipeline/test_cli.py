@@ -18,6 +18,7 @@ from mipkd.core.images import resize_bicubic, write_png
 from mipkd.distill import checkpoint
 from mipkd.distill.teacher import save
 from pipeline import cli
+from targets.base import every, find
 
 TINY = [
     *("--steps", "2", "--target", "cpu,null"),
@@ -107,6 +108,20 @@ def test_not_a_checkpoint(tmp_path: Path) -> None:
     assert "teacher.pth: not a checkpoint" in err
     assert "hint: " in err
     assert "Traceback" not in err
+
+
+def test_doctor_says_of_every_target_whether_it_is_here_or_how_to_get_it() -> None:
+    code, shown, _ = ended("doctor")
+    assert code == 0
+    lines = {line.split()[0]: line for line in shown.splitlines() if line.strip()}
+    found = json.loads(ended("doctor", "--json")[1])["targets"]
+    assert list(found) == every()
+    assert "openvino:gpu" in found
+    for name, one in found.items():
+        assert one["usable"] == (find(name).why_not() == "")
+        here, told = lines[name].split(maxsplit=2)[1:]
+        assert here == ("yes" if one["usable"] else "no")
+        assert told.startswith(", ".join(one["precisions"]) or one["why_not"])
 
 
 class Trap:

@@ -20,10 +20,10 @@ from mipkd.core.errors import MissingError, UnsupportedError
 from mipkd.core.records import Built, Graph, PatchSet
 from mipkd.distill.teacher import describe, save
 from mipkd.export.onnx import export
-from targets.base import PRECISIONS, Target, upscale
+from targets.base import PRECISIONS, Target, every, find, upscale
 
 ROOT = Path(__file__).resolve().parents[2]
-TARGETS = plugins.names("targets")
+TARGETS = every()
 OFFERED = [(name, p) for name in TARGETS for p in PRECISIONS]
 # Largest and mean difference to torch, in steps of uint8.
 BOUNDS = {
@@ -36,7 +36,7 @@ BOUNDS = {
 
 
 def target_of(name: str) -> Target:
-    target: Target = plugins.load("targets", name, "TARGET")
+    target = find(name)
     if reason := target.why_not():
         pytest.skip(reason)
     return target
@@ -129,13 +129,20 @@ def test_the_same_graph_and_patches_give_the_same_pixels(
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_fp32_comes_first_and_versions_are_told(name: str) -> None:
+def test_the_reference_comes_first_and_versions_are_told(name: str) -> None:
     target = target_of(name)
     assert target.simulated in (True, False)
     assert target.name == name
-    assert target.precisions()[0] == "fp32"
+    offered = target.precisions()
+    assert offered[0] == ("fp32" if "fp32" in offered else "fp16")
     assert set(target.precisions()) <= set(PRECISIONS)
     assert "numpy" in target.versions()
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_what_is_missing_comes_with_its_cure(name: str) -> None:
+    reason = find(name).why_not()
+    assert not reason or all(reason.partition("; ")), reason
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -2,72 +2,208 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import platform
 import subprocess
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
-from mipkd.core.records import Graph
+from mipkd.core.errors import MissingError, UnsupportedError, UsageError
+from mipkd.core.records import Built, Graph, Host, PatchSet, Told
+from targets import _ov
+from targets._ov_session import CACHE, KEPT, SHAPES, Compiler, ThroughputSession
+from targets.base import find
 from targets.openvino import TARGET
 
 pytestmark = pytest.mark.skipif(bool(TARGET.why_not()), reason=TARGET.why_not() or "-")
 ROOT = Path(__file__).resolve().parents[2]
-THIRD = np.float32(1 / 3)  # neither BF16 nor FP16 holds it
+THIRD = np.float32(1 / 3)
+ACCELERATORS = ("openvino:gpu", "openvino:npu", "openvino:gpu-throughput")
 
 
-@pytest.fixture
-def graph(tmp_path: Path) -> Graph:
-    """Three convolutions that multiply by a third, then a shuffle to twice the size."""
-    weight = np.zeros((3, 3, 3, 3), np.float32)
-    weight[range(3), range(3), 1, 1] = THIRD
-    wide = np.zeros((12, 3, 1, 1), np.float32)
-    for c in range(3):
-        wide[4 * c : 4 * c + 4, c] = 1
-    values = {"weight": weight, "wide": wide}
-    nodes = [
-        helper.make_node("Conv", ["lr", "weight"], ["a"], "first", pads=[1, 1, 1, 1]),
-        helper.make_node("Conv", ["a", "weight"], ["b"], "middle", pads=[1, 1, 1, 1]),
-        helper.make_node("Conv", ["b", "wide"], ["c"], "last"),
-        helper.make_node("DepthToSpace", ["c"], ["sr"], "shuffle", blocksize=2, mode="CRD"),
-    ]
-    shape = [1, 3, "height", "width"]
-    model = helper.make_model(
-        helper.make_graph(
-            nodes,
-            "thirds",
-            [helper.make_tensor_value_info("lr", TensorProto.FLOAT, shape)],
-            [helper.make_tensor_value_info("sr", TensorProto.FLOAT, [1, 3, "h", "w"])],
-            [numpy_helper.from_array(v, k) for k, v in values.items()],
-        ),
-        opset_imports=[helper.make_opsetid("", 20)],
-        ir_version=10,
-    )
-    file = tmp_path / "model.onnx"
-    onnx.save(model, file)
-    return Graph(file, "", "student", scale=2, multiple=1, opset=20, family="edsr")
+def told(target: str, *precisions: str) -> Told:
+    host = Host("there", "another CPU", 4, 2**33, "Linux 6.8 aarch64")
+    return Told(target, "", False, precisions, {"openvino": "2026.4"}, host)
 
 
-def test_fp32_is_computed_in_fp32_and_keeps_fp32_weights(graph: Graph, tmp_path: Path) -> None:
-    built = TARGET.build(graph, "fp32", None, tmp_path / "out")
+def image(*sides: int, count: int = 1) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.random.default_rng(0).random((count, 3, *sides), dtype=np.float32)
+
+
+@pytest.mark.parametrize("name", ["openvino", "openvino:auto", "openvino:throughput"])
+def test_fp32_is_computed_in_fp32_and_keeps_fp32_weights(
+    name: str, thirds: Graph, tmp_path: Path
+) -> None:
+    built = find(name).build(thirds, "fp32", None, tmp_path / "out")
     assert built.options["INFERENCE_PRECISION_HINT"] == "f32"
-    lr = np.random.default_rng(0).random((1, 3, 16, 16), dtype=np.float32)
-    with closing(TARGET.open(built)) as session:
+    lr = image(16, 16)
+    with closing(find(name).open(built)) as session:
         found = session.run(lr)[0, :, ::2, ::2]
     np.testing.assert_allclose(found, lr[0] * THIRD * THIRD, rtol=2e-6)
 
 
+def test_a_variant_is_called_by_its_whole_name() -> None:
+    assert find("openvino:gpu").name == "openvino:gpu"
+    with pytest.raises(UsageError, match="unknown variant 'gpo'") as caught:
+        find("openvino:gpo")
+    assert "did you mean gpu?" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ACCELERATORS)
+def test_a_device_that_is_absent_says_its_cure_and_builds_nothing(
+    name: str, thirds: Graph, tmp_path: Path
+) -> None:
+    target = find(name)
+    if not (reason := target.why_not()):
+        pytest.skip(f"{name} is here")
+    assert "driver" in reason or "apt install" in reason
+    with pytest.raises(MissingError, match="OpenVINO finds no"):
+        target.build(thirds, "fp16", None, tmp_path / "out")
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="OpenVINO has its NPU plug-in on x86")
+def test_an_npu_has_no_fp32_and_fp16_is_its_reference() -> None:
+    assert find("openvino:npu").precisions() == ("fp16", "int8")
+
+
+@pytest.mark.parametrize(
+    ("name", "offered", "precision", "rest"),
+    [
+        ("openvino", ("fp32", "fp16", "int8"), "fp16", "f16"),
+        ("openvino", ("fp32", "fp16", "int8"), "int8", "f16"),
+        ("openvino", ("fp32", "bf16", "int8"), "int8", "bf16"),
+        ("openvino", ("fp32", "int8"), "int8", "f32"),
+        ("openvino:gpu", ("fp32", "fp16", "int8"), "int8", "f16"),
+        ("openvino:npu", ("fp16", "int8"), "int8", None),
+    ],
+)
+def test_what_another_machine_told_decides_not_this_one(
+    name: str,
+    offered: tuple[str, ...],
+    precision: str,
+    rest: str | None,
+    thirds: Graph,
+    noise: PatchSet,
+    tmp_path: Path,
+) -> None:
+    on = told(name, *offered)
+    built = find(name).build(thirds, precision, noise, tmp_path / "out", on=on)
+    assert built.options.get("INFERENCE_PRECISION_HINT") == rest
+    if precision == "int8":
+        kept = {"f16": "FP16", None: "FP16", "bf16": "BF16", "f32": "FP32"}[rest]
+        assert f"stay {kept}" in " ".join(built.notes)
+    # The graph itself is any device's: this CPU gives its pixels.
+    lr = image(12, 20)
+    here = replace(built, target="openvino", options={"INFERENCE_PRECISION_HINT": "f32"})
+    with closing(TARGET.open(here)) as session:
+        found = session.run(lr)[0, :, ::2, ::2]
+    np.testing.assert_allclose(found, lr[0] * THIRD * THIRD, atol=0.01)
+
+
+def test_what_the_other_machine_does_not_offer_is_refused(thirds: Graph, tmp_path: Path) -> None:
+    on = told("openvino", "fp32", "int8")
+    with pytest.raises(UnsupportedError, match="'bf16' is not computed natively") as caught:
+        TARGET.build(thirds, "bf16", None, tmp_path, on=on)
+    assert caught.value.hint == "known: fp32, int8"
+
+
+def test_throughput_keeps_as_many_frames_in_flight_as_openvino_wants(
+    thirds: Graph, tmp_path: Path
+) -> None:
+    target = find("openvino:throughput")
+    built = target.build(thirds, "fp32", None, tmp_path / "out")
+    assert built.options["PERFORMANCE_HINT"] == "THROUGHPUT"
+    assert "one frame alone" in " ".join(built.notes)
+    theirs = _ov.core().compile_model(str(built.file), "CPU", built.options)
+    wanted = theirs.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+    frames = image(12, 20, count=2 * wanted + 1)
+    with closing(target.open(built)) as session, closing(TARGET.open(built)) as single:
+        assert isinstance(session, ThroughputSession)
+        assert session.frames_in_flight((1, 3, 12, 20)) == wanted
+        found = session.run(frames)
+        for i, frame in enumerate(frames):
+            assert np.array_equal(found[i], single.run(frame[None])[0])
+        assert np.array_equal(session.run(frames[:1]), found[:1])
+
+
+def compiled(built: Built, options: dict[str, str]) -> tuple[Compiler, list[Any]]:
+    made: list[Any] = []
+
+    def wrap(model: Any) -> Any:
+        made.append(model)
+        return model
+
+    return Compiler(built.file, "CPU", options, wrap), made
+
+
+def test_fixed_shapes_are_compiled_once_each_and_the_oldest_dropped(
+    thirds: Graph, tmp_path: Path
+) -> None:
+    built = TARGET.build(thirds, "fp32", None, tmp_path / "out")
+    compiler, made = compiled(built, {SHAPES: "fixed"})
+    assert made == []
+    shapes = [(1, 3, 8, 8 + i) for i in range(KEPT + 1)]
+    for shape in (shapes[0], *shapes[:KEPT], shapes[0]):
+        assert compiler.at(shape).input(0).partial_shape.is_static
+    assert len(made) == KEPT
+    compiler.at(shapes[KEPT])  # drops the second, which was used longest ago
+    compiler.at(shapes[0])
+    assert len(made) == KEPT + 1
+    compiler.at(shapes[1])
+    assert len(made) == KEPT + 2
+
+
+def test_fixed_shapes_give_the_same_pixels(thirds: Graph, tmp_path: Path) -> None:
+    built = TARGET.build(thirds, "fp32", None, tmp_path / "out")
+    fixed = replace(built, options={**built.options, SHAPES: "fixed"})
+    with closing(TARGET.open(built)) as one, closing(TARGET.open(fixed)) as other:
+        for size in ((8, 12), (9, 7), (8, 12)):
+            np.testing.assert_allclose(one.run(image(*size)), other.run(image(*size)), rtol=2e-6)
+
+
+def test_a_slow_compilation_is_kept_beside_the_model_and_said_to_be(
+    thirds: Graph, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    on = told("openvino:gpu", "fp32", "fp16", "int8")
+    built = find("openvino:gpu").build(thirds, "fp32", None, tmp_path / "out", on=on)
+    assert built.options[SHAPES] == "fixed"
+    assert "a cold start holds the compilation the first time" in " ".join(built.notes)
+    with caplog.at_level(logging.INFO, "targets"):
+        for _ in range(2):
+            compiler, made = compiled(built, built.options)
+            compiler.at((1, 3, 8, 8))
+    assert made[0].get_property("LOADED_FROM_CACHE")
+    assert [r.message for r in caplog.records] == ["CPU: compiled anew", "CPU: compiled before"]
+    assert list((built.file.parent / built.options[CACHE]).iterdir())
+
+
+def test_a_cpu_compiles_anew_at_each_opening(thirds: Graph, tmp_path: Path) -> None:
+    built = TARGET.build(thirds, "fp32", None, tmp_path / "out")
+    TARGET.open(built).close()
+    assert not {CACHE, "CACHE_DIR"} & set(built.options)
+    assert sorted(f.name for f in built.file.parent.iterdir()) == ["model.bin", "model.xml"]
+
+
+def test_auto_runs_every_frame_on_the_device_it_has_chosen(thirds: Graph, tmp_path: Path) -> None:
+    built = find("openvino:auto").build(thirds, "fp32", None, tmp_path / "out")
+    assert built.options["ENABLE_STARTUP_FALLBACK"] == "NO"
+    model = _ov.core().compile_model(str(built.file), "AUTO", built.options)
+    assert model.get_property("EXECUTION_DEVICES") == [_ov.chosen_by_auto()]
+
+
 def test_a_machine_without_openvino_is_told_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("targets.openvino._version", lambda package: "")
+    monkeypatch.setattr("targets._ov.version_of", lambda package: "")
     assert 'pip install "mipkd-pipeline[openvino]"' in TARGET.why_not()
 
 
-def test_converting_and_quantising_report_nothing_to_anybody(graph: Graph, tmp_path: Path) -> None:
+def test_converting_and_quantising_report_nothing_to_anybody(thirds: Graph, tmp_path: Path) -> None:
     np.save(tmp_path / "patches.npy", np.zeros((2, 16, 16, 3), np.uint8) + 90)
     code = f"""
 import warnings
@@ -75,7 +211,7 @@ warnings.simplefilter("ignore")
 from pathlib import Path
 from mipkd.core.records import Graph, PatchSet
 from targets.openvino import TARGET
-graph = Graph(Path({str(graph.file)!r}), "", "student", 2, 1, 20, "edsr")
+graph = Graph(Path({str(thirds.file)!r}), "", "student", 2, 1, 20, "edsr")
 TARGET.build(graph, "int8", PatchSet(Path("patches.npy"), "", "", 2, (16, 16)), Path("out"))
 """
     home = tmp_path / "home"

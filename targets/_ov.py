@@ -1,0 +1,112 @@
+"""OpenVINO's package on this machine: loading it quietly, and what it tells of the devices."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import os
+import warnings
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+INSTALL = 'pip install "mipkd-pipeline[openvino]"'
+# What makes a device appear: its driver on Linux, and in a container the way to it.
+_NEEDED = {
+    "GPU": ("Intel GPU", "sudo apt install intel-opencl-icd (in docker: --device /dev/dri)"),
+    "GPU.1": ("second Intel GPU", "with the card in: sudo apt install intel-opencl-icd"),
+    "NPU": ("Intel NPU", "on a Core Ultra: its driver, https://github.com/intel/linux-npu-driver"),
+}
+_FACTS = {"FULL_DEVICE_NAME": "device", "NPU_DRIVER_VERSION": "npu_driver"}
+
+
+def version_of(package: str) -> str:
+    """The installed version, "" without one."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def package() -> Any:
+    """The module `openvino`."""
+    with unreported():
+        import openvino
+    return openvino
+
+
+@functools.cache
+def core() -> Any:
+    """The one of this process: a second would load every plug-in again."""
+    return package().Core()
+
+
+@functools.cache
+def devices() -> tuple[str, ...]:
+    """What this machine has, such as CPU and GPU, or GPU.0 and GPU.1 when there are two."""
+    return tuple(core().available_devices)
+
+
+def absent(device: str) -> str:
+    """Why a device cannot be used here, with the cure; "" when it can."""
+    seen = devices()
+    # The first of two is called GPU.0, and GPU is another name of it.
+    if device in ("AUTO", *seen) or f"{device}.0" in seen:
+        return ""
+    what, cure = _NEEDED[device]
+    return f"OpenVINO finds no {what}; {cure}"
+
+
+def capabilities(device: str) -> tuple[str, ...]:
+    """What a device says that it computes in, such as FP32, BF16 and INT8."""
+    asked = chosen_by_auto() if device == "AUTO" else device
+    return tuple(core().get_property(asked, "OPTIMIZATION_CAPABILITIES"))
+
+
+def chosen_by_auto() -> str:
+    """What AUTO runs on: a GPU where there is one, else the CPU, an NPU only by name.
+
+    AUTO itself tells the sum of what all devices can, and no one device may have all of it.
+    """
+    return next((device for device in devices() if device.startswith("GPU")), "CPU")
+
+
+def facts(device: str) -> dict[str, str]:
+    """What of an accelerator can change a figure: its name, its driver."""
+    asked = chosen_by_auto() if device == "AUTO" else device
+    known = set(core().get_property(asked, "SUPPORTED_PROPERTIES"))
+    return {ours: str(core().get_property(asked, of)) for of, ours in _FACTS.items() if of in known}
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the converter's and NNCF's advice out of the user's terminal."""
+    with (
+        unreported(),
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def unreported() -> Iterator[None]:
+    """Let nobody be told that somebody uses this.
+
+    Importing openvino or nncf and converting a model are reported to their maker, without
+    asking, unless the user has opted out or the program seems to run in CI.
+    """
+    before = os.environ.get("CI")
+    os.environ["CI"] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["CI"]
+        else:
+            os.environ["CI"] = before

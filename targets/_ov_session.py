@@ -1,0 +1,129 @@
+"""A model on one of OpenVINO's devices: frame by frame, or several frames in flight.
+
+Shapes: N batch, C channels, H W low-res size, S scale. Values: float32 in [0, 1], RGB.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from targets import _ov
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from targets.base import FloatArray
+
+log = logging.getLogger(__name__)
+
+# Ours among the options of a `Built`; OpenVINO's own are in capitals and go to it as they are.
+SHAPES = "shapes"  # "fixed": compile anew for each input shape, at its first use
+CACHE = "cache"  # folder beside the model in which compiled models are kept
+KEPT = 4  # compiled shapes in memory: a device's is small, and each is a model of its own
+
+
+class Compiler:
+    """Compiles a file for a device, once or for each shape, and keeps what `wrap` makes of it."""
+
+    def __init__(
+        self, file: Path, device: str, options: dict[str, str], wrap: Callable[[Any], Any]
+    ) -> None:
+        self._core = _ov.core()
+        self._file, self._device, self._wrap = str(file), device, wrap
+        self._properties = {k: v for k, v in options.items() if k not in (SHAPES, CACHE)}
+        if CACHE in options and os.access(file.parent, os.W_OK):
+            self._properties["CACHE_DIR"] = str(file.parent / options[CACHE])
+        self._fixed = options.get(SHAPES) == "fixed"
+        self._kept: OrderedDict[tuple[int, ...], Any] = OrderedDict()
+        if not self._fixed:
+            self._kept[()] = self._compiled(self._file)
+
+    def at(self, shape: tuple[int, ...]) -> Any:
+        """What runs inputs of a shape; those used longest ago are dropped."""
+        key = shape if self._fixed else ()
+        if key not in self._kept:
+            while len(self._kept) >= KEPT:
+                self._kept.popitem(last=False)
+            model = self._core.read_model(self._file)
+            model.reshape(list(shape))
+            self._kept[key] = self._compiled(model)
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    def _compiled(self, model: Any) -> Any:
+        made = self._core.compile_model(model, self._device, self._properties)
+        if "CACHE_DIR" in self._properties:
+            found = made.get_property("LOADED_FROM_CACHE")
+            log.info("%s: %s", self._device, "compiled before" if found else "compiled anew")
+        if self._device == "AUTO":
+            log.info("AUTO: runs on %s", ", ".join(made.get_property("EXECUTION_DEVICES")))
+        return self._wrap(made)
+
+    def close(self) -> None:
+        """Drop all models and their threads."""
+        self._kept.clear()
+
+
+class LatencySession:
+    """One inference request: a frame starts when the one before is done."""
+
+    def __init__(self, file: Path, device: str, options: dict[str, str]) -> None:
+        self._compiler = Compiler(file, device, options, lambda m: m.create_infer_request())
+
+    def run(self, lr_NCHW: FloatArray) -> FloatArray:
+        """The upscaled batch, shape (N, C, S*H, S*W); valid until the next call."""
+        request = self._compiler.at(lr_NCHW.shape)
+        request.infer([lr_NCHW], share_inputs=True, share_outputs=True)
+        return request.get_output_tensor(0).data  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Drop the model and its threads."""
+        self._compiler.close()
+
+
+class ThroughputSession:
+    """As many requests in flight as the device wants; a batch is run frame by frame among them.
+
+    So frames a second are N over the time of one `run`; a batch of one frame takes longer than in
+    a `LatencySession`, since it gets a part of the device only.
+    """
+
+    def __init__(self, file: Path, device: str, options: dict[str, str], scale: int) -> None:
+        self._scale = scale
+        self._compiler = Compiler(file, device, options, _requests)
+
+    def frames_in_flight(self, shape: tuple[int, ...]) -> int:
+        """How many frames of shape (1, C, H, W) the device wants at a time."""
+        return len(self._compiler.at(shape))
+
+    def run(self, lr_NCHW: FloatArray) -> FloatArray:
+        """The upscaled batch, shape (N, C, S*H, S*W)."""
+        count, channels, height, width = lr_NCHW.shape
+        requests = self._compiler.at((1, channels, height, width))
+        shape = (count, channels, height * self._scale, width * self._scale)
+        sr_NCHW = np.empty(shape, np.float32)
+        for i in range(count + len(requests)):
+            # No callbacks: OpenVINO's threads would want Python's lock while somebody holds it
+            # and waits for them.
+            request, done = requests[i % len(requests)], i - len(requests)
+            if 0 <= done < count:
+                request.wait()
+                sr_NCHW[done] = request.get_output_tensor(0).data[0]
+            if i < count:
+                request.start_async([lr_NCHW[i : i + 1]], share_inputs=True)
+        return sr_NCHW
+
+    def close(self) -> None:
+        """Drop the model and its threads."""
+        self._compiler.close()
+
+
+def _requests(model: Any) -> list[Any]:
+    wanted = model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+    return [model.create_infer_request() for _ in range(wanted)]
