@@ -12,29 +12,31 @@ from pathlib import Path
 import numpy as np
 
 from calibration.patches import split, spread
-from mipkd.core.errors import UsageError
 from mipkd.core.images import ByteArray, downscale
 from mipkd.core.photos import Photo
 from mipkd.core.records import Holdout, Photos
 
 _DRAWS = 4  # candidates for each crop that is kept
-_PAPERS = ((255, 255, 255), (255, 255, 255), (250, 244, 200), (20, 30, 120), (8, 8, 8), (220, 20, 30))
+_PAPERS = (
+    (255, 255, 255),
+    (255, 255, 255),
+    (250, 244, 200),
+    (20, 30, 120),
+    (8, 8, 8),
+    (220, 20, 30),
+)
 
 
-def hold(photos: Photos, *, count: int, pages: int, size: int, seed: int, out: Path) -> Holdout:
+def hold(
+    photos: Photos, *, count: int, pages: int, size: int, seed: int, split_seed: int, out: Path
+) -> Holdout:
     """`count` crops of `size` LR pixels of held photos, then `pages` drawn ones, in `out`.
 
-    Raises:
-        UsageError: no photo that is held out is large enough.
+    Where no photo is that large the crops are as large as the largest allows.
     """
-    _, held = split(photos, seed)
+    _, held = split(photos, split_seed)
+    size = min(size, max(min(p.lr_HWC.shape[:2]) for p in held))
     large = [p for p in held if min(p.lr_HWC.shape[:2]) >= size]
-    if not large:
-        raise UsageError(
-            f"holdout: none of {len(held)} photos held out of {photos.source} has {size} LR "
-            "pixels a side",
-            hint=f"give more or larger photos, or --set quantize.holdout_size={size // 2}",
-        )
     rng = np.random.default_rng(seed)
     pairs = [_crop(large, size, photos.scale, rng) for _ in range(count * _DRAWS)]
     kept = [pairs[i] for i in spread(np.stack([lr for lr, _ in pairs]), count)]
@@ -71,7 +73,9 @@ def page(side: int, number: int, seed: int) -> ByteArray:
     return np.rint(sheet).astype(np.uint8)
 
 
-def _write(sheet: np.ndarray, top: int, tall: int, ink: np.ndarray, rng: np.random.Generator) -> None:  # type: ignore[type-arg]
+def _write(
+    sheet: np.ndarray, top: int, tall: int, ink: np.ndarray, rng: np.random.Generator
+) -> None:
     """A line of letters: each some upright, level and slanting strokes."""
     left, thick = tall, max(2, tall // 6)
     while left < sheet.shape[1] - 2 * tall:
@@ -81,7 +85,7 @@ def _write(sheet: np.ndarray, top: int, tall: int, ink: np.ndarray, rng: np.rand
         left += tall + thick
 
 
-def _stroke(cell: np.ndarray, kind: int, thick: int, ink: np.ndarray) -> None:  # type: ignore[type-arg]
+def _stroke(cell: np.ndarray, kind: int, thick: int, ink: np.ndarray) -> None:
     wide = cell.shape[1] * 3 // 4
     if kind == 0:
         cell[:, :thick] = ink

@@ -13,6 +13,7 @@ from mipkd.core.images import ByteArray, luma
 from mipkd.core.photos import Photo, open_photos
 from mipkd.core.records import PatchSet, Photos
 
+_FEWEST = 2  # photos
 _DRAWS = 8  # candidates for each patch that is kept
 _HELD = 0.2  # of the photos: what a search is judged on is not what ranges are read from
 
@@ -23,8 +24,14 @@ def choose(photos: Photos, *, count: int, size: int, seed: int, out: Path) -> Pa
     None is of a photo that `split` holds out.
 
     Raises:
-        UsageError: no photo is large enough.
+        UsageError: fewer than two photos, or none is large enough.
     """
+    if photos.count < _FEWEST:
+        raise UsageError(
+            f"calibrate: {photos.source} has {photos.count} photo that can be used; "
+            f"{_FEWEST} are the fewest: one for ranges, one to check them on",
+            hint="give a folder of photos: --data",
+        )
     mine, _ = split(photos, seed)
     large = [p.lr_HWC for p in mine if min(p.lr_HWC.shape[:2]) >= size]
     if not large:
@@ -47,14 +54,11 @@ def choose(photos: Photos, *, count: int, size: int, seed: int, out: Path) -> Pa
 
 
 def split(photos: Photos, seed: int) -> tuple[list[Photo], list[Photo]]:
-    """Photos to calibrate on, and those held out; the same by seed, whoever asks.
-
-    A single photo is on both sides.
-    """
+    """Photos to calibrate on, and those held out; the same by seed, whoever asks."""
     every = open_photos(photos)
     held = set(np.random.default_rng(seed).permutation(len(every))[: _held(len(every))].tolist())
     return (
-        [p for i, p in enumerate(every) if i not in held or len(every) == 1],
+        [p for i, p in enumerate(every) if i not in held],
         [p for i, p in enumerate(every) if i in held],
     )
 
@@ -82,7 +86,7 @@ def spread(patches: ByteArray, count: int) -> npt.NDArray[np.int64]:
 
 
 def _held(count: int) -> int:
-    return min(max(1, round(_HELD * count)), count)
+    return max(1, round(_HELD * count))
 
 
 def _draw(images: list[ByteArray], size: int, rng: np.random.Generator) -> ByteArray:

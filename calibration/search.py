@@ -155,12 +155,16 @@ def _by_worth(
     return [name for name in names if name not in forced]
 
 
-def _fewest(prefixes: Sequence[frozenset[str]], holds: Callable[[frozenset[str]], bool]) -> int | None:
+def _fewest(
+    prefixes: Sequence[frozenset[str]], holds: Callable[[frozenset[str]], bool]
+) -> int | None:
     """The length of the shortest prefix that holds, taking it that longer ones hold too."""
     low, high = 0, len(prefixes) - 1
     if not holds(prefixes[high]):
         holds(prefixes[low])
-        return next((i for i in range(high, -1, -max(1, high // _FRONT)) if holds(prefixes[i])), None)
+        return next(
+            (i for i in range(high, -1, -max(1, high // _FRONT)) if holds(prefixes[i])), None
+        )
     while low < high:
         middle = (low + high) // 2
         if holds(prefixes[middle]):

@@ -23,6 +23,7 @@ from pipeline.stages.calibrate import CalibrateConfig
 from pipeline.stages.export import AdoptConfig, ExportConfig
 from pipeline.stages.fit import FitConfig
 from pipeline.stages.judge import GateConfig
+from pipeline.stages.search import QuantizeConfig
 from pipeline.study import StudyConfig
 
 _PATHS = ("teacher", "model", "data", "val", "out")
@@ -49,6 +50,7 @@ class Config(BaseModel):
     distill: DistillConfig = Field(default_factory=DistillConfig)
     export: ExportConfig = Field(default_factory=ExportConfig)
     calibrate: CalibrateConfig = Field(default_factory=CalibrateConfig)
+    quantize: QuantizeConfig = Field(default_factory=QuantizeConfig)
     bench: BenchSettings = Field(default_factory=BenchSettings)
     gates: GateConfig = Field(default_factory=GateConfig)
     study: StudyConfig = Field(default_factory=StudyConfig)

@@ -1,7 +1,7 @@
 """From a teacher's checkpoint to measurements on every target: the file to read first.
 
 teacher -> identify -> distill -> export -> calibrate
-    -> for each target: build each precision -> measure them interleaved
+    -> for each target: search its float layers -> build each precision -> measure them interleaved
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from mipkd.core.records import (
     Model,
     PatchSet,
     Photos,
+    QuantPlan,
     TestSet,
 )
 from pipeline.bench.host import describe_host
@@ -37,9 +38,10 @@ from pipeline.stages.identify import identify
 from pipeline.stages.measure import measure
 from pipeline.stages.prepare import photos, tests
 from pipeline.stages.reference import FP32_ON, reference
+from pipeline.stages.search import hold_out, search
 from pipeline.stages.train import Trained, train
 from pipeline.study import Subject
-from targets.base import PRECISIONS, QUANTIZED, Target, find
+from targets.base import PRECISIONS, QUANTIZED, Target, find, is_tunable
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +59,7 @@ class Flow:
     photos: Ref[Photos]
     tests: Ref[TestSet]
     patches: Ref[PatchSet]
+    plans: tuple[Ref[QuantPlan | None], ...]
     measured: tuple[Ref[tuple[Measurement, ...]], ...]
     failures: tuple[Failure, ...]
     host: Host
@@ -84,7 +87,7 @@ def flow(config: Config, run: Run) -> Flow:
     pixels = run.step(photos, config.distill.patch, like, data)
     distilled = None
     if teacher and not config.model:
-        student = _student(config, run, teacher, chosen, pixels)
+        student = _student(config, run, teacher, chosen, pixels, test_set)
         distilled = run.step(distill, config.distill, teacher, student, pixels, test_set)
     graph = adopted or run.step(
         export, config.export, distilled or model, teacher, test_set, label="student"
@@ -95,7 +98,8 @@ def flow(config: Config, run: Run) -> Flow:
             exported = run.step(export, config.export, teacher, teacher, test_set, label="teacher")
             graphs.append(exported)
 
-    patches = run.step(calibrate, config.calibrate, pixels)
+    patches = run.step(calibrate, config.calibrate, pixels, test_set)
+    plans = list[Ref[QuantPlan | None]]()
     fp32_on = find(FP32_ON)
     measured = [run.step(reference, None, graphs, test_set, fp32_on.versions())]
     for target in chosen:
@@ -103,6 +107,10 @@ def flow(config: Config, run: Run) -> Flow:
         for label, of, precision in _wanted(config, target, graphs):
             with _row(failures, target.name, precision, "build", label):
                 calibration = patches if precision in _PROBED else None
+                plan = None
+                if precision == "int8" and config.quantize.search and is_tunable(target):
+                    plan = _plan(config, run, target, of, pixels, patches, host)
+                    plans.append(plan)
                 builts.append(
                     run.step(
                         build,
@@ -111,6 +119,7 @@ def flow(config: Config, run: Run) -> Flow:
                         of,
                         calibration,
                         versions,
+                        plan,
                         label=f"{target.name} {label} {precision}",
                     )
                 )
@@ -135,6 +144,7 @@ def flow(config: Config, run: Run) -> Flow:
         photos=pixels,
         tests=test_set,
         patches=patches,
+        plans=tuple(plans),
         measured=tuple(measured),
         failures=tuple(failures),
         host=host,
@@ -160,7 +170,12 @@ def subject_of(config: Config, tests: Sequence[Path | None]) -> Subject:
 
 
 def _student(
-    config: Config, run: Run, teacher: Ref[Model], on: Sequence[Target], pixels: Ref[Photos]
+    config: Config,
+    run: Run,
+    teacher: Ref[Model],
+    on: Sequence[Target],
+    pixels: Ref[Photos],
+    test_set: Ref[TestSet],
 ) -> str | None:
     """The student that was asked for; "auto" is the largest within the budget on all targets."""
     if config.student != "auto":
@@ -169,7 +184,7 @@ def _student(
         raise UsageError(
             "--student auto: no latency budget", hint="give --latency-budget in milliseconds"
         )
-    host, patches = describe_host(), run.step(calibrate, config.calibrate, pixels)
+    host, patches = describe_host(), run.step(calibrate, config.calibrate, pixels, test_set)
     tried = [
         run.step(
             fit,
@@ -189,6 +204,30 @@ def _student(
     spec = largest_within(config.fit, [one.value for one in tried])
     log.info("student: %s, the largest within %g ms", spec, config.fit.latency_budget_ms)
     return spec
+
+
+def _plan(
+    config: Config,
+    run: Run,
+    target: Target,
+    graph: Ref[Graph],
+    pixels: Ref[Photos],
+    patches: Ref[PatchSet],
+    host: Host,
+) -> Ref[QuantPlan | None]:
+    """Which layers stay float on a target."""
+    held = run.step(hold_out, config.quantize, pixels, config.calibrate.seed)
+    return run.step(
+        search,
+        config.quantize,
+        target.name,
+        graph,
+        patches,
+        held,
+        target.versions(),
+        host,
+        label=target.name,
+    )
 
 
 def _targets(config: Config) -> list[Target]:

@@ -81,9 +81,11 @@ def _quantizer(entry: Any) -> Any:
 def _is_weight(op: Any) -> bool:
     """Whether an operation only prepares constants: weights on their way from INT8."""
     inputs = [op.input_value(i).get_node() for i in range(op.get_input_size())]
-    return bool(inputs) and all(
-        one.get_type_name() == "Constant" or _is_weight(one) for one in inputs[:1]
-    ) and all(one.get_type_name() in ("Constant", "Convert") or _is_weight(one) for one in inputs)
+    return (
+        bool(inputs)
+        and all(one.get_type_name() == "Constant" or _is_weight(one) for one in inputs[:1])
+        and all(one.get_type_name() in ("Constant", "Convert") or _is_weight(one) for one in inputs)
+    )
 
 
 def _restore(op: Any, before: dict[str, Any]) -> None:
@@ -129,7 +131,9 @@ def _freed(model: Any, still: set[str]) -> list[Any]:
         if op.get_type_name() not in _FOLLOWERS:
             continue
         users = _users(op)
-        if any(u.get_friendly_name() in still | needed or u.get_type_name() == _FAKE for u in users):
+        if any(
+            u.get_friendly_name() in still | needed or u.get_type_name() == _FAKE for u in users
+        ):
             needed.add(name)
         else:
             freed.append(op)

@@ -13,9 +13,10 @@ from typing import Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
+from calibration.search import Operation
 from mipkd.core import plugins
 from mipkd.core.errors import UsageError, nearest
-from mipkd.core.records import Built, Graph, PatchSet, Told
+from mipkd.core.records import Built, Graph, PatchSet, QuantPlan, Told
 
 FloatArray = npt.NDArray[np.float32]
 ByteArray = npt.NDArray[np.uint8]
@@ -74,6 +75,37 @@ class Target(Protocol):
         """Load what `build` made."""
 
 
+class Tuner(Protocol):
+    """INT8 candidates of one graph on one target: all the same but for what stays float."""
+
+    ranges: tuple[str, ...]  # recipes for ranges of activations, the usual one first
+
+    def operations(self) -> tuple[Operation, ...]:
+        """What INT8 can compute of the graph, in order."""
+
+    def session(self, ranges: str, floats: Sequence[str]) -> Session:
+        """A candidate in which the operations called `floats` are not quantised."""
+
+
+class Tunable(Protocol):
+    """A target whose float layers can be searched; its `build` takes a `plan`."""
+
+    def tuner(self, graph: Graph, patches: PatchSet, out: Path) -> Tuner | None:
+        """Candidates, kept in `out`; None where only the fixed recipe makes sense."""
+
+    def build(
+        self,
+        graph: Graph,
+        precision: str,
+        calibration: PatchSet | None,
+        out: Path,
+        *,
+        on: Told | None = None,
+        plan: QuantPlan | None = None,
+    ) -> Built:
+        """As every target, and "int8" by a plan."""
+
+
 class Varied(Protocol):
     """A target that can be had in several ways, written `NAME:VARIANT`, such as `openvino:gpu`."""
 
@@ -109,6 +141,16 @@ def find(name: str) -> Target:
         hint = nearest(variant, known) if known else f"{base} has no variants"
         raise UsageError(f"target {base}: unknown variant {variant!r}", hint=hint)
     return cast("Varied", target).variant(variant)
+
+
+def tuner_of(target: Target, graph: Graph, patches: PatchSet, out: Path) -> Tuner | None:
+    """The target's candidates; None where it only has a fixed recipe."""
+    return cast("Tunable", target).tuner(graph, patches, out) if is_tunable(target) else None
+
+
+def is_tunable(target: Target) -> bool:
+    """Whether the target can search for its float layers."""
+    return hasattr(target, "tuner")
 
 
 def files_of(built: Built) -> list[Path]:

@@ -9,13 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mipkd.core.errors import MissingError, UnsupportedError
-from mipkd.core.records import Built, Graph, PatchSet, Told
+from mipkd.core.records import Built, Graph, PatchSet, QuantPlan, Told
 from targets import _ov
 from targets._ov_session import CACHE, SHAPES, LatencySession, ThroughputSession
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from targets._ov_tuner import OvTuner
 
 _VARIANTS = {
     "gpu": ("GPU", "LATENCY"),
@@ -78,6 +80,7 @@ class OpenVino:
         out: Path,
         *,
         on: Told | None = None,
+        plan: QuantPlan | None = None,
     ) -> Built:
         """`out`/model.xml and .bin: INT8 weights, FP16 ones for "fp16", else FP32 ones."""
         if on is None and (reason := self.why_not()):
@@ -91,7 +94,7 @@ class OpenVino:
         out.mkdir(parents=True, exist_ok=True)
         file = out / "model.xml"
         rest = _float_beside(precision, offered)
-        notes = self._convert(graph, precision, calibration, file, rest)
+        notes = self._convert(graph, precision, calibration, file, rest, plan)
         return Built(
             target=self.name,
             precision=precision,
@@ -104,6 +107,21 @@ class OpenVino:
             notes=(*notes, *self._notes()),
         )
 
+    def tuner(self, graph: Graph, patches: PatchSet, out: Path) -> OvTuner | None:
+        """For a search over the CPU's layers.
+
+        None for other devices and for window attention, where INT8 is slower: a fixed recipe.
+        """
+        from calibration.scopes import onnx_scopes
+        from targets._ov_tuner import OvTuner
+
+        if (self._device, self._hint) != ("CPU", "LATENCY") or onnx_scopes(graph.file).attention:
+            return None
+
+        options = self._options(_float_beside("int8", self.precisions()))
+        given = self._given(patches)
+        return OvTuner(graph, given, out, device=self._device, options=options)
+
     def open(self, built: Built) -> LatencySession | ThroughputSession:
         """The model on the whole device; with fixed shapes it is compiled at the first frame."""
         if self._hint == "THROUGHPUT":
@@ -111,7 +129,13 @@ class OpenVino:
         return LatencySession(built.file, self._device, built.options)
 
     def _convert(
-        self, graph: Graph, precision: str, patches: PatchSet | None, file: Path, rest: str
+        self,
+        graph: Graph,
+        precision: str,
+        patches: PatchSet | None,
+        file: Path,
+        rest: str,
+        plan: QuantPlan | None,
     ) -> tuple[str, ...]:
         notes: tuple[str, ...] = ()
         with _ov.quiet():
@@ -121,7 +145,7 @@ class OpenVino:
                 from targets._ov_quantize import quantized
 
                 given = self._given(patches)
-                model, notes = quantized(model, given, device=self._device, rest=rest)
+                model, notes = quantized(model, given, device=self._device, rest=rest, plan=plan)
             # By default it would write FP16 weights, and "fp32" would not be FP32.
             openvino.save_model(model, str(file), compress_to_fp16=precision == "fp16")
         return notes

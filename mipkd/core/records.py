@@ -114,7 +114,7 @@ class FloatLayer:
 
     name: str  # in the ONNX graph
     kind: str  # "Conv", "Add", ...
-    gain_db: float  # mean PSNR-Y on the holdout over everything quantised
+    harm_db: float  # mean PSNR-Y that it would lose on the holdout if it alone were INT8
     cost_ms: float  # on the target, at the LR size of the search
     reason: str
 
@@ -127,7 +127,7 @@ class FrontPoint:
     drop_db: float  # mean PSNR-Y on the holdout, below the target's own FP32
     worst_db: float  # the same on the crop that loses most
     floats: int  # how many operations stay float
-    label: str = ""
+    chosen: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,6 @@ class QuantPlan:
     drop_db: float | None  # predicted: on the holdout
     worst_db: float | None
     met: bool  # whether the budget holds on the holdout
-    ships: str  # precision to ship by the search's own timing
-    reason: str
     front: tuple[FrontPoint, ...] = ()
     holdout: Holdout | None = None
     operations: int = 0  # that INT8 could compute

@@ -1,0 +1,101 @@
+"""Candidates of a search on OpenVINO: quantised once a recipe, then edited in memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from calibration.search import Operation
+from targets import _ov
+from targets._ov_floats import name_of, operations, with_floats
+from targets._ov_quantize import RANGES, everything, scopes_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from mipkd.core.records import Graph, PatchSet
+    from targets.base import FloatArray
+
+_SIDE = 64  # LR pixels at which operations are told apart by their shapes
+
+
+class OvTuner:
+    """Quantised models of one graph, kept in `out` so that an interrupted search goes on."""
+
+    ranges = RANGES
+
+    def __init__(
+        self, graph: Graph, patches: PatchSet, out: Path, *, device: str, options: dict[str, str]
+    ) -> None:
+        self._patches, self._out = patches, out
+        self._device, self._options = device, options
+        self._made: dict[str, Any] = {}
+        with _ov.quiet():
+            self._original = _ov.package().convert_model(str(graph.file))
+
+    def operations(self) -> tuple[Operation, ...]:
+        """What NNCF puts into INT8, in the graph's order."""
+        found = scopes_of(self._original)
+        parts = dict.fromkeys(found.head, "first convolution")
+        parts |= dict.fromkeys(found.tail, "last convolution")
+        parts |= dict.fromkeys(found.adds, "skip addition")
+        sized = _sized(self._quantized(RANGES[0]))
+        return tuple(
+            Operation(
+                name_of(op),
+                op.get_type_name(),
+                _alike(op),
+                parts.get(op.get_friendly_name(), ""),
+            )
+            for op in operations(sized)
+        )
+
+    def session(self, ranges: str, floats: Iterable[str]) -> MemorySession:
+        """A candidate, compiled."""
+        edited = with_floats(self._quantized(ranges), self._original, floats)
+        return MemorySession(_ov.core().compile_model(edited, self._device, self._options))
+
+    def _quantized(self, ranges: str) -> Any:
+        if ranges not in self._made:
+            file, whole = self._out / f"{ranges}.xml", self._out / f"{ranges}.whole"
+            if not whole.is_file():
+                with _ov.quiet():
+                    made = everything(
+                        self._original, self._patches, device=self._device, ranges=ranges
+                    )
+                    _ov.package().save_model(made, str(file), compress_to_fp16=False)
+                whole.touch()
+            self._made[ranges] = _ov.core().read_model(str(file))
+        return self._made[ranges]
+
+
+class MemorySession:
+    """A compiled model and one request."""
+
+    def __init__(self, compiled: Any) -> None:
+        self._request: Any = compiled.create_infer_request()
+
+    def run(self, lr_NCHW: FloatArray) -> FloatArray:
+        """The upscaled batch, shape (N, C, S*H, S*W); valid until the next call."""
+        self._request.infer([lr_NCHW], share_inputs=True, share_outputs=True)
+        return self._request.get_output_tensor(0).data  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Drop the model."""
+        self._request = None
+
+
+def _sized(model: Any) -> Any:
+    """A copy with static shapes where the graph allows it."""
+    copy = model.clone()
+    try:
+        copy.reshape([1, 3, _SIDE, _SIDE])
+    except RuntimeError:  # sizes fixed inside the graph
+        return model
+    return copy
+
+
+def _alike(op: Any) -> str:
+    """Kind and shapes: those of one such word take the same time."""
+    shapes = [str(op.input(i).get_partial_shape()) for i in range(op.get_input_size())]
+    return " ".join([op.get_type_name(), *shapes, str(op.get_output_partial_shape(0))])
