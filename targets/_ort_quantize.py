@@ -104,6 +104,8 @@ def everything(
     from calibration.patches import as_batches
 
     name = model.graph.input[0].name
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)  # the quantiser moves its weights into a file that it then deletes
 
     class Patches(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -116,7 +118,7 @@ def everything(
     options = {} if ranges == WHOLE else {"CalibPercentile": _KEPT}
     with _quiet():
         quantize_static(
-            model,
+            copy,
             str(file),
             Patches(),
             quant_format=QuantFormat.QDQ,

@@ -8,11 +8,15 @@ and bias from the model that was quantised. Nothing is calibrated again.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _FAKE = "FakeQuantize"
 _FUSED = "/WithoutBiases"  # what the converter adds to the name of a convolution with a bias
-_SOURCES = ("Constant", "Parameter", "Result", "Convert", _FAKE)
+_SOURCES = ("Constant", "Parameter", "Result", "Convert", "ShapeOf", _FAKE)
+_CONVOLUTIONS = ("Convolution", "GroupConvolution")
 # They move or pick values and compute in whatever they are given: as float as their readers.
 _FOLLOWERS = {
     "Concat",
@@ -22,7 +26,6 @@ _FOLLOWERS = {
     "Relu",
     "ReduceMax",
     "Reshape",
-    "ShapeOf",
     "Slice",
     "SpaceToDepth",
     "Split",
@@ -46,13 +49,28 @@ def operations(model: Any) -> list[Any]:
         for op in model.get_ordered_ops()
         if op.get_type_name() not in (*_SOURCES, *_FOLLOWERS)
         and not _is_weight(op)
-        and any(_quantizer(i) for i in op.inputs())
+        and any(_is_rounded(op.input_value(i)) for i in range(op.get_input_size()))
     ]
 
 
 def name_of(op: Any) -> str:
     """An operation's name in the ONNX file that the model was converted from."""
     return str(op.get_friendly_name()).removesuffix(_FUSED)
+
+
+def name_as_in(model: Any, file: Path) -> None:
+    """Give convolutions that the converter fused and renamed their names in the ONNX file."""
+    import onnx
+
+    graph = onnx.load(file, load_external_data=False).graph
+    names = [node.name for node in graph.node if node.op_type == "Conv"]
+    ours = [op for op in model.get_ordered_ops() if op.get_type_name() in _CONVOLUTIONS]
+    known = {name_of(op) for op in ours}
+    renamed = [op for op in ours if name_of(op) not in names]
+    free = [name for name in names if name not in known]
+    if len(renamed) == len(free):  # else the converter split or dropped some
+        for op, name in zip(renamed, free, strict=True):
+            op.set_friendly_name(f"{name}{_FUSED}")
 
 
 def with_floats(quantized: Any, original: Any, names: Iterable[str]) -> Any:
@@ -64,7 +82,8 @@ def with_floats(quantized: Any, original: Any, names: Iterable[str]) -> Any:
     for op in floats:
         _restore(op, before)
     still = {op.get_friendly_name() for op in found} - {op.get_friendly_name() for op in floats}
-    for op in (*floats, *_freed(model, still)):
+    shapes = [op for op in model.get_ops() if op.get_type_name() == "ShapeOf"]
+    for op in (*floats, *_freed(model, still), *shapes):
         for entry in op.inputs():
             if fake := _quantizer(entry):
                 entry.replace_source_output(fake.input_value(0))
@@ -73,9 +92,18 @@ def with_floats(quantized: Any, original: Any, names: Iterable[str]) -> Any:
 
 
 def _quantizer(entry: Any) -> Any:
-    """The FakeQuantize of activations right before an input, or one that values passed since."""
+    """The FakeQuantize of activations right before an input."""
     source = entry.get_source_output().get_node()
     return source if source.get_type_name() == _FAKE and not _is_weight(source) else None
+
+
+def _is_rounded(value: Any) -> bool:
+    """Whether a tensor comes from a FakeQuantize, through followers or not."""
+    source = value.get_node()
+    if source.get_type_name() == _FAKE:
+        return not _is_weight(source)
+    inputs = [source.input_value(i) for i in range(source.get_input_size())]
+    return source.get_type_name() in _FOLLOWERS and any(_is_rounded(i) for i in inputs)
 
 
 def _is_weight(op: Any) -> bool:

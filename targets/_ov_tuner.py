@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from calibration.search import Operation
 from targets import _ov
-from targets._ov_floats import name_of, operations, with_floats
+from targets._ov_floats import name_as_in, name_of, operations, with_floats
 from targets._ov_quantize import RANGES, everything, scopes_of
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class OvTuner:
         self._made: dict[str, Any] = {}
         with _ov.quiet():
             self._original = _ov.package().convert_model(str(graph.file))
+            name_as_in(self._original, graph.file)
 
     def operations(self) -> tuple[Operation, ...]:
         """What NNCF puts into INT8, in the graph's order."""

@@ -142,8 +142,10 @@ class OpenVino:
             openvino = _ov.package()
             model: Any = openvino.convert_model(str(graph.file))
             if precision == "int8":
+                from targets._ov_floats import name_as_in
                 from targets._ov_quantize import quantized
 
+                name_as_in(model, graph.file)
                 given = self._given(patches)
                 model, notes = quantized(model, given, device=self._device, rest=rest, plan=plan)
             # By default it would write FP16 weights, and "fp32" would not be FP32.

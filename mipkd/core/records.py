@@ -306,6 +306,7 @@ class Evidence:
     seconds: dict[str, float]  # stage -> wall time
     not_measured: tuple[str, ...]  # what a reader might look for and will not find, with why
     warnings: tuple[str, ...] = ()  # what the steps warned of
+    plans: tuple[QuantPlan, ...] = ()  # how each target's INT8 was made, where it was searched
 
 
 @dataclass(frozen=True)
