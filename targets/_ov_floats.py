@@ -59,11 +59,17 @@ def name_of(op: Any) -> str:
 
 
 def name_as_in(model: Any, file: Path) -> None:
-    """Give convolutions that the converter fused and renamed their names in the ONNX file."""
+    """Give what the converter fused and renamed its name in the ONNX file."""
     import onnx
 
-    graph = onnx.load(file, load_external_data=False).graph
-    names = [node.name for node in graph.node if node.op_type == "Conv"]
+    nodes = onnx.load(file, load_external_data=False).graph.node
+    every = {node.name for node in nodes}
+    maker = {tensor: node.name for node in nodes for tensor in node.output}
+    for op in model.get_ordered_ops():
+        if name_of(op) not in every and op.get_type_name() not in _SOURCES:
+            made = [maker[t] for out in op.outputs() for t in out.get_names() if t in maker]
+            op.set_friendly_name(made[0] if made else op.get_friendly_name())
+    names = [node.name for node in nodes if node.op_type == "Conv"]
     ours = [op for op in model.get_ordered_ops() if op.get_type_name() in _CONVOLUTIONS]
     known = {name_of(op) for op in ours}
     renamed = [op for op in ours if name_of(op) not in names]
