@@ -43,7 +43,7 @@ def conclude(config: Config, run: Run, found: Flow, *, command: str) -> Evidence
         config=_plain(config),
         seconds={name: receipt["seconds"] for name, receipt in receipts.items()},
         not_measured=_not_measured(measurements),
-        plans=tuple(plan for ref in found.plans if (plan := ref.record)),
+        plans=tuple(plan for ref in found.plans if (plan := ref.value) and not plan.fixed),
         warnings=tuple(dict.fromkeys(w for r in receipts.values() for w in r["warnings"])),
     )
     (run.root / "config.toml").write_text(tomli_w.dumps(_plain(config)))

@@ -59,7 +59,7 @@ class Flow:
     photos: Ref[Photos]
     tests: Ref[TestSet]
     patches: Ref[PatchSet]
-    plans: tuple[Ref[QuantPlan | None], ...]
+    plans: tuple[Ref[QuantPlan], ...]
     measured: tuple[Ref[tuple[Measurement, ...]], ...]
     failures: tuple[Failure, ...]
     host: Host
@@ -85,9 +85,10 @@ def flow(config: Config, run: Run) -> Flow:
 
     test_set = run.step(tests, None, like, val)
     pixels = run.step(photos, config.distill.patch, like, data)
+    patches = run.step(calibrate, config.calibrate, pixels, test_set)
     distilled = None
     if teacher and not config.model:
-        student = _student(config, run, teacher, chosen, pixels, test_set)
+        student = _student(config, run, teacher, chosen, patches)
         distilled = run.step(distill, config.distill, teacher, student, pixels, test_set)
     graph = adopted or run.step(
         export, config.export, distilled or model, teacher, test_set, label="student"
@@ -98,8 +99,7 @@ def flow(config: Config, run: Run) -> Flow:
             exported = run.step(export, config.export, teacher, teacher, test_set, label="teacher")
             graphs.append(exported)
 
-    patches = run.step(calibrate, config.calibrate, pixels, test_set)
-    plans = list[Ref[QuantPlan | None]]()
+    plans = list[Ref[QuantPlan]]()
     fp32_on = find(FP32_ON)
     measured = [run.step(reference, None, graphs, test_set, fp32_on.versions())]
     for target in chosen:
@@ -174,8 +174,7 @@ def _student(
     run: Run,
     teacher: Ref[Model],
     on: Sequence[Target],
-    pixels: Ref[Photos],
-    test_set: Ref[TestSet],
+    patches: Ref[PatchSet],
 ) -> str | None:
     """The student that was asked for; "auto" is the largest within the budget on all targets."""
     if config.student != "auto":
@@ -184,7 +183,7 @@ def _student(
         raise UsageError(
             "--student auto: no latency budget", hint="give --latency-budget in milliseconds"
         )
-    host, patches = describe_host(), run.step(calibrate, config.calibrate, pixels, test_set)
+    host = describe_host()
     tried = [
         run.step(
             fit,
@@ -214,7 +213,7 @@ def _plan(
     pixels: Ref[Photos],
     patches: Ref[PatchSet],
     host: Host,
-) -> Ref[QuantPlan | None]:
+) -> Ref[QuantPlan]:
     """Which layers stay float on a target."""
     held = run.step(hold_out, config.quantize, pixels, config.calibrate.seed)
     return run.step(

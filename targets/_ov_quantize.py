@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from mipkd.core.records import PatchSet, QuantPlan
 
 # Recipes for ranges of activations, the usual one first.
-CLIPPED, WHOLE, AVERAGED = "clipped", "whole", "averaged"
-RANGES = (CLIPPED, WHOLE, AVERAGED)
+WHOLE, CLIPPED, AVERAGED = "whole", "clipped", "averaged"
+RANGES = (WHOLE, CLIPPED, AVERAGED)
 _CLIPPED = 1e-4  # share of values that a clipped range leaves out
 _PLACED_FOR = ("GPU", "NPU")  # devices whose quantisers NNCF places otherwise than for a CPU
 

@@ -144,6 +144,7 @@ class QuantPlan:
     holdout: Holdout | None = None
     operations: int = 0  # that INT8 could compute
     size: tuple[int, int] = (0, 0)  # LR at which costs were measured
+    fixed: bool = False  # nothing was searched: the target's own recipe
 
 
 @dataclass(frozen=True)

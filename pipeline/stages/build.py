@@ -20,6 +20,6 @@ def build(
 ) -> Built:
     """`graph` for `target` at `precision`; `versions` only make the step's key."""
     chosen = find(target)
-    if plan is None:
+    if plan is None or plan.fixed:
         return chosen.build(graph, precision, calibration, out)
     return cast("Tunable", chosen).build(graph, precision, calibration, out, plan=plan)

@@ -23,7 +23,7 @@ from pipeline.stages.search import QuantizeConfig, hold_out, search
 
 SMALL = QuantizeConfig(photos=4, pages=1, crop=24, size=(24, 24))
 
-Search = Callable[..., QuantPlan | None]
+Search = Callable[..., QuantPlan]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def found(photos: Photos, graph: Graph, tmp_path: Path) -> Search:
     patches: PatchSet = choose(photos, count=4, size=24, seed=0, out=tmp_path)
     held: Holdout = hold_out.function(SMALL, photos, 0, out=tmp_path)
 
-    def run(config: QuantizeConfig, out: Path, target: str = "cpu") -> QuantPlan | None:
+    def run(config: QuantizeConfig, out: Path, target: str = "cpu") -> QuantPlan:
         out.mkdir(exist_ok=True)
         return search.function(config, target, graph, patches, held, {}, describe_host(), out=out)
 
@@ -63,7 +63,6 @@ def test_a_loose_bound_leaves_nothing_float_that_costs_time(found: Search, tmp_p
     plan = found(
         SMALL.model_copy(update={"max_drop_db": 50.0, "max_worst_drop_db": 90.0}), tmp_path
     )
-    assert plan is not None
     assert plan.met
     assert [layer for layer in plan.floats if layer.cost_ms > 0] == []
     assert sum(point.chosen for point in plan.front) == 1
@@ -73,7 +72,6 @@ def test_a_tight_bound_is_kept_or_said_to_be_broken(
     found: Search, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     plan = found(SMALL.model_copy(update={"max_drop_db": 1e-9, "limit_s": 1e-6}), tmp_path)
-    assert plan is not None
     assert plan.drop_db is not None
     assert not plan.met or plan.drop_db <= 1e-9
     assert plan.met or "no INT8 keeps quantize.max_drop_db=1e-09" in caplog.text
@@ -88,8 +86,6 @@ def test_an_interrupted_search_goes_on_and_ends_the_same(found: Search, tmp_path
     half = lines[: len(lines) // 2]
     file.write_text("".join(half) + lines[len(half)][:20])  # killed while it wrote
     again = found(config, tmp_path / "a")
-    assert whole is not None
-    assert again is not None
     assert file.read_text().startswith("".join(half))
     assert {layer.name for layer in again.floats} == {layer.name for layer in whole.floats}
     assert again.drop_db == whole.drop_db
@@ -100,7 +96,6 @@ def test_layers_asked_for_stay_float_and_unknown_ones_are_refused(
 ) -> None:
     loose = {"max_drop_db": 50.0, "max_worst_drop_db": 90.0}
     plan = found(SMALL.model_copy(update=loose | {"float": ("node_conv2d_1",)}), tmp_path)
-    assert plan is not None
     asked = {layer.name: layer.reason for layer in plan.floats}
     assert asked["node_conv2d_1"] == "asked for: quantize.float"
     with pytest.raises(UsageError, match="no operation 'node_conv2d_l'") as caught:
