@@ -17,7 +17,6 @@ log = logging.getLogger(__name__)
 
 Evaluate = Callable[[frozenset[str]], "Loss"]  # of a candidate, by the names of its floats
 
-_FREE_MS = 1e-3  # a float that costs less than this costs nothing that can be measured
 _FRONT = 6  # candidates beyond the search's own that the front is drawn through
 
 
@@ -103,7 +102,7 @@ def search(
         return _as_found(tried, min(tried.values(), key=lambda c: bounds.share(c.loss)), False)
     best = attempt(prefixes[count])
     for name in sorted(order[:count], key=lambda n: (-costs_ms[n], order.index(n))):
-        if late() or costs_ms[name] <= _FREE_MS:
+        if late() or not costs_ms[name]:
             break
         less = attempt(best.floats - {name})
         if bounds.hold(less.loss):
@@ -134,7 +133,7 @@ def rounded(ms: float) -> float:
     """A cost to half a power of two, so that the noise of timing decides nothing."""
     from math import log2
 
-    return 0.0 if ms <= _FREE_MS else float(2 ** (round(2 * log2(ms)) / 2))
+    return float(2 ** (round(2 * log2(ms)) / 2)) if ms > 0 else 0.0
 
 
 def _by_worth(
@@ -149,7 +148,7 @@ def _by_worth(
     def worth(op: Operation) -> tuple[bool, float]:
         harm, cost = harms[op.name], costs_ms[op.name]
         used = harm.mean_db / bounds.mean_db + max(harm.worst_db, 0) / bounds.worst_db
-        return cost <= _FREE_MS and used > 0, used / max(cost, _FREE_MS)
+        return not cost and used > 0, used / (cost or 1.0)
 
     names = [op.name for op in sorted(operations, key=worth, reverse=True)]
     return [name for name in names if name not in forced]

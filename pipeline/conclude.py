@@ -22,6 +22,7 @@ _EVIDENCE = "evidence.json"
 def conclude(config: Config, run: Run, found: Flow, *, command: str) -> Evidence:
     """Judge, keep the evidence in the run's folder and write `report/latest/` from it."""
     measurements = tuple(m for ref in found.measured for m in ref.value)
+    plans = tuple(ref.value for ref in found.plans if not ref.value.fixed)
     receipts = run.receipts()
     evidence = Evidence(
         name=run.root.name,
@@ -39,11 +40,11 @@ def conclude(config: Config, run: Run, found: Flow, *, command: str) -> Evidence
         host=found.host,
         measurements=measurements,
         failures=found.failures,
-        verdict=judge(config.gates, measurements, found.failures),
+        verdict=judge(config.gates, measurements, found.failures, plans),
         config=_plain(config),
         seconds={name: receipt["seconds"] for name, receipt in receipts.items()},
         not_measured=_not_measured(measurements),
-        plans=tuple(plan for ref in found.plans if (plan := ref.value) and not plan.fixed),
+        plans=plans,
         warnings=tuple(dict.fromkeys(w for r in receipts.values() for w in r["warnings"])),
     )
     (run.root / "config.toml").write_text(tomli_w.dumps(_plain(config)))

@@ -139,7 +139,9 @@ class QuantPlan:
     floats: tuple[FloatLayer, ...]
     drop_db: float | None  # predicted: on the holdout
     worst_db: float | None
-    met: bool  # whether the budget holds on the holdout
+    met: bool  # whether the bounds hold on the holdout
+    max_drop_db: float = 0.0  # the bounds
+    max_worst_db: float = 0.0
     front: tuple[FrontPoint, ...] = ()
     holdout: Holdout | None = None
     operations: int = 0  # that INT8 could compute

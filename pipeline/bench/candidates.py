@@ -26,7 +26,8 @@ from targets.base import ByteArray, Session, Tuner, upscale
 
 log = logging.getLogger(__name__)
 
-_QUICK = 2  # a harm is measured on each second crop
+_QUICK = 3  # a harm is measured on each third crop
+_FREE = 0.002  # of the whole: a float that costs less costs nothing that can be measured
 _ALIKE = 12  # of operations that take the same time, this many are timed together
 _AT_ONCE = 8  # candidates timed in turns
 
@@ -115,7 +116,8 @@ class Judge:
             base.append(found[""])
             for kind, names in some:
                 extra = (found[kind] - found[""]) / len(names[:_ALIKE])
-                costs.update(dict.fromkeys(names, rounded(extra)))
+                cost = rounded(extra) if extra > _FREE * found[""] else 0.0
+                costs.update(dict.fromkeys(names, cost))
         return statistics.median(base), costs
 
     def _medians_ms(

@@ -123,6 +123,8 @@ def search(
         drop_db=found.best.loss.mean_db,
         worst_db=found.best.loss.worst_db,
         met=found.met,
+        max_drop_db=config.max_drop_db,
+        max_worst_db=config.max_worst_drop_db,
         front=tuple(_point(one, base_ms, found) for one in found.front),
         holdout=held,
         operations=len(operations),

@@ -85,7 +85,7 @@ def test_the_front_falls_in_loss_as_it_grows_in_time() -> None:
 
 def test_noise_of_a_tenth_in_the_timing_rarely_moves_a_cost() -> None:
     assert rounded(1.0) == rounded(1.1) == rounded(0.92)
-    assert rounded(-0.3) == rounded(0.0005) == 0.0
+    assert rounded(-0.3) == rounded(0.0) == 0.0
     assert rounded(4.0) == 4.0
 
 
