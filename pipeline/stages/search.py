@@ -37,6 +37,9 @@ _PACE = BenchSettings(
 )
 
 
+_FOR_RANGES, _FOR_HARMS = 0.4, 0.8  # shares of the time limit by which they should be done
+
+
 class QuantizeConfig(BaseModel):
     """What INT8 may lose on photos that nothing was calibrated on, and how long to search."""
 
@@ -96,11 +99,12 @@ def search(
     judge = Judge(tuner, operations, held, multiple=graph.multiple, folder=out)
     with closing(chosen.open(chosen.build(graph, "fp32", None, out / "fp32"))) as session:
         judge.hold_against(session)
-    late = _clock(started + config.limit_s)
     bounds = Bounds(config.max_drop_db, config.max_worst_drop_db)
-    ranges = _best_ranges(judge, tuner, operations, bounds, late)
+    ranges = _best_ranges(
+        judge, tuner, operations, bounds, _clock(started + _FOR_RANGES * config.limit_s)
+    )
     base_ms, costs_ms = judge.costs_ms(ranges, config.size, _PACE)
-    harms = _harms(judge, ranges, operations)
+    harms = _harms(judge, ranges, operations, _clock(started + _FOR_HARMS * config.limit_s))
     found = core.search(
         operations,
         harms=harms,
@@ -108,7 +112,7 @@ def search(
         bounds=bounds,
         evaluate=lambda floats: judge.loss(ranges, floats),
         forced=forced,
-        late=late,
+        late=_clock(started + config.limit_s),
     )
     _tell(target, config, found, monotonic() - started)
     return QuantPlan(
@@ -157,12 +161,23 @@ def _best_ranges(
     return best
 
 
-def _harms(judge: Judge, ranges: str, operations: tuple[Operation, ...]) -> dict[str, Loss]:
+def _harms(
+    judge: Judge, ranges: str, operations: tuple[Operation, ...], late: Callable[[], bool]
+) -> dict[str, Loss]:
+    """Of each operation; once it is late, of one of those that are alike for all of them."""
     harms: dict[str, Loss] = {}
+    of_kind: dict[str, Loss] = {}
+    copied = 0
     for number, op in enumerate(operations, 1):
-        harms[op.name] = judge.harm(ranges, op.name)
+        if op.alike in of_kind and late():
+            harms[op.name] = of_kind[op.alike]
+            copied += 1
+            continue
+        harms[op.name] = of_kind[op.alike] = judge.harm(ranges, op.name)
         if number % 10 == 0 or number == len(operations):
             log.info("what INT8 harms: %d of %d operations", number, len(operations))
+    if copied:
+        log.warning("search: out of time: %d harms are those of a layer that is alike", copied)
     return harms
 
 
