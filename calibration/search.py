@@ -11,8 +11,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mipkd.core.errors import UsageError, nearest
-
 log = logging.getLogger(__name__)
 
 Evaluate = Callable[[frozenset[str]], "Loss"]  # of a candidate, by the names of its floats
@@ -111,22 +109,6 @@ def search(
         if not late():
             attempt(prefixes[len(order) * step // _FRONT])
     return _as_found(tried, best, True)
-
-
-def check_names(asked: Sequence[str], operations: Sequence[Operation]) -> frozenset[str]:
-    """The names asked for.
-
-    Raises:
-        UsageError: one is not among the operations.
-    """
-    known = [op.name for op in operations]
-    for name in asked:
-        if name not in known:
-            raise UsageError(
-                f"quantize.float: no operation {name!r} that INT8 would compute",
-                hint=nearest(name, known),
-            )
-    return frozenset(asked)
 
 
 def rounded(ms: float) -> float:

@@ -38,7 +38,7 @@ from pipeline.stages.identify import identify
 from pipeline.stages.measure import measure
 from pipeline.stages.prepare import photos, tests
 from pipeline.stages.reference import FP32_ON, reference
-from pipeline.stages.search import hold_out, search
+from pipeline.stages.search import check_floats, hold_out, search
 from pipeline.stages.train import Trained, train
 from pipeline.study import Subject
 from targets.base import PRECISIONS, QUANTIZED, Target, find, is_tunable
@@ -93,6 +93,8 @@ def flow(config: Config, run: Run) -> Flow:
     graph = adopted or run.step(
         export, config.export, distilled or model, teacher, test_set, label="student"
     )
+    if graph.record:
+        check_floats(config.quantize, graph.record)
     graphs, failures = [graph], list[Failure]()
     if teacher:
         with _row(failures, "onnx", "fp32", "export", "teacher"):

@@ -1,5 +1,6 @@
 """Choose which layers INT8 leaves float on a target, by what each loses and costs there."""
 
+import difflib
 import logging
 from collections.abc import Callable
 from contextlib import closing
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from calibration import holdout
 from calibration import search as core
 from calibration.search import Bounds, Candidate, Found, Loss, Operation
+from mipkd.core.errors import UsageError
 from mipkd.core.records import (
     FloatLayer,
     FrontPoint,
@@ -85,7 +87,6 @@ def search(
     """How to quantise `graph` for `target`.
 
     Raises:
-        UsageError: an operation that should stay float is not there.
         UnsupportedError: the graph is quantised already.
     """
     started = monotonic()
@@ -95,7 +96,7 @@ def search(
         log.info("%s: INT8 by its fixed recipe", target)
         return QuantPlan(target, "", (), None, None, met=True, fixed=True)
     operations = tuner.operations()
-    forced = core.check_names(config.float, operations)
+    forced = frozenset(op.name for op in operations) & frozenset(config.float)
     judge = Judge(tuner, operations, held, multiple=graph.multiple, folder=out)
     with closing(chosen.open(chosen.build(graph, "fp32", None, out / "fp32"))) as session:
         judge.hold_against(session)
@@ -134,6 +135,27 @@ def search(
         operations=len(operations),
         size=config.size,
     )
+
+
+def check_floats(config: QuantizeConfig, graph: Graph) -> None:
+    """Refuse a layer that is not there, before any target is built.
+
+    Raises:
+        UsageError: names it, and the nearest.
+    """
+    if not config.float:
+        return
+    import onnx
+
+    nodes = onnx.load(graph.file, load_external_data=False).graph.node
+    known = [node.name for node in nodes if node.op_type != "Constant"]
+    for name in config.float:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=3, cutoff=0.0)
+            raise UsageError(
+                f"quantize.float: no operation {name!r} in {graph.file}",
+                hint=f"the nearest: {', '.join(close)}",
+            )
 
 
 def _clock(end: Seconds) -> Callable[[], bool]:

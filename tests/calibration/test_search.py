@@ -10,11 +10,9 @@ from calibration.search import (
     Bounds,
     Loss,
     Operation,
-    check_names,
     rounded,
     search,
 )
-from mipkd.core.errors import UsageError
 
 HARMS = {"head": 0.04, "a": 0.001, "b": 0.02, "add": 0.012, "tail": 0.02}
 COSTS = {"head": 0.5, "a": 2.0, "b": 2.0, "add": 0.0, "tail": 8.0}
@@ -87,9 +85,3 @@ def test_noise_of_a_tenth_in_the_timing_rarely_moves_a_cost() -> None:
     assert rounded(1.0) == rounded(1.1) == rounded(0.92)
     assert rounded(-0.3) == rounded(0.0) == 0.0
     assert rounded(4.0) == 4.0
-
-
-def test_a_name_that_is_not_there_is_told_with_the_nearest() -> None:
-    with pytest.raises(UsageError, match="no operation 'haed'") as caught:
-        check_names(["haed"], OPERATIONS)
-    assert "did you mean head?" in caught.value.hint
