@@ -77,11 +77,13 @@ def search(
     costs_ms: Mapping[str, float],
     bounds: Bounds,
     evaluate: Evaluate,
+    slack_ms: float = 0.0,
     forced: frozenset[str] = frozenset(),
     late: Callable[[], bool] = lambda: False,
 ) -> Found:
     """The cheapest candidate found that keeps `bounds`, else the one that loses least.
 
+    Of those that take at most `slack_ms` longer than the cheapest, the one that loses least.
     `forced` are floats in any case. Once `late` says so, no further candidate is tried than the
     search needs to name one that keeps the bounds.
     """
@@ -108,7 +110,8 @@ def search(
     for step in range(1, _FRONT):
         if not late():
             attempt(prefixes[len(order) * step // _FRONT])
-    return _as_found(tried, best, True)
+    near = [c for c in tried.values() if c.extra_ms <= best.extra_ms + slack_ms]
+    return _as_found(tried, min(near, key=lambda c: (bounds.share(c.loss), c.extra_ms)), True)
 
 
 def rounded(ms: float) -> float:

@@ -61,9 +61,7 @@ class OrtTuner:
             file = self._out / f"{ranges}.onnx"
             if not file.is_file():
                 partial = self._out / f"{ranges}.partial"
-                made = everything(
-                    self._original, self._patches, partial, ranges, saturates=self._saturates
-                )
+                made = everything(self._original, self._patches, partial, saturates=self._saturates)
                 onnx.save(made, partial)
                 partial.replace(file)
             self._made[ranges] = onnx.load(file)

@@ -39,6 +39,7 @@ _PACE = BenchSettings(
 )
 
 
+_SLACK = 0.01  # of the time with everything in INT8: nobody can tell it from noise
 _FOR_RANGES, _FOR_HARMS = 0.4, 0.8  # shares of the time limit by which they should be done
 
 
@@ -111,6 +112,7 @@ def search(
         harms=harms,
         costs_ms=costs_ms,
         bounds=bounds,
+        slack_ms=_SLACK * base_ms,
         evaluate=lambda floats: judge.loss(ranges, floats),
         forced=forced,
         late=_clock(started + config.limit_s),

@@ -8,6 +8,7 @@ import pytest
 
 from calibration.search import (
     Bounds,
+    Found,
     Loss,
     Operation,
     rounded,
@@ -25,7 +26,7 @@ def loss_of(floats: Iterable[str]) -> Loss:
     return Loss(left, 3 * left)
 
 
-def found(bounds: Bounds, forced: frozenset[str] = frozenset()):  # type: ignore[no-untyped-def]
+def found(bounds: Bounds, forced: frozenset[str] = frozenset(), slack_ms: float = 0.0) -> Found:
     return search(
         OPERATIONS,
         harms={name: Loss(harm, 3 * harm) for name, harm in HARMS.items()},
@@ -33,6 +34,7 @@ def found(bounds: Bounds, forced: frozenset[str] = frozenset()):  # type: ignore
         bounds=bounds,
         evaluate=loss_of,
         forced=forced,
+        slack_ms=slack_ms,
     )
 
 
@@ -54,6 +56,10 @@ def test_what_is_not_needed_goes_back_to_int8() -> None:
     assert result.met
     assert result.best.floats == {"add", "head", "b"}
     assert found(Bounds(0.0015, 1.0)).best.floats == {"add", "head", "b", "tail"}
+
+
+def test_of_what_takes_hardly_longer_the_one_that_loses_least_is_taken() -> None:
+    assert found(Bounds(0.05, 1.0), slack_ms=2.0).best.floats == {"add", "head", "b"}
 
 
 def test_what_was_asked_for_stays_float() -> None:
