@@ -1,6 +1,7 @@
 """What a search is judged on: crops of photos that calibration does not use, and drawn pages.
 
-Photos of nature hold few white pages with dark strokes and few flat saturated colours, on which
+Crops are drawn at random, as images come: picked ones would not predict a mean. Photos of nature
+hold few white pages with dark strokes and few flat saturated colours, on which
 INT8 of SR nets breaks first, so a few are drawn. Shapes: N crops, H W size, C channels; uint8.
 """
 
@@ -11,12 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from calibration.patches import split, spread
+from calibration.patches import split
 from mipkd.core.images import ByteArray, downscale
 from mipkd.core.photos import Photo
 from mipkd.core.records import Holdout, Photos
 
-_DRAWS = 4  # candidates for each crop that is kept
 _PAPERS = (
     (255, 255, 255),
     (255, 255, 255),
@@ -38,8 +38,8 @@ def hold(
     size = min(size, max(min(p.lr_HWC.shape[:2]) for p in held))
     large = [p for p in held if min(p.lr_HWC.shape[:2]) >= size]
     rng = np.random.default_rng(seed)
-    pairs = [_crop(large, size, photos.scale, rng) for _ in range(count * _DRAWS)]
-    kept = [pairs[i] for i in spread(np.stack([lr for lr, _ in pairs]), count)]
+    order = rng.permutation(len(large))  # as many photos as there are, each as often as others
+    kept = [_crop(large[order[i % len(large)]], size, photos.scale, rng) for i in range(count)]
     drawn = [page(size * photos.scale, number, seed) for number in range(pages)]
     kept += [(downscale(hr, photos.scale), hr) for hr in drawn]
     lr, hr = (np.stack(side) for side in zip(*kept, strict=True))
@@ -101,9 +101,8 @@ def _stroke(cell: np.ndarray, kind: int, thick: int, ink: np.ndarray) -> None:
 
 
 def _crop(
-    photos: list[Photo], size: int, scale: int, rng: np.random.Generator
+    photo: Photo, size: int, scale: int, rng: np.random.Generator
 ) -> tuple[ByteArray, ByteArray]:
-    photo = photos[rng.integers(len(photos))]
     top, left = (int(rng.integers(side - size + 1)) for side in photo.lr_HWC.shape[:2])
     lr = photo.lr_HWC[top : top + size, left : left + size]
     hr = photo.hr_HWC[

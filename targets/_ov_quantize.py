@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from mipkd.core.records import PatchSet, QuantPlan
 
 # Recipes for ranges of activations, the usual one first.
-WHOLE, CLIPPED, AVERAGED = "whole", "clipped", "averaged"
-RANGES = (WHOLE, CLIPPED, AVERAGED)
-_CLIPPED = 1e-4  # share of values that a clipped range leaves out
+CLIPPED, WHOLE, AVERAGED = "clipped", "whole", "averaged"
+RANGES = (CLIPPED, WHOLE, AVERAGED)
+_CLIPPED = 1e-5  # share of values that a clipped range leaves out
 _PLACED_FOR = ("GPU", "NPU")  # devices whose quantisers NNCF places otherwise than for a CPU
 
 
@@ -88,7 +88,7 @@ def _by_nncf(
 
 
 def _estimators(ranges: str) -> Any:
-    """How a range comes from the patches: "clipped", of each patch all but 1 value in 10,000 and
+    """How a range comes from the patches: "clipped", of each patch all but 1 value in 100,000 and
     over all patches the widest; "whole", the least and the greatest value; "averaged", NNCF's own:
     the mean of the patches' ranges, which clips whatever is brighter."""
     from nncf import AdvancedQuantizationParameters

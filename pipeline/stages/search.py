@@ -52,7 +52,7 @@ class QuantizeConfig(BaseModel):
     max_drop_db: Decibels = 0.05  # PSNR-Y below the target's own FP32, mean over the holdout
     max_worst_drop_db: Decibels = 0.3  # the same, on the crop that loses most
     limit_s: Seconds = 300.0  # after it the search ends with the best so far
-    photos: int = Field(24, ge=2)  # crops of photos that calibration does not use
+    photos: int = Field(40, ge=2)  # crops of photos that calibration does not use
     pages: int = Field(6, ge=0)  # drawn pages with letters and flat colours
     crop: int = Field(80, ge=16)  # LR pixels a side of both
     size: tuple[int, int] = (128, 128)  # LR height and width at which costs are measured
