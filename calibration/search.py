@@ -2,7 +2,7 @@
 
 Each operation has a harm, the loss when it alone is INT8, and a cost, the time it takes longer as
 a float. Those with the most harm for their cost become floats first, until what is left keeps the
-bound; then those that turn out not to be needed go back, the dearest first.
+bound; then those that turn out not to be needed go back, half of them at once, then ever fewer.
 """
 
 from __future__ import annotations
@@ -101,12 +101,16 @@ def search(
     if count is None:
         return _as_found(tried, min(tried.values(), key=lambda c: bounds.share(c.loss)), False)
     best = attempt(prefixes[count])
-    for name in sorted(order[:count], key=lambda n: (-costs_ms[n], order.index(n))):
-        if late() or not costs_ms[name]:
-            break
-        less = attempt(best.floats - {name})
-        if bounds.hold(less.loss):
-            best = less
+    dearest = sorted(order[:count], key=lambda n: (-costs_ms[n], -order.index(n)))
+    left = [name for name in dearest if costs_ms[name]]
+    size = (len(left) + 1) // 2
+    while left and size and not late():
+        for start in range(0, len(left), size):
+            less = attempt(best.floats - set(left[start : start + size]))
+            if bounds.hold(less.loss):
+                best = less
+        left = [name for name in left if name in best.floats]
+        size = min(size // 2, (len(left) + 1) // 2)
     for step in range(1, _FRONT):
         if not late():
             attempt(prefixes[len(order) * step // _FRONT])

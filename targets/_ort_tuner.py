@@ -21,6 +21,7 @@ class OrtTuner:
     """Quantised models of one graph, kept in `out` so that an interrupted search goes on."""
 
     ranges = RANGES
+    rests = ("fp32",)
 
     def __init__(
         self,
@@ -47,7 +48,7 @@ class OrtTuner:
             Operation(n.name, n.op_type, alike[n.name], parts.get(n.name, "")) for n in nodes
         )
 
-    def session(self, ranges: str, floats: Sequence[str]) -> OrtSession:
+    def session(self, ranges: str, floats: Sequence[str], rest: str) -> OrtSession:
         """A candidate, opened."""
         from targets.cpu import OrtSession
 

@@ -25,8 +25,15 @@ class OvTuner:
     ranges = RANGES
 
     def __init__(
-        self, graph: Graph, patches: PatchSet, out: Path, *, device: str, options: dict[str, str]
+        self,
+        graph: Graph,
+        patches: PatchSet,
+        out: Path,
+        *,
+        device: str,
+        options: dict[str, dict[str, str]],  # of each precision that floats can be computed in
     ) -> None:
+        self.rests = tuple(options)
         self._patches, self._out = patches, out
         self._device, self._options = device, options
         self._made: dict[str, Any] = {}
@@ -51,10 +58,10 @@ class OvTuner:
             for op in operations(sized)
         )
 
-    def session(self, ranges: str, floats: Iterable[str]) -> MemorySession:
+    def session(self, ranges: str, floats: Iterable[str], rest: str) -> MemorySession:
         """A candidate, compiled."""
         edited = with_floats(self._quantized(ranges), self._original, floats)
-        return MemorySession(_ov.core().compile_model(edited, self._device, self._options))
+        return MemorySession(_ov.core().compile_model(edited, self._device, self._options[rest]))
 
     def _quantized(self, ranges: str) -> Any:
         if ranges not in self._made:

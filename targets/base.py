@@ -79,12 +79,13 @@ class Tuner(Protocol):
     """INT8 candidates of one graph on one target: all the same but for what stays float."""
 
     ranges: tuple[str, ...]  # recipes for ranges of activations, the usual one first
+    rests: tuple[str, ...]  # precisions that floats can be computed in, the finest first
 
     def operations(self) -> tuple[Operation, ...]:
         """What INT8 can compute of the graph, in order."""
 
-    def session(self, ranges: str, floats: Sequence[str]) -> Session:
-        """A candidate in which the operations called `floats` are not quantised."""
+    def session(self, ranges: str, floats: Sequence[str], rest: str) -> Session:
+        """A candidate in which the operations called `floats` are computed in `rest`."""
 
 
 class Tunable(Protocol):

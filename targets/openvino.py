@@ -93,7 +93,7 @@ class OpenVino:
             )
         out.mkdir(parents=True, exist_ok=True)
         file = out / "model.xml"
-        rest = _float_beside(precision, offered)
+        rest = plan.rest if plan else _float_beside(precision, offered)
         notes = self._convert(graph, precision, calibration, file, rest, plan)
         return Built(
             target=self.name,
@@ -118,7 +118,7 @@ class OpenVino:
         if (self._device, self._hint) != ("CPU", "LATENCY") or onnx_scopes(graph.file).attention:
             return None
 
-        options = self._options(_float_beside("int8", self.precisions()))
+        options = {p: self._options(p) for p in self.precisions() if p != "int8"}
         given = self._given(patches)
         return OvTuner(graph, given, out, device=self._device, options=options)
 

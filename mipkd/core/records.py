@@ -136,6 +136,7 @@ class QuantPlan:
 
     target: str
     ranges: str  # name of the recipe for ranges of activations
+    rest: str  # precision of what stays float
     floats: tuple[FloatLayer, ...]
     drop_db: float | None  # predicted: on the holdout
     worst_db: float | None

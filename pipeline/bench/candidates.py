@@ -27,6 +27,7 @@ from targets.base import ByteArray, Session, Tuner, upscale
 log = logging.getLogger(__name__)
 
 _QUICK = 4  # a harm is measured on each fourth crop
+_CLEARLY = 0.9  # of the time of a finer precision
 _FREE = 0.002  # of the whole: a float that costs less costs nothing that can be measured
 _ALIKE = 12  # of operations that take the same time, this many are timed together
 _AT_ONCE = 8  # candidates timed in turns
@@ -54,17 +55,41 @@ class Judge:
         self._known = _Known(folder / "measured.jsonl")
         self._planes: dict[str, Planes] = {}
         self._fp32: list[float] = []
+        self.rest = tuner.rests[0]  # the precision of what stays float
 
     def hold_against(self, session: Session) -> None:
         """Make a session's quality, the target's own FP32, what losses are counted from."""
         self._fp32 = self._known("fp32", lambda: self._psnrs(session))
+
+    def settle_rest(self, size: tuple[int, int], settings: BenchSettings) -> None:
+        """Compute floats in the fastest precision, a coarser one only if it is clearly faster.
+
+        A CPU may offer 16 bits and be slower with them.
+        """
+        if len(self._tuner.rests) == 1:
+            return
+
+        def measure() -> dict[str, float]:
+            every, ranges = sorted(self._every), self._tuner.ranges[0]
+            with ExitStack() as stack:
+                sessions = {
+                    rest: stack.enter_context(closing(self._tuner.session(ranges, every, rest)))
+                    for rest in self._tuner.rests
+                }
+                return self._timed(sessions, size, settings)
+
+        ms = self._known(json.dumps(["rest", size]), measure)
+        for rest in self._tuner.rests:
+            if ms[rest] < _CLEARLY * ms[self.rest]:
+                self.rest = rest
+        log.info("floats in %s: %s", self.rest, ", ".join(f"{k} {v:.3g} ms" for k, v in ms.items()))
 
     def loss(self, ranges: str, floats: Iterable[str]) -> Loss:
         """PSNR-Y below FP32: mean over the photos, worst of the pages too."""
         names = sorted(floats)
 
         def measure() -> dict[str, float]:
-            with closing(self._tuner.session(ranges, names)) as session:
+            with closing(self._session(ranges, names)) as session:
                 found = self._psnrs(session)
             drops = [one - other for one, other in zip(self._fp32, found, strict=True)]
             loss = Loss(statistics.fmean(drops[: self._photos]), max(drops))
@@ -74,7 +99,7 @@ class Judge:
             )  # fmt: skip
             return asdict(loss)
 
-        return Loss(**self._known(json.dumps(["loss", ranges, names]), measure))
+        return Loss(**self._known(json.dumps(["loss", ranges, self.rest, names]), measure))
 
     def harm(self, ranges: str, name: str) -> Loss:
         """What one operation alone in INT8 adds to the error: expected loss over some crops.
@@ -85,7 +110,7 @@ class Judge:
 
         def measure() -> dict[str, float]:
             plain = self._plain(ranges)
-            with closing(self._tuner.session(ranges, sorted(self._every - {name}))) as session:
+            with closing(self._session(ranges, self._every - {name})) as session:
                 planes = self._seen(session, _QUICK)
             truth = self._truth[::_QUICK]
             losses = [
@@ -94,7 +119,7 @@ class Judge:
             ]
             return asdict(Loss(statistics.fmean(losses), max(losses)))
 
-        return Loss(**self._known(json.dumps(["harm", ranges, name]), measure))
+        return Loss(**self._known(json.dumps(["harm", ranges, self.rest, name]), measure))
 
     def costs_ms(
         self, ranges: str, size: tuple[int, int], settings: BenchSettings
@@ -132,21 +157,29 @@ class Judge:
         def measure() -> dict[str, float]:
             with ExitStack() as stack:
                 sessions = {
-                    name: stack.enter_context(closing(self._tuner.session(ranges, floats)))
+                    name: stack.enter_context(closing(self._session(ranges, floats)))
                     for name, floats in {"": list[str](), **candidates}.items()
                 }
-                multiples = dict.fromkeys(sessions, self._multiple)
-                found = compare(sessions, size, settings, multiples=multiples)
-            return {n: statistics.median(one.samples_s) * 1e3 for n, one in found.items()}
+                return self._timed(sessions, size, settings)
 
-        key = json.dumps(["ms", ranges, sorted(candidates.items()), size])
+        key = json.dumps(["ms", ranges, self.rest, sorted(candidates.items()), size])
         known: dict[str, float] = self._known(key, measure)
         return known
+
+    def _timed(
+        self, sessions: dict[str, Session], size: tuple[int, int], settings: BenchSettings
+    ) -> dict[str, float]:
+        multiples = dict.fromkeys(sessions, self._multiple)
+        found = compare(sessions, size, settings, multiples=multiples)
+        return {n: statistics.median(one.samples_s) * 1e3 for n, one in found.items()}
+
+    def _session(self, ranges: str, floats: Iterable[str]) -> Session:
+        return self._tuner.session(ranges, sorted(floats), self.rest)
 
     def _plain(self, ranges: str) -> Planes:
         """Outputs with no operation in INT8, for some crops."""
         if ranges not in self._planes:
-            with closing(self._tuner.session(ranges, sorted(self._every))) as session:
+            with closing(self._session(ranges, self._every)) as session:
                 self._planes[ranges] = self._seen(session, _QUICK)
         return self._planes[ranges]
 

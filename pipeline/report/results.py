@@ -302,6 +302,7 @@ def _plan(plan: QuantPlan) -> s.PlanResult:
     return s.PlanResult(
         target=plan.target,
         ranges=plan.ranges,
+        rest=plan.rest,
         operations=plan.operations,
         floats=[_like(s.FloatLayerResult, layer) for layer in plan.floats],
         met=plan.met,

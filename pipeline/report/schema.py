@@ -320,6 +320,8 @@ class PlanResult(_Part):
     """The target."""
     ranges: str
     """Recipe for the ranges of activations."""
+    rest: str
+    """Precision of what stays float."""
     operations: int
     """How many operations INT8 could compute."""
     floats: list[FloatLayerResult]

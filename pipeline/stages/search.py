@@ -95,12 +95,13 @@ def search(
     tuner = tuner_of(chosen, graph, patches, out)
     if tuner is None:
         log.info("%s: INT8 by its fixed recipe", target)
-        return QuantPlan(target, "", (), None, None, met=True, fixed=True)
+        return QuantPlan(target, "", "", (), None, None, met=True, fixed=True)
     operations = tuner.operations()
     forced = frozenset(op.name for op in operations) & frozenset(config.float)
     judge = Judge(tuner, operations, held, multiple=graph.multiple, folder=out)
     with closing(chosen.open(chosen.build(graph, "fp32", None, out / "fp32"))) as session:
         judge.hold_against(session)
+    judge.settle_rest(config.size, _PACE)
     bounds = Bounds(config.max_drop_db, config.max_worst_drop_db)
     ranges = _best_ranges(
         judge, tuner, operations, bounds, _clock(started + _FOR_RANGES * config.limit_s)
@@ -121,6 +122,7 @@ def search(
     return QuantPlan(
         target=target,
         ranges=ranges,
+        rest=judge.rest,
         floats=tuple(
             FloatLayer(op.name, op.kind, harms[op.name].mean_db, costs_ms[op.name], why)
             for op in operations

@@ -88,13 +88,15 @@ def test_lost_quality_fails_and_float_is_recommended(
 
 
 def test_int8_over_the_searchs_bound_fails_and_float_is_recommended() -> None:
-    plan = QuantPlan("cpu", "whole", (), 0.07, 0.2, met=False, max_drop_db=0.05, max_worst_db=0.3)
+    plan = QuantPlan(
+        "cpu", "whole", "fp32", (), 0.07, 0.2, met=False, max_drop_db=0.05, max_worst_db=0.3
+    )
     verdict = judge(GateConfig(), ALL, (), (plan,))
     assert verdict.outcome is Outcome.FAIL
     assert gate(verdict.gates, "cpu int8", "holdout drop").outcome is Outcome.FAIL
     assert gate(verdict.gates, "cpu int8", "holdout worst drop").outcome is Outcome.PASS
     assert [(r.target, r.precision) for r in verdict.recommended] == [("cpu", "fp32")]
-    kept = QuantPlan("cpu", "", (), None, None, met=True, fixed=True)
+    kept = QuantPlan("cpu", "", "", (), None, None, met=True, fixed=True)
     assert judge(GateConfig(), ALL, (), (kept,)) == judge(GateConfig(), ALL, ())
 
 

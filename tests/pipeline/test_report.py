@@ -446,6 +446,7 @@ def test_float_layers_are_shown_with_their_reasons_and_the_front(
     plan = records.QuantPlan(
         target="openvino",
         ranges="whole",
+        rest="bf16",
         floats=(layer,),
         drop_db=0.015,
         worst_db=0.05,
@@ -457,7 +458,7 @@ def test_float_layers_are_shown_with_their_reasons_and_the_front(
     page = write(make(plans=(plan,)), tmp_path / "latest")
     html, text = page.read_text(), page.with_name("report.md").read_text()
     for shown in (html, text):
-        assert "1 of 54 operations stay float; ranges: whole" in shown
+        assert "1 of 54 operations stay float, computed in bf16; ranges: whole" in shown
         assert "first convolution: &lt;harm" in shown
     assert "openvino: PSNR-Y lost against latency at LR 128×128" in html
     assert "1 float, built" in html

@@ -59,7 +59,7 @@ def tuned(target: Target, graph: Graph, patches: PatchSet, out: Path) -> Tuner:
 
 
 def pixels(tuner: Tuner, floats: Sequence[str]) -> FloatArray:
-    with closing(tuner.session(tuner.ranges[0], floats)) as session:
+    with closing(tuner.session(tuner.ranges[0], floats, tuner.rests[-1])) as session:
         return np.array(session.run(image()))
 
 
@@ -108,6 +108,7 @@ def test_a_build_by_a_plan_gives_the_candidates_pixels(
     plan = QuantPlan(
         target=target.name,
         ranges=tuner.ranges[0],
+        rest=tuner.rests[-1],
         floats=tuple(FloatLayer(name, "Conv", 0.0, 0.0, "a test") for name in chosen),
         drop_db=None,
         worst_db=None,
