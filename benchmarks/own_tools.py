@@ -29,7 +29,7 @@ import numpy as np
 from mipkd.core import plugins
 from mipkd.core.records import Built, Graph, PatchSet
 from pipeline.bench.host import describe_host
-from pipeline.bench.latency import BenchSettings, compare
+from pipeline.bench.latency import FEWEST, BenchSettings, compare
 from targets.base import find
 
 BOUNDS = {"openvino": 0.03, "cpu": 0.05}  # how far from 1 a ratio may be
@@ -81,7 +81,8 @@ def _rounds(pairs: Mapping[str, Pair], rounds: int) -> Rounds:
     """Each pair's medians in seconds, one a round."""
     found: Rounds = {name: [] for name in pairs}
     order = random.Random(0)
-    for _ in range(rounds):
+    for number in range(rounds):
+        print(f"round {number + 1} of {rounds}", file=sys.stderr)
         for name in order.sample(list(pairs), len(pairs)):
             ours, theirs = pairs[name]
             if order.random() < 0.5:
@@ -95,7 +96,7 @@ def _rounds(pairs: Mapping[str, Pair], rounds: int) -> Rounds:
 def _pairs(model: str, size: Size, seconds: float, folder: Path) -> Iterator[tuple[str, Pair]]:
     """Ours and theirs for each precision of a model."""
     place = folder / re.sub(r"\W", "_", model)
-    graph, patches = _graph(model, place), _noise(place)
+    graph, patches = graph_of(model, place), _noise(place)
     offered = [("openvino", p, _benchmark_app) for p in find("openvino").precisions()]
     for target, precision, theirs in (*offered, ("cpu", "fp32", _bare_loop)):
         out = place / f"{target}-{precision}"
@@ -110,7 +111,8 @@ def _pairs(model: str, size: Size, seconds: float, folder: Path) -> Iterator[tup
 def _ours(built: Built, size: Size, seconds: float) -> float:
     """The bench's median in seconds, on a session of its own."""
     session = find(built.target).open(built)
-    settings = BenchSettings(sizes=(size,), min_time_s=seconds, max_time_s=10 * seconds, attempts=1)
+    times = {"min_time_s": seconds, "max_time_s": 10 * seconds}
+    settings = BenchSettings(sizes=(size,), min_samples=FEWEST, attempts=1, **times)
     try:
         latency = compare({"ours": session}, size, settings)["ours"]
     finally:
@@ -148,9 +150,9 @@ def _bare_loop(built: Built, size: Size, seconds: float) -> float:
     return statistics.median(samples)
 
 
-def _graph(model: str, folder: Path) -> Graph:
+def graph_of(model: Path | str, folder: Path) -> Graph:
     """An FP32 graph of a checkpoint or a family and size, or the ONNX file as it is."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     file = Path(model)
     if file.suffix == ".onnx":
         return Graph(file, "", "student", scale=1, multiple=1, opset=0, family="onnx")

@@ -11,7 +11,6 @@ import logging
 import os
 import shlex
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,17 +18,14 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.table import Table
 from typer.core import TyperGroup
 
 from mipkd.core.errors import MipkdError, UsageError
-from mipkd.core.records import Outcome
+from pipeline import cli_bundle
+from pipeline.terminal import EXIT, ROOMS, Verbose, set_logging
 
 log = logging.getLogger(__name__)
-
-_ROOMS = ("pipeline", "mipkd", "targets", "calibration")
-EXIT = {Outcome.PASS: 0, Outcome.FAIL: 6, Outcome.INVALID: 7}
 
 
 class _Guarded(TyperGroup):
@@ -97,6 +93,9 @@ LatencyBudget = Annotated[
     float | None, typer.Option(help="Milliseconds, for --student auto: the largest that fits.")
 ]
 Scale = Annotated[int | None, typer.Option(help="Scale that the checkpoint must have.", min=1)]
+DeviceAddress = Annotated[
+    str | None, typer.Option("--device", help="Measure on ssh://[user@]host[:port], not here.")
+]
 Out = Annotated[Path | None, typer.Option(help="Folder of the run; default runs/NAME.")]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="TOML file; default ./mipkd.toml when there.")
@@ -104,7 +103,6 @@ ConfigFile = Annotated[
 Sets = Annotated[
     list[str] | None, typer.Option("--set", help="Any setting: distill.lr=2e-4. Repeatable.")
 ]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Tell more, tracebacks included.")]
 
 
 @app.command()
@@ -119,21 +117,22 @@ def run(
     precision: Precisions = None,
     steps: Steps = None,
     scale: Scale = None,
+    device: DeviceAddress = None,
     out: Out = None,
     config: ConfigFile = None,
     sets: Sets = None,
     verbose: Verbose = False,
 ) -> None:
     """Distil, export, quantise, measure, judge and report. Finished steps are remembered."""
-    _logging(verbose)
-    from pipeline.conclude import conclude, report_folder
+    set_logging(verbose)
+    from pipeline.conclude import bundle_folder, conclude, report_folder, unseen
     from pipeline.config import load
     from pipeline.flow import flow
     from pipeline.summary import summary
 
     settings = load(
         _flags(teacher, model, target, student, data, val, precision, steps, scale, out)
-        | {"fit": {"latency_budget_ms": latency_budget}},
+        | {"fit": {"latency_budget_ms": latency_budget}, "device": {"address": device}},
         file=config,
         sets=sets or (),
     )
@@ -148,6 +147,8 @@ def run(
     console = Console()
     Console(width=max(console.width, 110)).print(summary(evidence))
     typer.echo(f"report: {report_folder(here.root) / 'index.html'}")
+    typer.echo(f"bundle: {bundle_folder(here.root)}")
+    cli_bundle.tell_kits(here.root, unseen(evidence))
     raise typer.Exit(EXIT[evidence.verdict.outcome])
 
 
@@ -164,7 +165,7 @@ def train(
     verbose: Verbose = False,
 ) -> None:
     """Train a net from photos alone: a checkpoint that `run --teacher` takes."""
-    _logging(verbose)
+    set_logging(verbose)
     from pipeline.config import load
     from pipeline.flow import train_flow
 
@@ -199,7 +200,7 @@ def study(
     verbose: Verbose = False,
 ) -> None:
     """Teach one student in several ways, and say with intervals what each brought."""
-    _logging(verbose)
+    set_logging(verbose)
     from pipeline.config import load
     from pipeline.flow import subject_of
     from pipeline.report.study import table_of
@@ -242,19 +243,20 @@ def plan(
     precision: Precisions = None,
     steps: Steps = None,
     scale: Scale = None,
+    device: DeviceAddress = None,
     out: Out = None,
     config: ConfigFile = None,
     sets: Sets = None,
     verbose: Verbose = False,
 ) -> None:
     """Say what `run` with the same options would do, what it remembers, and why."""
-    _logging(verbose)
+    set_logging(verbose)
     from pipeline.config import load
     from pipeline.flow import flow
 
     settings = load(
         _flags(teacher, model, target, student, data, val, precision, steps, scale, out)
-        | {"fit": {"latency_budget_ms": latency_budget}},
+        | {"fit": {"latency_budget_ms": latency_budget}, "device": {"address": device}},
         file=config,
         sets=sets or (),
     )
@@ -273,16 +275,22 @@ def doctor(
     images: Annotated[
         Path | None, typer.Option(help="HR photos or a test set to measure PSNR and SSIM on.")
     ] = None,
+    device: DeviceAddress = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
     sets: Sets = None,
     verbose: Verbose = False,
 ) -> None:
-    """Without FILE: what this machine can target. With FILE: what a checkpoint is."""
-    _logging(verbose)
+    """Without FILE: what this machine can target, or a device. With FILE: what a checkpoint is."""
+    set_logging(verbose)
     from pipeline.doctor import examine_checkpoint, examine_machine, machine_printed, printed
 
     found: dict[str, Any]
-    found = examine_checkpoint(file, images, sets or ()) if file else examine_machine()
+    if file and device:
+        raise UsageError("doctor: FILE and --device", hint="a checkpoint is looked at here")
+    if file:
+        found = examine_checkpoint(file, images, sets or ())
+    else:
+        found = examine_machine(device, sets or ())
     told = printed if file else machine_printed
     typer.echo(json.dumps(found, indent=2) if as_json else told(found))
 
@@ -293,10 +301,13 @@ def report(
     verbose: Verbose = False,
 ) -> None:
     """Write the report of a finished run anew."""
-    _logging(verbose)
+    set_logging(verbose)
     from pipeline.conclude import report_again
 
     typer.echo(f"report: {report_again(folder)}")
+
+
+cli_bundle.register(app)
 
 
 def main() -> None:
@@ -309,8 +320,8 @@ def main() -> None:
     with ranks.joined() as mine:
         if mine.rank == 0:
             app()
-        _logging(verbose=False)
-        for room in _ROOMS:  # the first process tells what all of them do
+        set_logging(verbose=False)
+        for room in ROOMS:  # the first process tells what all of them do
             logging.getLogger(room).setLevel(logging.ERROR)
         with _told() as code, _said_by_the_first():
             ranks.serve()
@@ -332,17 +343,6 @@ def _say(what: str, hint: str) -> None:
     typer.echo(f"error: {what}", err=True)
     if hint:
         typer.echo(f"hint: {hint}", err=True)
-
-
-def _logging(verbose: bool) -> None:
-    handler = RichHandler(
-        console=Console(stderr=True), show_path=verbose, log_time_format="%H:%M:%S", markup=False
-    )
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
-    for room in _ROOMS:
-        logging.getLogger(room).setLevel(logging.DEBUG if verbose else logging.INFO)
-    if not verbose:
-        warnings.simplefilter("ignore")  # of libraries; ours are logged
 
 
 def _flags(

@@ -1,28 +1,38 @@
-"""End a run: judge what was measured, gather the evidence, write the report."""
+"""End a run: judge what was measured, gather the evidence, write report, bundle and kits."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import tomli_w
 
 from mipkd.core.errors import UsageError
 from mipkd.core.records import Evidence, Measurement, Model
+from pipeline import collected
 from pipeline.bench.against import simulated
+from pipeline.bundle.golden import BundleConfig
+from pipeline.bundle.kit import kit_name, make_kit
+from pipeline.bundle.pack import pack, students
 from pipeline.config import Config
 from pipeline.flow import Flow
 from pipeline.report.write import write
-from pipeline.run import Run, commit, now
-from pipeline.stages.judge import NOT_MEASURED, judge
-
-_EVIDENCE = "evidence.json"
+from pipeline.run import EVIDENCE, Run, commit, now
+from pipeline.stages.judge import NOT_MEASURED, GateConfig, judge
 
 
 def conclude(config: Config, run: Run, found: Flow, *, command: str) -> Evidence:
-    """Judge, keep the evidence in the run's folder and write `report/latest/` from it."""
-    measurements = tuple(m for ref in found.measured for m in ref.value)
+    """Judge, keep the evidence in the run's folder; write `report/latest/`, `bundle/` and kits."""
     plans = tuple(ref.value for ref in found.plans if not ref.value.fixed)
+    builts = tuple(ref.value for ref in found.builts)
+    measurements, failures = collected.lay_over(
+        run,
+        tuple(m for ref in found.measured for m in ref.value),
+        found.failures,
+        builts,
+        found.tests.value,
+    )
     receipts = run.receipts()
     evidence = Evidence(
         name=run.root.name,
@@ -39,23 +49,55 @@ def conclude(config: Config, run: Run, found: Flow, *, command: str) -> Evidence
         calibration=found.patches.value,
         host=found.host,
         measurements=measurements,
-        failures=found.failures,
-        verdict=judge(config.gates, measurements, found.failures, plans),
+        failures=failures,
+        verdict=judge(config.gates, measurements, failures, plans),
         config=_plain(config),
         seconds={name: receipt["seconds"] for name, receipt in receipts.items()},
         not_measured=_not_measured(measurements),
         plans=plans,
         warnings=tuple(dict.fromkeys(w for r in receipts.values() for w in r["warnings"])),
+        builts=builts,
     )
     (run.root / "config.toml").write_text(tomli_w.dumps(_plain(config)))
-    run.keep(_EVIDENCE, evidence)
-    write(evidence, report_folder(run.root))
+    _publish(run, evidence)
     return evidence
+
+
+def collect(file: Path, root: Path) -> tuple[collected.Collected, Evidence]:
+    """Lay a kit's results over a finished run's own, judge and report anew.
+
+    Raises:
+        UsageError: no finished run, changed results, or those of another run's kit.
+    """
+    run = Run(root.resolve())
+    before = _kept(run, "collect")
+    with run.locked():
+        brought = collected.keep(file, run, before)
+        measurements, failures = collected.lay_over(
+            run, before.measurements, before.failures, before.builts, before.tests
+        )
+        evidence = replace(
+            before,
+            created=now(),
+            measurements=measurements,
+            failures=failures,
+            verdict=judge(
+                GateConfig.model_validate(before.config["gates"]), measurements, failures
+            ),
+            not_measured=_not_measured(measurements),
+        )
+        _publish(run, evidence)
+    return brought, evidence
 
 
 def report_folder(root: Path) -> Path:
     """Where a run's newest report lies."""
     return root / "report" / "latest"
+
+
+def bundle_folder(root: Path) -> Path:
+    """Where a run's bundle lies."""
+    return root / "bundle"
 
 
 def report_again(root: Path) -> Path:
@@ -65,13 +107,33 @@ def report_again(root: Path) -> Path:
         UsageError: the folder holds no finished run.
     """
     run = Run(root.resolve())
+    return write(_kept(run, "report"), report_folder(run.root))
+
+
+def _publish(run: Run, evidence: Evidence) -> None:
+    """All that others read; a target that was only simulated gets a kit to be measured with."""
+    run.keep(EVIDENCE, evidence)
+    write(evidence, report_folder(run.root))
+    config = BundleConfig.model_validate(evidence.config.get("bundle", {}))
+    pack(evidence, config, bundle_folder(run.root))
+    for target in unseen(evidence):
+        make_kit(bundle_folder(run.root), target, run.root / kit_name(target))
+
+
+def unseen(evidence: Evidence) -> list[str]:
+    """The targets that were only simulated and can be measured by a kit."""
+    can = {built.target for built in students(evidence)}
+    return [target for target in simulated(evidence.measurements) if target in can]
+
+
+def _kept(run: Run, command: str) -> Evidence:
     try:
-        evidence = run.kept(_EVIDENCE, Evidence)
+        return run.kept(EVIDENCE, Evidence)
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"report: no finished run in {root}", hint="run it first: mipkd-pipeline run --out ..."
+            f"{command}: no finished run in {run.root}",
+            hint="run it first: mipkd-pipeline run --out ...",
         ) from error
-    return write(evidence, report_folder(run.root))
 
 
 def _student(found: Flow) -> Model:

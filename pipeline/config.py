@@ -19,6 +19,8 @@ from mipkd.core.errors import UsageError
 from mipkd.distill.teacher import TeacherOptions
 from mipkd.distill.trainer import DistillConfig
 from pipeline.bench.latency import BenchSettings
+from pipeline.bundle.golden import BundleConfig
+from pipeline.device.device import DeviceConfig
 from pipeline.stages.calibrate import CalibrateConfig
 from pipeline.stages.export import AdoptConfig, ExportConfig
 from pipeline.stages.fit import FitConfig
@@ -52,7 +54,9 @@ class Config(BaseModel):
     calibrate: CalibrateConfig = Field(default_factory=CalibrateConfig)
     quantize: QuantizeConfig = Field(default_factory=QuantizeConfig)
     bench: BenchSettings = Field(default_factory=BenchSettings)
+    device: DeviceConfig = Field(default_factory=DeviceConfig)
     gates: GateConfig = Field(default_factory=GateConfig)
+    bundle: BundleConfig = Field(default_factory=BundleConfig)
     study: StudyConfig = Field(default_factory=StudyConfig)
 
     @property

@@ -9,24 +9,37 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from mipkd.core.records import Told
+from pipeline.bench.agent import tell
 from pipeline.bench.host import describe_host
+from pipeline.device.device import reached
 from targets.base import every, find
 
 
-def examine_machine() -> dict[str, Any]:
-    """The host, and of each target and variant: usable or not, why not, versions."""
-    targets = {}
-    for name in every():
-        target = find(name)
-        reason = target.why_not()
-        targets[name] = {
-            "usable": not reason,
-            "why_not": reason,
-            "simulated": not reason and target.simulated,
-            "precisions": [] if reason else list(target.precisions()),
-            "versions": {} if reason else target.versions(),
+def examine_machine(address: str | None = None, sets: Sequence[str] = ()) -> dict[str, Any]:
+    """The host, here or at an address, and of each target and variant: usable or not, why not."""
+    names = every()
+    told = _told_at(address, names, sets) if address else {n: tell(find(n)) for n in names}
+    targets = {
+        name: {
+            "usable": not one.why_not,
+            "why_not": one.why_not,
+            "simulated": not one.why_not and one.simulated,
+            "precisions": list(one.precisions),
+            "versions": one.versions,
         }
-    return {"host": asdict(describe_host()), "targets": targets}
+        for name, one in told.items()
+    }
+    host = told[names[0]].host if address else describe_host()
+    return {"host": asdict(host), "targets": targets}
+
+
+def _told_at(address: str, names: Sequence[str], sets: Sequence[str]) -> dict[str, Told]:
+    from pipeline.config import load
+
+    with reached(load({"device": {"address": address}}, sets=sets).device) as device:
+        assert device is not None, "it has an address"
+        return device.probe(names)
 
 
 def machine_printed(found: dict[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """From a teacher's checkpoint to measurements on every target: the file to read first.
 
 teacher -> identify -> distill -> export -> calibrate
-    -> for each target: search its float layers -> build each precision -> measure them interleaved
+    -> for each target: search what INT8 leaves float -> build each precision
+        -> measure them interleaved, here or on a device
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mipkd.core.errors import MipkdError, MissingError, UsageError, nearest
 from mipkd.core.images import hash_folder
 from mipkd.core.records import (
+    Built,
     Distilled,
     Failure,
     Graph,
@@ -25,23 +28,26 @@ from mipkd.core.records import (
     Photos,
     QuantPlan,
     TestSet,
+    Told,
 )
+from pipeline.bench.agent import tell
 from pipeline.bench.host import describe_host
 from pipeline.config import Config
-from pipeline.run import Ref, Run, Source, hash_file
+from pipeline.device.device import Device, reached
+from pipeline.run import Means, Ref, Run, Source, hash_file
 from pipeline.stages.build import build
 from pipeline.stages.calibrate import calibrate
 from pipeline.stages.distill import distill
 from pipeline.stages.export import adopt, export
 from pipeline.stages.fit import fit, largest_within
 from pipeline.stages.identify import identify
-from pipeline.stages.measure import measure
+from pipeline.stages.measure import measure, measure_there
 from pipeline.stages.prepare import photos, tests
 from pipeline.stages.reference import FP32_ON, reference
 from pipeline.stages.search import check_floats, hold_out, search
 from pipeline.stages.train import Trained, train
 from pipeline.study import Subject
-from targets.base import PRECISIONS, QUANTIZED, Target, find, is_tunable
+from targets.base import PRECISIONS, QUANTIZED, find, is_tunable
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +66,7 @@ class Flow:
     tests: Ref[TestSet]
     patches: Ref[PatchSet]
     plans: tuple[Ref[QuantPlan], ...]
+    builts: tuple[Ref[Built], ...]
     measured: tuple[Ref[tuple[Measurement, ...]], ...]
     failures: tuple[Failure, ...]
     host: Host
@@ -71,7 +78,12 @@ def flow(config: Config, run: Run) -> Flow:
     Raises:
         MipkdError: of any step before the targets; a target's own becomes a `Failure`.
     """
-    chosen = _targets(config)
+    with reached(config.device) as device:
+        return _flow(config, run, device)
+
+
+def _flow(config: Config, run: Run, device: Device | None) -> Flow:
+    chosen = _targets(config, device)
     host = describe_host()
     val, data = _folder(config.val), _folder(config.data)
 
@@ -88,7 +100,7 @@ def flow(config: Config, run: Run) -> Flow:
     patches = run.step(calibrate, config.calibrate, pixels, test_set)
     distilled = None
     if teacher and not config.model:
-        student = _student(config, run, teacher, chosen, patches)
+        student = _student(config, run, teacher, chosen, patches, device)
         distilled = run.step(distill, config.distill, teacher, student, pixels, test_set)
     graph = adopted or run.step(
         export, config.export, distilled or model, teacher, test_set, label="student"
@@ -104,40 +116,37 @@ def flow(config: Config, run: Run) -> Flow:
     plans = list[Ref[QuantPlan]]()
     fp32_on = find(FP32_ON)
     measured = [run.step(reference, None, graphs, test_set, fp32_on.versions())]
-    for target in chosen:
-        versions, builts = target.versions(), []
-        for label, of, precision in _wanted(config, target, graphs):
-            with _row(failures, target.name, precision, "build", label):
+    made = list[Ref[Built]]()
+    for told in chosen:
+        name, builts = told.target, []
+        for label, of, precision in _wanted(config, told, graphs):
+            with _row(failures, name, precision, "build", label):
                 calibration = patches if precision in _PROBED else None
                 plan = None
-                if precision == "int8" and config.quantize.search and is_tunable(target):
-                    plan = _plan(config, run, target, of, pixels, patches, host)
+                if precision == "int8" and _searches(config, told, device):
+                    plan = _plan(config, run, told, of, pixels, patches, host)
                     plans.append(plan)
                 builts.append(
                     run.step(
                         build,
                         precision,
-                        target.name,
+                        name,
                         of,
                         calibration,
-                        versions,
+                        find(name).versions(),
                         plan,
-                        label=f"{target.name} {label} {precision}",
+                        *([told] if device else []),
+                        label=f"{name} {label} {precision}",
                     )
                 )
-        with _row(failures, target.name, "all", "measure", "student"):
-            measured.append(
-                run.step(
-                    measure,
-                    config.bench,
-                    target.name,
-                    builts,
-                    test_set,
-                    versions,
-                    host,
-                    label=target.name,
-                )
-            )
+        made += builts
+        with _row(failures, name, "all", "measure", "student"):
+            if device:
+                inputs: tuple[Any, ...] = (told, builts, test_set, Means(device))
+            else:
+                inputs = (name, builts, test_set, told.versions, host)
+            stage = measure_there if device else measure
+            measured.append(run.step(stage, config.bench, *inputs, label=name))
     return Flow(
         teacher=teacher,
         model=model,
@@ -147,6 +156,7 @@ def flow(config: Config, run: Run) -> Flow:
         tests=test_set,
         patches=patches,
         plans=tuple(plans),
+        builts=tuple(made),
         measured=tuple(measured),
         failures=tuple(failures),
         host=host,
@@ -175,8 +185,9 @@ def _student(
     config: Config,
     run: Run,
     teacher: Ref[Model],
-    on: Sequence[Target],
+    on: Sequence[Told],
     patches: Ref[PatchSet],
+    device: Device | None,
 ) -> str | None:
     """The student that was asked for; "auto" is the largest within the budget on all targets."""
     if config.student != "auto":
@@ -190,15 +201,16 @@ def _student(
         run.step(
             fit,
             config.fit,
-            target.name,
-            _asked(config, target),
+            told.target,
+            _asked(config, told),
             teacher,
             patches,
-            target.versions(),
+            find(told.target).versions(),
             host,
-            label=target.name,
+            *([told, Means(device)] if device else []),
+            label=told.target,
         )
-        for target in on
+        for told in on
     ]
     if any(one.record is None for one in tried):
         return None  # only planned: which one it will be is not known
@@ -207,10 +219,15 @@ def _student(
     return spec
 
 
+def _searches(config: Config, told: Told, device: Device | None) -> bool:
+    """What a layer costs on another machine is not known here: there INT8 has a fixed recipe."""
+    return config.quantize.search and is_tunable(find(told.target)) and not device
+
+
 def _plan(
     config: Config,
     run: Run,
-    target: Target,
+    told: Told,
     graph: Ref[Graph],
     pixels: Ref[Photos],
     patches: Ref[PatchSet],
@@ -221,55 +238,69 @@ def _plan(
     return run.step(
         search,
         config.quantize,
-        target.name,
+        told.target,
         graph,
         patches,
         held,
-        target.versions(),
+        told.versions,
         host,
-        label=target.name,
+        label=told.target,
     )
 
 
-def _targets(config: Config) -> list[Target]:
-    """The targets asked for, or those of this machine's CPU when none is named.
+def _targets(config: Config, device: Device | None) -> list[Told]:
+    """The targets asked for, or those of the machine's CPU when none is named.
 
     Raises:
         UsageError: an unknown target or precision.
-        MissingError: a target that was asked for cannot run here, before any work is lost.
+        MissingError: a target that was asked for cannot run there, before any work is lost.
     """
+    where = f" on {device.address}" if device else ""
     if config.target is None:
-        usual: list[Target] = [find(n) for n in ("cpu", "openvino")]
-        return [t for t in usual if not t.why_not()]
+        usual = [told for told in _told(("cpu", "openvino"), device) if not told.why_not]
+        if device and not usual:
+            raise MissingError(
+                f"neither cpu nor openvino can run{where}",
+                hint=f"see what can: mipkd-pipeline doctor --device {device.address}",
+            )
+        return usual
     for precision in config.precision or ():
         if precision not in PRECISIONS:
             raise UsageError(
                 f"--precision: unknown name {precision!r}", hint=nearest(precision, PRECISIONS)
             )
-    chosen: list[Target] = [find(n) for n in config.target]
-    for target in chosen:
-        if reason := target.why_not():
-            raise MissingError(f"target {target.name}: {reason}")
+    chosen = _told(config.target, device)
+    for told in chosen:
+        if told.why_not:
+            raise MissingError(f"target {told.target}{where}: {told.why_not}")
     return chosen
 
 
+def _told(names: Sequence[str], device: Device | None) -> list[Told]:
+    """What the machine that will measure tells of each target."""
+    targets = [find(name) for name in names]
+    if not device:
+        return [tell(target) for target in targets]
+    found = device.probe(names)
+    return [found[name] for name in names]
+
+
 def _wanted(
-    config: Config, target: Target, graphs: Sequence[Ref[Graph]]
+    config: Config, told: Told, graphs: Sequence[Ref[Graph]]
 ) -> Iterator[tuple[str, Ref[Graph], str]]:
     """What to build: the student at every precision asked for, the teacher in the float ones."""
     for precision in config.precision or ():
-        if precision not in target.precisions():
-            log.warning("%s offers no %s here: left out", target.name, precision)
-    asked = _asked(config, target)
+        if precision not in told.precisions:
+            log.warning("%s offers no %s there: left out", told.target, precision)
+    asked = _asked(config, told)
     for label, graph in zip(("student", "teacher"), graphs, strict=False):
         for precision in asked:
             if label == "student" or precision not in QUANTIZED:
                 yield label, graph, precision
 
 
-def _asked(config: Config, target: Target) -> tuple[str, ...]:
-    offered = target.precisions()
-    return tuple(p for p in config.precision or offered if p in offered)
+def _asked(config: Config, told: Told) -> tuple[str, ...]:
+    return tuple(p for p in config.precision or told.precisions if p in told.precisions)
 
 
 @contextmanager

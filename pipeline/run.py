@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import version as package_version
@@ -27,11 +27,13 @@ from typing import Any, Generic, TypeVar, get_type_hints
 from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
 
+from mipkd.core import memory
 from mipkd.core.errors import MipkdError, StageError, UsageError
 
 log = logging.getLogger(__name__)
 R = TypeVar("R")
 K = TypeVar("K")
+EVIDENCE = "evidence.json"  # of a finished run, in its folder
 _HERE = "run:"  # stands for the run's folder in stored records, so that runs can be moved
 
 
@@ -41,6 +43,13 @@ class Source:
 
     path: Path
     sha256: str
+
+
+@dataclass(frozen=True)
+class Means(Generic[R]):
+    """What a step works with and what changes nothing in what it makes: no part of its key."""
+
+    value: R
 
 
 @dataclass(frozen=True)
@@ -156,7 +165,7 @@ class Run:
         self._journal("start", stage=stage.name, label=label, key=folder.name)
         log.info("%s %s", stage.name, label)
         start = time.perf_counter()
-        _reset_peak_memory()
+        memory.reset_peak()
         try:
             partial.mkdir(parents=True, exist_ok=True)
             with _noting() as notes:
@@ -165,10 +174,10 @@ class Run:
                 "asked": asked,
                 "label": label,
                 "seconds": round(time.perf_counter() - start, 3),
-                "peak_rss_bytes": _peak_memory_bytes(),
+                "peak_rss_bytes": memory.peak_bytes(),
                 "warnings": notes,
                 "commit": commit(),
-                "program": package_version("mipkd-pipeline") if _installed() else "",
+                "program": program_version(),
                 "ended": now(),
             }
             (partial / "receipt.json").write_text(json.dumps(receipt, indent=2))
@@ -177,7 +186,7 @@ class Run:
             partial.rename(folder)
         except OSError as error:
             self._journal("failed", stage=stage.name, label=label, what=str(error))
-            raise _as_stage_error(stage.name, error) from error
+            raise as_stage_error(stage.name, error) from error
         except (Exception, KeyboardInterrupt) as error:
             self._journal("failed", stage=stage.name, label=label, what=repr(error))
             raise
@@ -278,12 +287,12 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _installed() -> bool:
+def program_version() -> str:
+    """Of this program; "" when it is not installed."""
     try:
-        package_version("mipkd-pipeline")
+        return package_version("mipkd-pipeline")
     except ModuleNotFoundError:
-        return False
-    return True
+        return ""
 
 
 def _asked(stage: Stage[Any], config: Any, inputs: Sequence[Any]) -> dict[str, Any]:
@@ -300,13 +309,15 @@ def _fingerprint(value: Any) -> Any:
         return value.key
     if isinstance(value, Source):
         return value.sha256
+    if isinstance(value, Means):
+        return None
     if isinstance(value, (list, tuple)):
         return [_fingerprint(v) for v in value]
     return to_jsonable_python(value)
 
 
 def _opened(value: Any) -> Any:
-    if isinstance(value, Ref):
+    if isinstance(value, (Ref, Means)):
         return value.value
     if isinstance(value, (list, tuple)):
         return tuple(_opened(v) for v in value)
@@ -348,27 +359,14 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def _as_stage_error(stage: str, error: OSError) -> MipkdError:
+def as_stage_error(stage: str, error: OSError) -> MipkdError:
+    """What a disk or file system refused, as a user should read it."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StageError(
             f"{stage}: no space left on the disk ({error.filename or 'while writing'})",
             hint="free some space and run the same command again: finished steps are kept",
         )
     return StageError(f"{stage}: {error.strerror or error} ({error.filename})")
-
-
-def _reset_peak_memory() -> None:
-    """Start the kernel's high-water mark anew, so that each step has its own (Linux)."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_memory_bytes() -> int | None:
-    """The process's largest resident size since the last reset; None where it is not told."""
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return int(next(x for x in lines if x.startswith("VmHWM")).split()[1]) * 1024
-    return None
 
 
 @contextmanager

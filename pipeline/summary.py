@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterator
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from mipkd.core.records import Evidence, Gate, Measurement, Outcome
+from mipkd.core.records import BY_KIT, Evidence, Gate, Measurement, Outcome
 from pipeline.bench.against import at, simulated, speedup
-
-_COLOURS = {Outcome.PASS: "green", Outcome.FAIL: "red", Outcome.INVALID: "yellow"}
+from pipeline.terminal import COLOURS
 
 
 def summary(evidence: Evidence) -> Group:
@@ -39,26 +39,36 @@ def summary(evidence: Evidence) -> Group:
     gates = evidence.verdict.gates
     stopped = [gate for gate in gates if gate.outcome is not Outcome.PASS]
     lines = [_gate_line(Outcome.PASS, f"{len(gates) - len(stopped)} of {len(gates)} gates")]
-    lines += [_gate_line(gate.outcome, _told(gate)) for gate in stopped]
+    lines += [_gate_line(gate.outcome, told(gate)) for gate in stopped]
+    lines += [Text(f"note    {where}") for where in dict.fromkeys(_elsewhere(evidence))]
     lines += [Text(f"note    {remark}") for remark in evidence.verdict.remarks]
     for failure in evidence.failures:
         lines.append(Text(f"FAILED  {failure.target} {failure.precision}: {failure.what}", "red"))
     verdict = evidence.verdict.outcome
     unseen = simulated(evidence.measurements)
     but = f"; not measured on the device: {', '.join(unseen)}" if unseen else ""
-    end = Text(f"verdict: {verdict.value}{but}", f"bold {_COLOURS[verdict]}")
+    end = Text(f"verdict: {verdict.value}{but}", f"bold {COLOURS[verdict]}")
     smoke = Text("smoke run on sample photos: not a result", "yellow") if evidence.smoke else ""
     return Group(table, *lines, end, smoke)
 
 
-def _told(gate: Gate) -> str:
+def _elsewhere(evidence: Evidence) -> Iterator[str]:
+    for m in evidence.measurements:
+        if m.device == BY_KIT and m.host:
+            yield f"{m.target}: measured by a kit on {m.host.cpu}, {m.host.cores} cores"
+        elif m.device:
+            yield f"measured on {m.device}"
+
+
+def told(gate: Gate) -> str:
+    """A gate in one line."""
     figure = "" if gate.figure is None else f" {gate.figure:.3f} {gate.unit}"
     bound = "" if gate.figure is None else f" (bound {gate.bound:g} {gate.unit})"
     return f"{gate.subject}: {gate.name}{figure}{bound}: {gate.reason}"
 
 
 def _gate_line(outcome: Outcome, text: str) -> Text:
-    return Text.assemble((f"{outcome.value:<8}", _COLOURS[outcome]), text)
+    return Text.assemble((f"{outcome.value:<8}", COLOURS[outcome]), text)
 
 
 def _latency(evidence: Evidence, m: Measurement) -> tuple[str, str, str]:

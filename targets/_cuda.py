@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 _NON_BLOCKING = 1
+_RELEASE = "etc/nv_tegra_release"
 _L4T = re.compile(r"R(\d+).*REVISION: ([\d.]+)")
 
 
@@ -49,9 +50,18 @@ def gpu() -> Gpu | None:
     return Gpu(f"{major.value}{minor.value}", cuda, _jetpack())
 
 
+def is_jetson(root: Path = Path("/")) -> bool:
+    """Whether this machine is a Jetson: Jetson Linux says so, or in a container its device tree."""
+    if (root / _RELEASE).is_file():
+        return True
+    with suppress(OSError):
+        return b"nvidia,tegra" in (root / "proc/device-tree/compatible").read_bytes()
+    return False
+
+
 def _jetpack() -> str:
     with suppress(OSError):
-        if found := _L4T.search(Path("/etc/nv_tegra_release").read_text()):
+        if found := _L4T.search((Path("/") / _RELEASE).read_text()):
             return "L4T " + ".".join(found.groups())
     return ""
 

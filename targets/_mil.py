@@ -29,6 +29,8 @@ _MODEL_PATH = "@model_path/"
 # Of a weight file: a header of 64 bytes, then for each blob a record of 64 and its values.
 _RECORD = struct.Struct("<IIQQ")  # sentinel, type, bytes, where the values begin
 _SENTINEL = 0xDEADBEEF
+# Types that torch can hold but not index or add; macOS 14 programs have sizes in them.
+_WIDER = {"UINT16": "int32", "UINT32": "int64"}
 
 Values = dict[str, Any]
 Op = Callable[[Any, Values], Any]  # (torch, inputs by name) -> result, or a tuple of results
@@ -151,7 +153,9 @@ class Program:
         floating = array.dtype.kind == "f"
         # A scalar may be stored for a tensor of equal values.
         whole = array if array.size == np.prod(shape, dtype=int) else np.broadcast_to(array, shape)
-        copied = np.array(whole.reshape(shape), np.float32 if floating else whole.dtype)
+        copied = np.array(
+            whole.reshape(shape), np.float32 if floating else _WIDER.get(kind, whole.dtype)
+        )
         return self._torch.from_numpy(copied)
 
     def _check_size(self, shape: tuple[int, ...]) -> None:
@@ -301,7 +305,7 @@ def _rounded(torch: Any, value: Any, declared: str) -> Any:
         return value.to(torch.float16).to(torch.float32)
     if declared == "FLOAT32":
         return value.to(torch.float32)
-    return value.to(getattr(torch, declared.lower()))
+    return value.to(getattr(torch, _WIDER.get(declared, declared.lower())))
 
 
 def _ints(tensor: Any) -> list[int]:
@@ -343,17 +347,30 @@ def _concat(torch: Any, v: Values) -> Any:
     return torch.cat([x if x.ndim else x[None] for x in v["values"]], _int(v["axis"]))
 
 
+def _spread(v: Values, name: str, ndim: int) -> Any:
+    """A scale or zero point in float32, along its axis; a missing zero point is 0."""
+    if name not in v:
+        return 0
+    value = v[name].float()
+    if not value.ndim:
+        return value
+    along = [1] * ndim
+    along[_int(v["axis"])] = -1
+    return value.reshape(along)
+
+
 def _dequantized(torch: Any, v: Values) -> Any:
-    """Weights of 8 bits: scale * (stored - zero point), per tensor or along an axis."""
-    stored, axis = v["quantized_data"].to(torch.float32), _int(v["axis"])
-    along = [1] * stored.ndim
-    along[axis] = -1
+    """scale * (stored - zero point), per tensor or along an axis."""
+    stored = (v["quantized_data"] if "quantized_data" in v else v["input"]).float()
+    zero, scale = (_spread(v, name, stored.ndim) for name in ("zero_point", "scale"))
+    return (stored - zero) * scale
 
-    def spread(name: str) -> Any:
-        value = v[name].to(torch.float32)
-        return value.reshape(along) if value.ndim else value
 
-    return (stored - spread("zero_point")) * spread("scale")
+def _quantized(torch: Any, v: Values) -> Any:
+    """8-bit codes, clipped; their type is the declared one."""
+    x, bounds = v["input"], torch.iinfo(getattr(torch, v["output_dtype"]))
+    zero, scale = (_spread(v, name, x.ndim) for name in ("zero_point", "scale"))
+    return ((x / scale).round() + zero).clamp(bounds.min, bounds.max)
 
 
 def _gather(torch: Any, v: Values) -> Any:
@@ -468,6 +485,7 @@ _OPS: Mapping[str, Op] = {
     "concat": _concat,
     "constexpr_affine_dequantize": _dequantized,
     "conv": _conv,
+    "dequantize": _dequantized,
     "expand_dims": _expanded,
     "floor_div": lambda torch, v: torch.floor_divide(v["x"], v["y"]),
     "gather": _gather,
@@ -482,6 +500,7 @@ _OPS: Mapping[str, Op] = {
     "mul": lambda torch, v: v["x"] * v["y"],
     "not_equal": lambda torch, v: v["x"] != v["y"],
     "pixel_shuffle": lambda torch, v: torch.pixel_shuffle(v["x"], _int(v["upscale_factor"])),
+    "quantize": _quantized,
     "range_1d": _range,
     "reduce_mean": _mean,
     "relu": lambda torch, v: v["x"].relu(),

@@ -56,7 +56,7 @@ def absent(device: str) -> str:
     # The first of two is called GPU.0, and GPU is another name of it.
     if device in ("AUTO", *seen) or f"{device}.0" in seen:
         return ""
-    what, cure = _NEEDED[device]
+    what, cure = _NEEDED.get(device, (device, INSTALL))
     return f"OpenVINO finds no {what}; {cure}"
 
 
@@ -75,10 +75,12 @@ def chosen_by_auto() -> str:
 
 
 def facts(device: str) -> dict[str, str]:
-    """What of an accelerator can change a figure: its name, its driver."""
-    asked = chosen_by_auto() if device == "AUTO" else device
-    known = set(core().get_property(asked, "SUPPORTED_PROPERTIES"))
-    return {ours: str(core().get_property(asked, of)) for of, ours in _FACTS.items() if of in known}
+    """What can change a figure: an accelerator and its driver, or what AUTO chooses from."""
+    if device == "AUTO":
+        return {"devices": ", ".join(devices())}
+    known = set(core().get_property(device, "SUPPORTED_PROPERTIES"))
+    told = {ours: of for of, ours in _FACTS.items() if of in known}
+    return {ours: str(core().get_property(device, of)) for ours, of in told.items()}
 
 
 @contextlib.contextmanager

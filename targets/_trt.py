@@ -19,6 +19,7 @@ from mipkd.core.errors import MissingError, StageError, UnsupportedError
 from targets._cuda import Gpu, gpu
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 OLDEST = 10  # the first TensorRT with strongly typed networks and dynamic shapes as used here
@@ -59,12 +60,21 @@ class Flavour:
             module = importlib.import_module(self.found())
         except (ImportError, OSError) as error:
             raise MissingError(f"{self.name}: {error}", hint=self.install) from error
-        if self.name == "tensorrt" and int(module.__version__.partition(".")[0]) < OLDEST:
-            raise UnsupportedError(
-                f"tensorrt: version {module.__version__} is too old",
-                hint=f"TensorRT {OLDEST} (JetPack 6.1) or later",
-            )
+        if self.name == "tensorrt":
+            refuse_old(module.__version__, "tensorrt: this machine")
         return module
+
+
+def refuse_old(version: str, where: str) -> None:
+    """
+    Raises:
+        UnsupportedError: TensorRT `version`, which is `where`, is older than 10.
+    """
+    if int(version.partition(".")[0]) < OLDEST:
+        raise UnsupportedError(
+            f"{where} has TensorRT {version}, which is too old",
+            hint=f"TensorRT {OLDEST} or later; on a Jetson, JetPack 6.1 or later has it",
+        )
 
 
 @dataclass(frozen=True)
@@ -93,17 +103,21 @@ def key(trt: Any, onnx: bytes, profile: Profile) -> str:
     return f"sm{device.sm}-trt{trt.__version__}-{whole[:16]}"
 
 
-def engine(trt: Any, onnx: bytes, profile: Profile, *, cache: Path | None) -> bytes:
-    """The plan of a graph for this machine's GPU, from `cache` if it was built before."""
-    file = cache / f"{key(trt, onnx, profile)}.plan" if cache else None
-    if file and file.is_file():
-        return file.read_bytes()
-    device, timings = gpu(), None
-    if cache and device and trt.__name__ == "tensorrt":  # TensorRT-RTX times nothing while building
-        timings = cache / f"timings-sm{device.sm}-trt{trt.__version__}"
-    plan = build(trt, onnx, profile, timings=timings)
-    if file:
-        _write(file, plan)
+def engine(trt: Any, onnx: bytes, profile: Profile, *, caches: Sequence[Path]) -> bytes:
+    """The plan of a graph for this machine's GPU, left in each of the folders `caches`.
+
+    Taken from there if it was built before; the last one also keeps the builder's timings.
+    """
+    name, device, timings = f"{key(trt, onnx, profile)}.plan", gpu(), None
+    files = [folder / name for folder in caches]
+    plan = next((file.read_bytes() for file in files if file.is_file()), None)
+    if plan is None:
+        if device and trt.__name__ == "tensorrt":  # TensorRT-RTX times nothing while building
+            timings = caches[-1] / f"timings-sm{device.sm}-trt{trt.__version__}"
+        plan = build(trt, onnx, profile, timings=timings)
+    for file in files:
+        if not file.is_file():
+            _write(file, plan)
     return plan
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _OFFERED = ("fp32", "fp16", "int8")
 _KNOWN = ("fp32", "fp16", "bf16", "int8")  # bf16 when asked for, or where fp16 would overflow
+_MAKERS = ("onnx", "onnxruntime", "nncf", "numpy")
+NO_GPU = "no NVIDIA GPU and driver found; sudo ubuntu-drivers install, until nvidia-smi lists it"
 _PATCHES = 8  # of the calibration's that probe FP16's range, beside the extreme images
 _PROBED = 48  # LR pixels a side of these extreme images
 
@@ -29,8 +31,8 @@ class TensorRt:
 
     makes_pixels = True
 
-    def __init__(self, flavour: _trt.Flavour) -> None:
-        self.name = flavour.name
+    def __init__(self, flavour: _trt.Flavour, name: str = "") -> None:
+        self.name = name or flavour.name
         self._flavour = flavour
 
     @property
@@ -46,25 +48,16 @@ class TensorRt:
         """The package and, except for a flavour that builds without, the GPU."""
         missing = []
         if not self._flavour.found():
-            missing.append(f"{self.name} is not installed; {self._flavour.install}")
+            missing.append(f"{self._flavour.name} is not installed; {self._flavour.install}")
         if gpu() is None and not self._flavour.without_gpu:
-            missing.append(
-                "no NVIDIA GPU and driver found; install the driver until nvidia-smi lists one"
-            )
-        if self.simulated and not _version("onnxruntime"):
+            missing.append(NO_GPU)
+        if self.simulated and not version_of("onnxruntime"):
             missing.append("without a GPU onnxruntime is needed; pip install onnxruntime")
         return "; and ".join(missing)
 
     def versions(self) -> dict[str, str]:
         """The runtime, what makes its graph, and the GPU's facts that an engine depends on."""
-        packages = ("onnx", "onnxruntime", "nncf", "numpy")
-        device = gpu()
-        facts = {
-            self.name: self._flavour.load().__version__,
-            **{name: _version(name) for name in packages},
-            **({"cuda": device.cuda, "sm": device.sm, "jetpack": device.jetpack} if device else {}),
-        }
-        return {name: known for name, known in facts.items() if known}
+        return {self._flavour.name: self._flavour.load().__version__, **facts(*_MAKERS)}
 
     def build(
         self,
@@ -89,19 +82,13 @@ class TensorRt:
 
         from calibration.qdq import check
 
-        trt = self._flavour.load()
         model, kind, notes = _typed(onnx.load(graph.file), graph, precision, calibration)
         check(model)
         data = model.SerializeToString()
         out.mkdir(parents=True, exist_ok=True)
         file, profile = out / "model.onnx", _trt.Profile.of(graph.multiple)
         file.write_bytes(data)
-        plan = _trt.engine(trt, data, profile, cache=_home())
-        beside = _engines(file) / f"{_trt.key(trt, data, profile)}.plan"
-        beside.parent.mkdir(exist_ok=True)
-        beside.write_bytes(plan)
-        if self.simulated:
-            notes = (*notes, f"no GPU here: built for SM{_trt.ASSUMED_SM}, not run")
+        notes = (*notes, *self._prepare(file, data, profile))
         return Built(
             target=self.name,
             precision=kind,
@@ -119,10 +106,15 @@ class TensorRt:
         self._require()
         if self.simulated:
             return SimulatedSession(built.file, self.name)
-        trt = self._flavour.load()
+        trt, data = self._flavour.load(), built.file.read_bytes()
         profile = _trt.Profile.of(built.multiple)
-        data = built.file.read_bytes()
-        return PlanSession(trt, _trt.engine(trt, data, profile, cache=_engines(built.file)))
+        return PlanSession(trt, _trt.engine(trt, data, profile, caches=_caches(built.file)))
+
+    def _prepare(self, file: Path, data: bytes, profile: _trt.Profile) -> tuple[str, ...]:
+        """The engine beside the graph `data` in `file`, and notes."""
+        _trt.engine(self._flavour.load(), data, profile, caches=_caches(file))
+        simulated = f"built without a GPU, for SM{_trt.ASSUMED_SM}: a device builds its own engine"
+        return (simulated,) if self.simulated else ()
 
     def _require(self) -> None:
         if reason := self.why_not():
@@ -134,37 +126,47 @@ def _typed(
 ) -> tuple[Any, str, tuple[str, ...]]:
     """The model in the types to compute in, the precision that became, and notes."""
     from calibration import half, qdq
-    from calibration.patches import as_batches
 
     if precision == "fp32":
         return model, precision, ()
-    kind, notes = half.BF16, []
-    if precision != half.BF16:
-        side = -(-_PROBED // graph.multiple) * graph.multiple
-        patches = as_batches(calibration) if calibration else []
-        images = [*half.extremes(side), *patches[:: -(-len(patches) // _PATCHES) or 1]]
-        peak = half.peak(graph.file, images)
-        kind = half.FP16 if peak.fits_fp16 else half.BF16
-        if not peak.fits_fp16:
-            notes.append(f"BF16, not FP16: {peak.tensor} reaches {peak.value:.3g}")
+    kind, notes = (half.BF16, ()) if precision == half.BF16 else sixteen_bits(graph, calibration)
     if precision != "int8":
-        return half.halved(model, kind), kind, tuple(notes)
+        return half.halved(model, kind), kind, notes
     assert calibration is not None
     quantized, kept = qdq.quantized(model, calibration)
-    notes = [*kept, f"what is float is {kind.upper()}", *notes]
-    return half.halved(quantized, kind), precision, tuple(notes)
+    notes = (*kept, f"what is float is {kind.upper()}", *notes)
+    return half.halved(quantized, kind), precision, notes
 
 
-def _engines(file: Path) -> Path:
-    return file.parent / "engines"
+def sixteen_bits(graph: Graph, calibration: PatchSet | None) -> tuple[str, tuple[str, ...]]:
+    """FP16, or BF16 with a note where values of this graph would overflow FP16."""
+    from calibration import half
+    from calibration.patches import as_batches
+
+    side = -(-_PROBED // graph.multiple) * graph.multiple
+    patches = as_batches(calibration) if calibration else []
+    images = [*half.extremes(side), *patches[:: -(-len(patches) // _PATCHES) or 1]]
+    peak = half.peak(graph.file, images)
+    if peak.fits_fp16:
+        return half.FP16, ()
+    return half.BF16, (f"BF16, not FP16: {peak.tensor} reaches {peak.value:.3g}",)
 
 
-def _home() -> Path | None:
-    """Where this user's engines are kept; without a GPU they take seconds and are not."""
-    return Path.home() / ".cache" / "mipkd-pipeline" / "engines" if gpu() else None
+def _caches(file: Path) -> tuple[Path, ...]:
+    """Where engines are kept: beside the graph, and for this user where building takes minutes."""
+    home = (Path.home() / ".cache" / "mipkd-pipeline" / "engines",) if gpu() else ()
+    return (file.parent / "engines", *home)
 
 
-def _version(package: str) -> str:
+def facts(*packages: str) -> dict[str, str]:
+    """Versions of what is installed, and the GPU's facts that an engine depends on."""
+    device = gpu()
+    of_gpu = {"cuda": device.cuda, "sm": device.sm, "jetpack": device.jetpack} if device else {}
+    found = {**{name: version_of(name) for name in packages}, **of_gpu}
+    return {name: known for name, known in found.items() if known}
+
+
+def version_of(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mipkd.core import plugins
 from mipkd.core.errors import MipkdError, MissingError, StageError, UnsupportedError, UsageError
 from mipkd.core.records import Built, Graph, PatchSet, Told
+from targets import _coreml_int8, _torch_net
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,11 +36,13 @@ if TYPE_CHECKING:
 
 INPUT, OUTPUT = "lr", "sr"
 COMPUTE_UNITS = ("ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE")
+VARIANTS = {"cpu": "CPU_ONLY", "gpu": "CPU_AND_GPU", "ane": "CPU_AND_NE"}
 _INSTALL = 'pip install "mipkd-pipeline[coreml]"'
 _MOST = 2048  # LR pixels a side of a flexible package: Core ML wants a bound
 _SURE = 32  # least LR side where a net's own least gives torch no sizes that all hold
 _FIXED = 256  # LR pixels a side where no range can be converted
-_SYSTEM = "macOS13"  # the first with FP16 arrays in and out and 8-bit weights; iOS 16
+# The oldest systems: with FP16 arrays in and out and 8-bit weights; with 8-bit activations.
+_SYSTEM, _SYSTEM_INT8 = "macOS13", "macOS14"  # iOS 16, iOS 17
 
 
 class CoreMlSession:
@@ -82,10 +84,21 @@ class SimulatedSession:
 
 
 class CoreMl:
-    """Core ML of macOS 13, iOS 16 and later."""
+    """Core ML of macOS 13, iOS 16 and later, on all compute units or on some of them."""
 
-    name = "coreml"
     makes_pixels = True
+
+    def __init__(self, variant: str = "") -> None:
+        self.name = f"coreml:{variant}" if variant else "coreml"
+        self._units = VARIANTS[variant] if variant else "ALL"
+
+    def variants(self) -> tuple[str, ...]:
+        """The CPU alone, with the GPU, with the Neural Engine; without one, Core ML chooses."""
+        return tuple(VARIANTS)
+
+    def variant(self, name: str) -> CoreMl:
+        """Core ML kept to some of the compute units, so that a Mac measures each."""
+        return CoreMl(name)
 
     @property
     def simulated(self) -> bool:
@@ -93,8 +106,8 @@ class CoreMl:
         return sys.platform != "darwin"
 
     def precisions(self) -> tuple[str, ...]:
-        """FP32, FP16, and FP16 with weights stored in 8 bits."""
-        return ("fp32", "fp16", "w8")
+        """FP32, FP16, FP16 with weights stored in 8 bits, and INT8 convolutions."""
+        return ("fp32", "fp16", "w8", "int8")
 
     def why_not(self) -> str:
         """Missing only where coremltools is; what is no Mac simulates."""
@@ -116,15 +129,17 @@ class CoreMl:
         on: Told | None = None,
     ) -> Built:
         """`out`/model.mlpackage: arrays in [0, 1] in and out."""
-        return self._built(graph, precision, out, images=False)
+        return self._built(graph, precision, calibration, out, images=False)
 
-    def build_for_images(self, graph: Graph, precision: str, out: Path) -> Built:
+    def build_for_images(
+        self, graph: Graph, precision: str, out: Path, *, calibration: PatchSet | None = None
+    ) -> Built:
         """`out`/images.mlpackage: an 8-bit RGB image in and out, for apps.
 
         Scaling to [0, 1], x255, clipping and rounding are in its program. `open` does not take
         it: it gives arrays.
         """
-        return self._built(graph, precision, out, images=True)
+        return self._built(graph, precision, calibration, out, images=True)
 
     def open(self, built: Built) -> CoreMlSession | SimulatedSession:
         """The model on macOS, on the compute units that `built.options` names; else simulated.
@@ -146,20 +161,35 @@ class CoreMl:
         check_weights(built.file, read_spec(built.file))
         return CoreMlSession(built.file, units)
 
-    def _built(self, graph: Graph, precision: str, out: Path, *, images: bool) -> Built:
+    def _built(
+        self,
+        graph: Graph,
+        precision: str,
+        calibration: PatchSet | None,
+        out: Path,
+        *,
+        images: bool,
+    ) -> Built:
         if precision not in self.precisions():
             raise UnsupportedError(
-                f"coreml: no precision {precision!r}",
+                f"{self.name}: no precision {precision!r}",
                 hint="known: " + ", ".join(self.precisions()),
             )
-        net = _net(graph)
+        net, kept = _torch_net.net_of(graph, target=self.name), tuple[str, ...]()
+        if precision == "int8":
+            if calibration is None:
+                raise MissingError(
+                    f"{self.name} int8 needs calibration patches", hint="give photos: --data"
+                )
+            net, kept = _coreml_int8.quantized(net, calibration)
+            kept = (*kept, "needs macOS 14 or iOS 17")
         package = out / ("images.mlpackage" if images else "model.mlpackage")
         out.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(package, ignore_errors=True)
         with _quiet():
             model, notes = _converted(net, graph, precision, images=images)
             if precision == "w8":
-                model, notes = _with_small_weights(model), (*notes, "activations are FP16")
+                model, kept = _with_small_weights(model), ("activations are FP16",)
             _describe(model, graph, precision)
             model.save(str(package))
             _settle(package)
@@ -171,8 +201,8 @@ class CoreMl:
             size_bytes=sum(f.stat().st_size for f in package.rglob("*") if f.is_file()),
             scale=graph.scale,
             multiple=graph.multiple,
-            options={"compute_units": "ALL"},
-            notes=notes,
+            options={"compute_units": self._units},
+            notes=(*notes, *kept),
         )
 
 
@@ -189,38 +219,6 @@ def _coremltools() -> Any:
     with _quiet():
         import coremltools
     return coremltools
-
-
-def _net(graph: Graph) -> Any:
-    """The torch net that a graph was made from, as it is deployed.
-
-    Raises:
-        UnsupportedError: the graph came as ONNX, or its net is of no family of ours.
-    """
-    from safetensors.torch import load_file
-
-    model = graph.model
-    if model is None:
-        raise UnsupportedError(
-            f"coreml: {graph.file.name} has no torch net, and Core ML does not convert ONNX",
-            hint="give the checkpoint that the graph was exported from, not the graph",
-        )
-    if model.arch not in plugins.names("mipkd.archs"):
-        raise UnsupportedError(
-            f"coreml: {model.arch} is none of the families that can be converted",
-            hint="known: " + ", ".join(plugins.names("mipkd.archs")),
-        )
-    arch = plugins.load("mipkd.archs", model.arch, "ARCH")
-    sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in model.hyper.items()}
-    net = arch.make(arch.Hyper(**sizes))
-    known = arch.canonical(load_file(model.file))
-    if known is None:
-        raise StageError(
-            f"coreml: {model.file} is no {model.arch} checkpoint",
-            hint="run the same command again after removing this run's folder",
-        )
-    net.load_state_dict({key: known[1][key] for key in net.state_dict()})
-    return net.eval().deployed()
 
 
 def _converted(
@@ -269,44 +267,27 @@ def _convert(net: Any, precision: str, smallest: int | None, *, images: bool) ->
         inputs = [coremltools.TensorType(name=INPUT, shape=shape, dtype=np.float32)]
         outputs = [coremltools.TensorType(name=OUTPUT, dtype=np.float32)]
     kinds = coremltools.precision
+    system = _SYSTEM_INT8 if precision == "int8" else _SYSTEM
     return coremltools.convert(
         program,
         inputs=inputs,
         outputs=outputs,
         convert_to="mlprogram",
         compute_precision=kinds.FLOAT32 if precision == "fp32" else kinds.FLOAT16,
-        minimum_deployment_target=coremltools.target[_SYSTEM],
+        minimum_deployment_target=coremltools.target[system],
         skip_model_load=True,
     )
 
 
 def _program(net: Any, smallest: int | None, side: int, *, images: bool) -> Any:
-    import torch
+    def on_pixels(lr: Any) -> Any:
+        return (net.tapped(lr / 255)[0].clamp(0, 1) * 255).round()
 
-    class Deployed(torch.nn.Module):
-        """The net without padding, for runtimes pad outside the graph."""
+    def on_arrays(lr: Any) -> Any:
+        return net.tapped(lr)[0]
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = net
-
-        def forward(self, lr: Any) -> Any:
-            if not images:
-                return self.net.tapped(lr)[0]
-            return (self.net.tapped(lr / 255)[0].clamp(0, 1) * 255).round()
-
-    def free(name: str) -> Any:
-        assert smallest is not None
-        step = net.multiple
-        dim = torch.export.Dim(name, min=smallest // step, max=_MOST // step)
-        return dim if step == 1 else step * dim
-
-    # Height and width differ: equal ones would be taken for one size.
-    example = torch.rand(1, 3, side, side if smallest is None else side + 2 * net.multiple)
-    sizes = None if smallest is None else {"lr": {2: free("h"), 3: free("w")}}
-    with torch.no_grad():
-        exported = torch.export.export(Deployed().eval(), (example,), dynamic_shapes=sizes)
-        return exported.run_decompositions({})
+    upscale = on_pixels if images else on_arrays
+    return _torch_net.program(net, upscale, least=smallest, side=side, most=_MOST)
 
 
 def _with_small_weights(model: Any) -> Any:

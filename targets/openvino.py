@@ -174,6 +174,8 @@ class OpenVino:
             options |= {"ENABLE_STARTUP_FALLBACK": "NO", "ENABLE_RUNTIME_FALLBACK": "NO"}
         if self._slow_to_compile:
             options |= {SHAPES: "fixed", CACHE: _ENGINES}
+        elif (self._device, self._hint) == ("CPU", "LATENCY"):
+            options[SHAPES] = "fixed"  # RLFN in INT8: 0.82 of the time that any shape takes
         return options
 
     def _notes(self) -> tuple[str, ...]:

@@ -1,13 +1,27 @@
-"""TensorRT on this machine's NVIDIA GPU."""
+"""TensorRT on this machine's NVIDIA GPU, from ONNX or (`tensorrt:torch`) by torch-tensorrt."""
 
 from targets._trt import Flavour
 from targets._trt_target import TensorRt
+from targets._trt_torch import TorchTensorRt
 
-TARGET = TensorRt(
+
+class Chosen(TensorRt):
+    """TensorRT from ONNX; its variant starts from the torch net."""
+
+    def variants(self) -> tuple[str, ...]:
+        """The one other builder."""
+        return ("torch",)
+
+    def variant(self, name: str) -> TorchTensorRt:
+        """Engines that torch-tensorrt makes."""
+        return TorchTensorRt(self._flavour, f"{self.name}:{name}")
+
+
+TARGET = Chosen(
     Flavour(
         name="tensorrt",
         modules=("tensorrt",),
-        install="pip install tensorrt (on a Jetson, JetPack brings it: python3-libnvinfer)",
+        install="pip install tensorrt",
         without_gpu=False,
     )
 )

@@ -36,6 +36,7 @@ def test_rooms_import_only_what_they_may() -> None:
         "pipeline.bench.host",
         "pipeline.bench.pixels",
         "pipeline.bench.agent",
+        "pipeline.bench.kit",
         "mipkd.core.records",
         "pipeline.cli",
     ],

@@ -163,6 +163,7 @@ class Built:
     multiple: int
     options: dict[str, str] = field(default_factory=dict)  # given to the runtime when opening
     notes: tuple[str, ...] = ()  # what a reader should know: layers kept float, fallbacks
+    versions: dict[str, str] = field(default_factory=dict)  # of what built it
 
 
 @dataclass(frozen=True)
@@ -211,6 +212,9 @@ class ImageScore:
     ssim_y: float
 
 
+BY_KIT = "kit"  # in the place of a device's address
+
+
 @dataclass(frozen=True)
 class Measurement:
     """One model at one precision, measured on one target."""
@@ -229,6 +233,9 @@ class Measurement:
     simulated: bool = False  # another engine made the pixels, and nothing was timed
     # Power mode, clocks and temperatures of the board, before and while it was measured.
     conditions: dict[str, str] = field(default_factory=dict)
+    # Address of the machine that measured, or `BY_KIT`; "" for the one that ran the pipeline.
+    device: str = ""
+    host: Host | None = None  # that machine, where it is another one
 
 
 @dataclass(frozen=True)
@@ -311,6 +318,7 @@ class Evidence:
     not_measured: tuple[str, ...]  # what a reader might look for and will not find, with why
     warnings: tuple[str, ...] = ()  # what the steps warned of
     plans: tuple[QuantPlan, ...] = ()  # how each target's INT8 was made, where it was searched
+    builts: tuple[Built, ...] = ()  # every model that was built, measured or not
 
 
 @dataclass(frozen=True)

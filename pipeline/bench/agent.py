@@ -3,13 +3,14 @@
     agent probe TARGET...        one JSON object on stdout
     agent work FOLDER            does the job in FOLDER; a JSON line on stdout for each part
 
-It ends itself, and all that it started, when nobody writes to its stdin any more: whoever sent
-the job has gone. Parts that are done stay in FOLDER, and the next start goes on after them. Needs
-Python 3.10, numpy and the runtime.
+It ends itself, and all that it started, when nobody writes to its stdin any more: whoever
+started it has gone. Parts that are done stay in FOLDER, and the next start goes on after them.
+Needs Python 3.10, numpy and the runtime.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -131,7 +132,7 @@ def alone(folder: Path) -> Iterator[None]:
     Raises:
         StageError: another one is at work.
     """
-    with (folder / "lock").open("w") as lock:
+    with (folder / "lock").open("a") as lock:
         until = time.monotonic() + PATIENCE_S + 5
         while True:
             try:
@@ -144,6 +145,9 @@ def alone(folder: Path) -> Iterator[None]:
                         hint="wait for it, or end it on the device",
                     ) from None
                 time.sleep(0.2)
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
         yield
 
 
@@ -167,11 +171,12 @@ def main(arguments: list[str]) -> int:
     """0, or the exit code of what went wrong, told as one JSON object with "error"."""
     logging.basicConfig(level=logging.ERROR, format="%(message)s")  # what matters is in the notes
     try:
+        _end_when_left()
         if arguments[0] == "probe":
             _say({"python": platform.python_version(), "targets": _probed(arguments[1:])})
         else:
-            _end_when_left()
             folder = Path(arguments[1])
+            _say({"pid": os.getpid()})
             with alone(folder):
                 file = work(folder, _say)
             _say({"results": str(file), "sha256": parcel.hash_of(file.read_bytes())})
@@ -179,7 +184,9 @@ def main(arguments: list[str]) -> int:
         _say({"error": error.what, "hint": error.hint, "exit_code": error.exit_code})
         return error.exit_code
     except OSError as error:
-        _say({"error": f"{error.filename or 'system'}: {error.strerror or error}", "hint": ""})
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = "free some space on the device" if full else ""
+        _say({"error": f"{error.filename or 'system'}: {error.strerror or error}", "hint": hint})
         return 5
     return 0
 
@@ -188,7 +195,12 @@ def _probed(names: list[str]) -> dict[str, Any]:
     found = {}
     for name in names:
         with suppress(MipkdError):  # a target that this version does not know is left out
-            found[name] = asdict(tell(find(name)))
+            try:
+                told = tell(find(name))
+            except (ImportError, OSError, RuntimeError) as error:  # a runtime that is broken
+                why = f"{type(error).__name__}: {error}"
+                told = Told(name, why, False, (), {}, describe_host())
+            found[name] = asdict(told)
     return found
 
 

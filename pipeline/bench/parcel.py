@@ -27,7 +27,7 @@ from targets.base import ByteArray, files_of
 
 SCHEMA = 1
 RESULTS, SEAL = "results.json", "seal"
-_JOB = "job.json"
+JOB = "job.json"
 _RETRY = "make the kit anew and run it again on the device"
 
 
@@ -81,7 +81,7 @@ def write_job(
             "files": hashes,
         }
         text = json.dumps(stated, indent=1, sort_keys=True).encode()
-        return _add(parcel, _JOB, text)
+        return _add(parcel, JOB, text)
 
 
 def read_job(folder: Path) -> Job:
@@ -91,7 +91,7 @@ def read_job(folder: Path) -> Job:
         UsageError: a file is missing or changed, or another version wrote it.
     """
     try:
-        text = (folder / _JOB).read_bytes()
+        text = (folder / JOB).read_bytes()
         stated = json.loads(text)
     except (OSError, ValueError) as error:
         raise UsageError(f"job: {folder}: no job in it: {error}", hint=_RETRY) from error
@@ -221,6 +221,11 @@ def _same_schema(where: str, stated: Mapping[str, Any]) -> None:
         raise UsageError(
             f"{where}: its schema is {stated['schema']}, this program reads {SCHEMA}", hint=_RETRY
         )
+
+
+def hash_of_image(image_HWC: ByteArray) -> str:
+    """sha256 of an image's file in a job."""
+    return hash_of(_npy(image_HWC))
 
 
 def _seal(job: str, text: bytes) -> str:

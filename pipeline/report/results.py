@@ -126,6 +126,8 @@ def _measurement(m: Measurement, every: Sequence[Measurement]) -> s.MeasurementR
         notes=list(m.notes),
         invalid_because=m.invalid_because,
         conditions=m.conditions,
+        device=m.device,
+        host=_like(s.HostFacts, m.host) if m.host else None,
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 
 Word = Literal["PASS", "FAIL", "INVALID"]
 
@@ -163,7 +163,7 @@ class ImagesFacts(_Part):
 
 
 class HostFacts(_Part):
-    """The machine that measured."""
+    """A machine."""
 
     id: str
     """Short hash of what decides its speed."""
@@ -281,6 +281,10 @@ class MeasurementResult(_Part):
     """Why nothing here should be believed; empty when it can be."""
     conditions: dict[str, str] = {}
     """Power mode, clocks and temperatures of the board, before and while it was measured."""
+    device: str = ""
+    """Address of the machine that measured, or "kit"; empty for the one that ran the pipeline."""
+    host: HostFacts | None = None
+    """That machine; null where it is `host` of the run."""
 
 
 class FloatLayerResult(_Part):
@@ -387,7 +391,7 @@ class Results(_Part):
     calibration: ImagesFacts | None
     """Patches that the quantisers saw."""
     host: HostFacts
-    """The machine that measured."""
+    """The machine that ran the pipeline, and measured what no other did."""
     measurements: list[MeasurementResult]
     """Every measurement."""
     failures: list[FailureResult]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from mipkd.core.records import BY_KIT
 from pipeline.report.schema import (
     LatencyResult,
     MeasurementResult,
@@ -62,6 +63,18 @@ def main_table(results: Results) -> Table:
         kind = "shipped" if ships else m.kind if m.kind == "reference" else m.role
         rows.append(Row(kind, [*_names(m), *(_medians(m, sizes)), *_speed(m), *_pixels(m)]))
     return Table(head, rows, first=2)
+
+
+def devices(results: Results) -> list[str]:
+    """Which targets were measured on which other machine; none when all were on the run's own."""
+    on: dict[str, list[str]] = {}
+    for m in results.measurements:
+        if m.host:
+            facts = f"{m.host.cpu}, {m.host.cores} cores, {m.host.system}, id {m.host.id}"
+            how = f"{facts} (by a kit)" if m.device == BY_KIT else f"{m.device}: {facts}"
+            targets = on.setdefault(how, [])
+            targets += [m.target] if m.target not in targets else []
+    return [f"{', '.join(targets)} on {device}" for device, targets in on.items()]
 
 
 def latency_table(results: Results) -> Table:

@@ -68,7 +68,7 @@ def _markdown(results: Results) -> str:
 
 def _render(template: str, results: Results, **more: object) -> str:
     found = environment(html=template.endswith(".html.j2"))
-    found.filters["cell"] = _cell
+    found.filters["cell"] = cell
     return found.get_template(template).render(
         r=results,
         w=wording,
@@ -76,6 +76,7 @@ def _render(template: str, results: Results, **more: object) -> str:
         gates=tables.gate_table(results),
         floats=[tables.float_table(plan) for plan in results.plans],
         latencies=tables.latency_table(results),
+        devices=tables.devices(results),
         **more,
     )
 
@@ -92,6 +93,6 @@ def environment(*, html: bool) -> Environment:
     )
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """Text that cannot break out of a cell of a Markdown table."""
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

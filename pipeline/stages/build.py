@@ -1,14 +1,15 @@
 """Convert, and for INT8 quantise, a graph into a target's own format."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from mipkd.core.records import Built, Graph, PatchSet, QuantPlan
+from mipkd.core.records import Built, Graph, PatchSet, QuantPlan, Told
 from pipeline.run import stage
 from targets.base import Tunable, find
 
 
-@stage(version=3)
+@stage(version=4)
 def build(
     precision: str,
     target: str,
@@ -16,10 +17,18 @@ def build(
     calibration: PatchSet | None,
     versions: dict[str, str],
     plan: QuantPlan | None,
+    on: Told | None = None,
+    *,
     out: Path,
 ) -> Built:
-    """`graph` for `target` at `precision`; `versions` only make the step's key."""
+    """`graph` for `target` at `precision`, to run `on` another machine or on this one.
+
+    `versions` are those of this machine, which builds.
+    """
     chosen = find(target)
     if plan is None or plan.fixed:
-        return chosen.build(graph, precision, calibration, out)
-    return cast("Tunable", chosen).build(graph, precision, calibration, out, plan=plan)
+        built = chosen.build(graph, precision, calibration, out, on=on)
+    else:
+        tunable = cast("Tunable", chosen)
+        built = tunable.build(graph, precision, calibration, out, on=on, plan=plan)
+    return replace(built, versions=versions)

@@ -17,10 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mipkd.archs.base import gmacs
 from mipkd.core.errors import MipkdError, UsageError
-from mipkd.core.records import Built, Host, Model, PatchSet
+from mipkd.core.records import Built, Host, Model, PatchSet, Told
 from mipkd.distill import student as students
 from mipkd.export.onnx import export
+from pipeline.bench import parcel
 from pipeline.bench.latency import BenchSettings, compare
+from pipeline.device.device import Device
 from pipeline.run import stage
 from targets.base import Target, find
 
@@ -71,10 +73,16 @@ def fit(
     patches: PatchSet,
     versions: dict[str, str],
     host: Host,
+    told: Told | None = None,
+    device: Device | None = None,
+    *,
     out: Path,
 ) -> tuple[Candidate, ...]:
-    """Candidates smaller than the teacher, the least first, until one is hopelessly slow;
-    `versions` and `host` only make the step's key."""
+    """Candidates smaller than the teacher, the least first, until one is hopelessly slow.
+
+    They are timed on `device`, which told of the target, or else here. `versions` and `host`
+    only make the step's key.
+    """
     chosen = find(target)
     found = []
     for cost, spec in _by_cost(config, teacher):
@@ -85,14 +93,19 @@ def fit(
         graph = export(
             arch.make(hyper).eval(), out=folder, metadata={}, role="student", family=arch.name
         )
-        timed = {}
+        timed, builts = {}, []
         for precision in precisions:
             try:
                 calibration = patches if precision == "int8" else None
-                built = chosen.build(graph, precision, calibration, folder / precision)
-                timed[precision] = _p50_s(chosen, built, config.size)
+                built = chosen.build(graph, precision, calibration, folder / precision, on=told)
+                if device:
+                    builts.append(built)
+                else:
+                    timed[precision] = _p50_s(chosen, built, config.size)
             except MipkdError as error:
                 log.warning("%s %s %s: %s", target, spec, precision, error.what)
+        if device and told and builts:
+            timed = _p50s_there(device, told, builts, config.size, folder)
         if timed:
             fastest = min(timed, key=lambda p: timed[p])
             ms = timed[fastest] * 1e3
@@ -143,6 +156,25 @@ def _by_cost(config: FitConfig, teacher: Model) -> list[tuple[float, str]]:
 
 def _p50_s(target: Target, built: Built, size: tuple[int, int]) -> float:
     with closing(target.open(built)) as session:
-        settings = BenchSettings(sizes=(size,), min_time_s=0.5, max_time_s=5.0, attempts=1)
+        settings = _settings(size)
         found = compare({"it": session}, size, settings, multiples={"it": built.multiple})["it"]
     return statistics.median(found.samples_s)
+
+
+def _p50s_there(
+    device: Device, told: Told, builts: Sequence[Built], size: tuple[int, int], folder: Path
+) -> dict[str, float]:
+    """By precision, on a device."""
+    job = folder / "job.zip"
+    id = parcel.write_job(job, told.target, builts, (), _settings(size))
+    results, _ = parcel.read_results(device.carry_out(job, id, told, folder))
+    return {
+        built.precision: statistics.median(one.samples_s)
+        for built, latencies in zip(builts, results.done.latencies, strict=True)
+        for one in latencies
+        if one.samples_s
+    }
+
+
+def _settings(size: tuple[int, int]) -> BenchSettings:
+    return BenchSettings(sizes=(size,), min_time_s=0.5, max_time_s=5.0, attempts=1)

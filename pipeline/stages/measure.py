@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from mipkd.core.records import Built, Host, ImageScore, Measurement, TestSet
+from mipkd.core.errors import StageError
+from mipkd.core.records import Built, Host, ImageScore, Measurement, TestSet, Told
 from mipkd.distill.data import load_tests
-from pipeline.bench.job import carry_out, name_of
+from pipeline.bench import parcel
+from pipeline.bench.job import Done, carry_out, name_of
 from pipeline.bench.latency import BenchSettings
 from pipeline.bench.pixels import score_image
+from pipeline.device.device import Device
 from pipeline.run import stage
 from targets.base import ByteArray, find
 
@@ -30,10 +34,59 @@ def measure(
     scored = Scored(tests, out)
     images = ((name, lr_HWC) for name, lr_HWC, _ in load_tests(tests))
     done = carry_out(chosen, builts, images, config, scored.take)
+    return measurements(builts, done, scored, versions, simulated=chosen.simulated)
+
+
+@stage(version=1)
+def measure_there(
+    config: BenchSettings,
+    told: Told,
+    builts: tuple[Built, ...],
+    tests: TestSet,
+    device: Device,
+    out: Path,
+) -> tuple[Measurement, ...]:
+    """The same on a device that told of a target: its pixels come back and are scored here."""
+    job, images = out / "job.zip", [(name, lr_HWC) for name, lr_HWC, _ in load_tests(tests)]
+    id = parcel.write_job(job, told.target, builts, images, config)
+    file = device.carry_out(job, id, told, out)
+    results, outputs = parcel.read_results(file)
+    if results.job != id or results.told != told:
+        raise StageError(
+            f"{device.address}: it changed while it measured: {told.target} is not what it was",
+            hint="run the same command again",
+        )
+    scored = Scored(tests, out)
+    for (model, image), sr_HWC in sorted(outputs.items()):
+        scored.take(builts[model], images[image][0], sr_HWC)
+    for parcelled in (job, file):
+        parcelled.unlink()
+    return measurements(
+        builts,
+        results.done,
+        scored,
+        results.told.versions,
+        simulated=results.told.simulated,
+        device=str(device.address),
+        host=results.told.host,
+    )
+
+
+def measurements(
+    builts: Sequence[Built],
+    done: Done,
+    scored: Scored,
+    versions: dict[str, str],
+    *,
+    simulated: bool,
+    device: str = "",
+    host: Host | None = None,
+) -> tuple[Measurement, ...]:
+    """What came of a job, one record a model; `device` and `host` where it was done elsewhere."""
     return tuple(
         Measurement(
             role=built.role,
-            target=target,
+            target=built.target,
             precision=built.precision,
             size_bytes=built.size_bytes,
             latencies=found,
@@ -44,7 +97,9 @@ def measure(
             invalid_because=done.invalid_because,
             conditions=done.conditions,
             file=built.file,
-            simulated=chosen.simulated,
+            simulated=simulated,
+            device=device,
+            host=host,
         )
         for built, found in zip(builts, done.latencies, strict=True)
     )

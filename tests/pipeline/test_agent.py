@@ -128,7 +128,9 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 
 
 def test_the_program_says_what_it_can_and_what_it_did(job: Path) -> None:
-    told = json.loads(start("probe", "cpu", "null", "nonsense").communicate()[0])
+    with start("probe", "cpu", "null", "nonsense") as process:
+        assert process.stdout
+        told = json.loads(process.stdout.read())
     assert set(told["targets"]) == {"cpu", "null"}
     assert parcel.as_told(told["targets"]["cpu"]).precisions[0] == "fp32"
     with start("work", str(job)) as process:

@@ -187,14 +187,16 @@ def test_a_model_of_another_scale(teacher: Path, photos: Path, tmp_path: Path) -
 def test_a_wrong_word_gets_the_nearest_right_one(
     teacher: Path,
     photos: Path,
+    shown: Path,
     tmp_path: Path,
     words: tuple[str, ...],
     code: int,
     what: str,
     hint: str,
 ) -> None:
-    command = ("run", "--teacher", teacher, "--data", photos, "--val", photos, "--target", "null")
-    got, _, err = ended(*command, "--out", tmp_path / "run", "--set", "distill.patch=16", *words)
+    command = ("run", "--teacher", teacher, "--data", photos, "--val", shown, "--target", "null")
+    small = ("--set", "distill.patch=16", "--set", "calibrate.size=16")
+    got, _, err = ended(*command, "--out", tmp_path / "run", *small, *words)
     assert got == code
     assert what in err
     assert hint in err

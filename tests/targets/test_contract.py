@@ -201,6 +201,7 @@ def test_importing_all_targets_loads_no_runtime(tmp_path: Path) -> None:
     ("name", "runtime"),
     [
         ("cpu", "onnxruntime"),
+        ("jetson", "onnxruntime"),
         ("openvino", "openvino"),
         ("null", "numpy"),
         ("tensorrt_rtx", "onnxruntime"),

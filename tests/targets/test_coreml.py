@@ -18,25 +18,25 @@ from torch import nn
 from mipkd.archs.base import SRNet
 from mipkd.core import plugins
 from mipkd.core.errors import MipkdError, StageError, UnsupportedError, UsageError
-from mipkd.core.images import psnr_y, read_rgb
-from mipkd.core.records import Built, Graph
+from mipkd.core.images import crop_to_multiple, downscale, psnr_y, read_rgb
+from mipkd.core.records import Built, Graph, PatchSet
 from mipkd.core.samples import sample_photos
 from mipkd.distill.data import load_tests, prepare_tests
 from mipkd.distill.teacher import TeacherOptions, describe, identify, save
-from targets.base import upscale
+from targets.base import find, upscale
 from targets.coreml import TARGET
 
 pytestmark = pytest.mark.skipif(bool(TARGET.why_not()), reason=TARGET.why_not() or "-")
 ROOT = Path(__file__).resolve().parents[2]
-PRECISIONS = ("fp32", "fp16", "w8")
+PRECISIONS = ("fp32", "fp16", "w8", "int8")
 SIZES = {
     "edsr": {"channels": 16, "blocks": 2},
     "rcan": {"channels": 16, "groups": 2, "blocks": 2},
     "swinir": {"channels": 24, "groups": 1, "layers": 2, "heads": 4},
 }
-WORST = {"fp32": 2e-6, "fp16": 4e-3, "w8": 4e-2}  # of a pixel in [0, 1]
+WORST = {"fp32": 2e-6, "fp16": 4e-3, "w8": 4e-2, "int8": 8e-2}  # of a pixel in [0, 1]
 STEPS = 40
-PSNR_BOUNDS_DB = {"fp32": 0.01, "fp16": 0.02, "w8": 0.05}
+PSNR_BOUNDS_DB = {"fp32": 0.01, "fp16": 0.02, "w8": 0.05, "int8": 0.05}
 
 
 @dataclass(frozen=True)
@@ -113,14 +113,26 @@ def subjects(folder: Path) -> dict[str, Subject]:
 
 
 @pytest.fixture(scope="module")
-def package(subjects: dict[str, Subject], folder: Path) -> Callable[[str, str], Built]:
+def patches(folder: Path) -> PatchSet:
+    """24 patches of 48x48 LR pixels, halved sample photos."""
+    photos = [downscale(crop_to_multiple(read_rgb(f), 2), 2) for f in sample_photos()[:4]]
+    corners = [(t, x) for t in (0, 48) for x in (0, 48, 96)]
+    found = [p[t : t + 48, x : x + 48] for p in photos for t, x in corners]
+    np.save(folder / "patches.npy", np.stack(found))
+    return PatchSet(folder / "patches.npy", "", "samples", len(found), (48, 48))
+
+
+@pytest.fixture(scope="module")
+def package(
+    subjects: dict[str, Subject], patches: PatchSet, folder: Path
+) -> Callable[[str, str], Built]:
     made: dict[tuple[str, str], Built] = {}
 
     def build(family: str, precision: str) -> Built:
         key = (family, precision)
         if key not in made:
             out = folder / family / precision
-            made[key] = TARGET.build(subjects[family].graph, precision, None, out)
+            made[key] = TARGET.build(subjects[family].graph, precision, patches, out)
         return made[key]
 
     return build
@@ -217,7 +229,7 @@ def test_on_set5_simulated_psnr_is_torchs(
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_trained_edsr_keeps_its_psnr_on_set5(
-    precision: str, assets: Path, tmp_path: Path
+    precision: str, assets: Path, patches: PatchSet, tmp_path: Path
 ) -> None:
     model, net = identify(
         ROOT / "pipeline/presets/teacher_x2.safetensors", role="student", options=TeacherOptions()
@@ -226,7 +238,7 @@ def test_a_trained_edsr_keeps_its_psnr_on_set5(
     of_torch = mean_psnr_db(TorchSession(net), pairs, net)
     assert of_torch > 36
     graph = graph_of(net, "edsr", tmp_path, model)
-    with closing(TARGET.open(TARGET.build(graph, precision, None, tmp_path / "out"))) as session:
+    with closing(TARGET.open(TARGET.build(graph, precision, patches, tmp_path / "out"))) as session:
         drop = of_torch - mean_psnr_db(session, pairs, net)
     assert abs(drop) < PSNR_BOUNDS_DB[precision]
 
@@ -378,6 +390,30 @@ def test_compute_units_are_checked_before_anything_is_opened(tmp_path: Path) -> 
     with pytest.raises(MipkdError, match="no compute units 'TPU'") as caught:
         TARGET.open(built)
     assert "CPU_AND_NE" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "units"), [("cpu", "CPU_ONLY"), ("gpu", "CPU_AND_GPU"), ("ane", "CPU_AND_NE")]
+)
+def test_a_variant_is_the_same_package_for_some_compute_units(
+    name: str, units: str, subjects: dict[str, Subject], tmp_path: Path
+) -> None:
+    variant = find(f"coreml:{name}")
+    assert (variant.name, variant.simulated) == (f"coreml:{name}", TARGET.simulated)
+    built = variant.build(subjects["edsr"].graph, "fp16", None, tmp_path / name)
+    plain = TARGET.build(subjects["edsr"].graph, "fp16", None, tmp_path / "plain")
+    assert built.target == f"coreml:{name}"
+    assert (built.options["compute_units"], plain.options["compute_units"]) == (units, "ALL")
+    files = [f.relative_to(plain.file) for f in plain.file.rglob("*") if f.is_file()]
+    assert all((plain.file / f).read_bytes() == (built.file / f).read_bytes() for f in files)
+    with closing(variant.open(built)) as session:
+        assert session.run(noise(16, 24)).shape == (1, 3, 32, 48)
+
+
+def test_an_unknown_variant_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UsageError, match="coreml: unknown variant 'npu'") as caught:
+        find("coreml:npu")
+    assert "ane, cpu, gpu" in caught.value.hint
 
 
 def test_only_a_mac_measures() -> None:

@@ -162,8 +162,9 @@ def test_fixed_shapes_are_compiled_once_each_and_the_oldest_dropped(
 
 def test_fixed_shapes_give_the_same_pixels(thirds: Graph, tmp_path: Path) -> None:
     built = TARGET.build(thirds, "fp32", None, tmp_path / "out")
-    fixed = replace(built, options={**built.options, SHAPES: "fixed"})
-    with closing(TARGET.open(built)) as one, closing(TARGET.open(fixed)) as other:
+    assert built.options[SHAPES] == "fixed"
+    of_any = replace(built, options={k: v for k, v in built.options.items() if k != SHAPES})
+    with closing(TARGET.open(built)) as one, closing(TARGET.open(of_any)) as other:
         for size in ((8, 12), (9, 7), (8, 12)):
             np.testing.assert_allclose(one.run(image(*size)), other.run(image(*size)), rtol=2e-6)
 
@@ -195,7 +196,8 @@ def test_auto_runs_every_frame_on_the_device_it_has_chosen(thirds: Graph, tmp_pa
     built = find("openvino:auto").build(thirds, "fp32", None, tmp_path / "out")
     assert built.options["ENABLE_STARTUP_FALLBACK"] == "NO"
     model = _ov.core().compile_model(str(built.file), "AUTO", built.options)
-    assert model.get_property("EXECUTION_DEVICES") == [_ov.chosen_by_auto()]
+    (ran_on,) = model.get_property("EXECUTION_DEVICES")
+    assert ran_on.partition(".")[0] == _ov.chosen_by_auto().partition(".")[0]
 
 
 def test_a_machine_without_openvino_is_told_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

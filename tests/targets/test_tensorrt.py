@@ -213,11 +213,13 @@ def test_an_engine_is_built_once_for_a_graph_a_profile_and_a_machine(
 ) -> None:
     trt, model = TARGET._flavour.load(), graphs["edsr"].file.read_bytes()
     profile = _trt.Profile.of(8)
-    plan = _trt.engine(trt, model, profile, cache=tmp_path)
+    plan = _trt.engine(trt, model, profile, caches=[tmp_path])
     (file,) = tmp_path.glob("*.plan")
     assert file.read_bytes() == plan
     file.write_bytes(b"from the cache")
-    assert _trt.engine(trt, model, profile, cache=tmp_path) == b"from the cache"
+    beside = tmp_path / "beside"
+    assert _trt.engine(trt, model, profile, caches=[beside, tmp_path]) == b"from the cache"
+    assert (beside / file.name).read_bytes() == b"from the cache"
     keys = {_trt.key(trt, m, p) for m in (model, b"other") for p in (profile, _trt.Profile.of(7))}
     assert len(keys) == 4
 
@@ -238,7 +240,8 @@ def test_profiles_are_multiples_of_what_the_graph_takes() -> None:
 @no_gpu
 def test_without_a_gpu_rtx_simulates_and_tensorrt_says_what_it_lacks() -> None:
     assert (TARGET.simulated, TENSORRT.simulated) == (True, False)
-    assert "no NVIDIA GPU and driver found" in TENSORRT.why_not()
+    assert "no NVIDIA GPU and driver found; sudo ubuntu-drivers install" in TENSORRT.why_not()
+    assert "tensorrt is not installed; pip install tensorrt; and" in TENSORRT.why_not()
 
 
 def test_a_missing_package_is_named_with_its_cure() -> None:

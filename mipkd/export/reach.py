@@ -1,0 +1,105 @@
+"""How far around a pixel a graph looks: what a tile needs beside it to come out as in the whole."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_DEFAULT = 32  # LR pixels, where no number makes tiles exact
+_RESIZE_TAPS = 2  # pixels that a cubic kernel reads to either side
+_WHOLE = {"GlobalAveragePool", "GlobalMaxPool"}
+_REDUCED = {"ReduceMean", "ReduceMax", "ReduceSum"}
+
+
+@dataclass(frozen=True)
+class Reach:
+    """LR pixels to either side, and why tiles are not exact even so; "" when they are."""
+
+    pixels: int
+    inexact_because: str = ""
+
+
+@dataclass(frozen=True)
+class _At:
+    """Of one tensor: LR pixels seen to either side, and its own pixels for each LR pixel."""
+
+    radius: float
+    finer: float
+
+
+def reach(file: Path) -> Reach:
+    """The reach of an ONNX graph with one image in and one out, NCHW."""
+    import onnx
+
+    graph = onnx.load(file, load_external_data=False).graph
+    shapes = {t.name: tuple(t.dims) for t in graph.initializer}
+    constants = _constants(graph)
+    image = next(i.name for i in graph.input if i.name not in shapes)
+    seen, why = {image: _At(0.0, 1.0)}, dict[str, None]()
+    for node in graph.node:
+        inputs = [seen[name] for name in node.input if name in seen]
+        if not inputs:
+            continue
+        here = _At(max(i.radius for i in inputs), max(i.finer for i in inputs))
+        if len(inputs) > 1 and node.op_type == "MatMul":
+            why["attention: its windows look further than a tile's margin"] = None
+        if node.op_type in _WHOLE or _reduces_space(node, constants):
+            why["global pooling: it looks at the whole image"] = None
+            continue  # a figure of the whole image has no place in it
+        here = _after(node, here, shapes, constants)
+        if here.finer < 1:
+            why["pooling to a coarser grid: it depends on where the grid begins"] = None
+        for name in node.output:
+            seen[name] = here
+    found = math.ceil(seen[graph.output[0].name].radius)
+    if why:
+        return Reach(_DEFAULT, "; ".join(why))
+    return Reach(found)
+
+
+def _after(node: Any, at: _At, shapes: dict[str, Any], constants: dict[str, Any]) -> _At:
+    facts = {a.name: a for a in node.attribute}
+    kind = node.op_type
+    if kind in ("Conv", "ConvTranspose", "MaxPool", "AveragePool"):
+        kernel = _ints(facts, "kernel_shape") or shapes.get(node.input[1], ())[2:]
+        dilation = _ints(facts, "dilations") or [1] * len(kernel)
+        stride = max(_ints(facts, "strides") or [1])
+        finer = at.finer * stride if kind == "ConvTranspose" else at.finer
+        side = max(((k - 1) * d / 2 for k, d in zip(kernel, dilation, strict=False)), default=0)
+        radius = at.radius + side / finer
+        return _At(radius, finer if kind == "ConvTranspose" else finer / stride)
+    if kind == "DepthToSpace":
+        return _At(at.radius, at.finer * facts["blocksize"].i)
+    if kind == "SpaceToDepth":
+        return _At(at.radius, at.finer / facts["blocksize"].i)
+    if kind in ("Resize", "Upsample"):
+        factors = [constants[name] for name in node.input[1:] if name in constants]
+        factor = max((float(max(f.ravel())) for f in factors if f.size == 4), default=1.0)
+        radius = at.radius + _RESIZE_TAPS / at.finer
+        return _At(radius, max(1.0, at.finer) if at.finer < 1 else at.finer * factor)
+    return at
+
+
+def _ints(facts: dict[str, Any], name: str) -> list[int]:
+    return list(facts[name].ints) if name in facts else []
+
+
+def _reduces_space(node: Any, constants: dict[str, Any]) -> bool:
+    if node.op_type not in _REDUCED:
+        return False
+    stated = next((list(a.ints) for a in node.attribute if a.name == "axes"), None)
+    if stated is None and len(node.input) > 1 and node.input[1] in constants:
+        stated = constants[node.input[1]].ravel().tolist()
+    return stated is None or {2, 3} <= {axis % 4 for axis in stated}
+
+
+def _constants(graph: Any) -> dict[str, Any]:
+    from onnx import numpy_helper
+
+    found = {t.name: numpy_helper.to_array(t) for t in graph.initializer if len(t.dims) <= 1}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            found[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+    return found

@@ -1,0 +1,133 @@
+"""Make a kit: one file with the device's program and the job of one target."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from pydantic import TypeAdapter
+
+from mipkd.core.errors import UsageError, nearest
+from mipkd.core.images import read_rgb
+from mipkd.core.records import Built, Evidence
+from pipeline.bench import kit, parcel
+from pipeline.bench.job import Image
+from pipeline.bench.latency import BenchSettings
+from pipeline.bundle import manifest
+from pipeline.bundle.golden import lr_file
+from pipeline.bundle.provenance import PROVENANCE
+from pipeline.device.source import agent_bytes
+from pipeline.run import EVIDENCE, Run, as_stage_error
+from targets.base import files_of
+
+
+@dataclass(frozen=True)
+class Kit:
+    """A kit's file, and what it holds."""
+
+    file: Path
+    models: tuple[str, ...]
+    images: int
+    whole: bool  # with the run's test images and teacher, not the golden images alone
+
+
+def make_kit(bundle: Path, target: str, out: Path) -> Kit:
+    """Write the kit of a bundle's models for `target`.
+
+    With the bundle's run around it, the teacher and every test image go along too.
+
+    Raises:
+        UsageError: no bundle, a changed one, or it has no model for the target.
+        StageError: the file cannot be written.
+    """
+    stated = manifest.read(bundle)
+    wrong = manifest.problems(bundle, stated)
+    if wrong:
+        raise UsageError(
+            f"{bundle}: {wrong[0].file} is {wrong[0].what}", hint="see all: mipkd-pipeline verify"
+        )
+    models = [model.built(bundle) for model in stated.models if model.target == target]
+    if not models:
+        known = {model.target for model in stated.models}
+        raise UsageError(f"{bundle}: no model for {target!r}", hint=nearest(target, known))
+    run = run_around(bundle, models)
+    teachers = [b for b in run.builts if (b.role, b.target) == ("teacher", target)] if run else []
+    builts = [*models, *(b for b in teachers if b.file.exists())]
+    images = list(_tests(run) if run else _golden(bundle))
+    data = _packed(stated.name, target, builts, images, settings_of(bundle))
+    try:
+        _write(out, data)
+    except OSError as error:
+        raise as_stage_error("kit", error) from error
+    names = tuple(f"{built.role} {built.precision}" for built in builts)
+    return Kit(out, names, len(images), run is not None)
+
+
+def kit_name(target: str) -> str:
+    """How a target's kit is called."""
+    return f"kit-{target}.pyz".replace(":", "-")
+
+
+def run_around(bundle: Path, models: list[Built]) -> Evidence | None:
+    """The run that a bundle lies in, if its models are still those of the bundle."""
+    try:
+        found = Run(bundle.resolve().parent).kept(EVIDENCE, Evidence)
+    except (OSError, ValueError):
+        return None
+    theirs = {(b.target, b.precision): b for b in found.builts if b.role == "student"}
+    for model in models:
+        built = theirs.get((model.target, model.precision))
+        if not built or not built.file.exists() or contents(built) != contents(model):
+            return None
+    return found if all(lr_file(found.tests, n).is_file() for n in found.tests.images) else None
+
+
+def contents(built: Built) -> dict[str, str]:
+    """Name within its folder, and hash, of each of a model's files."""
+    root = built.file.parent
+    return {
+        part.relative_to(root).as_posix(): parcel.hash_of(part.read_bytes())
+        for part in files_of(built)
+    }
+
+
+def _packed(
+    run: str, target: str, builts: list[Built], images: list[Image], settings: BenchSettings
+) -> bytes:
+    with TemporaryDirectory() as scratch:
+        file = Path(scratch) / "job.zip"
+        parcel.write_job(file, target, builts, images, settings)
+        with zipfile.ZipFile(io.BytesIO(file.read_bytes())) as job:
+            more = {kit.JOB + name: job.read(name) for name in job.namelist()}
+    more[kit.ABOUT] = json.dumps({"run": run, "target": target}).encode()
+    return agent_bytes(more=more, main="pipeline.bench.kit")
+
+
+def _write(out: Path, data: bytes) -> None:
+    partial = out.with_name(out.name + ".partial")
+    try:
+        partial.write_bytes(data)
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _tests(run: Evidence) -> Iterator[Image]:
+    for name in run.tests.images:
+        yield name, read_rgb(lr_file(run.tests, name))
+
+
+def _golden(bundle: Path) -> Iterator[Image]:
+    for file in sorted((bundle / "golden" / "lr").glob("*.png")):
+        yield file.stem, read_rgb(file)
+
+
+def settings_of(bundle: Path) -> BenchSettings:
+    """How the run measured."""
+    config = json.loads((bundle / PROVENANCE).read_text())["config"]
+    return TypeAdapter(BenchSettings).validate_python(config["bench"])

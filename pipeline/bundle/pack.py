@@ -1,0 +1,103 @@
+"""Write the bundle of a finished run, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from mipkd.core.errors import MissingError
+from mipkd.core.records import Built, Evidence, Measurement
+from mipkd.export.reach import Reach, reach
+from pipeline.bundle import manifest
+from pipeline.bundle.card import card
+from pipeline.bundle.figures import write_figures
+from pipeline.bundle.golden import BundleConfig, copy_golden
+from pipeline.bundle.provenance import PROVENANCE, provenance
+from pipeline.report.results import collect
+from pipeline.report.write import replace_folder
+from pipeline.run import as_stage_error, program_version
+from targets.base import files_of
+
+
+def pack(evidence: Evidence, config: BundleConfig, out: Path) -> Path:
+    """Write the bundle into the folder `out`; an earlier one there is replaced at the end.
+
+    Raises:
+        StageError: the disk is full, or a file of the run is gone.
+    """
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        _fill(evidence, config, partial)
+        replace_folder(out, partial)
+    except OSError as error:
+        raise as_stage_error("bundle", error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return out
+
+
+def students(evidence: Evidence) -> list[Built]:
+    """The student's models, one of a target and precision."""
+    found = {(b.target, b.precision): b for b in evidence.builts if b.role == "student"}
+    return list(found.values())
+
+
+def _fill(evidence: Evidence, config: BundleConfig, out: Path) -> None:
+    around = reach(evidence.graph.file)
+    models = tuple(_copied(built, evidence, around, out) for built in students(evidence))
+    golden = copy_golden(evidence.tests, evidence.measurements, config, out)
+    write_figures(evidence.measurements, evidence.host, out)
+    stated = provenance(evidence, program_version())
+    (out / PROVENANCE).write_text(json.dumps(stated, indent=1, sort_keys=True))
+    (out / "README.md").write_text(card(evidence, collect(evidence, out), models, golden[0]))
+    manifest.write(
+        manifest.Manifest(
+            schema=manifest.SCHEMA,
+            name=evidence.name,
+            created=evidence.created,
+            program=program_version(),
+            scale=evidence.graph.scale,
+            multiple=evidence.graph.multiple,
+            models=models,
+            files=manifest.listed(out),
+        ),
+        out,
+    )
+
+
+def _copied(built: Built, evidence: Evidence, around: Reach, out: Path) -> manifest.Model:
+    """A model's files, laid into the bundle."""
+    home = f"model/{manifest.name_of(built.target, built.precision)}"
+    parts = files_of(built) if built.file.exists() else []
+    if not parts:
+        raise MissingError(
+            f"bundle: {built.file} is gone", hint="delete the run's folder build/ and run again"
+        )
+    for part in parts:
+        file = out / home / part.relative_to(built.file.parent)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(part, file)
+    m = _measured(built, evidence)
+    return manifest.Model(
+        target=built.target,
+        precision=built.precision,
+        kind="not measured" if m is None else "simulated" if m.simulated else "measured",
+        file=f"{home}/{built.file.name}",
+        size_bytes=built.size_bytes,
+        scale=built.scale,
+        multiple=built.multiple,
+        options=built.options,
+        notes=built.notes,
+        versions=built.versions,
+        margin=around.pixels,
+        inexact_because=around.inexact_because,
+    )
+
+
+def _measured(built: Built, evidence: Evidence) -> Measurement | None:
+    wanted = (built.role, built.target, built.precision)
+    found = (m for m in evidence.measurements if (m.role, m.target, m.precision) == wanted)
+    return next(found, None)

@@ -1,0 +1,278 @@
+"""The commands that work on bundles: upscale, verify, bench, check, kit, collect."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from pydantic_core import to_jsonable_python
+from rich.console import Console
+from rich.table import Table
+
+from mipkd.core.errors import MissingError, StageError
+from mipkd.core.records import Outcome
+from pipeline.terminal import EXIT, Verbose, set_logging
+
+if TYPE_CHECKING:
+    from pipeline.bundle.replay import Replayed
+    from pipeline.bundle.timing import Timed
+
+Bundle = Annotated[Path, typer.Argument(help="Folder bundle/ of a finished run.")]
+_WIDTH = 110  # of tables where the terminal is narrower or none
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    for command in (upscale, verify, bench, check, kit, collect):
+        app.command()(command)
+
+
+def upscale(
+    bundle: Bundle,
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the results, PNG.")],
+    target: Annotated[str | None, typer.Option(help="Default: what the run recommends.")] = None,
+    precision: Annotated[str | None, typer.Option(help="Default: what the run recommends.")] = None,
+    memory: Annotated[float, typer.Option(help="GiB that the program may hold.", min=0.5)] = 2.0,
+    tile: Annotated[
+        int | None, typer.Option(help="LR pixels a side of a tile; default: what fits.", min=1)
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Upscale pictures of any size with a bundle's model."""
+    set_logging(verbose)
+    from rich.progress import Progress
+
+    from pipeline import upscale as work
+
+    files = work.pictures(images)
+    model = work.chosen(bundle, target, precision)
+    typer.echo(f"{model.target} {model.precision}, x{model.scale}, {work.told_of_tiles(model)}")
+    failed = 0
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("rows")
+        made = work.upscale_all(
+            bundle,
+            model,
+            files,
+            out,
+            memory_bytes=int(memory * 2**30),
+            side=tile,
+            tell=lambda done, whole: bar.update(task, completed=done, total=whole),
+        )
+        for one in made:
+            if one.file is None:
+                failed += 1
+                typer.echo(f"FAILED  {one.why}", err=True)
+            else:
+                rate = one.seconds / one.megapixels
+                typer.echo(f"{one.file}  {one.seconds:.1f} s, {rate:.2f} s a megapixel")
+                if one.levels is not None:
+                    typer.echo(f"tiles are up to {one.levels} levels from one piece, on a part")
+    if failed:
+        raise StageError(f"upscale: {failed} of {len(files)} images failed")
+
+
+def verify(bundle: Bundle, verbose: Verbose = False) -> None:
+    """Check a bundle's files, then replay its golden images here."""
+    set_logging(verbose)
+    from pipeline.bundle import manifest
+    from pipeline.bundle.replay import replay
+
+    stated = manifest.read(bundle)
+    wrong = manifest.problems(bundle, stated)
+    for problem in wrong:
+        typer.echo(f"{problem.what.upper()}  {problem.file}")
+    good = len(stated.files) - sum(problem.file in stated.files for problem in wrong)
+    typer.echo(f"files: {good} of {len(stated.files)} are as they were written")
+    well, ran = True, 0
+    for one in replay(bundle, stated, wrong):
+        name = f"{one.model.target} {one.model.precision}"
+        well = well and one.well
+        if one.failed:
+            typer.echo(f"FAILED  {name}: {one.failed}")
+        elif one.why_not:
+            typer.echo(f"not replayed  {name}: {one.why_not}")
+        else:
+            ran += 1
+            typer.echo(f"{'same' if one.well else 'DIFFERS'}  {name}: {_apart(one)}")
+    typer.echo(f"replayed: {ran} of {len(stated.models)} models on this machine")
+    if wrong or not well:
+        typer.echo("verify: FAIL")
+        raise typer.Exit(EXIT[Outcome.FAIL])
+    typer.echo("verify: PASS")
+
+
+def bench(
+    bundle: Bundle,
+    target: Annotated[
+        str | None, typer.Option(help="Targets, separated by commas; default all in the bundle.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Measure on ssh://[user@]host[:port], not here.")
+    ] = None,
+    as_json: Annotated[
+        Path | None, typer.Option("--json", help="Write all samples into this file.")
+    ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Settings of [bench] and [device]: bench.min_time_s=5."),
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Measure a bundle's models on this machine or on a device."""
+    set_logging(verbose)
+    from pipeline.bundle import manifest
+    from pipeline.bundle.kit import settings_of
+    from pipeline.bundle.timing import time_bundle
+    from pipeline.config import load
+    from pipeline.device.device import reached
+
+    stated = manifest.read(bundle)
+    wanted = [name.strip() for name in (target or "").split(",") if name.strip()]
+    flags = {"bench": asdict(settings_of(bundle)), "device": {"address": device}}
+    config = load(flags, sets=sets or ())
+    with reached(config.device) as there:
+        found = time_bundle(bundle, stated, wanted, config.bench, there)
+    table = Table("target", "precision", "size MB", "LR", "p50 ms", "p90 ms", "samples")
+    for model in found.models:
+        head = (model.target, model.precision, f"{model.size_bytes / 1e6:.2f}")
+        if model.why_not:
+            table.add_row(*head, "", "not measured", "", "")
+        for one in model.latencies:
+            doubt = model.invalid_because or one.invalid_because
+            table.add_row(*head, f"{one.size[1]}x{one.size[0]}", *_figures(one.samples_s, doubt))
+    console = Console()
+    Console(width=max(console.width, _WIDTH)).print(table)
+    typer.echo(f"on {found.host.cpu}, {found.host.cores} cores")
+    for line in dict.fromkeys(_remarks(found.models)):
+        typer.echo(line)
+    if as_json:
+        as_json.write_text(json.dumps({"schema": 1, **to_jsonable_python(found)}, indent=1))
+    if all(model.why_not for model in found.models):
+        raise MissingError(f"bench: nothing could be measured on {device or 'this machine'}")
+    if any(model.invalid for model in found.models):
+        raise typer.Exit(EXIT[Outcome.INVALID])
+
+
+def check(bundle: Bundle, verbose: Verbose = False) -> None:
+    """Judge a bundle's figures by its own gates; nothing runs."""
+    set_logging(verbose)
+    from pipeline.bundle.check import check as checked
+    from pipeline.summary import told
+
+    found = checked(bundle)
+    for problem in found.problems:
+        typer.echo(f"{problem.what.upper()}  {problem.file}")
+    for gate in found.gates:
+        typer.echo(f"{gate.outcome.value:<8}{told(gate)}")
+    typer.echo(f"check: {found.outcome.value}")
+    raise typer.Exit(EXIT[found.outcome])
+
+
+def kit(
+    bundle: Bundle,
+    target: Annotated[str, typer.Option(help="The target whose models go along.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Default kit-TARGET.pyz here.")
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Make one file that measures on a device out of reach."""
+    set_logging(verbose)
+    from pipeline.bundle.kit import kit_name, make_kit
+
+    made = make_kit(bundle, target, out or Path(kit_name(target)))
+    typer.echo(f"kit: {made.file} ({made.file.stat().st_size / 1e6:.1f} MB)")
+    typer.echo(f"models: {', '.join(made.models)}; {made.images} images")
+    if not made.whole:
+        typer.echo("the run is not beside the bundle: golden images only, and no teacher")
+    typer.echo(three_steps(made.file, bundle.resolve().parent if made.whole else None))
+
+
+def collect(
+    results: Annotated[Path, typer.Argument(help="results.zip that a kit wrote.")],
+    run: Annotated[Path, typer.Argument(help="Folder of the run that the kit is of.")],
+    verbose: Verbose = False,
+) -> None:
+    """Take a kit's results into its run; judge and report anew."""
+    set_logging(verbose)
+    from pipeline.conclude import bundle_folder, report_folder
+    from pipeline.conclude import collect as collected
+    from pipeline.summary import summary
+
+    brought, evidence = collected(results, run)
+    host = next(m.host for m in brought.measurements if m.host)
+    console = Console()
+    Console(width=max(console.width, _WIDTH)).print(summary(evidence))
+    typer.echo(f"{brought.target}: measured on {host.cpu}, {host.cores} cores ({host.system})")
+    typer.echo(f"report: {report_folder(run) / 'index.html'}")
+    typer.echo(f"bundle: {bundle_folder(run)}")
+    raise typer.Exit(EXIT[evidence.verdict.outcome])
+
+
+def tell_kits(run: Path, targets: list[str]) -> None:
+    """Which targets of a run were not measured, and how their devices can do it."""
+    from pipeline.bundle.kit import kit_name
+
+    for target in targets:
+        typer.echo(f"{target} was not measured on the device. To measure it there:")
+        typer.echo(three_steps(run / kit_name(target), run))
+
+
+def three_steps(kit: Path, run: Path | None) -> str:
+    """How a kit's figures come back, as commands."""
+    copy, there = f"scp {_short(kit)} USER@DEVICE:", f"python3 {kit.name}"
+    back = f"mipkd-pipeline collect results.zip {_short(run) if run else 'RUN'}"
+    width = max(map(len, (copy, there, back)))
+    return (
+        f"  {copy:<{width}}  # or by any other way\n"
+        f"  {there:<{width}}  # there; writes results.zip\n"
+        f"  {back:<{width}}  # here again, with that file"
+    )
+
+
+def _short(path: Path) -> str:
+    """From the working folder where it lies below it."""
+    path = path.resolve()
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def _apart(one: Replayed) -> str:
+    bound = one.tolerance
+    found = (
+        "every value equal"
+        if not one.levels
+        else f"up to {one.levels} levels apart, {one.share:.2%} of values, {one.psnr_db:.1f} dB"
+    )
+    where = "simulated here" if one.simulated else "ran here"
+    if one.simulated != (one.model.kind == "simulated"):
+        where += f", the bundle's was {one.model.kind}"
+    return (
+        f"{found}; bound {bound.levels} level{'s' * (bound.levels > 1)}, {bound.psnr_db:.0f} dB; "
+        f"{one.images} images, {where}"
+    )
+
+
+def _remarks(models: Sequence[Timed]) -> Iterator[str]:
+    """What concerns a target once, what concerns a model by its name."""
+    for model in models:
+        if model.invalid:
+            yield f"{model.target} {model.precision}: INVALID: {model.invalid}"
+        yield from (f"{model.target}: {why}" for why in (model.why_not, *model.notes) if why)
+
+
+def _figures(samples_s: tuple[float, ...], doubt: str) -> tuple[str, str, str]:
+    if doubt or not samples_s:
+        return "INVALID", "", str(len(samples_s))
+    tenths = statistics.quantiles(samples_s, n=10)
+    return (
+        f"{statistics.median(samples_s) * 1e3:.3f}",
+        f"{tenths[-1] * 1e3:.3f}",
+        str(len(samples_s)),
+    )

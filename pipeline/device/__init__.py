@@ -1,0 +1,1 @@
+"""Devices elsewhere: the program they run, and the way to them."""

@@ -1,0 +1,74 @@
+"""Write a PNG in bands, so that a picture larger than memory never is in it as a whole.
+
+Values: uint8, shape (rows, W, C), C 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA. After the PNG
+specification, third edition (W3C): chunks, filter type 2 ("Up").
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from mipkd.core.images import ByteArray
+
+_COLOUR = {1: 0, 2: 4, 3: 2, 4: 6}
+_LEVEL = 3  # of zlib: higher ones cost more than the net
+
+
+class PngBands:
+    """A file under construction; it has its name only when every row is there."""
+
+    def __init__(
+        self, file: Path, size: tuple[int, int], channels: int, extra: dict[str, bytes]
+    ) -> None:
+        """`size` is height, width; `extra` are chunks such as "eXIf", in the order given."""
+        self._file, self._partial = file, file.with_name(file.name + ".partial")
+        self._size, self._channels = size, channels
+        self._deflate = zlib.compressobj(_LEVEL)
+        self._rows = 0
+        self._above = np.zeros((1, size[1] * channels), np.uint8)
+        self._out = self._partial.open("wb")
+        self._out.write(b"\x89PNG\r\n\x1a\n")
+        header = struct.pack(">IIBBBBB", size[1], size[0], 8, _COLOUR[channels], 0, 0, 0)
+        for name, data in {"IHDR": header, **extra}.items():
+            self._chunk(name, data)
+
+    def write(self, band_HWC: ByteArray) -> None:
+        """The next rows."""
+        rows = band_HWC.reshape(len(band_HWC), -1)
+        lines = np.empty((len(rows), rows.shape[1] + 1), np.uint8)
+        lines[:, 0] = 2
+        lines[:, 1:] = rows - np.concatenate((self._above, rows[:-1]))
+        self._above, self._rows = rows[-1:].copy(), self._rows + len(rows)
+        self._chunk("IDAT", self._deflate.compress(lines.data))
+
+    def __enter__(self) -> PngBands:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
+        if kind is None:
+            assert self._rows == self._size[0], f"{self._rows} rows of {self._size[0]}"
+            self._chunk("IDAT", self._deflate.flush())
+            self._chunk("IEND", b"")
+        self._out.close()
+        if kind is None:
+            self._partial.replace(self._file)
+        else:
+            self._partial.unlink(missing_ok=True)
+
+    def _chunk(self, name: str, data: bytes) -> None:
+        if name == "IDAT" and not data:
+            return
+        body = name.encode() + data
+        self._out.write(struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body)))
+
+
+def profile_chunk(profile: bytes) -> bytes:
+    """An ICC profile as the content of an "iCCP" chunk."""
+    return b"ICC profile\0\0" + zlib.compress(profile)

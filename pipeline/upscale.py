@@ -1,0 +1,229 @@
+"""Use a bundle's model: any picture, in tiles, within a bound of memory."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+from mipkd.core import memory
+from mipkd.core.errors import MissingError, StageError, UsageError, nearest
+from mipkd.core.images import ByteArray, list_images, resize_bicubic
+from pipeline.bench.tiles import Tiling, bands
+from pipeline.bundle import check, manifest
+from pipeline.pictures import Picture, joined, read_picture
+from pipeline.png import PngBands
+from pipeline.run import as_stage_error
+from targets.base import Session, Target, find, upscale
+
+log = logging.getLogger(__name__)
+
+_PER_PIXEL = 16 * 1024  # bytes of activations an LR pixel, where the system does not tell
+_TRIED = 256  # LR pixels a side of the image that tells how much memory a pixel takes
+_MOST = 1024  # LR pixels a side of a tile: larger ones are no faster
+
+Tell = Callable[[int, int], None]  # rows done, rows in all
+
+
+@dataclass(frozen=True)
+class Upscaled:
+    """What became of one picture."""
+
+    source: Path
+    file: Path | None  # None when it failed
+    seconds: float = 0.0
+    megapixels: float = 0.0
+    why: str = ""
+    levels: int | None = None  # largest difference to one piece, on a part; None: not looked at
+
+
+def pictures(given: Sequence[Path]) -> list[Path]:
+    """Files as they are, folders as the images in them.
+
+    Raises:
+        UsageError: a folder without images, or two pictures that would share a name.
+    """
+    found = [file for path in given for file in (list_images(path) if path.is_dir() else [path])]
+    names: dict[str, Path] = {}
+    for file in found:
+        if other := names.get(file.stem):
+            raise UsageError(
+                f"{other} and {file} would both become {file.stem}.png",
+                hint="upscale them into different folders",
+            )
+        names[file.stem] = file
+    return found
+
+
+def chosen(bundle: Path, target: str | None, precision: str | None) -> manifest.Model:
+    """The model to use: what the run recommends of those that this machine runs, else the first.
+
+    Raises:
+        UsageError: nothing of the bundle is of that target or precision.
+        MissingError: this machine runs none of them.
+    """
+    judged = check.check(bundle)
+    if judged.problems:
+        first = judged.problems[0]
+        raise UsageError(
+            f"{bundle}: {first.file} is {first.what}", hint="see all: mipkd-pipeline verify"
+        )
+    models = judged.manifest.models
+    for name, wanted, of in (("target", target, "target"), ("precision", precision, "precision")):
+        models = tuple(m for m in models if wanted in (None, getattr(m, of)))
+        if not models:
+            known = {getattr(m, of) for m in judged.manifest.models}
+            raise UsageError(
+                f"--{name}: no model for {wanted!r}", hint=nearest(wanted or "", known)
+            )
+    here = [m for m in models if _runs_here(find(m.target))]
+    if not here:
+        why = find(models[0].target).why_not() or "this machine could only simulate it"
+        raise MissingError(f"upscale: {models[0].target}: {why}", hint="name another with --target")
+    shipped = {(r.target, r.precision) for r in judged.recommended}
+    return next((m for m in here if (m.target, m.precision) in shipped), here[0])
+
+
+def _runs_here(target: Target) -> bool:
+    return not target.why_not() and not target.simulated
+
+
+def told_of_tiles(model: manifest.Model) -> str:
+    """How tiles of this model compare with the whole, in words."""
+    if model.inexact_because:
+        return f"tiles not exact, margin {model.margin} LR pixels ({model.inexact_because})"
+    return f"tiles exact, margin {model.margin} LR pixels"
+
+
+def upscale_all(
+    bundle: Path,
+    model: manifest.Model,
+    files: Sequence[Path],
+    out: Path,
+    *,
+    memory_bytes: int,
+    side: int | None,
+    tell: Tell,
+) -> Iterator[Upscaled]:
+    """Every picture as PNG in `out`; one that fails is told and the others go on.
+
+    `side` is that of a tile in LR pixels; None takes what fits into `memory_bytes`.
+
+    Raises:
+        UsageError: `side` is too small for the net.
+        StageError: the disk is full, or memory does not hold one tile.
+    """
+    if side is not None and side < _least(model):
+        raise UsageError(
+            f"--tile: {side} is too small for this net", hint=f"at least {_least(model)}"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    with closing(find(model.target).open(model.built(bundle))) as session:
+        tiling: Tiling | None = None
+        for file in files:
+            start, levels = perf_counter(), None
+            try:
+                picture = read_picture(file)
+                if file.resolve() == (out / f"{file.stem}.png").resolve():
+                    raise UsageError(f"{file}: would be overwritten", hint="give another --out")
+                if tiling is None:
+                    tiling = _tiling(session, model, side, memory_bytes, picture)
+                    levels = difference(session, picture.rgb_HWC, tiling, model.scale)
+                made = _write(session, picture, tiling, model.scale, out / f"{file.stem}.png", tell)
+            except UsageError as error:
+                yield Upscaled(file, None, why=error.what)
+                continue
+            except OSError as error:
+                raise as_stage_error("upscale", error) from error
+            pixels = picture.rgb_HWC.shape[0] * picture.rgb_HWC.shape[1] * model.scale**2
+            yield Upscaled(file, made, perf_counter() - start, pixels / 1e6, levels=levels)
+
+
+def difference(session: Session, lr_HWC: ByteArray, tiling: Tiling, scale: int) -> int | None:
+    """Largest difference in levels between tiles and one piece, on a part where both fit.
+
+    None where the part is no larger than the smallest tile.
+    """
+    part = np.ascontiguousarray(lr_HWC[: tiling.side, : tiling.side])
+    margin, step = tiling.margin, tiling.multiple
+    smaller = Tiling(max(tiling.side // 2, 2 * margin + 2 * step + 1), margin, step)
+    if max(part.shape[:2]) <= smaller.side:
+        return None
+    whole = upscale(session, part, scale=scale, multiple=step)
+    cut = np.concatenate(list(bands(session, part, smaller, scale=scale)))
+    return int(np.abs(whole.astype(np.int16) - cut).max())
+
+
+def _write(
+    session: Session, picture: Picture, tiling: Tiling, scale: int, file: Path, tell: Tell
+) -> Path:
+    lr = picture.rgb_HWC
+    height, width = lr.shape[0] * scale, lr.shape[1] * scale
+    alpha = _larger(picture.alpha_HW1, scale)
+    done = 0
+    with PngBands(file, (height, width), picture.channels, picture.chunks) as png:
+        for band in bands(session, lr, tiling, scale=scale):
+            rows = slice(done, done + len(band))
+            png.write(joined(picture, band, None if alpha is None else alpha[rows]))
+            done = rows.stop
+            tell(done, height)
+    return file
+
+
+def _larger(alpha_HW1: ByteArray | None, scale: int) -> ByteArray | None:
+    """Transparency is no photo: bicubic."""
+    if alpha_HW1 is None:
+        return None
+    height, width = alpha_HW1.shape[:2]
+    return resize_bicubic(alpha_HW1, (height * scale, width * scale))
+
+
+def _tiling(
+    session: Session,
+    model: manifest.Model,
+    side: int | None,
+    memory_bytes: int,
+    picture: Picture,
+) -> Tiling:
+    least = _least(model)
+    if side is None:
+        per_pixel = _bytes_per_pixel(session, model.multiple)
+        row_bytes = picture.rgb_HWC.shape[1] * model.scale**2 * 3 * 3  # a band, filtered, packed
+        side = 0
+        left = memory_bytes - (memory.resident_bytes() or 0)
+        for tried in range(_MOST, least - 1, -16):
+            if tried * tried * per_pixel + tried * row_bytes <= left:
+                side = tried
+                break
+        if not side:
+            raise StageError(
+                f"upscale: {memory_bytes / 2**20:.0f} MiB do not hold a tile of {least}x{least} "
+                "LR pixels",
+                hint="raise --memory, or choose a smaller --precision",
+            )
+        log.debug("tiles of %d LR pixels a side, %d bytes a pixel", side, per_pixel)
+    return Tiling(side // model.multiple * model.multiple or side, model.margin, model.multiple)
+
+
+def _least(model: manifest.Model) -> int:
+    """LR pixels a side of the smallest tile that holds more than its margins."""
+    return 2 * model.margin + 2 * model.multiple + 1
+
+
+def _bytes_per_pixel(session: Session, multiple: int) -> int:
+    """What an LR pixel takes while the net runs, where the system tells."""
+    small, side = (math.ceil(s / multiple) * multiple for s in (16, _TRIED))
+    session.run(np.zeros((1, 3, small, small), np.float32))
+    memory.reset_peak()
+    before = memory.resident_bytes()
+    session.run(np.zeros((1, 3, side, side), np.float32))
+    peak = memory.peak_bytes()
+    if before is None or peak is None:
+        return _PER_PIXEL
+    return max(peak - before, side * side) // (side * side)

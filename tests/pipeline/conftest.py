@@ -1,0 +1,92 @@
+"""One small finished run, shared by all that work on its folder's copies."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from mipkd.archs import edsr
+from mipkd.distill.teacher import save
+from pipeline import cli
+
+SIMULATED = "coreml"  # on any machine but a Mac
+_QUICK = (
+    *("--target", f"cpu,null,{SIMULATED},jetson", "--precision", "fp32,int8"),
+    *("--set", "calibrate.count=8", "--set", "calibrate.size=32"),
+    *("--set", "bench.sizes=[[24,32],[32,32]]", "--set", "bench.min_time_s=0.05"),
+    *("--set", "bench.warmup_s=0.01", "--set", "bench.max_drift=9"),
+)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a command said."""
+
+    code: int
+    out: str
+    err: str
+
+
+def _ended(*words: object) -> Ended:
+    """A command, run in this process."""
+    result = CliRunner().invoke(cli.app, [str(word) for word in words])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Ended(result.exit_code, result.stdout, result.stderr)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run's folder, the words that made it, and what they said."""
+
+    root: Path
+    words: tuple[object, ...]
+    said: Ended
+
+    @property
+    def bundle(self) -> Path:
+        return self.root / "bundle"
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The run itself: not to be changed."""
+    if sys.platform == "darwin":
+        pytest.skip(f"{SIMULATED} is measured on a Mac, and these tests need one that is not")
+    pytest.importorskip("coremltools")
+    folder = tmp_path_factory.mktemp("once")
+    torch.manual_seed(0)
+    hyper = edsr.Hyper(scale=2, channels=48, blocks=10)
+    save(edsr.EDSR(hyper), edsr.ARCH, hyper, folder / "slow.safetensors", licence="CC-BY-NC-4.0")
+    model = Path(str(files("pipeline"))) / "presets" / "teacher_x2.safetensors"
+    words = ("run", "--model", model, "--teacher", folder / "slow.safetensors", *_QUICK)
+    before = logging.root.handlers[:], logging.root.level
+    said = _ended(*words, "--out", folder / "run")
+    logging.root.handlers[:], logging.root.level = before
+    return Finished(folder / "run", words, said)
+
+
+@pytest.fixture
+def finished(once: Finished, tmp_path: Path) -> Finished:
+    """A copy that a test may change."""
+    return Finished(
+        Path(shutil.copytree(once.root, tmp_path / "run", symlinks=True)), once.words, once.said
+    )
+
+
+@pytest.fixture
+def ended() -> Iterator[Callable[..., Ended]]:
+    """Runs a command; the handlers and levels that it sets are given back."""
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    yield _ended
+    root.handlers[:], root.level = before

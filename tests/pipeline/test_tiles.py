@@ -1,0 +1,82 @@
+"""Tiles come out as the whole image does, where the net allows it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mipkd.distill import student
+from mipkd.export.onnx import export
+from mipkd.export.reach import reach
+from pipeline.bench.tiles import Tiling, bands, spans
+from pipeline.stages.assess import TorchSession
+from targets.base import upscale
+
+
+@pytest.mark.parametrize("length", [1, 7, 40, 41, 63, 64, 65, 200, 1001])
+@pytest.mark.parametrize("multiple", [1, 8])
+@pytest.mark.parametrize("margin", [0, 5, 11])
+def test_spans_cover_a_side_once_and_keep_their_margin(
+    length: int, multiple: int, margin: int
+) -> None:
+    found = spans(length, Tiling(40, margin, multiple))
+    kept = [at for span in found for at in range(span.keep_from, span.keep_to)]
+    assert kept == list(range(length))
+    for span in found:
+        assert span.start % multiple == 0
+        assert span.stop - span.start <= 40 + multiple
+        assert span.start == 0 or span.keep_from - span.start >= margin
+        assert span.stop == length or span.stop - span.keep_to >= margin
+        assert span.stop == length or (span.stop - span.start) % multiple == 0
+
+
+@pytest.mark.parametrize("spec", ["edsr:c8b3", "edge:c16b3"])
+def test_tiles_equal_the_whole_where_the_reach_is_known(spec: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    arch, hyper = student.choose_alone(spec, 2)
+    net = arch.make(hyper).eval().deployed()
+    found = reach(export(net, out=tmp_path, metadata={}, role="student", family=arch.name).file)
+    assert found.inexact_because == ""
+    session, tiling = TorchSession(net), Tiling(2 * found.pixels + 9, found.pixels, 1)
+    lr = np.random.default_rng(0).integers(0, 256, (70, 51, 3), dtype=np.uint8)
+    whole = upscale(session, lr, scale=2).astype(int)
+
+    def off(cut: Tiling) -> np.ndarray:  # type: ignore[type-arg]
+        return np.abs(np.concatenate(list(bands(session, lr, cut, scale=2))) - whole)
+
+    # Sums in another order may round one level away from the whole's.
+    assert off(tiling).max() <= 1
+    assert off(tiling).mean() < 1e-3
+    assert off(Tiling(tiling.side, 0, 1)).mean() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("spec", "why"),
+    [
+        ("rcan:g2b2", "global pooling"),
+        ("swinir:c12r2", "attention"),
+        ("rlfn:c16b2m16", "coarser grid"),
+    ],
+)
+def test_what_no_margin_makes_exact_is_told(spec: str, why: str, tmp_path: Path) -> None:
+    arch, hyper = student.choose_alone(spec, 2)
+    net = arch.make(hyper).eval()
+    found = reach(export(net, out=tmp_path, metadata={}, role="student", family=arch.name).file)
+    assert why in found.inexact_because
+
+
+def test_the_reach_is_what_one_pixel_changes(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    arch, hyper = student.choose_alone("edsr:c8b2", 3)
+    net = arch.make(hyper).eval()
+    found = reach(export(net, out=tmp_path, metadata={}, role="student", family=arch.name).file)
+    lr = torch.rand(1, 3, 41, 41)
+    other = lr.clone()
+    other[..., 20, 20] += 0.5
+    with torch.inference_mode():
+        changed = (net(lr) - net(other)).abs().amax((0, 1)).nonzero()[:, 0]
+    seen = max(20 * 3 - int(changed.min()), int(changed.max()) - 20 * 3 - 2)
+    assert found.pixels - 1 <= seen / 3 <= found.pixels
