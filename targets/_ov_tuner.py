@@ -8,13 +8,13 @@ from calibration.search import Operation
 from targets import _ov
 from targets._ov_floats import name_as_in, name_of, operations, with_floats
 from targets._ov_quantize import RANGES, everything, scopes_of
+from targets._ov_session import LatencySession
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
     from mipkd.core.records import Graph, PatchSet
-    from targets.base import FloatArray
 
 _SIDE = 64  # LR pixels at which operations are told apart by their shapes
 
@@ -58,10 +58,10 @@ class OvTuner:
             for op in operations(sized)
         )
 
-    def session(self, ranges: str, floats: Iterable[str], rest: str) -> MemorySession:
-        """A candidate, compiled."""
+    def session(self, ranges: str, floats: Iterable[str], rest: str) -> LatencySession:
+        """A candidate, compiled as `open` compiles."""
         edited = with_floats(self._quantized(ranges), self._original, floats)
-        return MemorySession(_ov.core().compile_model(edited, self._device, self._options[rest]))
+        return LatencySession(edited, self._device, self._options[rest])
 
     def _quantized(self, ranges: str) -> Any:
         if ranges not in self._made:
@@ -75,22 +75,6 @@ class OvTuner:
                 whole.touch()
             self._made[ranges] = _ov.core().read_model(str(file))
         return self._made[ranges]
-
-
-class MemorySession:
-    """A compiled model and one request."""
-
-    def __init__(self, compiled: Any) -> None:
-        self._request: Any = compiled.create_infer_request()
-
-    def run(self, lr_NCHW: FloatArray) -> FloatArray:
-        """The upscaled batch, shape (N, C, S*H, S*W); valid until the next call."""
-        self._request.infer([lr_NCHW], share_inputs=True, share_outputs=True)
-        return self._request.get_output_tensor(0).data  # type: ignore[no-any-return]
-
-    def close(self) -> None:
-        """Drop the model."""
-        self._request = None
 
 
 def _sized(model: Any) -> Any:
