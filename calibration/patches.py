@@ -1,4 +1,4 @@
-"""Choose LR patches for calibration: textures and flat parts, dark and bright, from many photos."""
+"""Choose LR patches for calibration: edges, brightness and saturation of many training photos."""
 
 from __future__ import annotations
 
@@ -10,22 +10,30 @@ import numpy.typing as npt
 
 from mipkd.core.errors import UsageError
 from mipkd.core.images import ByteArray, luma
-from mipkd.core.photos import open_photos
+from mipkd.core.photos import Photo, open_photos
 from mipkd.core.records import PatchSet, Photos
 
+_FEWEST = 2  # photos
 _DRAWS = 8  # candidates for each patch that is kept
+_HELD = 0.2  # of the photos: what a search is judged on is not what ranges are read from
 
 
 def choose(photos: Photos, *, count: int, size: int, seed: int, out: Path) -> PatchSet:
     """`count` patches of `size` LR pixels, saved as uint8 NHWC in `out`/patches.npy.
 
-    Candidates are drawn at random, ordered by brightness and within that by contrast, and
-    taken at even steps, so that the rare dark, bright, flat and busy ones are all there.
+    None is of a photo that `split` holds out.
 
     Raises:
-        UsageError: no photo is large enough.
+        UsageError: fewer than two photos, or none is large enough.
     """
-    large = [p.lr_HWC for p in open_photos(photos) if min(p.lr_HWC.shape[:2]) >= size]
+    if photos.count < _FEWEST:
+        raise UsageError(
+            f"calibrate: {photos.source} has {photos.count} photo that can be used; "
+            f"{_FEWEST} are the fewest: one for ranges, one to check them on",
+            hint="give a folder of photos: --data",
+        )
+    mine, _ = split(photos, seed)
+    large = [p.lr_HWC for p in mine if min(p.lr_HWC.shape[:2]) >= size]
     if not large:
         raise UsageError(
             f"calibrate: no photo of {photos.source} has {size} LR pixels a side",
@@ -33,7 +41,7 @@ def choose(photos: Photos, *, count: int, size: int, seed: int, out: Path) -> Pa
         )
     rng = np.random.default_rng(seed)
     drawn = np.stack([_draw(large, size, rng) for _ in range(count * _DRAWS)])
-    chosen = drawn[_spread(drawn, count)]
+    chosen = drawn[spread(drawn, count)]
     file = out / "patches.npy"
     np.save(file, chosen)
     return PatchSet(
@@ -45,26 +53,43 @@ def choose(photos: Photos, *, count: int, size: int, seed: int, out: Path) -> Pa
     )
 
 
+def split(photos: Photos, seed: int) -> tuple[list[Photo], list[Photo]]:
+    """Photos to calibrate on, and those held out; the same by seed, whoever asks."""
+    every = open_photos(photos)
+    held = set(np.random.default_rng(seed).permutation(len(every))[: _held(len(every))].tolist())
+    return (
+        [p for i, p in enumerate(every) if i not in held],
+        [p for i, p in enumerate(every) if i in held],
+    )
+
+
 def as_batches(patches: PatchSet) -> list[npt.NDArray[np.float32]]:
     """The patches one by one, float32 NCHW in [0, 1]."""
     images = np.load(patches.file).transpose(0, 3, 1, 2).astype(np.float32) / 255
     return [image[None] for image in images]
 
 
+def spread(patches: ByteArray, count: int) -> npt.NDArray[np.int64]:
+    """Indices of `count` patches: even steps of brightness, and within each step in turn flat,
+    busy, grey and colourful ones, so that the rare ones are all there."""
+    y = np.stack([luma(patch) for patch in patches])
+    edges = np.abs(np.diff(y, axis=1)).mean((1, 2)) + np.abs(np.diff(y, axis=2)).mean((1, 2))
+    colour = (patches.max(-1).astype(np.int16) - patches.min(-1)).mean((1, 2))
+    groups = np.array_split(np.argsort(y.mean((1, 2)), kind="stable"), count)
+    turns = ((edges, 0.0), (edges, 1.0), (colour, 1.0), (edges, 0.5), (colour, 0.0))
+    picked = []
+    for number, group in enumerate(groups):
+        by, quantile = turns[number % len(turns)]
+        ordered = group[np.argsort(by[group], kind="stable")]
+        picked.append(ordered[round(quantile * (len(group) - 1))])
+    return np.array(picked)
+
+
+def _held(count: int) -> int:
+    return max(1, round(_HELD * count))
+
+
 def _draw(images: list[ByteArray], size: int, rng: np.random.Generator) -> ByteArray:
     image = images[rng.integers(len(images))]
     top, left = (rng.integers(side - size + 1) for side in image.shape[:2])
     return np.array(image[top : top + size, left : left + size])
-
-
-def _spread(patches: ByteArray, count: int) -> npt.NDArray[np.int64]:
-    """Indices at even steps of brightness, alternately flat and busy within each step."""
-    y = np.stack([luma(patch) for patch in patches])
-    bright, contrast = y.mean((1, 2)), y.std((1, 2))
-    groups = np.array_split(np.argsort(bright, kind="stable"), count)
-    quantiles = np.linspace(0, 1, 4)
-    picked = []
-    for number, group in enumerate(groups):
-        by_contrast = group[np.argsort(contrast[group], kind="stable")]
-        picked.append(by_contrast[round(quantiles[number % 4] * (len(group) - 1))])
-    return np.array(picked)

@@ -92,6 +92,10 @@ Steps = Annotated[int | None, typer.Option(help="Training steps.", min=1)]
 LatencyBudget = Annotated[
     float | None, typer.Option(help="Milliseconds, for --student auto: the largest that fits.")
 ]
+Qat = Annotated[
+    bool | None,
+    typer.Option("--qat", help="Train on with INT8's rounding before it is built."),
+]
 Scale = Annotated[int | None, typer.Option(help="Scale that the checkpoint must have.", min=1)]
 DeviceAddress = Annotated[
     str | None, typer.Option("--device", help="Measure on ssh://[user@]host[:port], not here.")
@@ -117,6 +121,7 @@ def run(
     precision: Precisions = None,
     steps: Steps = None,
     scale: Scale = None,
+    qat: Qat = None,
     device: DeviceAddress = None,
     out: Out = None,
     config: ConfigFile = None,
@@ -132,7 +137,11 @@ def run(
 
     settings = load(
         _flags(teacher, model, target, student, data, val, precision, steps, scale, out)
-        | {"fit": {"latency_budget_ms": latency_budget}, "device": {"address": device}},
+        | {
+            "fit": {"latency_budget_ms": latency_budget},
+            "qat": {"run": qat},
+            "device": {"address": device},
+        },
         file=config,
         sets=sets or (),
     )
@@ -243,6 +252,7 @@ def plan(
     precision: Precisions = None,
     steps: Steps = None,
     scale: Scale = None,
+    qat: Qat = None,
     device: DeviceAddress = None,
     out: Out = None,
     config: ConfigFile = None,
@@ -256,7 +266,11 @@ def plan(
 
     settings = load(
         _flags(teacher, model, target, student, data, val, precision, steps, scale, out)
-        | {"fit": {"latency_budget_ms": latency_budget}, "device": {"address": device}},
+        | {
+            "fit": {"latency_budget_ms": latency_budget},
+            "qat": {"run": qat},
+            "device": {"address": device},
+        },
         file=config,
         sets=sets or (),
     )

@@ -24,6 +24,7 @@ from pipeline.stages.judge import NOT_MEASURED, GateConfig, judge
 
 def conclude(config: Config, run: Run, found: Flow, *, command: str) -> Evidence:
     """Judge, keep the evidence in the run's folder; write `report/latest/`, `bundle/` and kits."""
+    plans = tuple(ref.value for ref in found.plans if not ref.value.fixed)
     builts = tuple(ref.value for ref in found.builts)
     measurements, failures = collected.lay_over(
         run,
@@ -49,10 +50,11 @@ def conclude(config: Config, run: Run, found: Flow, *, command: str) -> Evidence
         host=found.host,
         measurements=measurements,
         failures=failures,
-        verdict=judge(config.gates, measurements, failures),
+        verdict=judge(config.gates, measurements, failures, plans),
         config=_plain(config),
         seconds={name: receipt["seconds"] for name, receipt in receipts.items()},
         not_measured=_not_measured(measurements),
+        plans=plans,
         warnings=tuple(dict.fromkeys(w for r in receipts.values() for w in r["warnings"])),
         builts=builts,
     )
@@ -80,7 +82,10 @@ def collect(file: Path, root: Path) -> tuple[collected.Collected, Evidence]:
             measurements=measurements,
             failures=failures,
             verdict=judge(
-                GateConfig.model_validate(before.config["gates"]), measurements, failures
+                GateConfig.model_validate(before.config["gates"]),
+                measurements,
+                failures,
+                before.plans,
             ),
             not_measured=_not_measured(measurements),
         )

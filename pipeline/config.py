@@ -25,6 +25,8 @@ from pipeline.stages.calibrate import CalibrateConfig
 from pipeline.stages.export import AdoptConfig, ExportConfig
 from pipeline.stages.fit import FitConfig
 from pipeline.stages.judge import GateConfig
+from pipeline.stages.qat import QatConfig
+from pipeline.stages.search import QuantizeConfig
 from pipeline.study import StudyConfig
 
 _PATHS = ("teacher", "model", "data", "val", "out")
@@ -51,6 +53,8 @@ class Config(BaseModel):
     distill: DistillConfig = Field(default_factory=DistillConfig)
     export: ExportConfig = Field(default_factory=ExportConfig)
     calibrate: CalibrateConfig = Field(default_factory=CalibrateConfig)
+    quantize: QuantizeConfig = Field(default_factory=QuantizeConfig)
+    qat: QatConfig = Field(default_factory=QatConfig)
     bench: BenchSettings = Field(default_factory=BenchSettings)
     device: DeviceConfig = Field(default_factory=DeviceConfig)
     gates: GateConfig = Field(default_factory=GateConfig)

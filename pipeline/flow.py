@@ -1,7 +1,8 @@
 """From a teacher's checkpoint to measurements on every target: the file to read first.
 
 teacher -> identify -> distill -> export -> calibrate
-    -> for each target: build each precision -> measure them interleaved, here or on a device
+    -> for each target: search what INT8 leaves float -> build each precision
+        -> measure them interleaved, here or on a device
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mipkd.core.errors import MipkdError, MissingError, UsageError, nearest
+from mipkd.core.errors import MipkdError, MissingError, UnsupportedError, UsageError, nearest
 from mipkd.core.images import hash_folder
 from mipkd.core.records import (
     Built,
@@ -25,6 +26,7 @@ from mipkd.core.records import (
     Model,
     PatchSet,
     Photos,
+    QuantPlan,
     TestSet,
     Told,
 )
@@ -41,10 +43,12 @@ from pipeline.stages.fit import fit, largest_within
 from pipeline.stages.identify import identify
 from pipeline.stages.measure import measure, measure_there
 from pipeline.stages.prepare import photos, tests
+from pipeline.stages.qat import qat
 from pipeline.stages.reference import FP32_ON, reference
+from pipeline.stages.search import check_floats, hold_out, search
 from pipeline.stages.train import Trained, train
 from pipeline.study import Subject
-from targets.base import PRECISIONS, QUANTIZED, find
+from targets.base import PRECISIONS, QUANTIZED, find, is_tunable
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +66,7 @@ class Flow:
     photos: Ref[Photos]
     tests: Ref[TestSet]
     patches: Ref[PatchSet]
+    plans: tuple[Ref[QuantPlan], ...]
     builts: tuple[Ref[Built], ...]
     measured: tuple[Ref[tuple[Measurement, ...]], ...]
     failures: tuple[Failure, ...]
@@ -93,20 +98,23 @@ def _flow(config: Config, run: Run, device: Device | None) -> Flow:
 
     test_set = run.step(tests, None, like, val)
     pixels = run.step(photos, config.distill.patch, like, data)
+    patches = run.step(calibrate, config.calibrate, pixels, test_set)
     distilled = None
     if teacher and not config.model:
-        student = _student(config, run, teacher, chosen, pixels, device)
+        student = _student(config, run, teacher, chosen, patches, device)
         distilled = run.step(distill, config.distill, teacher, student, pixels, test_set)
     graph = adopted or run.step(
         export, config.export, distilled or model, teacher, test_set, label="student"
     )
+    if graph.record:
+        check_floats(config.quantize, graph.record)
     graphs, failures = [graph], list[Failure]()
     if teacher:
         with _row(failures, "onnx", "fp32", "export", "teacher"):
             exported = run.step(export, config.export, teacher, teacher, test_set, label="teacher")
             graphs.append(exported)
 
-    patches = run.step(calibrate, config.calibrate, pixels)
+    plans = list[Ref[QuantPlan]]()
     fp32_on = find(FP32_ON)
     measured = [run.step(reference, None, graphs, test_set, fp32_on.versions())]
     made = list[Ref[Built]]()
@@ -115,6 +123,10 @@ def _flow(config: Config, run: Run, device: Device | None) -> Flow:
         for label, of, precision in _wanted(config, told, graphs):
             with _row(failures, name, precision, "build", label):
                 calibration = patches if precision in _PROBED else None
+                plan = None
+                if precision == "int8" and _searches(config, told, device):
+                    plan = _plan(config, run, told, distilled or model, of, pixels, patches, host)
+                    plans.append(plan)
                 builts.append(
                     run.step(
                         build,
@@ -123,6 +135,7 @@ def _flow(config: Config, run: Run, device: Device | None) -> Flow:
                         of,
                         calibration,
                         find(name).versions(),
+                        plan,
                         *([told] if device else []),
                         label=f"{name} {label} {precision}",
                     )
@@ -143,6 +156,7 @@ def _flow(config: Config, run: Run, device: Device | None) -> Flow:
         photos=pixels,
         tests=test_set,
         patches=patches,
+        plans=tuple(plans),
         builts=tuple(made),
         measured=tuple(measured),
         failures=tuple(failures),
@@ -173,7 +187,7 @@ def _student(
     run: Run,
     teacher: Ref[Model],
     on: Sequence[Told],
-    pixels: Ref[Photos],
+    patches: Ref[PatchSet],
     device: Device | None,
 ) -> str | None:
     """The student that was asked for; "auto" is the largest within the budget on all targets."""
@@ -183,7 +197,7 @@ def _student(
         raise UsageError(
             "--student auto: no latency budget", hint="give --latency-budget in milliseconds"
         )
-    host, patches = describe_host(), run.step(calibrate, config.calibrate, pixels)
+    host = describe_host()
     tried = [
         run.step(
             fit,
@@ -204,6 +218,37 @@ def _student(
     spec = largest_within(config.fit, [one.value for one in tried])
     log.info("student: %s, the largest within %g ms", spec, config.fit.latency_budget_ms)
     return spec
+
+
+def _searches(config: Config, told: Told, device: Device | None) -> bool:
+    """What a layer costs on another machine is not known here: there INT8 has a fixed recipe."""
+    return config.quantize.search and is_tunable(find(told.target)) and not device
+
+
+def _plan(
+    config: Config,
+    run: Run,
+    told: Told,
+    source: Ref[Distilled] | Ref[Model] | None,
+    graph: Ref[Graph],
+    pixels: Ref[Photos],
+    patches: Ref[PatchSet],
+    host: Host,
+) -> Ref[QuantPlan]:
+    """Which layers stay float on a target, once the student has been made to bear its INT8."""
+    held = run.step(hold_out, config.quantize, pixels, config.calibrate.seed)
+    name, versions = told.target, told.versions
+    tuned = []
+    if config.qat.run:
+        if source is None:
+            raise UnsupportedError(
+                f"qat: {config.model} is a graph, which cannot be trained",
+                hint="give a checkpoint, or leave out --qat",
+            )
+        trained_on = (name, source, graph, patches, pixels, held, versions)
+        tuned.append(run.step(qat, config.qat, *trained_on, label=name))
+    searched = (name, graph, patches, held, versions, host, *tuned)
+    return run.step(search, config.quantize, *searched, label=name)
 
 
 def _targets(config: Config, device: Device | None) -> list[Told]:

@@ -5,50 +5,137 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from mipkd.core.records import PatchSet
+from mipkd.core.errors import UnsupportedError
 
-_CLIPPED = 1e-4  # share of values that a range leaves out
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mipkd.core.records import PatchSet, QuantPlan, Rounding
+
+# Recipes for ranges of activations, the usual one first.
+CLIPPED, WHOLE, AVERAGED = "clipped", "whole", "averaged"
+RANGES = (CLIPPED, WHOLE, AVERAGED)
+LEARNED = "learned"
+_CLIPPED = 1e-5  # share of values that a clipped range leaves out
 _PLACED_FOR = ("GPU", "NPU")  # devices whose quantisers NNCF places otherwise than for a CPU
 
 
 def quantized(
-    model: Any, patches: PatchSet, *, device: str, rest: str
+    model: Any,
+    patches: PatchSet,
+    *,
+    device: str,
+    rest: str,
+    file: Path,
+    saturates: bool,
+    plan: QuantPlan | None = None,
 ) -> tuple[Any, tuple[str, ...]]:
-    """The model in INT8 for a device, and notes: what stays in `rest`, a float precision.
+    """The model of an ONNX file in INT8 for a device, and notes: what stays in `rest`, a float
+    precision.
 
-    NNCF's mixed preset; first and last convolution and the skips stay float.
+    By `plan`; without one first and last convolution and the skips stay float. What each part of
+    that recipe costs and saves: docs/decisions/0003-int8-recipes.md.
+    """
+    from calibration.scopes import ATTENTION_NOTE
 
-    What each part of the recipe costs and saves: docs/decisions/0003-int8-recipes.md.
+    if plan:
+        from targets._ov_floats import with_floats
+
+        edited = with_floats(
+            everything(
+                model,
+                patches,
+                device=device,
+                ranges=plan.ranges,
+                file=file,
+                saturates=saturates,
+                rounding=plan.tuned.rounding if plan.tuned else None,
+            ),
+            model,
+            [layer.name for layer in plan.floats],
+        )
+        return edited, (f"{len(plan.floats)} of {plan.operations} operations stay {rest.upper()}",)
+    found = scopes_of(model)
+    fixed = [*found.head, *found.tail, *found.adds]
+    made = _by_nncf(
+        model, patches, device, CLIPPED, fixed, attention=found.attention, saturates=saturates
+    )
+    kept = f"{len(found.head) + len(found.tail)} convolutions (first, last)"
+    notes = [f"{kept} and {len(found.adds)} skip additions stay {rest.upper()}"]
+    return made, (*notes, ATTENTION_NOTE) if found.attention else tuple(notes)
+
+
+def everything(
+    model: Any,
+    patches: PatchSet,
+    *,
+    device: str,
+    ranges: str,
+    file: Path,
+    saturates: bool,
+    rounding: Rounding | None = None,
+) -> Any:
+    """The model with all in INT8 that can be: what a search takes floats out of.
+
+    `file` is the ONNX file that the model was converted from. With `rounding`, which was learned
+    with the weights, feature maps are on its grids.
+    """
+    if rounding is None:
+        return _by_nncf(model, patches, device, ranges, [], attention=False, saturates=saturates)
+    from targets._ov_floats import factors, on_grids
+
+    made = _by_nncf(model, patches, device, LEARNED, [], attention=False, saturates=saturates)
+    return on_grids(made, rounding.grids, factors(model, file))
+
+
+def _by_nncf(
+    model: Any,
+    patches: PatchSet,
+    device: str,
+    ranges: str,
+    ignored: list[str],
+    *,
+    attention: bool,
+    saturates: bool,
+) -> Any:
+    """NNCF's mixed preset.
+
+    Raises:
+        UnsupportedError: the model is quantised already.
     """
     import nncf
 
     from calibration.patches import as_batches
-    from calibration.scopes import ATTENTION_NOTE
+    from targets._ov_floats import is_quantized
 
+    if is_quantized(model):
+        raise UnsupportedError(
+            "int8: the graph is quantised already (it holds FakeQuantize or Q/DQ)",
+            hint="give the float model that it was made from",
+        )
     nncf.set_log_level(logging.ERROR)
-    found, kind = _scopes(model), device.partition(".")[0]
-    quantized = nncf.quantize(
+    kind = device.partition(".")[0]
+    return nncf.quantize(
         model,
         nncf.Dataset(as_batches(patches)),
         preset=nncf.QuantizationPreset.MIXED,
         target_device=nncf.TargetDevice[kind if kind in _PLACED_FOR else "ANY"],
         subset_size=patches.count,
-        model_type=nncf.ModelType.TRANSFORMER if found.attention else None,
-        advanced_parameters=_ranges(),
-        ignored_scope=nncf.IgnoredScope(names=[*found.head, *found.tail, *found.adds]),
+        model_type=nncf.ModelType.TRANSFORMER if attention else None,
+        advanced_parameters=_advanced(ranges, saturates=saturates),
+        ignored_scope=nncf.IgnoredScope(names=ignored),
     )
-    kept = f"{len(found.head) + len(found.tail)} convolutions (first, last)"
-    notes = [f"{kept} and {len(found.adds)} skip additions stay {rest.upper()}"]
-    return quantized, (*notes, ATTENTION_NOTE) if found.attention else tuple(notes)
 
 
-def _ranges() -> Any:
-    """Activation ranges: of each patch all but 1 value in 10,000, over all patches the widest.
+def _advanced(ranges: str, *, saturates: bool) -> Any:
+    """How a range comes from the patches: "clipped", of each patch all but 1 value in 100,000 and
+    over all patches the widest; "whole", the least and the greatest value; "averaged", NNCF's own:
+    the mean of the patches' ranges, which clips whatever is brighter. "learned" ones are set
+    afterwards, and biases are as trained.
 
-    By default NNCF takes the mean of the patches' ranges, and clips whatever is brighter.
+    NNCF gives the first convolution weights of 7 bits unless it is told that nothing saturates.
     """
-    from nncf import AdvancedQuantizationParameters
+    from nncf import AdvancedQuantizationParameters, OverflowFix
     from nncf.quantization.range_estimator import (
         AggregatorType,
         RangeEstimatorParameters,
@@ -56,18 +143,26 @@ def _ranges() -> Any:
         StatisticsType,
     )
 
-    low, high = (
-        StatisticsCollectorParameters(
-            StatisticsType.QUANTILE, aggregator, quantile_outlier_prob=_CLIPPED
+    given: dict[str, Any] = {} if saturates else {"overflow_fix": OverflowFix.DISABLE}
+    if ranges == LEARNED:
+        given["disable_bias_correction"] = True
+    if ranges in (CLIPPED, WHOLE):
+        statistics = {
+            CLIPPED: (StatisticsType.QUANTILE, StatisticsType.QUANTILE),
+            WHOLE: (StatisticsType.MIN, StatisticsType.MAX),
+        }[ranges]
+        given["activations_range_estimator_params"] = RangeEstimatorParameters(
+            *(
+                StatisticsCollectorParameters(statistic, aggregator, quantile_outlier_prob=_CLIPPED)
+                for statistic, aggregator in zip(
+                    statistics, (AggregatorType.MIN, AggregatorType.MAX), strict=True
+                )
+            )
         )
-        for aggregator in (AggregatorType.MIN, AggregatorType.MAX)
-    )
-    return AdvancedQuantizationParameters(
-        activations_range_estimator_params=RangeEstimatorParameters(low, high)
-    )
+    return AdvancedQuantizationParameters(**given)
 
 
-def _scopes(model: Any) -> Any:
+def scopes_of(model: Any) -> Any:
     """Found on the converted graph: conversion fuses and renames operations."""
     from calibration.scopes import Node, scopes
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import OrderedDict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,6 @@ from targets import _ov
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from targets.base import FloatArray
 
@@ -29,20 +29,21 @@ KEPT = 4  # compiled shapes in memory: a device's is small, and each is a model 
 
 
 class Compiler:
-    """Compiles a file for a device, once or for each shape, and keeps what `wrap` makes of it."""
+    """Compiles a file, or a model in memory, for a device, once or for each shape, and keeps what
+    `wrap` makes of it."""
 
     def __init__(
-        self, file: Path, device: str, options: dict[str, str], wrap: Callable[[Any], Any]
+        self, source: Path | Any, device: str, options: dict[str, str], wrap: Callable[[Any], Any]
     ) -> None:
         self._core = _ov.core()
-        self._file, self._device, self._wrap = str(file), device, wrap
+        self._source, self._device, self._wrap = source, device, wrap
         self._properties = {k: v for k, v in options.items() if k not in (SHAPES, CACHE)}
-        if CACHE in options and os.access(file.parent, os.W_OK):
-            self._properties["CACHE_DIR"] = str(file.parent / options[CACHE])
+        if isinstance(source, Path) and CACHE in options and os.access(source.parent, os.W_OK):
+            self._properties["CACHE_DIR"] = str(source.parent / options[CACHE])
         self._fixed = options.get(SHAPES) == "fixed"
         self._kept: OrderedDict[tuple[int, ...], Any] = OrderedDict()
         if not self._fixed:
-            self._kept[()] = self._compiled(self._file)
+            self._kept[()] = self._compiled(str(source) if isinstance(source, Path) else source)
 
     def at(self, shape: tuple[int, ...]) -> Any:
         """What runs inputs of a shape; those used longest ago are dropped."""
@@ -50,7 +51,10 @@ class Compiler:
         if key not in self._kept:
             while len(self._kept) >= KEPT:
                 self._kept.popitem(last=False)
-            model = self._core.read_model(self._file)
+            if isinstance(self._source, Path):
+                model = self._core.read_model(str(self._source))
+            else:
+                model = self._source.clone()
             model.reshape(list(shape))
             self._kept[key] = self._compiled(model)
         self._kept.move_to_end(key)
@@ -73,8 +77,8 @@ class Compiler:
 class LatencySession:
     """One inference request: a frame starts when the one before is done."""
 
-    def __init__(self, file: Path, device: str, options: dict[str, str]) -> None:
-        self._compiler = Compiler(file, device, options, lambda m: m.create_infer_request())
+    def __init__(self, source: Path | Any, device: str, options: dict[str, str]) -> None:
+        self._compiler = Compiler(source, device, options, lambda m: m.create_infer_request())
 
     def run(self, lr_NCHW: FloatArray) -> FloatArray:
         """The upscaled batch, shape (N, C, S*H, S*W); valid until the next call."""

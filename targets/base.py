@@ -14,9 +14,10 @@ from typing import Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
+from calibration.search import Operation
 from mipkd.core import plugins
 from mipkd.core.errors import UsageError, nearest
-from mipkd.core.records import Built, Graph, PatchSet, Told
+from mipkd.core.records import Built, Graph, PatchSet, QuantPlan, Rounding, Told
 
 FloatArray = npt.NDArray[np.float32]
 ByteArray = npt.NDArray[np.uint8]
@@ -75,6 +76,46 @@ class Target(Protocol):
         """Load what `build` made."""
 
 
+class Tuner(Protocol):
+    """INT8 candidates of one graph on one target: all the same but for what stays float."""
+
+    ranges: tuple[str, ...]  # recipes for ranges of activations, the usual one first
+    rests: tuple[str, ...]  # precisions that floats can be computed in, the finest first
+
+    def operations(self) -> tuple[Operation, ...]:
+        """What INT8 can compute of the graph, in order."""
+
+    def session(self, ranges: str, floats: Sequence[str], rest: str) -> Session:
+        """A candidate in which the operations called `floats` are computed in `rest`."""
+
+    def rounding(self) -> Rounding:
+        """All that INT8 rounds when no operation is float, with the usual ranges."""
+
+
+class Tunable(Protocol):
+    """A target whose float layers can be searched; its `build` takes a `plan`."""
+
+    def tuner(
+        self, graph: Graph, patches: PatchSet, out: Path, rounding: Rounding | None = None
+    ) -> Tuner | None:
+        """Candidates, kept in `out`; None where only the fixed recipe makes sense.
+
+        With `rounding`, learned with the weights of `graph`, all of them are on its grids.
+        """
+
+    def build(
+        self,
+        graph: Graph,
+        precision: str,
+        calibration: PatchSet | None,
+        out: Path,
+        *,
+        on: Told | None = None,
+        plan: QuantPlan | None = None,
+    ) -> Built:
+        """As every target, and "int8" by a plan."""
+
+
 class Varied(Protocol):
     """A target that can be had in several ways, written `NAME:VARIANT`, such as `openvino:gpu`."""
 
@@ -118,6 +159,24 @@ def version_of(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return ""
+
+
+def tuner_of(
+    target: Target,
+    graph: Graph,
+    patches: PatchSet,
+    out: Path,
+    rounding: Rounding | None = None,
+) -> Tuner | None:
+    """The target's candidates; None where it only has a fixed recipe."""
+    if not is_tunable(target):
+        return None
+    return cast("Tunable", target).tuner(graph, patches, out, rounding)
+
+
+def is_tunable(target: Target) -> bool:
+    """Whether the target can search for its float layers."""
+    return hasattr(target, "tuner")
 
 
 def files_of(built: Built) -> list[Path]:

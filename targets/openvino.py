@@ -9,14 +9,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mipkd.core.errors import MissingError, UnsupportedError
-from mipkd.core.records import Built, Graph, PatchSet, Told
+from mipkd.core.records import Built, Graph, PatchSet, QuantPlan, Rounding, Told
 from targets import _ov
 from targets._ov_session import CACHE, SHAPES, LatencySession, ThroughputSession
+from targets._x86 import saturates
 from targets.base import version_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from targets._ov_tuner import OvTuner
 
 _VARIANTS = {
     "gpu": ("GPU", "LATENCY"),
@@ -79,6 +82,7 @@ class OpenVino:
         out: Path,
         *,
         on: Told | None = None,
+        plan: QuantPlan | None = None,
     ) -> Built:
         """`out`/model.xml and .bin: INT8 weights, FP16 ones for "fp16", else FP32 ones."""
         if on is None and (reason := self.why_not()):
@@ -91,8 +95,8 @@ class OpenVino:
             )
         out.mkdir(parents=True, exist_ok=True)
         file = out / "model.xml"
-        rest = _float_beside(precision, offered)
-        notes = self._convert(graph, precision, calibration, file, rest)
+        rest = plan.rest if plan else _float_beside(precision, offered)
+        notes = self._convert(graph, precision, calibration, file, rest, plan, on)
         return Built(
             target=self.name,
             precision=precision,
@@ -105,6 +109,31 @@ class OpenVino:
             notes=(*notes, *self._notes()),
         )
 
+    def tuner(
+        self, graph: Graph, patches: PatchSet, out: Path, rounding: Rounding | None = None
+    ) -> OvTuner | None:
+        """For a search over the CPU's layers.
+
+        None for other devices and for window attention, where INT8 is slower: a fixed recipe.
+        """
+        from calibration.scopes import onnx_scopes
+        from targets._ov_tuner import OvTuner
+
+        if (self._device, self._hint) != ("CPU", "LATENCY") or onnx_scopes(graph.file).attention:
+            return None
+
+        options = {p: self._options(p) for p in self.precisions() if p != "int8"}
+        given = self._given(patches)
+        return OvTuner(
+            graph,
+            given,
+            out,
+            device=self._device,
+            options=options,
+            saturates=self._saturates(None),
+            rounding=rounding,
+        )
+
     def open(self, built: Built) -> LatencySession | ThroughputSession:
         """The model on the whole device; with fixed shapes it is compiled at the first frame."""
         if self._hint == "THROUGHPUT":
@@ -112,20 +141,41 @@ class OpenVino:
         return LatencySession(built.file, self._device, built.options)
 
     def _convert(
-        self, graph: Graph, precision: str, patches: PatchSet | None, file: Path, rest: str
+        self,
+        graph: Graph,
+        precision: str,
+        patches: PatchSet | None,
+        file: Path,
+        rest: str,
+        plan: QuantPlan | None,
+        on: Told | None,
     ) -> tuple[str, ...]:
         notes: tuple[str, ...] = ()
         with _ov.quiet():
             openvino = _ov.package()
             model: Any = openvino.convert_model(str(graph.file))
             if precision == "int8":
+                from targets._ov_floats import name_as_in
                 from targets._ov_quantize import quantized
 
+                name_as_in(model, graph.file)
                 given = self._given(patches)
-                model, notes = quantized(model, given, device=self._device, rest=rest)
+                model, notes = quantized(
+                    model,
+                    given,
+                    device=self._device,
+                    rest=rest,
+                    file=graph.file,
+                    saturates=self._saturates(on),
+                    plan=plan,
+                )
             # By default it would write FP16 weights, and "fp32" would not be FP32.
             openvino.save_model(model, str(file), compress_to_fp16=precision == "fp16")
         return notes
+
+    def _saturates(self, on: Told | None) -> bool:
+        """An accelerator is taken to be as careful as NNCF takes it to be."""
+        return self._device != "CPU" or saturates(on)
 
     def _given(self, patches: PatchSet | None) -> PatchSet:
         if patches is None:

@@ -95,6 +95,94 @@ class PatchSet:
 
 
 @dataclass(frozen=True)
+class Holdout:
+    """LR and HR crops that no range was read from: two .npy of uint8 RGB, shape NHWC."""
+
+    lr: Path
+    hr: Path
+    sha256: str
+    source: str
+    photos: int  # crops of photos; the first ones
+    pages: int  # drawn pages with letters, flat colours and gradients; the last ones
+    size: tuple[int, int]  # LR
+    scale: int
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The 256 values that a feature map is rounded to, and the inputs that read it rounded."""
+
+    # Operations in the ONNX graph, and which input of each; the operation "" is the result.
+    readers: tuple[tuple[str, int], ...]
+    scale: float  # between two values
+    zero: int  # which of 0 to 255 stands for 0.0
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """All that INT8 rounds on a target."""
+
+    grids: tuple[Grid, ...]
+    # Operations whose weights are rounded, and the integer that a channel's largest becomes.
+    weights: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A student trained on with the rounding of a target's INT8, and that rounding as it ended."""
+
+    graph: Graph  # its weights as floats
+    rounding: Rounding
+    curves: Path
+    steps: int
+    seconds: float
+    losses: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FloatLayer:
+    """An operation that INT8 does not compute, and what that brings and costs."""
+
+    name: str  # in the ONNX graph
+    kind: str  # "Conv", "Add", ...
+    harm_db: float  # mean PSNR-Y that it would lose on the holdout if it alone were INT8
+    cost_ms: float  # on the target, at the LR size of the search
+    reason: str
+
+
+@dataclass(frozen=True)
+class FrontPoint:
+    """A way to quantise that no other beats in both time and loss."""
+
+    ms: float  # estimated from the runtime's own profile
+    drop_db: float  # mean PSNR-Y on the holdout, below the target's own FP32
+    worst_db: float  # the same on the crop that loses most
+    floats: int  # how many operations stay float
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
+class QuantPlan:
+    """How to quantise a graph for a target: what a search found, or what a user asked for."""
+
+    target: str
+    ranges: str  # name of the recipe for ranges of activations
+    rest: str  # precision of what stays float
+    floats: tuple[FloatLayer, ...]
+    drop_db: float | None  # predicted: on the holdout
+    worst_db: float | None
+    met: bool  # whether the bounds hold on the holdout
+    max_drop_db: float = 0.0  # the bounds
+    max_worst_db: float = 0.0
+    front: tuple[FrontPoint, ...] = ()
+    holdout: Holdout | None = None
+    operations: int = 0  # that INT8 could compute
+    size: tuple[int, int] = (0, 0)  # LR at which costs were measured
+    fixed: bool = False  # nothing was searched: the target's own recipe
+    tuned: Tuned | None = None  # what is quantised in place of the graph, on grids of its own
+
+
+@dataclass(frozen=True)
 class Built:
     """A model in a target's own format, ready to be opened on a device."""
 
@@ -261,6 +349,7 @@ class Evidence:
     seconds: dict[str, float]  # stage -> wall time
     not_measured: tuple[str, ...]  # what a reader might look for and will not find, with why
     warnings: tuple[str, ...] = ()  # what the steps warned of
+    plans: tuple[QuantPlan, ...] = ()  # how each target's INT8 was made, where it was searched
     builts: tuple[Built, ...] = ()  # every model that was built, measured or not
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import io
 import logging
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,33 @@ def _strip(model: Any) -> None:
         node.doc_string = None
     for value in (*graph.inputs, *graph.initializers.values()):
         value.metadata_props.clear()
+
+
+def sources(net: SRNet) -> dict[str, str]:
+    """Of each operation of the exported graph the traced one that it came from: see `called`."""
+    found = {}
+    program = _program(net.deployed())
+    calls = called(program.exported_program.graph)
+    for node in program.model.graph.all_nodes():
+        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+        if scopes and scopes[-1] in calls:
+            found[node.name] = calls[scopes[-1]]
+    return found
+
+
+def called(graph: torch.fx.Graph) -> dict[str, str]:
+    """The names of a trace's operations on tensors, each as the operator and which call of it.
+
+    Names that torch gives depend on how many symbols of sizes there are, these do not.
+    """
+    count: Counter[str] = Counter()
+    found = {}
+    for node in graph.nodes:
+        if node.op == "call_function" and isinstance(node.meta.get("val"), Tensor):
+            operator = str(node.target).rpartition(".")[0]  # without its overload
+            found[node.name] = f"{operator} {count[operator]}"
+            count[operator] += 1
+    return found
 
 
 def _program(net: SRNet) -> Any:

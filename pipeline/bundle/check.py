@@ -12,7 +12,7 @@ from mipkd.core.errors import UsageError
 from mipkd.core.records import Gate, Outcome, Recommendation, Verdict
 from pipeline.bundle.figures import read_figures
 from pipeline.bundle.manifest import Manifest, Problem, problems, read
-from pipeline.bundle.provenance import PROVENANCE, failures
+from pipeline.bundle.provenance import PROVENANCE, failures, plans
 from pipeline.stages.judge import NOT_MEASURED, GateConfig, judge
 
 
@@ -57,7 +57,7 @@ def _judged(bundle: Path) -> Verdict:
     try:
         stated = json.loads(file.read_text())
         config = GateConfig.model_validate(stated["gates"])
-        lost = failures(stated)
+        lost, searched = failures(stated), plans(stated)
     except (ValidationError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{file}: its gates cannot be read: {error}") from error
-    return judge(config, read_figures(bundle), lost)
+    return judge(config, read_figures(bundle), lost, searched)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import PurePath
 from typing import Any
 
-from mipkd.core.records import Evidence, Failure, Model, PatchSet, Photos, TestSet
+from pydantic import TypeAdapter
+from pydantic_core import to_jsonable_python
+
+from mipkd.core.records import Evidence, Failure, Model, PatchSet, Photos, QuantPlan, TestSet
 
 PROVENANCE = "provenance.json"
 _PATHS = ("teacher", "model", "data", "val", "out")  # in a configuration
@@ -40,6 +43,7 @@ def provenance(evidence: Evidence, program: str) -> dict[str, Any]:
         "versions": {m.target: m.versions for m in evidence.measurements if m.versions},
         "gates": evidence.config.get("gates", {}),
         "failures": [asdict(failure) for failure in evidence.failures],
+        "plans": to_jsonable_python([_without_files(plan) for plan in evidence.plans]),
         "warnings": list(evidence.warnings),
         "not_measured": list(evidence.not_measured),
         "seconds": evidence.seconds,
@@ -51,6 +55,16 @@ def provenance(evidence: Evidence, program: str) -> dict[str, Any]:
 def failures(stated: dict[str, Any]) -> tuple[Failure, ...]:
     """What did not run, from a bundle's provenance."""
     return tuple(Failure(**failure) for failure in stated["failures"])
+
+
+def plans(stated: dict[str, Any]) -> tuple[QuantPlan, ...]:
+    """How each target's INT8 was searched, from a bundle's provenance."""
+    return TypeAdapter(tuple[QuantPlan, ...]).validate_python(stated["plans"])
+
+
+def _without_files(plan: QuantPlan) -> QuantPlan:
+    """What a search found; where its files lie on this machine is nobody's business."""
+    return replace(plan, holdout=None, tuned=None)
 
 
 def command(evidence: Evidence) -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.report.plots import COLOURS, Curve, Point, lines, scatter
-from pipeline.report.schema import MeasurementResult, QualityResult, Results
+from pipeline.report.schema import MeasurementResult, PlanResult, QualityResult, Results
 from pipeline.report.tables import sizes_of
 from pipeline.report.wording import as_size, number
 
@@ -30,6 +30,27 @@ def quality_against_latency(results: Results) -> str:
     )
     x = f"ms at LR {size}, p50 to p90"
     return scatter(points, title=title, x=x, y="PSNR-Y, dB")
+
+
+def front(plan: PlanResult) -> str:
+    """Loss over latency of one target's candidates; "" for fewer than two."""
+    if len(plan.front) < 2:
+        return ""
+    points = [
+        Point(
+            x=one.ms,
+            y=one.drop_db,
+            name=f"{one.floats} float" + (", built" if one.chosen else ""),
+            colour=1 if one.chosen else 0,
+            shape="diamond" if one.chosen else "circle",
+        )
+        for one in plan.front
+    ]
+    size = as_size(plan.height, plan.width)
+    title = f"{plan.target}: PSNR-Y lost against latency at LR {size}: " + "; ".join(
+        f"{p.name} {p.x:.3g} ms {number(p.y, 3)} dB" for p in points
+    )
+    return scatter(points, title=title, x=f"ms at LR {size}, estimated", y="PSNR-Y lost, dB")
 
 
 def bicubic_note(results: Results) -> str:

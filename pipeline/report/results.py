@@ -22,6 +22,7 @@ from mipkd.core.records import (
     Outcome,
     PatchSet,
     Photos,
+    QuantPlan,
     Recommendation,
     TestSet,
     Verdict,
@@ -82,6 +83,7 @@ def collect(evidence: Evidence, out: Path) -> s.Results:
         failures=[_like(s.FailureResult, failure) for failure in evidence.failures],
         not_measured=list(evidence.not_measured),
         warnings=list(evidence.warnings),
+        plans=[_plan(plan) for plan in evidence.plans],
     )
 
 
@@ -294,6 +296,26 @@ def _training(distilled: Distilled) -> s.TrainingFacts:
         seconds=distilled.seconds,
         losses=list(distilled.losses),
         psnr_y_db=_finite(distilled.psnr_y_db),
+    )
+
+
+def _plan(plan: QuantPlan) -> s.PlanResult:
+    held = plan.holdout
+    return s.PlanResult(
+        target=plan.target,
+        ranges=plan.ranges,
+        rest=plan.rest,
+        operations=plan.operations,
+        floats=[_like(s.FloatLayerResult, layer) for layer in plan.floats],
+        met=plan.met,
+        drop_db=_finite(plan.drop_db),
+        worst_db=_finite(plan.worst_db),
+        front=[_like(s.FrontPointResult, point) for point in plan.front],
+        height=plan.size[0],
+        width=plan.size[1],
+        holdout_photos=held.photos if held else 0,
+        holdout_pages=held.pages if held else 0,
+        holdout_sha256=held.sha256 if held else "",
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 
 Word = Literal["PASS", "FAIL", "INVALID"]
 
@@ -287,6 +287,69 @@ class MeasurementResult(_Part):
     """That machine; null where it is `host` of the run."""
 
 
+class FloatLayerResult(_Part):
+    """An operation that INT8 does not compute."""
+
+    name: str
+    """Its name in the ONNX graph."""
+    kind: str
+    """What it computes: Conv, Add ..."""
+    harm_db: float
+    """Mean PSNR-Y that it alone in INT8 would lose on the holdout."""
+    cost_ms: float
+    """What it takes longer as a float, rounded to half a power of two."""
+    reason: str
+    """Why it stays float."""
+
+
+class FrontPointResult(_Part):
+    """A way to quantise that no other tried beats in both time and loss."""
+
+    ms: float
+    """Latency at the search's LR size: everything in INT8 and the costs of what is float."""
+    drop_db: float
+    """Mean PSNR-Y lost on the holdout against the target's own FP32."""
+    worst_db: float
+    """The same on the crop that loses most."""
+    floats: int
+    """How many operations stay float."""
+    chosen: bool
+    """Whether this one was built."""
+
+
+class PlanResult(_Part):
+    """How a target's INT8 was made, where its float layers were searched."""
+
+    target: str
+    """The target."""
+    ranges: str
+    """Recipe for the ranges of activations."""
+    rest: str
+    """Precision of what stays float."""
+    operations: int
+    """How many operations INT8 could compute."""
+    floats: list[FloatLayerResult]
+    """Those that stay float."""
+    met: bool
+    """Whether the bounds on the loss hold on the holdout."""
+    drop_db: float | None
+    """Mean loss on the holdout: what to expect on images of that kind."""
+    worst_db: float | None
+    """The same on the crop that loses most."""
+    front: list[FrontPointResult]
+    """The fastest first."""
+    height: int
+    """LR height at which costs were measured."""
+    width: int
+    """LR width at which costs were measured."""
+    holdout_photos: int
+    """Crops of photos that calibration did not use."""
+    holdout_pages: int
+    """Drawn pages with letters and flat colours."""
+    holdout_sha256: str
+    """Hash of their pixels."""
+
+
 class FailureResult(_Part):
     """What did not run."""
 
@@ -337,6 +400,8 @@ class Results(_Part):
     """What a reader might look for and will not find, with why."""
     warnings: list[str]
     """What the steps warned of."""
+    plans: list[PlanResult] = []
+    """Which layers INT8 leaves float, one entry a target where that was searched."""
 
 
 def json_schema() -> str:

@@ -10,6 +10,7 @@ from pipeline.report.schema import (
     LatencyResult,
     MeasurementResult,
     ModelFacts,
+    PlanResult,
     RatioResult,
     Results,
 )
@@ -160,6 +161,19 @@ def model_table(results: Results) -> Table:
     ]
     rows = [Row("fact", [name, *cells]) for name, cells in facts if set(cells) != {NONE}]
     return Table(["", *(name for name, _ in models)], rows, first=99)
+
+
+def float_table(plan: PlanResult) -> Table:
+    """The operations of a target that INT8 leaves float, the most harmful first."""
+    rows = [
+        Row(
+            "layer",
+            [one.name, one.kind, number(one.harm_db, 4), three_digits(one.cost_ms), one.reason],
+        )
+        for one in sorted(plan.floats, key=lambda one: -one.harm_db)
+    ]
+    head = ["Operation", "Kind", "Harm of INT8 dB", "Cost of float ms", "Reason"]
+    return Table(head, rows, first=2, last=4)
 
 
 def sizes_of(results: Results) -> list[tuple[int, int]]:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.report.schema import PlanResult
 
 NONE = "–"
 
@@ -51,6 +55,18 @@ def interval(value: float, low: float, high: float) -> str:
 def megabytes(size_bytes: int | None) -> str:
     """Size on disk in MB of 10^6 bytes."""
     return f"{size_bytes / 1e6:.2f} MB" if size_bytes else NONE
+
+
+def float_layers(plan: PlanResult) -> str:
+    """What a search found, in words."""
+    loss = f"{number(plan.drop_db, 3)} dB on the mean and {number(plan.worst_db, 3)} on the worst"
+    kept = "within the bounds" if plan.met else "over the bounds, which no INT8 tried keeps"
+    return (
+        f"{len(plan.floats)} of {plan.operations} operations stay float, computed in {plan.rest}; "
+        f"ranges: {plan.ranges}. "
+        f"Predicted loss against the target's own FP32: {loss} of {plan.holdout_photos} crops of "
+        f"photos that calibration does not use and {plan.holdout_pages} drawn pages, {kept}."
+    )
 
 
 def gigabytes(size_bytes: int) -> str:

@@ -56,6 +56,7 @@ def _page(results: Results, evidence: Evidence) -> str:
         loss_curves=Markup(trace.losses),
         legend=trace.legend,
         config=tomli_w.dumps(results.run.config),
+        fronts=[Markup(figures.front(plan)) for plan in results.plans],
         image_table=tables.image_table(results),
         model_table=tables.model_table(results),
     )
@@ -73,6 +74,7 @@ def _render(template: str, results: Results, **more: object) -> str:
         w=wording,
         main=tables.main_table(results),
         gates=tables.gate_table(results),
+        floats=[tables.float_table(plan) for plan in results.plans],
         latencies=tables.latency_table(results),
         devices=tables.devices(results),
         **more,

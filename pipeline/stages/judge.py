@@ -8,7 +8,15 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mipkd.core.records import Failure, Gate, Measurement, Outcome, Recommendation, Verdict
+from mipkd.core.records import (
+    Failure,
+    Gate,
+    Measurement,
+    Outcome,
+    QuantPlan,
+    Recommendation,
+    Verdict,
+)
 from pipeline.bench.against import (
     at,
     drop_by_image,
@@ -45,12 +53,16 @@ class GateConfig(BaseModel):
 
 
 def judge(
-    config: GateConfig, measurements: Sequence[Measurement], failures: Sequence[Failure]
+    config: GateConfig,
+    measurements: Sequence[Measurement],
+    failures: Sequence[Failure],
+    plans: Sequence[QuantPlan] = (),
 ) -> Verdict:
     """FAIL if any gate fails, else INVALID if any could not be judged, else PASS."""
     gates = (
         *_gain_over_bicubic(config, measurements),
         *(gate for m in students(measurements) for gate in _of_one(config, m, measurements)),
+        *(gate for plan in plans if not plan.fixed for gate in _searched(plan)),
         *_not_run(config, measurements, failures),
     )
     return Verdict(
@@ -145,6 +157,18 @@ def _drops(config: GateConfig, m: Measurement, base: Measurement | None) -> Iter
         reason = ("simulated here, " if m.simulated else "") + "against the FP32 student, "
         reason += f"mean of {len(drops)} images" if on_mean else f"on {worst}"
         yield Gate(name, subject(m), _passes(figure <= bound), figure, bound, "dB", reason)
+
+
+def _searched(plan: QuantPlan) -> Iterator[Gate]:
+    """What the best INT8 that a search found loses on photos held out."""
+    for name, figure, bound in (
+        ("holdout drop", plan.drop_db, plan.max_drop_db),
+        ("holdout worst drop", plan.worst_db, plan.max_worst_db),
+    ):
+        if figure is not None:
+            reason = f"the best of INT8 with {len(plan.floats)} of {plan.operations} floats"
+            well = _passes(figure <= bound)
+            yield Gate(name, f"{plan.target} int8", well, figure, bound, "dB", reason)
 
 
 def _speedup(

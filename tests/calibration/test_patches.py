@@ -16,19 +16,19 @@ from mipkd.core.records import Photos
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Photos:
-    """Four photos; a twentieth of one is white and a twentieth of another black."""
+    """Eight photos; a twentieth of three is white and a twentieth of three black."""
     folder = tmp_path / "store"
     folder.mkdir()
     writer, rng = PhotoWriter(folder), np.random.default_rng(0)
-    for index in range(4):
+    for index in range(8):
         hr = rng.integers(60, 180, (192, 192, 3), dtype=np.uint8)
-        if index == 0:
+        if index < 3:
             hr[:86, :86] = 255
-        if index == 1:
+        elif index < 6:
             hr[-86:, -86:] = 0
         writer.add(f"{index}.png", hr, np.ascontiguousarray(hr[::2, ::2]))
     writer.close()
-    return Photos(folder=folder, sha256="", source="photos", scale=2, count=4)
+    return Photos(folder=folder, sha256="", source="photos", scale=2, count=8)
 
 
 def test_patches_are_saved_and_come_back_as_batches(photos: Photos, tmp_path: Path) -> None:

@@ -133,17 +133,17 @@ def test_dctlsa_reaches_its_published_figures_on_set5(
 
 def run(teacher: Path, folder: Path) -> tuple[Path, dict[str, Any]]:
     """A whole run of two steps: its folder and its results."""
-    photos = folder / "photos"
-    photos.mkdir()
+    photos, shown, out = (folder / name for name in ("photos", "shown", "run"))
     rng = np.random.default_rng(0)
-    for index in range(2):
-        coarse = rng.integers(0, 256, (12, 14, 3), dtype=np.uint8)
-        write_png(photos / f"{index}.png", resize_bicubic(coarse, (96, 112)))
-    out = folder / "run"
+    for images in (photos, shown):
+        images.mkdir()
+        for index in range(2):
+            coarse = rng.integers(0, 256, (12, 14, 3), dtype=np.uint8)
+            write_png(images / f"{index}.png", resize_bicubic(coarse, (96, 112)))
     settings = ("distill.batch=2", "distill.patch=16", "calibrate.count=4", "calibrate.size=16")
     settings += ("bench.sizes=[[16, 16]]", "bench.min_time_s=0.05", "bench.warmup_s=0.01")
     command = ["run", "--teacher", teacher, "--student", "edsr:c8b2", "--data", photos]
-    command += ["--val", photos, "--out", out, "--steps", "2", "--target", "cpu"]
+    command += ["--val", shown, "--out", out, "--steps", "2", "--target", "cpu"]
     command += [word for one in settings for word in ("--set", one)]
     result = CliRunner().invoke(cli.app, [str(word) for word in command])
     assert result.exit_code in (6, 7), result.stderr  # two steps teach nothing

@@ -24,6 +24,7 @@ TINY = [
     *("--set", "distill.batch=2", "--set", "distill.patch=16", "--set", "calibrate.count=4"),
     *("--set", "calibrate.size=16", "--set", "bench.sizes=[[16, 16]]"),
     *("--set", "bench.min_time_s=0.05", "--set", "bench.warmup_s=0.01"),
+    *("--set", "quantize.photos=2", "--set", "quantize.pages=1", "--set", "quantize.size=[16, 16]"),
 ]
 
 
@@ -44,9 +45,18 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
+    return drawn(tmp_path / "photos", seed=0)
+
+
+@pytest.fixture
+def shown(tmp_path: Path) -> Path:
+    """Images to test on."""
+    return drawn(tmp_path / "shown", seed=1)
+
+
+def drawn(folder: Path, seed: int) -> Path:
     folder.mkdir()
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     for index in range(2):
         coarse = rng.integers(0, 256, (12, 14, 3), dtype=np.uint8)
         write_png(folder / f"{index}.png", resize_bicubic(coarse, (96, 112)))
@@ -54,11 +64,11 @@ def photos(tmp_path: Path) -> Path:
 
 
 def test_one_command_trains_measures_and_reports(
-    teacher: Path, photos: Path, tmp_path: Path
+    teacher: Path, photos: Path, shown: Path, tmp_path: Path
 ) -> None:
     (photos / "broken.png").write_bytes(b"not a photo")
     run = tmp_path / "run"
-    command = ("run", "--teacher", teacher, "--data", photos, "--val", photos, "--out", run, *TINY)
+    command = ("run", "--teacher", teacher, "--data", photos, "--val", shown, "--out", run, *TINY)
     code, out, err = ended(*command)
     assert code in (6, 7), err  # two steps teach nothing
     assert "verdict:" in out
@@ -81,10 +91,10 @@ def test_one_command_trains_measures_and_reports(
 
 
 def test_a_finished_model_enters_after_distillation(
-    teacher: Path, photos: Path, tmp_path: Path
+    teacher: Path, photos: Path, shown: Path, tmp_path: Path
 ) -> None:
     code, _out, err = ended(
-        "run", "--model", teacher, "--data", photos, "--val", photos, "--out", tmp_path / "r", *TINY
+        "run", "--model", teacher, "--data", photos, "--val", shown, "--out", tmp_path / "r", *TINY
     )
     assert code in (0, 6, 7), err
     assert "distill" not in err
@@ -167,14 +177,16 @@ def test_a_model_of_another_scale(teacher: Path, photos: Path, tmp_path: Path) -
 def test_a_wrong_word_gets_the_nearest_right_one(
     teacher: Path,
     photos: Path,
+    shown: Path,
     tmp_path: Path,
     words: tuple[str, ...],
     code: int,
     what: str,
     hint: str,
 ) -> None:
-    command = ("run", "--teacher", teacher, "--data", photos, "--val", photos, "--target", "null")
-    got, _, err = ended(*command, "--out", tmp_path / "run", "--set", "distill.patch=16", *words)
+    command = ("run", "--teacher", teacher, "--data", photos, "--val", shown, "--target", "null")
+    small = ("--set", "distill.patch=16", "--set", "calibrate.size=16")
+    got, _, err = ended(*command, "--out", tmp_path / "run", *small, *words)
     assert got == code
     assert what in err
     assert hint in err

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from mipkd.core.records import Failure, Gate, ImageScore, Latency, Measurement, Outcome
+from mipkd.core.records import (
+    Failure,
+    Gate,
+    ImageScore,
+    Latency,
+    Measurement,
+    Outcome,
+    QuantPlan,
+)
 from pipeline.stages.judge import GateConfig, judge
 
 SMALL, LARGE = (64, 64), (180, 320)
@@ -77,6 +85,19 @@ def test_lost_quality_fails_and_float_is_recommended(
     assert verdict.outcome is Outcome.FAIL
     assert {g.name for g in verdict.gates if g.outcome is Outcome.FAIL} == failed
     assert [r.precision for r in verdict.recommended] == ["fp32"]
+
+
+def test_int8_over_the_searchs_bound_fails_and_float_is_recommended() -> None:
+    plan = QuantPlan(
+        "cpu", "whole", "fp32", (), 0.07, 0.2, met=False, max_drop_db=0.05, max_worst_db=0.3
+    )
+    verdict = judge(GateConfig(), ALL, (), (plan,))
+    assert verdict.outcome is Outcome.FAIL
+    assert gate(verdict.gates, "cpu int8", "holdout drop").outcome is Outcome.FAIL
+    assert gate(verdict.gates, "cpu int8", "holdout worst drop").outcome is Outcome.PASS
+    assert [(r.target, r.precision) for r in verdict.recommended] == [("cpu", "fp32")]
+    kept = QuantPlan("cpu", "", "", (), None, None, met=True, fixed=True)
+    assert judge(GateConfig(), ALL, (), (kept,)) == judge(GateConfig(), ALL, ())
 
 
 def test_student_no_better_than_bicubic_ships_nowhere() -> None:

@@ -429,10 +429,40 @@ def test_what_is_no_results_file_is_refused(content: str | None, says: str, tmp_
 
 def test_results_of_another_major_version_are_refused(make: Make, tmp_path: Path) -> None:
     file = write(make(), tmp_path / "latest").with_name("results.json")
-    now = f'"schema_version": "{schema.SCHEMA_VERSION}"'
-    file.write_text(file.read_text().replace(now, '"schema_version": "2.0"'))
+    ours = f'"schema_version": "{schema.SCHEMA_VERSION}"'
+    file.write_text(file.read_text().replace(ours, '"schema_version": "2.0"'))
     with pytest.raises(UsageError, match=r"schema_version is 2\.0"):
         load(file)
+
+
+def test_float_layers_are_shown_with_their_reasons_and_the_front(
+    make: Make, tmp_path: Path
+) -> None:
+    layer = records.FloatLayer("node_conv2d", "Conv", 0.0113, 0.5, "first convolution: <harm>")
+    front = (
+        records.FrontPoint(40.0, 0.04, 0.2, 0),
+        records.FrontPoint(40.5, 0.015, 0.05, 1, chosen=True),
+    )
+    plan = records.QuantPlan(
+        target="openvino",
+        ranges="whole",
+        rest="bf16",
+        floats=(layer,),
+        drop_db=0.015,
+        worst_db=0.05,
+        met=True,
+        front=front,
+        operations=54,
+        size=(128, 128),
+    )
+    page = write(make(plans=(plan,)), tmp_path / "latest")
+    html, text = page.read_text(), page.with_name("report.md").read_text()
+    for shown in (html, text):
+        assert "1 of 54 operations stay float, computed in bf16; ranges: whole" in shown
+        assert "first convolution: &lt;harm" in shown
+    assert "openvino: PSNR-Y lost against latency at LR 128×128" in html
+    assert "1 float, built" in html
+    assert load(page.with_name("results.json")).plans[0].floats[0].name == "node_conv2d"
 
 
 def test_a_report_is_replaced_whole(make: Make, tmp_path: Path) -> None:

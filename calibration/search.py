@@ -1,0 +1,170 @@
+"""Which operations INT8 should not compute: as little time as possible for a bounded loss.
+
+Each operation has a harm, the loss when it alone is INT8, and a cost, the time it takes longer as
+a float. Those with the most harm for their cost become floats first, until what is left keeps the
+bound; then those that turn out not to be needed go back, half of them at once, then ever fewer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+log = logging.getLogger(__name__)
+
+Evaluate = Callable[[frozenset[str]], "Loss"]  # of a candidate, by the names of its floats
+
+_FRONT = 6  # candidates beyond the search's own that the front is drawn through
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What INT8 could compute; those of one `alike` take the same time."""
+
+    name: str
+    kind: str
+    alike: str
+    part: str = ""  # "first convolution", "last convolution", "skip addition" or ""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """PSNR-Y below FP32 over the holdout, in dB."""
+
+    mean_db: float
+    worst_db: float
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a candidate may lose."""
+
+    mean_db: float
+    worst_db: float
+
+    def hold(self, loss: Loss) -> bool:
+        """Whether a candidate keeps both."""
+        return loss.mean_db <= self.mean_db and loss.worst_db <= self.worst_db
+
+    def share(self, loss: Loss) -> float:
+        """How much of the bounds a loss uses up: 1 when just kept."""
+        return max(loss.mean_db / self.mean_db, loss.worst_db / self.worst_db)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to quantise."""
+
+    floats: frozenset[str]
+    loss: Loss
+    extra_ms: float  # over everything in INT8, by the operations' costs
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best candidate, and all that no other beats in both time and loss."""
+
+    best: Candidate
+    met: bool
+    front: tuple[Candidate, ...]
+
+
+def search(
+    operations: Sequence[Operation],
+    *,
+    harms: Mapping[str, Loss],
+    costs_ms: Mapping[str, float],
+    bounds: Bounds,
+    evaluate: Evaluate,
+    slack_ms: float = 0.0,
+    forced: frozenset[str] = frozenset(),
+    late: Callable[[], bool] = lambda: False,
+) -> Found:
+    """The cheapest candidate found that keeps `bounds`, else the one that loses least.
+
+    Of those that take at most `slack_ms` longer than the cheapest, the one that loses least.
+    `forced` are floats in any case. Once `late` says so, no further candidate is tried than the
+    search needs to name one that keeps the bounds.
+    """
+    tried: dict[frozenset[str], Candidate] = {}
+
+    def attempt(floats: frozenset[str]) -> Candidate:
+        if floats not in tried:
+            extra = sum(costs_ms[name] for name in floats)
+            tried[floats] = Candidate(floats, evaluate(floats), extra)
+        return tried[floats]
+
+    order = _by_worth(operations, harms, costs_ms, bounds, forced)
+    prefixes = [forced | frozenset(order[:count]) for count in range(len(order) + 1)]
+    count = _fewest(prefixes, lambda floats: bounds.hold(attempt(floats).loss))
+    if count is None:
+        return _as_found(tried, min(tried.values(), key=lambda c: bounds.share(c.loss)), False)
+    best = attempt(prefixes[count])
+    dearest = sorted(order[:count], key=lambda n: (-costs_ms[n], -order.index(n)))
+    left = [name for name in dearest if costs_ms[name]]
+    size = (len(left) + 1) // 2
+    while left and size and not late():
+        for start in range(0, len(left), size):
+            less = attempt(best.floats - set(left[start : start + size]))
+            if bounds.hold(less.loss):
+                best = less
+        left = [name for name in left if name in best.floats]
+        size = min(size // 2, (len(left) + 1) // 2)
+    for step in range(1, _FRONT):
+        if not late():
+            attempt(prefixes[len(order) * step // _FRONT])
+    near = [c for c in tried.values() if c.extra_ms <= best.extra_ms + slack_ms]
+    return _as_found(tried, min(near, key=lambda c: (bounds.share(c.loss), c.extra_ms)), True)
+
+
+def rounded(ms: float) -> float:
+    """A cost to half a power of two, so that the noise of timing decides nothing."""
+    from math import log2
+
+    return float(2 ** (round(2 * log2(ms)) / 2)) if ms > 0 else 0.0
+
+
+def _by_worth(
+    operations: Sequence[Operation],
+    harms: Mapping[str, Loss],
+    costs_ms: Mapping[str, float],
+    bounds: Bounds,
+    forced: frozenset[str],
+) -> list[str]:
+    """Names by harm over cost, the most first; what costs nothing before all."""
+
+    def worth(op: Operation) -> tuple[bool, float]:
+        harm, cost = harms[op.name], costs_ms[op.name]
+        used = harm.mean_db / bounds.mean_db + max(harm.worst_db, 0) / bounds.worst_db
+        return not cost and used > 0, used / (cost or 1.0)
+
+    names = [op.name for op in sorted(operations, key=worth, reverse=True)]
+    return [name for name in names if name not in forced]
+
+
+def _fewest(
+    prefixes: Sequence[frozenset[str]], holds: Callable[[frozenset[str]], bool]
+) -> int | None:
+    """The length of the shortest prefix that holds, taking it that longer ones hold too."""
+    low, high = 0, len(prefixes) - 1
+    if not holds(prefixes[high]):
+        holds(prefixes[low])
+        return next(
+            (i for i in range(high, -1, -max(1, high // _FRONT)) if holds(prefixes[i])), None
+        )
+    while low < high:
+        middle = (low + high) // 2
+        if holds(prefixes[middle]):
+            high = middle
+        else:
+            low = middle + 1
+    return high
+
+
+def _as_found(tried: Mapping[frozenset[str], Candidate], best: Candidate, met: bool) -> Found:
+    front: list[Candidate] = []
+    for one in sorted(tried.values(), key=lambda c: (c.extra_ms, c.loss.mean_db)):
+        if not front or one.loss.mean_db < front[-1].loss.mean_db:
+            front.append(one)
+    return Found(best, met, tuple(front))

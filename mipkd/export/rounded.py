@@ -1,0 +1,171 @@
+"""A net that rounds to 8 bits where a target's INT8 does, to be trained in place of it.
+
+What is rounded is read from the target's own model, so that the net computes what that will.
+Rounding lets gradients through as if it were not there; a grid's scale is learned with the
+weights, as in Esser et al., "Learned Step Size Quantization", ICLR 2020.
+
+Shapes: N batch, C channels, H W low-res size, S scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
+from typing import cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from mipkd.archs.base import SRNet
+from mipkd.core.errors import UnsupportedError
+from mipkd.core.records import Grid, Rounding
+from mipkd.export.onnx import called, sources
+
+_LEVELS = 255  # steps of a grid
+_EXAMPLE = 48  # LR pixels a side while tracing; the result does not depend on it
+
+
+class Rounded(SRNet):
+    """`net`, traced, with what is in `rounding` rounded; the weights are a copy of the net's."""
+
+    in_parts = False
+
+    def __init__(self, net: SRNet, rounding: Rounding) -> None:
+        super().__init__()
+        net = net.deployed()
+        self.scale, self.width = net.scale, net.width
+        self.multiple, self.least, self.smallest = net.multiple, net.least, net.smallest
+        self.__dict__["blocks"] = net.blocks  # to be counted; their weights are in the trace
+        self._rounding = rounding
+        self.traced = _traced(net)
+        _insert(self.traced, sources(net), rounding)
+
+    def tapped(
+        self, lr_NCHW: Tensor, positions: tuple[int, ...] = ()
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The image, and the features after each of `positions` (indices into `blocks`)."""
+        image, *features = self.traced(lr_NCHW)
+        return image, [features[position] for position in positions]
+
+    def rounding(self) -> Rounding:
+        """The grids as they are now."""
+        made = (self.traced.get_submodule(_name(n)) for n in range(len(self._rounding.grids)))
+        grids = [
+            replace(grid, scale=float(cast("_Rounder", rounder).scale().detach()))
+            for grid, rounder in zip(self._rounding.grids, made, strict=True)
+        ]
+        return replace(self._rounding, grids=tuple(grids))
+
+    def unrounded(self, net: SRNet) -> SRNet:
+        """`net`, which this was made of, as it is deployed, with the weights as they are now."""
+        plain = deepcopy(net.deployed())
+        learned = {k.removeprefix("net."): v for k, v in self.traced.named_parameters()}
+        plain.load_state_dict({k: learned.get(k, v) for k, v in plain.state_dict().items()})
+        return plain
+
+
+class _Rounder(nn.Module):
+    """Rounds to a grid whose scale is learned."""
+
+    zero: Tensor
+
+    def __init__(self, grid: Grid) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(grid.scale).log())
+        self.register_buffer("zero", torch.tensor(float(grid.zero)))
+
+    def scale(self) -> Tensor:
+        return self.log_scale.exp()
+
+    def forward(self, features: Tensor) -> Tensor:
+        scale = self.scale()
+        low, high = -self.zero * scale, (_LEVELS - self.zero) * scale
+        inside = torch.minimum(torch.maximum(features, low), high)
+        return _as_integer(inside / scale) * scale
+
+
+def _round_weight(weight: Tensor, most: int) -> Tensor:
+    """Per output channel, symmetric."""
+    scale = weight.detach().abs().amax(dim=tuple(range(1, weight.ndim)), keepdim=True) / most
+    scale = scale.clamp(min=torch.finfo(weight.dtype).tiny)
+    return _as_integer(weight / scale) * scale
+
+
+def _as_integer(values: Tensor) -> Tensor:
+    return values + (values.round() - values).detach()
+
+
+class _WithFeatures(nn.Module):
+    """The net without padding: the image and the features after every block."""
+
+    def __init__(self, net: SRNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, lr: Tensor) -> tuple[Tensor, ...]:
+        image, features = self.net.tapped(lr, tuple(range(len(self.net.blocks))))
+        return (image, *features)
+
+
+def _traced(net: SRNet) -> fx.GraphModule:
+    example = torch.rand(2, 3, _EXAMPLE, _EXAMPLE + net.multiple * 2)
+    shapes = {"lr": dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)}
+    plain = _WithFeatures(net).cpu().float().eval()
+    with torch.no_grad():
+        program = torch.export.export(plain, (example,), dynamic_shapes=shapes)
+    module = program.module(check_guards=False)
+    return fx.GraphModule(module, module.graph)  # one that can be put into training mode
+
+
+def _name(number: int) -> str:
+    return f"grid_{number}"
+
+
+def _insert(traced: fx.GraphModule, sources: dict[str, str], rounding: Rounding) -> None:
+    graph = traced.graph
+    by_call = {call: name for name, call in called(graph).items()}
+    nodes: dict[str, fx.Node] = {node.name: node for node in graph.nodes}
+
+    def found(operation: str) -> fx.Node:
+        if not operation:
+            return graph.output_node()
+        if sources.get(operation) not in by_call:
+            raise UnsupportedError(
+                f"qat: what the target rounds at {operation} has no like in the traced net",
+                hint="run without --qat: the search chooses what stays float",
+            )
+        return nodes[by_call[sources[operation]]]
+
+    for number, grid in enumerate(rounding.grids):
+        traced.add_submodule(_name(number), _Rounder(grid))
+        rounded: dict[fx.Node, fx.Node] = {}
+        for operation, index in grid.readers:
+            reader = found(operation)
+            before = _input(reader, index)
+            if before not in rounded:
+                with graph.inserting_after(before):
+                    rounded[before] = graph.call_module(_name(number), (before,))
+            _replace(reader, index, rounded[before])
+    for operation, most in rounding.weights:
+        reader = found(operation)
+        weight = reader.args[1]
+        with graph.inserting_before(reader):
+            made = graph.call_function(_round_weight, (weight, most))
+        reader.update_arg(1, made)
+    graph.lint()
+    traced.recompile()
+
+
+def _input(node: fx.Node, index: int) -> fx.Node:
+    """The tensor at an input, counted as in ONNX: those of a list one by one."""
+    first = node.args[0]
+    return cast("fx.Node", first[index] if isinstance(first, Sequence) else node.args[index])
+
+
+def _replace(node: fx.Node, index: int, new: fx.Node) -> None:
+    first = node.args[0]
+    if isinstance(first, Sequence):
+        node.update_arg(0, [new if i == index else one for i, one in enumerate(first)])
+    else:
+        node.update_arg(index, new)

@@ -1,0 +1,235 @@
+"""What a quantised candidate loses on held crops and what its floats cost, each measured once.
+
+Everything measured is kept in two files, so that an interrupted search goes on where it was.
+Shapes: N batch, C channels, H W low-res size, S scale.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from calibration.search import Loss, Operation, rounded
+from mipkd.core.images import PSNR_OF_EQUAL_DB, luma
+from mipkd.core.records import Holdout
+from pipeline.bench.latency import BenchSettings, compare
+from targets.base import ByteArray, Session, Tuner, upscale
+
+log = logging.getLogger(__name__)
+
+_QUICK = 4  # a harm is measured on each fourth crop
+_CLEARLY = 0.9  # of the time of a finer precision
+_FREE = 0.002  # of the whole: a float that costs less costs nothing that can be measured
+_ALIKE = 12  # of operations that take the same time, this many are timed together
+_AT_ONCE = 8  # candidates timed in turns
+
+Planes = list[npt.NDArray[np.float32]]
+
+
+class Judge:
+    """Losses and costs of a tuner's candidates."""
+
+    def __init__(
+        self,
+        tuner: Tuner,
+        operations: Sequence[Operation],
+        held: Holdout,
+        *,
+        multiple: int,
+        folder: Path,
+    ) -> None:
+        self._tuner, self._operations = tuner, operations
+        self._every = frozenset(op.name for op in operations)
+        self._lr: ByteArray = np.load(held.lr)
+        self._scale, self._multiple, self._photos = held.scale, multiple, held.photos
+        self._truth = [self._inside(hr) for hr in np.load(held.hr)]
+        self._known = _Known(folder / "measured.jsonl")
+        self._planes: dict[str, Planes] = {}
+        self._fp32: list[float] = []
+        self.rest = tuner.rests[0]  # the precision of what stays float
+
+    def hold_against(self, session: Session) -> None:
+        """Make a session's quality, the target's own FP32, what losses are counted from."""
+        self._fp32 = self._known("fp32", lambda: self._psnrs(session))
+
+    def settle_rest(self, size: tuple[int, int], settings: BenchSettings) -> None:
+        """Compute floats in the fastest precision, a coarser one only if it is clearly faster.
+
+        A CPU may offer 16 bits and be slower with them.
+        """
+        if len(self._tuner.rests) == 1:
+            return
+
+        def measure() -> dict[str, float]:
+            every, ranges = sorted(self._every), self._tuner.ranges[0]
+            with ExitStack() as stack:
+                sessions = {
+                    rest: stack.enter_context(closing(self._tuner.session(ranges, every, rest)))
+                    for rest in self._tuner.rests
+                }
+                return self._timed(sessions, size, settings)
+
+        ms = self._known(json.dumps(["rest", size]), measure)
+        for rest in self._tuner.rests:
+            if ms[rest] < _CLEARLY * ms[self.rest]:
+                self.rest = rest
+        log.info("floats in %s: %s", self.rest, ", ".join(f"{k} {v:.3g} ms" for k, v in ms.items()))
+
+    def loss(self, ranges: str, floats: Iterable[str]) -> Loss:
+        """PSNR-Y below FP32: mean over the photos, worst of the pages too."""
+        names = sorted(floats)
+
+        def measure() -> dict[str, float]:
+            with closing(self._session(ranges, names)) as session:
+                found = self._psnrs(session)
+            drops = [one - other for one, other in zip(self._fp32, found, strict=True)]
+            loss = Loss(statistics.fmean(drops[: self._photos]), max(drops))
+            log.info(
+                "%d of %d operations float: %.4f dB lost, worst crop %.3f",
+                len(names), len(self._every), loss.mean_db, loss.worst_db,
+            )  # fmt: skip
+            return asdict(loss)
+
+        return Loss(**self._known(json.dumps(["loss", ranges, self.rest, names]), measure))
+
+    def harm(self, ranges: str, name: str) -> Loss:
+        """What one operation alone in INT8 adds to the error: expected loss over some crops.
+
+        From the power of the difference it makes, not from PSNR: its chance agreement with the
+        truth would hide it.
+        """
+
+        def measure() -> dict[str, float]:
+            plain = self._plain(ranges)
+            with closing(self._session(ranges, self._every - {name})) as session:
+                planes = self._seen(session, _QUICK)
+            truth = self._truth[::_QUICK]
+            losses = [
+                10 * float(np.log10(1 + _mse(y, p) / max(_mse(p, hr), 1e-2)))
+                for y, p, hr in zip(planes, plain, truth, strict=True)
+            ]
+            return asdict(Loss(statistics.fmean(losses), max(losses)))
+
+        return Loss(**self._known(json.dumps(["harm", ranges, self.rest, name]), measure))
+
+    def costs_ms(
+        self, ranges: str, size: tuple[int, int], settings: BenchSettings
+    ) -> tuple[float, dict[str, float]]:
+        """The median of everything in INT8, and what each operation takes longer as a float.
+
+        Operations that are alike are timed together, some of them as floats against none.
+        """
+        alike: dict[str, list[str]] = {}
+        for op in self._operations:
+            alike.setdefault(op.alike, []).append(op.name)
+        base, costs = [], {}
+        kinds = list(alike.items())
+        for start in range(0, len(kinds), _AT_ONCE):
+            some = kinds[start : start + _AT_ONCE]
+            found = self._medians_ms(
+                ranges, {kind: names[:_ALIKE] for kind, names in some}, size, settings
+            )
+            base.append(found[""])
+            for kind, names in some:
+                extra = (found[kind] - found[""]) / len(names[:_ALIKE])
+                cost = rounded(extra) if extra > _FREE * found[""] else 0.0
+                costs.update(dict.fromkeys(names, cost))
+        return statistics.median(base), costs
+
+    def _medians_ms(
+        self,
+        ranges: str,
+        candidates: dict[str, list[str]],
+        size: tuple[int, int],
+        settings: BenchSettings,
+    ) -> dict[str, float]:
+        """Of candidates by name, and of everything in INT8 under ""."""
+
+        def measure() -> dict[str, float]:
+            with ExitStack() as stack:
+                sessions = {
+                    name: stack.enter_context(closing(self._session(ranges, floats)))
+                    for name, floats in {"": list[str](), **candidates}.items()
+                }
+                return self._timed(sessions, size, settings)
+
+        key = json.dumps(["ms", ranges, self.rest, sorted(candidates.items()), size])
+        known: dict[str, float] = self._known(key, measure)
+        return known
+
+    def _timed(
+        self, sessions: dict[str, Session], size: tuple[int, int], settings: BenchSettings
+    ) -> dict[str, float]:
+        multiples = dict.fromkeys(sessions, self._multiple)
+        found = compare(sessions, size, settings, multiples=multiples)
+        return {n: statistics.median(one.samples_s) * 1e3 for n, one in found.items()}
+
+    def _session(self, ranges: str, floats: Iterable[str]) -> Session:
+        return self._tuner.session(ranges, sorted(floats), self.rest)
+
+    def _plain(self, ranges: str) -> Planes:
+        """Outputs with no operation in INT8, for some crops."""
+        if ranges not in self._planes:
+            with closing(self._session(ranges, self._every)) as session:
+                self._planes[ranges] = self._seen(session, _QUICK)
+        return self._planes[ranges]
+
+    def _psnrs(self, session: Session) -> list[float]:
+        return [_psnr(y, hr) for y, hr in zip(self._seen(session), self._truth, strict=True)]
+
+    def _seen(self, session: Session, step: int = 1) -> Planes:
+        return [
+            self._inside(upscale(session, lr, scale=self._scale, multiple=self._multiple))
+            for lr in self._lr[::step]
+        ]
+
+    def _inside(self, image_HWC: ByteArray) -> npt.NDArray[np.float32]:
+        edge = self._scale
+        return luma(image_HWC)[edge:-edge, edge:-edge].astype(np.float32)
+
+
+class _Known:
+    """Figures by a key, in a file of JSON lines."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._found = dict(_whole_lines(file))
+
+    def __call__(self, key: str, measure: Callable[[], Any]) -> Any:
+        if key not in self._found:
+            self._found[key] = measure()
+            with self._file.open("a") as kept:
+                kept.write(json.dumps([key, self._found[key]]) + "\n")
+        return self._found[key]
+
+
+def _whole_lines(file: Path) -> Iterable[tuple[str, Any]]:
+    """A search that was killed may have left half of the last line."""
+    if not file.is_file():
+        return
+    for line in file.read_text().splitlines():
+        try:
+            key, value = json.loads(line)
+        except ValueError:
+            continue
+        yield key, value
+
+
+def _mse(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
+    return float(np.mean((a - b) ** 2, dtype=np.float64))
+
+
+def _psnr(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
+    error = _mse(a, b)
+    return (
+        min(PSNR_OF_EQUAL_DB, 10 * float(np.log10(255**2 / error))) if error else PSNR_OF_EQUAL_DB
+    )

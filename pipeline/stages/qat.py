@@ -1,0 +1,93 @@
+"""Quantisation-aware distillation: the student trained on with what a target's INT8 rounds."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from mipkd.core.errors import UnsupportedError
+from mipkd.core.records import Distilled, Graph, Holdout, Model, PatchSet, Photos, Tuned
+from mipkd.distill import teacher as teachers
+from mipkd.distill.data import PatchSampler
+from mipkd.distill.trainer import DistillConfig, train
+from mipkd.distill.validate import Pair
+from mipkd.export import onnx
+from mipkd.export.rounded import Rounded
+from pipeline.run import stage
+from targets.base import find, tuner_of
+
+log = logging.getLogger(__name__)
+
+
+class QatConfig(DistillConfig):
+    """As a distillation's, but short, gentle and taught by the student's own FP32."""
+
+    run: bool = False
+    losses: tuple[dict[str, Any], ...] = ({"name": "logits"},)
+    steps: int = 400
+    batch: int = 8
+    lr: float = 5e-5
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"  # 16 bits would round on their own
+
+
+@stage(version=1, resumes=True)
+def qat(
+    config: QatConfig,
+    target: str,
+    source: Distilled | Model,
+    graph: Graph,
+    patches: PatchSet,
+    photos: Photos,
+    held: Holdout,
+    versions: dict[str, str],
+    out: Path,
+) -> Tuned:
+    """The student of `source`, whose graph is `graph`, made to bear the INT8 of `target`.
+
+    Raises:
+        UnsupportedError: the target or the net has no INT8 that can be trained for.
+    """
+    model = source.model if isinstance(source, Distilled) else source
+    quantised = out / "ptq"
+    quantised.mkdir(exist_ok=True)
+    tuner = tuner_of(find(target), graph, patches, quantised)
+    if tuner is None:
+        raise UnsupportedError(
+            f"qat: {target} has a fixed recipe for {graph.family}", hint="leave out --qat"
+        )
+    net = teachers.load(model)
+    student = Rounded(net, tuner.rounding())
+    log.info("%s: trains on with %d roundings", target, len(student.rounding().grids))
+    trained = train(
+        config,
+        student=student,
+        teacher=net,
+        sampler=PatchSampler(photos, patch=config.patch, batch=config.batch, seed=config.seed),
+        tests=_pairs(held),
+        out=out,
+    )
+    rounded = trained.student
+    assert isinstance(rounded, Rounded)
+    made = onnx.export(
+        rounded.unrounded(net),
+        out=out,
+        metadata={"licence": model.licence, "weights_sha256": model.sha256},
+        role=graph.role,
+        family=graph.family,
+    )
+    return Tuned(
+        graph=made,
+        rounding=rounded.rounding(),
+        curves=trained.curves,
+        steps=trained.steps,
+        seconds=trained.seconds,
+        losses=trained.losses,
+    )
+
+
+def _pairs(held: Holdout) -> Sequence[Pair]:
+    """The photos' crops: what is watched while it trains is no test image."""
+    sides = (np.load(held.lr), np.load(held.hr))
+    return [(f"held-{n}", *pair) for n, pair in enumerate(zip(*sides, strict=True))][: held.photos]

@@ -1,0 +1,246 @@
+"""Choose which layers INT8 leaves float on a target, by what each loses and costs there."""
+
+import difflib
+import logging
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from time import monotonic
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from calibration import holdout
+from calibration import search as core
+from calibration.search import Bounds, Candidate, Found, Loss, Operation
+from mipkd.core.errors import UsageError
+from mipkd.core.records import (
+    FloatLayer,
+    FrontPoint,
+    Graph,
+    Holdout,
+    Host,
+    PatchSet,
+    Photos,
+    QuantPlan,
+    Tuned,
+)
+from pipeline.bench.candidates import Judge
+from pipeline.bench.latency import BenchSettings
+from pipeline.run import stage
+from targets.base import Tuner, find, tuner_of
+
+log = logging.getLogger(__name__)
+
+Decibels = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0)]
+
+_PACE = BenchSettings(
+    warmup_s=0.1, min_time_s=0.4, min_samples=10, max_time_s=10.0, attempts=1, max_drift=9.0
+)
+
+
+_SLACK = 0.01  # of the time with everything in INT8: nobody can tell it from noise
+_FOR_RANGES, _FOR_HARMS = 0.4, 0.8  # shares of the time limit by which they should be done
+
+
+class QuantizeConfig(BaseModel):
+    """What INT8 may lose on photos that nothing was calibrated on, and how long to search."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    search: bool = True  # without it each target's fixed recipe
+    max_drop_db: Decibels = 0.05  # PSNR-Y below the target's own FP32, mean over the holdout
+    max_worst_drop_db: Decibels = 0.3  # the same, on the crop that loses most
+    limit_s: Seconds = 300.0  # after it the search ends with the best so far
+    photos: int = Field(40, ge=2)  # crops of photos that calibration does not use
+    pages: int = Field(6, ge=0)  # drawn pages with letters and flat colours
+    crop: int = Field(80, ge=16)  # LR pixels a side of both
+    size: tuple[int, int] = (128, 128)  # LR height and width at which costs are measured
+    seed: int = 0
+    float: tuple[str, ...] = ()  # operations of the ONNX graph that stay float in any case
+
+
+@stage(version=1)
+def hold_out(config: QuantizeConfig, photos: Photos, split_seed: int, out: Path) -> Holdout:
+    """Crops that a search is judged on; `split_seed` is calibration's, which parts the photos."""
+    return holdout.hold(
+        photos,
+        count=config.photos,
+        pages=config.pages,
+        size=config.crop,
+        seed=config.seed,
+        split_seed=split_seed,
+        out=out,
+    )
+
+
+@stage(version=1, resumes=True)
+def search(
+    config: QuantizeConfig,
+    target: str,
+    graph: Graph,
+    patches: PatchSet,
+    held: Holdout,
+    versions: dict[str, str],
+    host: Host,
+    tuned: Tuned | None = None,
+    *,
+    out: Path,
+) -> QuantPlan:
+    """How to quantise `graph` for `target`, or what it was `tuned` to.
+
+    Losses are counted from the FP32 of `graph` either way.
+
+    Raises:
+        UnsupportedError: the graph is quantised already.
+    """
+    started = monotonic()
+    chosen = find(target)
+    quantised, rounding = (tuned.graph, tuned.rounding) if tuned else (graph, None)
+    tuner = tuner_of(chosen, quantised, patches, out, rounding)
+    if tuner is None:
+        log.info("%s: INT8 by its fixed recipe", target)
+        return QuantPlan(target, "", "", (), None, None, met=True, fixed=True)
+    operations = tuner.operations()
+    forced = frozenset(op.name for op in operations) & frozenset(config.float)
+    judge = Judge(tuner, operations, held, multiple=graph.multiple, folder=out)
+    with closing(chosen.open(chosen.build(graph, "fp32", None, out / "fp32"))) as session:
+        judge.hold_against(session)
+    judge.settle_rest(config.size, _PACE)
+    bounds = Bounds(config.max_drop_db, config.max_worst_drop_db)
+    ranges = _best_ranges(
+        judge, tuner, operations, bounds, _clock(started + _FOR_RANGES * config.limit_s)
+    )
+    base_ms, costs_ms = judge.costs_ms(ranges, config.size, _PACE)
+    harms = _harms(judge, ranges, operations, _clock(started + _FOR_HARMS * config.limit_s))
+    found = core.search(
+        operations,
+        harms=harms,
+        costs_ms=costs_ms,
+        bounds=bounds,
+        slack_ms=_SLACK * base_ms,
+        evaluate=lambda floats: judge.loss(ranges, floats),
+        forced=forced,
+        late=_clock(started + config.limit_s),
+    )
+    _tell(target, config, found, monotonic() - started)
+    return QuantPlan(
+        target=target,
+        ranges=ranges,
+        rest=judge.rest,
+        floats=tuple(
+            FloatLayer(op.name, op.kind, harms[op.name].mean_db, costs_ms[op.name], why)
+            for op in operations
+            if op.name in found.best.floats
+            and (why := _why(op, forced, harms[op.name], costs_ms[op.name]))
+        ),
+        drop_db=found.best.loss.mean_db,
+        worst_db=found.best.loss.worst_db,
+        met=found.met,
+        max_drop_db=config.max_drop_db,
+        max_worst_db=config.max_worst_drop_db,
+        front=tuple(_point(one, base_ms, found) for one in found.front),
+        holdout=held,
+        operations=len(operations),
+        size=config.size,
+        tuned=tuned,
+    )
+
+
+def check_floats(config: QuantizeConfig, graph: Graph) -> None:
+    """Refuse a layer that is not there, before any target is built.
+
+    Raises:
+        UsageError: names it, and the nearest.
+    """
+    if not config.float:
+        return
+    import onnx
+
+    nodes = onnx.load(graph.file, load_external_data=False).graph.node
+    known = [node.name for node in nodes if node.op_type != "Constant"]
+    for name in config.float:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=3, cutoff=0.0)
+            raise UsageError(
+                f"quantize.float: no operation {name!r} in {graph.file}",
+                hint=f"the nearest: {', '.join(close)}",
+            )
+
+
+def _clock(end: Seconds) -> Callable[[], bool]:
+    return lambda: monotonic() > end
+
+
+def _best_ranges(
+    judge: Judge,
+    tuner: Tuner,
+    operations: tuple[Operation, ...],
+    bounds: Bounds,
+    late: Callable[[], bool],
+) -> str:
+    """The recipe that loses least with first and last convolution and skip additions float."""
+    usual = [op.name for op in operations if op.part]
+    shares: dict[str, Seconds] = {}
+    for ranges in tuner.ranges:
+        if shares and late():
+            log.warning("search: no time left for ranges %s", ranges)
+            break
+        log.info("ranges %s: quantising", ranges)
+        shares[ranges] = bounds.share(judge.loss(ranges, usual))
+    best = min(shares, key=lambda ranges: shares[ranges])
+    log.info("ranges %s lose least", best)
+    return best
+
+
+def _harms(
+    judge: Judge, ranges: str, operations: tuple[Operation, ...], late: Callable[[], bool]
+) -> dict[str, Loss]:
+    """Of each operation; once it is late, of one of those that are alike for all of them."""
+    harms: dict[str, Loss] = {}
+    of_kind: dict[str, Loss] = {}
+    copied = 0
+    for number, op in enumerate(operations, 1):
+        if op.alike in of_kind and late():
+            harms[op.name] = of_kind[op.alike]
+            copied += 1
+            continue
+        harms[op.name] = of_kind[op.alike] = judge.harm(ranges, op.name)
+        if number % 10 == 0 or number == len(operations):
+            log.info("what INT8 harms: %d of %d operations", number, len(operations))
+    if copied:
+        log.warning("search: out of time: %d harms are those of a layer that is alike", copied)
+    return harms
+
+
+def _tell(target: str, config: QuantizeConfig, found: Found, seconds: Seconds) -> None:
+    loss, count = found.best.loss, len(found.best.floats)
+    text = f"{loss.mean_db:.3f} dB lost on the holdout, worst crop {loss.worst_db:.3f}"
+    if found.met:
+        log.info("%s: %d operations stay float; %s; %.0f s", target, count, text, seconds)
+    else:
+        log.warning(
+            "%s: no INT8 keeps quantize.max_drop_db=%g, max_worst_drop_db=%g; best found: %s",
+            target, config.max_drop_db, config.max_worst_drop_db, text,
+        )  # fmt: skip
+
+
+def _why(op: Operation, forced: frozenset[str], harm: Loss, cost_ms: Seconds) -> str:
+    if op.name in forced:
+        return "asked for: quantize.float"
+    part = f"{op.part}: " if op.part else ""
+    cost = f"for {cost_ms:.2g} ms" if cost_ms else "for no time that can be measured"
+    return (
+        f"{part}INT8 here alone loses {harm.mean_db:.4f} dB (worst crop {harm.worst_db:.3f}) {cost}"
+    )
+
+
+def _point(one: Candidate, base_ms: Seconds, found: Found) -> FrontPoint:
+    return FrontPoint(
+        ms=base_ms + one.extra_ms,
+        drop_db=one.loss.mean_db,
+        worst_db=one.loss.worst_db,
+        floats=len(one.floats),
+        chosen=one.floats == found.best.floats,
+    )

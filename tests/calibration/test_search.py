@@ -1,0 +1,93 @@
+"""The search finds the cheapest floats that keep a bound, the same ones each time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+
+from calibration.search import (
+    Bounds,
+    Found,
+    Loss,
+    Operation,
+    rounded,
+    search,
+)
+
+HARMS = {"head": 0.04, "a": 0.001, "b": 0.02, "add": 0.012, "tail": 0.02}
+COSTS = {"head": 0.5, "a": 2.0, "b": 2.0, "add": 0.0, "tail": 8.0}
+OPERATIONS = tuple(Operation(name, "Conv", name) for name in HARMS)
+
+
+def loss_of(floats: Iterable[str]) -> Loss:
+    """Harms add up, and on the worst crop they are three times as large."""
+    left = sum(harm for name, harm in HARMS.items() if name not in set(floats))
+    return Loss(left, 3 * left)
+
+
+def found(bounds: Bounds, forced: frozenset[str] = frozenset(), slack_ms: float = 0.0) -> Found:
+    return search(
+        OPERATIONS,
+        harms={name: Loss(harm, 3 * harm) for name, harm in HARMS.items()},
+        costs_ms=COSTS,
+        bounds=bounds,
+        evaluate=loss_of,
+        forced=forced,
+        slack_ms=slack_ms,
+    )
+
+
+def test_the_most_harm_for_its_time_becomes_float_first() -> None:
+    result = found(Bounds(0.05, 1.0))
+    assert result.met
+    assert result.best.floats == {"add", "head"}
+    assert result.best.loss.mean_db == pytest.approx(0.041)
+    assert result.best.extra_ms == 0.5
+
+
+def test_the_worst_crop_binds_too() -> None:
+    assert found(Bounds(0.05, 0.07)).best.floats == {"add", "head", "b"}
+
+
+def test_what_is_not_needed_goes_back_to_int8() -> None:
+    """A bound of 0.03 is kept by the tail and the head; `b`, tried before it, is not needed."""
+    result = found(Bounds(0.0215, 1.0))
+    assert result.met
+    assert result.best.floats == {"add", "head", "b"}
+    assert found(Bounds(0.0015, 1.0)).best.floats == {"add", "head", "b", "tail"}
+
+
+def test_of_what_takes_hardly_longer_the_one_that_loses_least_is_taken() -> None:
+    assert found(Bounds(0.05, 1.0), slack_ms=2.0).best.floats == {"add", "head", "b"}
+
+
+def test_what_was_asked_for_stays_float() -> None:
+    assert found(Bounds(0.05, 1.0), frozenset({"a"})).best.floats == {"a", "add", "head"}
+
+
+def test_without_any_that_keeps_the_bound_the_best_comes_back() -> None:
+    broken = search(
+        OPERATIONS,
+        harms={name: Loss(harm, harm) for name, harm in HARMS.items()},
+        costs_ms=COSTS,
+        bounds=Bounds(0.001, 1.0),
+        evaluate=lambda floats: Loss(0.01 + loss_of(floats).mean_db, 0.0),
+    )
+    assert not broken.met
+    assert broken.best.floats == set(HARMS)
+
+
+def test_the_front_falls_in_loss_as_it_grows_in_time() -> None:
+    front = found(Bounds(0.05, 1.0)).front
+    assert len(front) > 2
+    assert [c.extra_ms for c in front] == sorted(c.extra_ms for c in front)
+    losses = [c.loss.mean_db for c in front]
+    assert losses == sorted(losses, reverse=True)
+    assert len(set(losses)) == len(losses)
+
+
+def test_noise_of_a_tenth_in_the_timing_rarely_moves_a_cost() -> None:
+    assert rounded(1.0) == rounded(1.1) == rounded(0.92)
+    assert rounded(-0.3) == rounded(0.0) == 0.0
+    assert rounded(4.0) == 4.0

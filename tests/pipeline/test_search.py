@@ -1,0 +1,114 @@
+"""The search on real runtimes keeps its bounds, goes on where it was, and says when it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from calibration.patches import choose
+from mipkd.core import plugins, records
+from mipkd.core.errors import UsageError
+from mipkd.core.images import crop_to_multiple, downscale, read_rgb, write_png
+from mipkd.core.photos import PhotoWriter
+from mipkd.core.records import Graph, Holdout, PatchSet, Photos, QuantPlan
+from mipkd.core.samples import sample_photos
+from mipkd.export.onnx import export
+from pipeline.bench.host import describe_host
+from pipeline.stages.calibrate import CalibrateConfig, calibrate
+from pipeline.stages.search import QuantizeConfig, check_floats, hold_out, search
+
+SMALL = QuantizeConfig(photos=4, pages=1, crop=24, size=(24, 24))
+
+Search = Callable[..., QuantPlan]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Photos:
+    folder = tmp_path_factory.mktemp("store")
+    writer = PhotoWriter(folder)
+    files = sample_photos()[:5]
+    for file in files:
+        hr = np.ascontiguousarray(crop_to_multiple(read_rgb(file), 2)[:160, :160])
+        writer.add(file.name, hr, downscale(hr, 2))
+    writer.close()
+    return Photos(folder=folder, sha256="", source="samples", scale=2, count=len(files))
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Graph:
+    arch = plugins.load("mipkd.archs", "edsr", "ARCH")
+    torch.manual_seed(0)
+    net = arch.make(arch.shrink(arch.paper(2), "c8b1")).eval()
+    out = tmp_path_factory.mktemp("graph")
+    return export(net, out=out, metadata={}, role="student", family="edsr")
+
+
+@pytest.fixture
+def found(photos: Photos, graph: Graph, tmp_path: Path) -> Search:
+    patches: PatchSet = choose(photos, count=4, size=24, seed=0, out=tmp_path)
+    held: Holdout = hold_out.function(SMALL, photos, 0, out=tmp_path)
+
+    def run(config: QuantizeConfig, out: Path, target: str = "cpu") -> QuantPlan:
+        out.mkdir(exist_ok=True)
+        return search.function(config, target, graph, patches, held, {}, describe_host(), out=out)
+
+    return run
+
+
+def test_a_loose_bound_leaves_nothing_float_that_costs_time(found: Search, tmp_path: Path) -> None:
+    plan = found(
+        SMALL.model_copy(update={"max_drop_db": 50.0, "max_worst_drop_db": 90.0}), tmp_path
+    )
+    assert plan.met
+    assert [layer for layer in plan.floats if layer.cost_ms > 0] == []
+    assert sum(point.chosen for point in plan.front) == 1
+
+
+def test_a_tight_bound_is_kept_or_said_to_be_broken(
+    found: Search, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = found(SMALL.model_copy(update={"max_drop_db": 1e-9, "limit_s": 1e-6}), tmp_path)
+    assert plan.drop_db is not None
+    assert not plan.met or plan.drop_db <= 1e-9
+    assert plan.met or "no INT8 keeps quantize.max_drop_db=1e-09" in caplog.text
+
+
+def test_an_interrupted_search_goes_on_and_ends_the_same(found: Search, tmp_path: Path) -> None:
+    config = SMALL.model_copy(update={"max_drop_db": 0.01})
+    whole = found(config, tmp_path / "a")
+    file = tmp_path / "a" / "measured.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    half = lines[: len(lines) // 2]
+    file.write_text("".join(half) + lines[len(half)][:20])  # killed while it wrote
+    again = found(config, tmp_path / "a")
+    assert file.read_text().startswith("".join(half))
+    assert {layer.name for layer in again.floats} == {layer.name for layer in whole.floats}
+    assert again.drop_db == whole.drop_db
+
+
+def test_layers_asked_for_stay_float_and_unknown_ones_are_refused(
+    found: Search, graph: Graph, tmp_path: Path
+) -> None:
+    loose = {"max_drop_db": 50.0, "max_worst_drop_db": 90.0}
+    plan = found(SMALL.model_copy(update=loose | {"float": ("node_conv2d_1",)}), tmp_path)
+    asked = {layer.name: layer.reason for layer in plan.floats}
+    assert asked["node_conv2d_1"] == "asked for: quantize.float"
+    with pytest.raises(UsageError, match="no operation 'node_conv2d_l'") as caught:
+        check_floats(SMALL.model_copy(update={"float": ("node_conv2d_l",)}), graph)
+    assert caught.value.hint.startswith("the nearest: node_conv2d")
+
+
+def test_a_test_image_among_the_photos_is_refused(photos: Photos, tmp_path: Path) -> None:
+    hr = np.ascontiguousarray(crop_to_multiple(read_rgb(sample_photos()[1]), 2)[:160, :160])
+    for kind, image in (("hr", hr), ("lr", downscale(hr, 2))):
+        (tmp_path / kind).mkdir()
+        write_png(tmp_path / kind / "seen.png", image)
+    tests = records.TestSet(
+        folder=tmp_path, sha256="", source="tests", scale=2, images=("seen",), lr_from="bicubic"
+    )
+    with pytest.raises(UsageError, match="is the test image seen of tests"):
+        calibrate.function(CalibrateConfig(), photos, tests, out=tmp_path)

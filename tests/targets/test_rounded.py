@@ -1,0 +1,146 @@
+"""A net that rounds where a target's INT8 does computes what the target then computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mipkd.archs.base import SRNet
+from mipkd.core import plugins
+from mipkd.core.errors import UnsupportedError
+from mipkd.core.records import Graph, Grid, PatchSet, QuantPlan, Rounding, Tuned
+from mipkd.export.onnx import export
+from mipkd.export.rounded import Rounded
+from targets.base import FloatArray, Target, Tuner, find, is_tunable, tuner_of
+
+TUNABLE = [name for name in plugins.names("targets") if is_tunable(find(name))]
+Export = Callable[[SRNet], Graph]
+
+
+@pytest.fixture(params=["edsr:c8b2", "rlfn:c8b2", "edge:c8b2"])
+def net(request: pytest.FixtureRequest) -> SRNet:
+    family, size = request.param.split(":")
+    arch = plugins.load("mipkd.archs", family, "ARCH")
+    torch.manual_seed(0)
+    return arch.make(arch.shrink(arch.paper(2), size)).eval()
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Export:
+    def make(net: SRNet) -> Graph:
+        out = tmp_path / f"graph-{len(list(tmp_path.iterdir()))}"
+        out.mkdir()
+        return export(net, out=out, metadata={}, role="student", family="net")
+
+    return make
+
+
+@pytest.fixture
+def patches(tmp_path: Path) -> PatchSet:
+    file = tmp_path / "patches.npy"
+    np.save(file, np.random.default_rng(0).integers(0, 256, (4, 40, 40, 3), dtype=np.uint8))
+    return PatchSet(file=file, sha256="", source="noise", count=4, size=(40, 40))
+
+
+@pytest.fixture(params=TUNABLE)
+def target(request: pytest.FixtureRequest) -> Target:
+    found = find(request.param)
+    if reason := found.why_not():
+        pytest.skip(reason)
+    return found
+
+
+def image() -> FloatArray:
+    return np.random.default_rng(1).random((1, 3, 40, 44), dtype=np.float32)
+
+
+def tuner(
+    target: Target, graph: Graph, patches: PatchSet, out: Path, rounding: Rounding | None = None
+) -> Tuner:
+    out.mkdir()
+    found = tuner_of(target, graph, patches, out, rounding)
+    assert found is not None
+    return found
+
+
+def by_torch(net: SRNet) -> FloatArray:
+    with torch.no_grad():
+        return net(torch.from_numpy(image())).numpy()
+
+
+def error(one: FloatArray, other: FloatArray) -> float:
+    return float(np.mean((one - other) ** 2))
+
+
+def trained(net: SRNet, rounding: Rounding) -> Rounded:
+    """A few steps, enough to move every weight and grid."""
+    student = Rounded(net, rounding).train()
+    before = [p.clone() for p in student.parameters()]
+    optimiser = torch.optim.Adam(student.parameters(), 1e-3)
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        lr = torch.rand(2, 3, 24, 20, generator=rng)
+        with torch.no_grad():
+            wanted = net(lr)
+        optimiser.zero_grad()
+        (student(lr) - wanted).abs().mean().backward()
+        optimiser.step()
+    moved = [not torch.equal(p, old) for p, old in zip(student.parameters(), before, strict=True)]
+    assert sum(moved) > 0.9 * len(moved)
+    return student.eval()
+
+
+def test_after_training_the_target_computes_what_torch_did(
+    target: Target, net: SRNet, exported: Export, patches: PatchSet, tmp_path: Path
+) -> None:
+    graph = exported(net)
+    before = tuner(target, graph, patches, tmp_path / "before").rounding()
+    assert before.grids
+    student = trained(net, before)
+    learned = student.rounding()
+    assert [grid.zero for grid in learned.grids] == [grid.zero for grid in before.grids]
+    assert [grid.scale for grid in learned.grids] != [grid.scale for grid in before.grids]
+    made = exported(student.unrounded(net))
+    after = tuner(target, made, patches, tmp_path / "after", learned)
+    assert after.rounding().grids == tuple(
+        replace(grid, scale=pytest.approx(grid.scale, rel=1e-5)) for grid in learned.grids
+    )
+    with closing(after.session(after.ranges[0], (), "fp32")) as session:
+        seen = np.array(session.run(image()))
+    # A value half-way between two levels may fall to either, and so may all that come of it.
+    lost, expected = error(seen, by_torch(net)), error(by_torch(student), by_torch(net))
+    assert lost == pytest.approx(expected, rel=0.15)
+    assert error(seen, by_torch(student)) < 1.2 * expected
+    plan = QuantPlan(
+        target.name, "learned", "fp32", (), None, None, met=True,
+        tuned=Tuned(made, learned, tmp_path, 3, 0.0, ("logits",)),
+    )  # fmt: skip
+    built = target.build(made, "int8", patches, tmp_path / "built", plan=plan)  # type: ignore[call-arg]
+    with closing(target.open(built)) as session:
+        assert np.array_equal(session.run(image()), seen)
+
+
+def test_unrounded_weights_are_those_of_the_net_until_it_is_trained(net: SRNet) -> None:
+    student = Rounded(net, Rounding((), ()))
+    assert np.allclose(by_torch(student), by_torch(net), atol=1e-6)
+    assert np.array_equal(by_torch(student.unrounded(net)), by_torch(net.deployed()))
+
+
+def test_features_are_those_of_the_net(net: SRNet) -> None:
+    student, last = Rounded(net, Rounding((), ())), len(net.blocks) - 1
+    lr = torch.from_numpy(image())
+    with torch.no_grad():
+        mine, theirs = student.tapped(lr, (0, last))[1], net.deployed().tapped(lr, (0, last))[1]
+    for one, other in zip(mine, theirs, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_a_rounding_that_is_not_in_the_net_is_refused(net: SRNet) -> None:
+    with pytest.raises(UnsupportedError, match="at node_nowhere"):
+        Rounded(net, Rounding((Grid((("node_nowhere", 0),), 0.1, 0),), ()))
