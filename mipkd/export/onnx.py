@@ -9,9 +9,12 @@ import io
 import logging
 import warnings
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from torch import Tensor, nn
 
@@ -64,6 +67,25 @@ def export(net: SRNet, *, out: Path, metadata: dict[str, str], role: str, family
         opset=OPSET,
         family=family,
     )
+
+
+def with_weights(graph: Graph, weights: Mapping[str, Tensor], *, out: Path) -> Graph:
+    """`out`/model.onnx: an exported graph, the same but for its weights.
+
+    Raises:
+        StageError: the graph does not hold one of them under its name.
+    """
+    model = onnx.load(graph.file)
+    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    for name, weight in weights.items():
+        if name not in held or tuple(held[name].dims) != tuple(weight.shape):
+            raise StageError(f"export: {graph.file} holds no weights {name}")
+        held[name].CopyFrom(onnx.numpy_helper.from_array(weight.cpu().numpy(), name))
+    file = out / "model.onnx"
+    partial = file.with_name(file.name + ".partial")
+    onnx.save(model, partial)
+    partial.replace(file)
+    return replace(graph, file=file, sha256=hashlib.sha256(file.read_bytes()).hexdigest())
 
 
 def _not_exported(family: str, error: BaseException) -> StageError:

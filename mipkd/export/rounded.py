@@ -9,10 +9,11 @@ Shapes: N batch, C channels, H W low-res size, S scale.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,7 +23,9 @@ from mipkd.core.errors import UnsupportedError
 from mipkd.core.records import Grid, Rounding
 from mipkd.export.onnx import called, sources
 
+_GRID = "grid_"  # how the modules that round begin
 _LEVELS = 255  # steps of a grid
+_PACE = 30.0  # how much faster than a weight a scale's logarithm learns, at one learning rate
 _EXAMPLE = 48  # LR pixels a side while tracing; the result does not depend on it
 
 
@@ -38,7 +41,7 @@ class Rounded(SRNet):
         self.multiple, self.least, self.smallest = net.multiple, net.least, net.smallest
         self.__dict__["blocks"] = net.blocks  # to be counted; their weights are in the trace
         self._rounding = rounding
-        self.traced = _traced(net)
+        self.traced = _traced(deepcopy(net))  # whose parameters the trace has for its own
         _insert(self.traced, sources(net), rounding)
 
     def tapped(
@@ -52,37 +55,54 @@ class Rounded(SRNet):
         """The grids as they are now."""
         made = (self.traced.get_submodule(_name(n)) for n in range(len(self._rounding.grids)))
         grids = [
-            replace(grid, scale=float(cast("_Rounder", rounder).scale().detach()))
+            replace(grid, scale=cast("_Rounder", rounder).scale())
             for grid, rounder in zip(self._rounding.grids, made, strict=True)
         ]
         return replace(self._rounding, grids=tuple(grids))
 
-    def unrounded(self, net: SRNet) -> SRNet:
-        """`net`, which this was made of, as it is deployed, with the weights as they are now."""
-        plain = deepcopy(net.deployed())
-        learned = {k.removeprefix("net."): v for k, v in self.traced.named_parameters()}
-        plain.load_state_dict({k: learned.get(k, v) for k, v in plain.state_dict().items()})
-        return plain
+    def weights(self) -> dict[str, Tensor]:
+        """As floats, under the names that they have in the net's graph."""
+        found = self.traced.named_parameters()
+        return {name: p.detach() for name, p in found if not name.startswith(_GRID)}
 
 
 class _Rounder(nn.Module):
-    """Rounds to a grid whose scale is learned."""
-
-    zero: Tensor
+    """Rounds to a grid whose scale is learned, by what it has grown since the start."""
 
     def __init__(self, grid: Grid) -> None:
         super().__init__()
-        self.log_scale = nn.Parameter(torch.tensor(grid.scale).log())
-        self.register_buffer("zero", torch.tensor(float(grid.zero)))
+        self.start, self.zero = grid.scale, grid.zero
+        self.growth = nn.Parameter(torch.zeros(()))  # of the scale's logarithm, in units of `_PACE`
 
-    def scale(self) -> Tensor:
-        return self.log_scale.exp()
+    def scale(self) -> float:
+        return self.start * math.exp(_PACE * float(self.growth.detach()))
 
     def forward(self, features: Tensor) -> Tensor:
-        scale = self.scale()
-        low, high = -self.zero * scale, (_LEVELS - self.zero) * scale
-        inside = torch.minimum(torch.maximum(features, low), high)
-        return _as_integer(inside / scale) * scale
+        rounded: Tensor = _Round.apply(features, self.growth, self.scale(), self.zero)  # type: ignore[no-untyped-call]
+        return rounded
+
+
+class _Round(torch.autograd.Function):
+    """To the nearest of `_LEVELS` + 1 values.
+
+    The features' gradient goes through where they lie within the grid. With y the rounded x, the
+    scale's is y - x there and y beyond it, over the scale: for its logarithm no division is left.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, growth: Tensor, scale: float, zero: int) -> Tensor:
+        round_ = torch.ops.aten.fake_quantize_per_tensor_affine_cachemask
+        rounded, inside = round_(features, scale, zero, 0, _LEVELS)
+        ctx.save_for_backward(features, rounded, inside)
+        return rounded  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        features, rounded, inside = ctx.saved_tensors
+        through = gradient * inside
+        of_scale = (gradient * rounded).sum() - (through * features).sum()
+        return through, _PACE * of_scale, None, None
 
 
 def _round_weight(weight: Tensor, most: int) -> Tensor:
@@ -115,11 +135,12 @@ def _traced(net: SRNet) -> fx.GraphModule:
     with torch.no_grad():
         program = torch.export.export(plain, (example,), dynamic_shapes=shapes)
     module = program.module(check_guards=False)
+    module.graph.set_codegen(fx.graph.CodeGen())  # one tensor in, a plain tuple out
     return fx.GraphModule(module, module.graph)  # one that can be put into training mode
 
 
 def _name(number: int) -> str:
-    return f"grid_{number}"
+    return f"{_GRID}{number}"
 
 
 def _insert(traced: fx.GraphModule, sources: dict[str, str], rounding: Rounding) -> None:

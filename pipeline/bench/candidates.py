@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from calibration.search import Loss, Operation, rounded
+from calibration.search import Loss, rounded
 from mipkd.core.images import PSNR_OF_EQUAL_DB, luma
 from mipkd.core.records import Holdout
 from pipeline.bench.latency import BenchSettings, compare
@@ -41,14 +41,13 @@ class Judge:
     def __init__(
         self,
         tuner: Tuner,
-        operations: Sequence[Operation],
         held: Holdout,
         *,
         multiple: int,
         folder: Path,
     ) -> None:
-        self._tuner, self._operations = tuner, operations
-        self._every = frozenset(op.name for op in operations)
+        self.tuner, self.operations = tuner, tuner.operations()
+        self._every = frozenset(op.name for op in self.operations)
         self._lr: ByteArray = np.load(held.lr)
         self._scale, self._multiple, self._photos = held.scale, multiple, held.photos
         self._truth = [self._inside(hr) for hr in np.load(held.hr)]
@@ -66,20 +65,20 @@ class Judge:
 
         A CPU may offer 16 bits and be slower with them.
         """
-        if len(self._tuner.rests) == 1:
+        if len(self.tuner.rests) == 1:
             return
 
         def measure() -> dict[str, float]:
-            every, ranges = sorted(self._every), self._tuner.ranges[0]
+            every, ranges = sorted(self._every), self.tuner.ranges[0]
             with ExitStack() as stack:
                 sessions = {
-                    rest: stack.enter_context(closing(self._tuner.session(ranges, every, rest)))
-                    for rest in self._tuner.rests
+                    rest: stack.enter_context(closing(self.tuner.session(ranges, every, rest)))
+                    for rest in self.tuner.rests
                 }
                 return self._timed(sessions, size, settings)
 
         ms = self._known(json.dumps(["rest", size]), measure)
-        for rest in self._tuner.rests:
+        for rest in self.tuner.rests:
             if ms[rest] < _CLEARLY * ms[self.rest]:
                 self.rest = rest
         log.info("floats in %s: %s", self.rest, ", ".join(f"{k} {v:.3g} ms" for k, v in ms.items()))
@@ -129,7 +128,7 @@ class Judge:
         Operations that are alike are timed together, some of them as floats against none.
         """
         alike: dict[str, list[str]] = {}
-        for op in self._operations:
+        for op in self.operations:
             alike.setdefault(op.alike, []).append(op.name)
         base, costs = [], {}
         kinds = list(alike.items())
@@ -144,6 +143,10 @@ class Judge:
                 cost = rounded(extra) if extra > _FREE * found[""] else 0.0
                 costs.update(dict.fromkeys(names, cost))
         return statistics.median(base), costs
+
+    def base_ms(self, ranges: str, size: tuple[int, int], settings: BenchSettings) -> float:
+        """The median of everything in INT8."""
+        return self._medians_ms(ranges, {}, size, settings)[""]
 
     def _medians_ms(
         self,
@@ -174,7 +177,7 @@ class Judge:
         return {n: statistics.median(one.samples_s) * 1e3 for n, one in found.items()}
 
     def _session(self, ranges: str, floats: Iterable[str]) -> Session:
-        return self._tuner.session(ranges, sorted(floats), self.rest)
+        return self.tuner.session(ranges, sorted(floats), self.rest)
 
     def _plain(self, ranges: str) -> Planes:
         """Outputs with no operation in INT8, for some crops."""

@@ -96,44 +96,54 @@ def search(
         UnsupportedError: the graph is quantised already.
     """
     started = monotonic()
-    chosen = find(target)
-    quantised, rounding = (tuned.graph, tuned.rounding) if tuned else (graph, None)
-    tuner = tuner_of(chosen, quantised, patches, out, rounding)
-    if tuner is None:
+    bounds = Bounds(config.max_drop_db, config.max_worst_drop_db)
+    judge = _judge(target, graph, None, patches, held, out)
+    if judge is None:
         log.info("%s: INT8 by its fixed recipe", target)
         return QuantPlan(target, "", "", (), None, None, met=True, fixed=True)
-    operations = tuner.operations()
+    tuner, operations = judge.tuner, judge.operations
     forced = frozenset(op.name for op in operations) & frozenset(config.float)
-    judge = Judge(tuner, operations, held, multiple=graph.multiple, folder=out)
-    with closing(chosen.open(chosen.build(graph, "fp32", None, out / "fp32"))) as session:
-        judge.hold_against(session)
+    if tuned and (trained := _judge(target, graph, tuned, patches, held, out / "tuned")):
+        losses = [one.loss(one.tuner.ranges[0], forced) for one in (judge, trained)]
+        told = "%s: everything in INT8 loses %.4f dB (worst crop %.3f), trained on %.4f (%.3f)"
+        log.info(told, target, *(f for loss in losses for f in (loss.mean_db, loss.worst_db)))
+        if bounds.share(losses[1]) < bounds.share(losses[0]):
+            judge, tuner = trained, trained.tuner
+        else:
+            log.warning("%s: training on has not helped INT8: left out", target)
+            tuned = None
     judge.settle_rest(config.size, _PACE)
-    bounds = Bounds(config.max_drop_db, config.max_worst_drop_db)
     ranges = _best_ranges(
         judge, tuner, operations, bounds, _clock(started + _FOR_RANGES * config.limit_s)
     )
-    base_ms, costs_ms = judge.costs_ms(ranges, config.size, _PACE)
-    harms = _harms(judge, ranges, operations, _clock(started + _FOR_HARMS * config.limit_s))
-    found = core.search(
-        operations,
-        harms=harms,
-        costs_ms=costs_ms,
-        bounds=bounds,
-        slack_ms=_SLACK * base_ms,
-        evaluate=lambda floats: judge.loss(ranges, floats),
-        forced=forced,
-        late=_clock(started + config.limit_s),
-    )
+    every = judge.loss(ranges, forced)
+    harms, costs_ms = dict[str, Loss](), dict[str, float]()
+    if tuned and bounds.hold(every):  # trained to need no floats
+        base_ms = judge.base_ms(ranges, config.size, _PACE)
+        best = Candidate(forced, every, 0.0)
+        found = Found(best, met=True, front=(best,))
+    else:
+        base_ms, costs_ms = judge.costs_ms(ranges, config.size, _PACE)
+        harms = _harms(judge, ranges, operations, _clock(started + _FOR_HARMS * config.limit_s))
+        found = core.search(
+            operations,
+            harms=harms,
+            costs_ms=costs_ms,
+            bounds=bounds,
+            slack_ms=_SLACK * base_ms,
+            evaluate=lambda floats: judge.loss(ranges, floats),
+            forced=forced,
+            late=_clock(started + config.limit_s),
+        )
     _tell(target, config, found, monotonic() - started)
     return QuantPlan(
         target=target,
         ranges=ranges,
         rest=judge.rest,
         floats=tuple(
-            FloatLayer(op.name, op.kind, harms[op.name].mean_db, costs_ms[op.name], why)
+            _float_layer(op, forced, harms.get(op.name), costs_ms.get(op.name, 0.0))
             for op in operations
             if op.name in found.best.floats
-            and (why := _why(op, forced, harms[op.name], costs_ms[op.name]))
         ),
         drop_db=found.best.loss.mean_db,
         worst_db=found.best.loss.worst_db,
@@ -146,6 +156,27 @@ def search(
         size=config.size,
         tuned=tuned,
     )
+
+
+def _judge(
+    target: str,
+    graph: Graph,
+    tuned: Tuned | None,
+    patches: PatchSet,
+    held: Holdout,
+    folder: Path,
+) -> Judge | None:
+    """Of candidates of a graph, or of what it was tuned to, held against its FP32."""
+    folder.mkdir(exist_ok=True)
+    chosen = find(target)
+    of, rounding = (tuned.graph, tuned.rounding) if tuned else (graph, None)
+    tuner = tuner_of(chosen, of, patches, folder, rounding)
+    if tuner is None:
+        return None
+    judge = Judge(tuner, held, multiple=graph.multiple, folder=folder)
+    with closing(chosen.open(chosen.build(graph, "fp32", None, folder / "fp32"))) as session:
+        judge.hold_against(session)
+    return judge
 
 
 def check_floats(config: QuantizeConfig, graph: Graph) -> None:
@@ -226,14 +257,16 @@ def _tell(target: str, config: QuantizeConfig, found: Found, seconds: Seconds) -
         )  # fmt: skip
 
 
-def _why(op: Operation, forced: frozenset[str], harm: Loss, cost_ms: Seconds) -> str:
-    if op.name in forced:
-        return "asked for: quantize.float"
+def _float_layer(
+    op: Operation, forced: frozenset[str], harm: Loss | None, cost_ms: float
+) -> FloatLayer:
     part = f"{op.part}: " if op.part else ""
     cost = f"for {cost_ms:.2g} ms" if cost_ms else "for no time that can be measured"
-    return (
-        f"{part}INT8 here alone loses {harm.mean_db:.4f} dB (worst crop {harm.worst_db:.3f}) {cost}"
-    )
+    why = "asked for: quantize.float"
+    if op.name not in forced and harm:
+        lost = f"{harm.mean_db:.4f} dB (worst crop {harm.worst_db:.3f})"
+        why = f"{part}INT8 here alone loses {lost} {cost}"
+    return FloatLayer(op.name, op.kind, harm.mean_db if harm else 0.0, cost_ms, why)
 
 
 def _point(one: Candidate, base_ms: Seconds, found: Found) -> FrontPoint:

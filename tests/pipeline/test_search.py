@@ -16,9 +16,12 @@ from mipkd.core.images import crop_to_multiple, downscale, read_rgb, write_png
 from mipkd.core.photos import PhotoWriter
 from mipkd.core.records import Graph, Holdout, PatchSet, Photos, QuantPlan
 from mipkd.core.samples import sample_photos
+from mipkd.distill import teacher as teachers
 from mipkd.export.onnx import export
 from pipeline.bench.host import describe_host
+from pipeline.stages.build import build
 from pipeline.stages.calibrate import CalibrateConfig, calibrate
+from pipeline.stages.qat import QatConfig, qat
 from pipeline.stages.search import QuantizeConfig, check_floats, hold_out, search
 
 SMALL = QuantizeConfig(photos=4, pages=1, crop=24, size=(24, 24))
@@ -100,6 +103,45 @@ def test_layers_asked_for_stay_float_and_unknown_ones_are_refused(
     with pytest.raises(UsageError, match="no operation 'node_conv2d_l'") as caught:
         check_floats(SMALL.model_copy(update={"float": ("node_conv2d_l",)}), graph)
     assert caught.value.hint.startswith("the nearest: node_conv2d")
+
+
+@pytest.mark.parametrize("helps", [True, False])
+def test_training_on_with_the_rounding_is_kept_where_it_helps(
+    helps: bool, photos: Photos, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    arch = plugins.load("mipkd.archs", "edsr", "ARCH")
+    hyper = arch.shrink(arch.paper(2), "c8b1")
+    torch.manual_seed(0)
+    net = arch.make(hyper).eval()
+    teachers.save(net, arch, hyper, tmp_path / "net.safetensors", licence="")
+    model = teachers.describe(
+        arch, hyper, role="student", file=tmp_path / "net.safetensors", licence=""
+    )
+    graph = export(net, out=tmp_path, metadata={}, role="student", family="edsr")
+    patches = choose(photos, count=4, size=24, seed=0, out=tmp_path)
+    held = hold_out.function(SMALL, photos, 0, out=tmp_path)
+    # A rate so high that the net is destroyed, or one that leaves nearly all as it was.
+    config = QatConfig(run=True, steps=20, batch=2, patch=16, lr=2e-4 if helps else 0.02)
+    (tmp_path / "qat").mkdir()
+    tuned = qat.function(
+        config, "cpu", model, graph, patches, photos, held, {}, out=tmp_path / "qat"
+    )
+    assert tuned.steps == 20
+    assert tuned.graph.sha256 != graph.sha256
+    (tmp_path / "search").mkdir()
+    loose = SMALL.model_copy(update={"max_drop_db": 50.0, "max_worst_drop_db": 90.0})
+    plan = search.function(
+        loose, "cpu", graph, patches, held, {}, describe_host(), tuned, out=tmp_path / "search"
+    )
+    assert (plan.tuned is not None) == helps
+    assert ("has not helped" in caplog.text) != helps
+    if helps:
+        assert plan.floats == ()
+        assert plan.met
+        (tmp_path / "built").mkdir()
+        built = build.function("int8", "cpu", graph, patches, {}, plan, out=tmp_path / "built")
+        assert "trained on with INT8's rounding: 20 steps" in built.notes[-1]
 
 
 def test_a_test_image_among_the_photos_is_refused(photos: Photos, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -15,7 +16,7 @@ from mipkd.archs.base import SRNet
 from mipkd.core import plugins
 from mipkd.core.errors import UnsupportedError
 from mipkd.core.records import Graph, Grid, PatchSet, QuantPlan, Rounding, Tuned
-from mipkd.export.onnx import export
+from mipkd.export.onnx import export, with_weights
 from mipkd.export.rounded import Rounded
 from targets.base import FloatArray, Target, Tuner, find, is_tunable, tuner_of
 
@@ -106,7 +107,7 @@ def test_after_training_the_target_computes_what_torch_did(
     learned = student.rounding()
     assert [grid.zero for grid in learned.grids] == [grid.zero for grid in before.grids]
     assert [grid.scale for grid in learned.grids] != [grid.scale for grid in before.grids]
-    made = exported(student.unrounded(net))
+    made = with_weights(graph, student.weights(), out=tmp_path)
     after = tuner(target, made, patches, tmp_path / "after", learned)
     assert after.rounding().grids == tuple(
         replace(grid, scale=pytest.approx(grid.scale, rel=1e-5)) for grid in learned.grids
@@ -126,10 +127,11 @@ def test_after_training_the_target_computes_what_torch_did(
         assert np.array_equal(session.run(image()), seen)
 
 
-def test_unrounded_weights_are_those_of_the_net_until_it_is_trained(net: SRNet) -> None:
-    student = Rounded(net, Rounding((), ()))
+def test_without_roundings_it_is_the_net(net: SRNet, exported: Export, tmp_path: Path) -> None:
+    student, graph = Rounded(net, Rounding((), ())), exported(net)
     assert np.allclose(by_torch(student), by_torch(net), atol=1e-6)
-    assert np.array_equal(by_torch(student.unrounded(net)), by_torch(net.deployed()))
+    again = with_weights(graph, student.weights(), out=tmp_path)
+    assert onnx.load(again.file) == onnx.load(graph.file)
 
 
 def test_features_are_those_of_the_net(net: SRNet) -> None:
