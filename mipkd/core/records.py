@@ -154,7 +154,7 @@ class FloatLayer:
 class FrontPoint:
     """A way to quantise that no other beats in both time and loss."""
 
-    ms: float  # estimated from the runtime's own profile
+    ms: float  # everything in INT8, and the costs of what is float
     drop_db: float  # mean PSNR-Y on the holdout, below the target's own FP32
     worst_db: float  # the same on the crop that loses most
     floats: int  # how many operations stay float
