@@ -423,7 +423,7 @@ def test_only_a_mac_measures() -> None:
 def test_a_machine_without_coremltools_is_told_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("targets.coreml._version", lambda package: "")
+    monkeypatch.setattr("targets.coreml.version_of", lambda package: "")
     assert 'pip install "mipkd-pipeline[coreml]"' in TARGET.why_not()
 
 
