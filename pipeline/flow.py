@@ -127,6 +127,8 @@ def _flow(config: Config, run: Run, device: Device | None) -> Flow:
                 if precision == "int8" and _searches(config, told, device):
                     plan = _plan(config, run, told, distilled or model, of, pixels, patches, host)
                     plans.append(plan)
+                elif precision == "int8" and config.qat.run:
+                    log.warning("%s: INT8 by its fixed recipe: --qat is left out", name)
                 builts.append(
                     run.step(
                         build,
@@ -245,7 +247,8 @@ def _plan(
                 f"qat: {config.model} is a graph, which cannot be trained",
                 hint="give a checkpoint, or leave out --qat",
             )
-        trained_on = (name, source, graph, patches, pixels, held, versions)
+        seed = config.calibrate.seed
+        trained_on = (name, source, graph, patches, pixels, held, seed, versions)
         tuned.append(run.step(qat, config.qat, *trained_on, label=name))
     searched = (name, graph, patches, held, versions, host, *tuned)
     return run.step(search, config.quantize, *searched, label=name)

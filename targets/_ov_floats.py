@@ -150,15 +150,19 @@ def on_grids(model: Any, wanted: Iterable[Grid], factors: Mapping[str, float]) -
     return model
 
 
-def weights(model: Any) -> tuple[tuple[str, int], ...]:
-    """Convolutions in INT8, and the integer that a channel's largest weight becomes."""
+def weights(model: Any, original: Any) -> tuple[tuple[str, float], ...]:
+    """Convolutions in INT8, and how many steps of its scale a channel's largest weight has.
+
+    NNCF gives 127, or 63.5 where it keeps to 7 bits.
+    """
+    before = {op.get_friendly_name(): op for op in original.get_ops()}
     found = []
     for op in operations(model):
         if op.get_type_name() in CONVOLUTIONS:
-            node = op.input_value(1).get_node()
-            while node.get_type_name() != "Constant":
-                node = node.input_value(0).get_node()
-            found.append((name_of(op), int(np.abs(node.data.astype(np.int16)).max())))
+            old = before[op.get_friendly_name()].input_value(1).get_node()
+            largest = np.abs(_constant(old).get_node().data).max(axis=(-3, -2, -1)).ravel()
+            scale = np.abs(op.input_value(1).get_node().input_value(1).get_node().data).ravel()
+            found.append((name_of(op), round(2 * float(np.median(largest / scale))) / 2))
     return tuple(found)
 
 

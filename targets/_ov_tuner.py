@@ -70,7 +70,9 @@ class OvTuner:
     def rounding(self) -> Rounding:
         """What everything in INT8 rounds, with the usual ranges."""
         made = self._quantized(self.ranges[0])
-        return Rounding(grids(made, factors(self._original, self._file)), weights(made))
+        return Rounding(
+            grids(made, factors(self._original, self._file)), weights(made, self._original)
+        )
 
     def _quantized(self, ranges: str) -> Any:
         if ranges not in self._made:

@@ -123,8 +123,8 @@ class Rounding:
     """All that INT8 rounds on a target."""
 
     grids: tuple[Grid, ...]
-    # Operations whose weights are rounded, and the integer that a channel's largest becomes.
-    weights: tuple[tuple[str, int], ...]
+    # Operations whose weights are rounded, and how many steps the largest of a channel has.
+    weights: tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)

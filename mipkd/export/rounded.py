@@ -105,15 +105,12 @@ class _Round(torch.autograd.Function):
         return through, _PACE * of_scale, None, None
 
 
-def _round_weight(weight: Tensor, most: int) -> Tensor:
-    """Per output channel, symmetric."""
+def _round_weight(weight: Tensor, most: float) -> Tensor:
+    """Per output channel, symmetric, to no integer beyond `most`."""
     scale = weight.detach().abs().amax(dim=tuple(range(1, weight.ndim)), keepdim=True) / most
     scale = scale.clamp(min=torch.finfo(weight.dtype).tiny)
-    return _as_integer(weight / scale) * scale
-
-
-def _as_integer(values: Tensor) -> Tensor:
-    return values + (values.round() - values).detach()
+    whole = (weight.detach() / scale).round().clamp(-int(most), int(most))
+    return weight + (whole * scale - weight).detach()
 
 
 class _WithFeatures(nn.Module):

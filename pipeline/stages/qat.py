@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from calibration.patches import split
 from mipkd.core.errors import UnsupportedError
 from mipkd.core.records import Distilled, Graph, Holdout, Model, PatchSet, Photos, Tuned
+from mipkd.distill import ranks
 from mipkd.distill import teacher as teachers
 from mipkd.distill.data import PatchSampler
 from mipkd.distill.trainer import DistillConfig, train
@@ -33,7 +35,7 @@ class QatConfig(DistillConfig):
     precision: Literal["auto", "fp32", "bf16"] = "fp32"  # 16 bits would round on their own
 
 
-@stage(version=1, resumes=True)
+@stage(version=2, resumes=True)
 def qat(
     config: QatConfig,
     target: str,
@@ -42,14 +44,22 @@ def qat(
     patches: PatchSet,
     photos: Photos,
     held: Holdout,
+    split_seed: int,
     versions: dict[str, str],
     out: Path,
 ) -> Tuned:
     """The student of `source`, whose graph is `graph`, made to bear the INT8 of `target`.
 
+    Photos that `held` is cropped from, by `split_seed`, are not trained on.
+
     Raises:
-        UnsupportedError: the target or the net has no INT8 that can be trained for.
+        UnsupportedError: several processes, or no INT8 of the target and net can be trained for.
     """
+    if ranks.current().count > 1:
+        raise UnsupportedError(
+            "qat: runs in one process",
+            hint="run the same command again without torchrun: finished steps are remembered",
+        )
     model = source.model if isinstance(source, Distilled) else source
     quantised = out / "ptq"
     quantised.mkdir(exist_ok=True)
@@ -60,12 +70,14 @@ def qat(
         )
     net = teachers.load(model)
     student = Rounded(net, tuner.rounding())
+    sampler = PatchSampler(photos, patch=config.patch, batch=config.batch, seed=config.seed)
+    sampler.photos, _ = split(photos, split_seed)
     log.info("%s: trains on with %d roundings", target, len(student.rounding().grids))
     trained = train(
         config,
         student=student,
         teacher=net,
-        sampler=PatchSampler(photos, patch=config.patch, batch=config.batch, seed=config.seed),
+        sampler=sampler,
         tests=_pairs(held),
         out=out,
     )

@@ -1,4 +1,4 @@
-"""A graph so small that its pixels can be told by heart."""
+"""A graph so small that its pixels can be told by heart; the targets whose INT8 is searched."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from mipkd.core import plugins
 from mipkd.core.records import Graph, PatchSet
+from targets.base import Target, find, is_tunable
 
 THIRD = np.float32(1 / 3)  # neither BF16 nor FP16 holds it
 
@@ -52,3 +54,20 @@ def noise(tmp_path: Path) -> PatchSet:
     values = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
     np.save(tmp_path / "noise.npy", values)
     return PatchSet(tmp_path / "noise.npy", "", "noise", count=4, size=(16, 16))
+
+
+@pytest.fixture(scope="session")
+def patches(tmp_path_factory: pytest.TempPathFactory) -> PatchSet:
+    """Patches of noise large enough for every family."""
+    file = tmp_path_factory.mktemp("patches") / "patches.npy"
+    np.save(file, np.random.default_rng(0).integers(0, 256, (4, 40, 40, 3), dtype=np.uint8))
+    return PatchSet(file=file, sha256="", source="noise", count=4, size=(40, 40))
+
+
+@pytest.fixture(params=[name for name in plugins.names("targets") if is_tunable(find(name))])
+def target(request: pytest.FixtureRequest) -> Target:
+    """Each target that can search for its float layers, where it runs."""
+    found = find(request.param)
+    if reason := found.why_not():
+        pytest.skip(reason)
+    return found

@@ -17,9 +17,7 @@ from mipkd.core import plugins
 from mipkd.core.errors import UnsupportedError
 from mipkd.core.records import FloatLayer, Graph, PatchSet, QuantPlan
 from mipkd.export.onnx import export
-from targets.base import FloatArray, Target, Tuner, find, is_tunable, tuner_of
-
-TUNABLE = [name for name in plugins.names("targets") if is_tunable(find(name))]
+from targets.base import FloatArray, Target, Tuner, find, tuner_of
 
 
 @pytest.fixture(scope="module", params=["edsr:c8b2", "rlfn:c8b2"])
@@ -30,21 +28,6 @@ def graph(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     net = arch.make(arch.shrink(arch.paper(2), size)).eval()
     out = tmp_path_factory.mktemp("graph")
     return export(net, out=out, metadata={}, role="student", family=family)
-
-
-@pytest.fixture(scope="module")
-def patches(tmp_path_factory: pytest.TempPathFactory) -> PatchSet:
-    file = tmp_path_factory.mktemp("patches") / "patches.npy"
-    np.save(file, np.random.default_rng(0).integers(0, 256, (4, 40, 40, 3), dtype=np.uint8))
-    return PatchSet(file=file, sha256="", source="noise", count=4, size=(40, 40))
-
-
-@pytest.fixture(params=TUNABLE)
-def target(request: pytest.FixtureRequest) -> Target:
-    found = find(request.param)
-    if reason := found.why_not():
-        pytest.skip(reason)
-    return found
 
 
 def image(seed: int = 1) -> FloatArray:

@@ -18,9 +18,8 @@ from mipkd.core.errors import UnsupportedError
 from mipkd.core.records import Graph, Grid, PatchSet, QuantPlan, Rounding, Tuned
 from mipkd.export.onnx import export, with_weights
 from mipkd.export.rounded import Rounded
-from targets.base import FloatArray, Target, Tuner, find, is_tunable, tuner_of
+from targets.base import FloatArray, Target, Tuner, tuner_of
 
-TUNABLE = [name for name in plugins.names("targets") if is_tunable(find(name))]
 Export = Callable[[SRNet], Graph]
 
 
@@ -40,21 +39,6 @@ def exported(tmp_path: Path) -> Export:
         return export(net, out=out, metadata={}, role="student", family="net")
 
     return make
-
-
-@pytest.fixture
-def patches(tmp_path: Path) -> PatchSet:
-    file = tmp_path / "patches.npy"
-    np.save(file, np.random.default_rng(0).integers(0, 256, (4, 40, 40, 3), dtype=np.uint8))
-    return PatchSet(file=file, sha256="", source="noise", count=4, size=(40, 40))
-
-
-@pytest.fixture(params=TUNABLE)
-def target(request: pytest.FixtureRequest) -> Target:
-    found = find(request.param)
-    if reason := found.why_not():
-        pytest.skip(reason)
-    return found
 
 
 def image() -> FloatArray:
@@ -125,6 +109,25 @@ def test_after_training_the_target_computes_what_torch_did(
     built = target.build(made, "int8", patches, tmp_path / "built", plan=plan)  # type: ignore[call-arg]
     with closing(target.open(built)) as session:
         assert np.array_equal(session.run(image()), seen)
+
+
+def test_a_processor_that_saturates_has_weights_of_seven_bits(
+    target: Target,
+    exported: Export,
+    patches: PatchSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(f"targets.{target.name}.saturates", lambda on: True)
+    arch = plugins.load("mipkd.archs", "edge", "ARCH")
+    net = arch.make(arch.shrink(arch.paper(2), "c8b2")).eval()
+    made = tuner(target, exported(net), patches, tmp_path / "made")
+    rounding = made.rounding()
+    assert min(most for _, most in rounding.weights) in (63.5, 64)
+    with closing(made.session(made.ranges[0], (), "fp32")) as session:
+        seen = np.array(session.run(image()))
+    rounded = by_torch(Rounded(net, rounding).eval())
+    assert error(seen, rounded) < 0.05 * error(seen, by_torch(net))
 
 
 def test_without_roundings_it_is_the_net(net: SRNet, exported: Export, tmp_path: Path) -> None:
