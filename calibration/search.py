@@ -8,7 +8,7 @@ bound; then those that turn out not to be needed go back, half of them at once, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Found:
-    """The best candidate, and all that no other beats in both time and loss."""
+    """The best candidate, and all (it too) that no other beats in time and share of the bounds."""
 
     best: Candidate
     met: bool
@@ -99,7 +99,7 @@ def search(
     prefixes = [forced | frozenset(order[:count]) for count in range(len(order) + 1)]
     count = _fewest(prefixes, lambda floats: bounds.hold(attempt(floats).loss))
     if count is None:
-        return _as_found(tried, min(tried.values(), key=lambda c: bounds.share(c.loss)), False)
+        return _as_found(tried, tried.values(), bounds, met=False)
     best = attempt(prefixes[count])
     dearest = sorted(order[:count], key=lambda n: (-costs_ms[n], -order.index(n)))
     left = [name for name in dearest if costs_ms[name]]
@@ -115,7 +115,7 @@ def search(
         if not late():
             attempt(prefixes[len(order) * step // _FRONT])
     near = [c for c in tried.values() if c.extra_ms <= best.extra_ms + slack_ms]
-    return _as_found(tried, min(near, key=lambda c: (bounds.share(c.loss), c.extra_ms)), True)
+    return _as_found(tried, near, bounds, met=True)
 
 
 def rounded(ms: float) -> float:
@@ -162,9 +162,16 @@ def _fewest(
     return high
 
 
-def _as_found(tried: Mapping[frozenset[str], Candidate], best: Candidate, met: bool) -> Found:
+def _as_found(
+    tried: Mapping[frozenset[str], Candidate],
+    eligible: Collection[Candidate],
+    bounds: Bounds,
+    *,
+    met: bool,
+) -> Found:
     front: list[Candidate] = []
-    for one in sorted(tried.values(), key=lambda c: (c.extra_ms, c.loss.mean_db)):
-        if not front or one.loss.mean_db < front[-1].loss.mean_db:
+    for one in sorted(tried.values(), key=lambda c: (c.extra_ms, bounds.share(c.loss))):
+        if not front or bounds.share(one.loss) < bounds.share(front[-1].loss):
             front.append(one)
+    best = min(eligible, key=lambda c: (bounds.share(c.loss), c.extra_ms))
     return Found(best, met, tuple(front))

@@ -87,6 +87,19 @@ def test_the_front_falls_in_loss_as_it_grows_in_time() -> None:
     assert len(set(losses)) == len(losses)
 
 
+def test_the_best_is_on_the_front_where_the_worst_crop_decides() -> None:
+    """`a` in float helps the worst crop and hurts the mean, in no time: it is taken, and shown."""
+    result = search(
+        OPERATIONS[1:2],
+        harms={"a": Loss(0.001, 0.1)},
+        costs_ms={"a": 0.0},
+        bounds=Bounds(1.0, 0.5),
+        evaluate=lambda floats: Loss(0.02, 0.1) if floats else Loss(0.01, 0.2),
+    )
+    assert result.best.floats == {"a"}
+    assert result.best in result.front
+
+
 def test_noise_of_a_tenth_in_the_timing_rarely_moves_a_cost() -> None:
     assert rounded(1.0) == rounded(1.1) == rounded(0.92)
     assert rounded(-0.3) == rounded(0.0) == 0.0
