@@ -14,7 +14,7 @@ from typing import Any
 ATTENTION_NOTE = "window attention: 16 bits were faster than INT8 wherever we measured"
 
 _POINTWISE = {"Sub", "Subtract", "Mul", "Multiply", "Add", "Div", "Divide", "Clip", "Clamp"}
-_PASSED = _POINTWISE | {"DepthToSpace", "Identity", "Cast", "Convert"}
+_PASSED = _POINTWISE | {"DepthToSpace", "Identity", "Cast", "Convert", "Pad"}
 _CONVOLUTIONS = {"Conv", "Convolution"}
 
 

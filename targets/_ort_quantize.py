@@ -149,22 +149,34 @@ def weights_most(*, saturates: bool) -> int:
 
 
 def _overrides(model: Any, rounding: Rounding | None) -> dict[str, list[dict[str, Any]]]:
-    """A tensor's grid, under its name in the float model."""
+    """A tensor's grid, under its name in the float model; the image's is the image's own."""
     import numpy as np
     from onnxruntime.quantization import QuantType
 
     inputs = {node.name: node.input for node in model.graph.node}
     inputs[""] = [one.name for one in model.graph.output]
-    found = {}
+    wanted = dict.fromkeys(_images(model), (1 / 255, 0))
     for grid in rounding.grids if rounding else ():
         operation, index = grid.readers[0]
-        found[inputs[operation][index]] = [
+        wanted[inputs[operation][index]] = (grid.scale, grid.zero)
+    return {
+        tensor: [
             {
                 "quant_type": QuantType.QUInt8,
-                "scale": np.array(grid.scale, np.float32),
-                "zero_point": np.array(grid.zero, np.uint8),
+                "scale": np.array(scale, np.float32),
+                "zero_point": np.array(zero, np.uint8),
             }
         ]
+        for tensor, (scale, zero) in wanted.items()
+    }
+
+
+def _images(model: Any) -> list[str]:
+    """The image, and what is the image but for padding."""
+    found = [model.graph.input[0].name]
+    for node in model.graph.node:
+        if node.op_type == "Pad" and node.input[0] in found:
+            found.append(node.output[0])
     return found
 
 

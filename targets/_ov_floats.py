@@ -132,20 +132,36 @@ def grids(model: Any, factors: Mapping[str, float]) -> tuple[Grid, ...]:
     return tuple(found)
 
 
+def with_exact_image(model: Any) -> Any:
+    """A quantised model that rounds the image, in [0, 1], to the 256 values it has: to itself.
+
+    Behind a padding, where there is one: OpenVINO pads in INT8 with nothing but zeros.
+    """
+    image = model.inputs[0].get_node()
+    for op in _roundings(model):
+        if op.input_value(0).get_node() != image:
+            continue
+        _set_ends(op, 0.0, 1.0)
+        users = _users(op)
+        if [user.get_type_name() for user in users] == ["Pad"]:
+            (pad,) = users
+            readers = list(pad.output(0).get_target_inputs())
+            pad.input(0).replace_source_output(image.output(0))
+            op.input(0).replace_source_output(pad.output(0))
+            for entry in readers:
+                entry.replace_source_output(op.output(0))
+    model.validate_nodes_and_infer_types()
+    return model
+
+
 def on_grids(model: Any, wanted: Iterable[Grid], factors: Mapping[str, float]) -> Any:
     """A copy of a quantised model that rounds feature maps to other grids."""
-    from openvino import opset13
-
     model = model.clone()
     by_readers = {grid.readers: grid for grid in wanted}
     for op in _roundings(model):
         grid = by_readers[_readers(op)]
         scale = grid.scale / _factor(grid.readers, factors)
-        ends = (-grid.zero * scale, (_STEPS - grid.zero) * scale)
-        for index, end in zip((1, 2, 3, 4), 2 * ends, strict=True):
-            shape = _values(op, index).shape
-            made = opset13.constant(np.full(shape, end, np.float32))
-            op.input(index).replace_source_output(made.output(0))
+        _set_ends(op, -grid.zero * scale, (_STEPS - grid.zero) * scale)
     model.validate_nodes_and_infer_types()
     return model
 
@@ -177,6 +193,14 @@ def _roundings(model: Any) -> list[Any]:
 
 def _values(op: Any, index: int) -> Any:
     return op.input_value(index).get_node().data
+
+
+def _set_ends(op: Any, low: float, high: float) -> None:
+    from openvino import opset13
+
+    for index, end in zip((1, 2, 3, 4), (low, high) * 2, strict=True):
+        made = opset13.constant(np.full(_values(op, index).shape, end, np.float32))
+        op.input(index).replace_source_output(made.output(0))
 
 
 def _readers(op: Any) -> tuple[tuple[str, int], ...]:

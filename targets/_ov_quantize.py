@@ -106,7 +106,7 @@ def _by_nncf(
     import nncf
 
     from calibration.patches import as_batches
-    from targets._ov_floats import is_quantized
+    from targets._ov_floats import is_quantized, with_exact_image
 
     if is_quantized(model):
         raise UnsupportedError(
@@ -115,7 +115,7 @@ def _by_nncf(
         )
     nncf.set_log_level(logging.ERROR)
     kind = device.partition(".")[0]
-    return nncf.quantize(
+    made = nncf.quantize(
         model,
         nncf.Dataset(as_batches(patches)),
         preset=nncf.QuantizationPreset.MIXED,
@@ -125,6 +125,7 @@ def _by_nncf(
         advanced_parameters=_advanced(ranges, saturates=saturates),
         ignored_scope=nncf.IgnoredScope(names=ignored),
     )
+    return with_exact_image(made)
 
 
 def _advanced(ranges: str, *, saturates: bool) -> Any:

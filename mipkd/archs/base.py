@@ -59,8 +59,12 @@ class SRNet(nn.Module):
         return sr_NCHW[..., : height * self.scale, : width * self.scale]
 
     def deployed(self) -> SRNet:
-        """A net of the same images for export: itself, unless parts were for training only."""
+        """A net of the same images to be run: itself, unless parts were for training only."""
         return self
+
+    def exported(self) -> SRNet:
+        """`deployed` with pixel range and mean, where it has them, in its convolutions."""
+        return self.deployed()
 
 
 def _pad_symmetric(image: Tensor, down: int, right: int) -> Tensor:

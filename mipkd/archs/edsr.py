@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mipkd.archs._fold import Folded
 from mipkd.archs._parts import (
     DIV2K_MEAN,
     Axes,
@@ -83,6 +84,10 @@ class ShiftedNet(SRNet):
         deep = self.up(features_NCHW + shallow_NCHW)
         pixels: Tensor = self.last(deep) / self.image_range + self.mean
         return pixels
+
+    def exported(self) -> SRNet:
+        """The same on pixels of range 1 that are not shifted."""
+        return Folded(self, image_range=self.image_range, mean=self.mean)
 
 
 class EDSR(ShiftedNet):

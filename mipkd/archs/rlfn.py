@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mipkd.archs._fold import Folded
 from mipkd.archs._parts import (
     Axes,
     Axis,
@@ -110,6 +111,10 @@ class RLFN(SRNet):
         """The image from the body's end plus the long skip."""
         pixels: Tensor = self.up(features_NCHW + shallow_NCHW)
         return pixels / self.image_range
+
+    def exported(self) -> SRNet:
+        """The same on pixels of range 1."""
+        return Folded(self, image_range=self.image_range, mean=None)
 
 
 _ORIGINAL = {

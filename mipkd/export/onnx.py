@@ -40,7 +40,7 @@ def export(net: SRNet, *, out: Path, metadata: dict[str, str], role: str, family
         StageError: torch cannot turn the net into a graph.
     """
     try:
-        program = _program(net.deployed())
+        program = _program(net.exported())
     except (torch.onnx.OnnxExporterError, RuntimeError, ValueError, TypeError) as error:
         raise _not_exported(family, error) from error
     file = out / "model.onnx"
@@ -126,7 +126,7 @@ def _strip(model: Any) -> None:
 def sources(net: SRNet) -> dict[str, str]:
     """Of each operation of the exported graph the traced one that it came from: see `called`."""
     found = {}
-    program = _program(net.deployed())
+    program = _program(net.exported())
     calls = called(program.exported_program.graph)
     for node in program.model.graph.all_nodes():
         scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))

@@ -36,7 +36,7 @@ class Rounded(SRNet):
 
     def __init__(self, net: SRNet, rounding: Rounding) -> None:
         super().__init__()
-        net = net.deployed()
+        net = net.exported()
         self.scale, self.width = net.scale, net.width
         self.multiple, self.least, self.smallest = net.multiple, net.least, net.smallest
         self.__dict__["blocks"] = net.blocks  # to be counted; their weights are in the trace

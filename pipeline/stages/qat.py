@@ -7,8 +7,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from calibration.pages import TO_TRAIN, page
 from calibration.patches import split
 from mipkd.core.errors import UnsupportedError
+from mipkd.core.images import downscale
+from mipkd.core.photos import Photo
 from mipkd.core.records import Distilled, Graph, Holdout, Model, PatchSet, Photos, Tuned
 from mipkd.distill import ranks
 from mipkd.distill import teacher as teachers
@@ -21,6 +24,8 @@ from pipeline.run import stage
 from targets.base import find, tuner_of
 
 log = logging.getLogger(__name__)
+
+_PER_PAGE = 4  # photos
 
 
 class QatConfig(DistillConfig):
@@ -71,7 +76,8 @@ def qat(
     net = teachers.load(model)
     student = Rounded(net, tuner.rounding())
     sampler = PatchSampler(photos, patch=config.patch, batch=config.batch, seed=config.seed)
-    sampler.photos, _ = split(photos, split_seed)
+    mine, _ = split(photos, split_seed)
+    sampler.photos = [*mine, *_drawn(mine, photos.scale, config.seed)]
     log.info("%s: trains on with %d roundings", target, len(student.rounding().grids))
     trained = train(
         config,
@@ -91,6 +97,13 @@ def qat(
         seconds=trained.seconds,
         losses=trained.losses,
     )
+
+
+def _drawn(photos: Sequence[Photo], scale: int, seed: int) -> list[Photo]:
+    """Pages to train on beside the photos: on them INT8 loses most."""
+    side = max(min(photo.hr_HWC.shape[:2]) for photo in photos)
+    pages = [page(side, n, seed, TO_TRAIN) for n in range(len(photos) // _PER_PAGE)]
+    return [Photo(f"page-{n}", hr, downscale(hr, scale)) for n, hr in enumerate(pages)]
 
 
 def _pairs(held: Holdout) -> Sequence[Pair]:

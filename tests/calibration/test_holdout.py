@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibration.holdout import hold, page
+from calibration.holdout import hold
+from calibration.pages import TO_JUDGE, page
 from calibration.patches import choose, split
 from mipkd.core.errors import UsageError
 from mipkd.core.images import downscale
@@ -70,11 +71,11 @@ def test_crops_are_as_large_as_the_photos_allow(photos: Photos, tmp_path: Path) 
 
 
 def test_a_page_is_mostly_paper_with_strokes_in_it() -> None:
-    white = page(256, 0, seed=0)
+    white = page(256, 0, 0, TO_JUDGE)
     assert white.shape == (256, 256, 3)
     assert 0.3 < (white == 255).all(-1).mean() < 0.95
     assert (white == 0).all(-1).mean() > 0.02
-    assert not np.array_equal(white, page(256, 1, seed=0))
+    assert not np.array_equal(white, page(256, 1, 0, TO_JUDGE))
 
 
 def test_a_single_photo_cannot_be_calibrated_on_and_held_out(tmp_path: Path) -> None:

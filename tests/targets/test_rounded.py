@@ -12,6 +12,7 @@ import onnx
 import pytest
 import torch
 
+from calibration.scopes import onnx_scopes
 from mipkd.archs.base import SRNet
 from mipkd.core import plugins
 from mipkd.core.errors import UnsupportedError
@@ -141,7 +142,7 @@ def test_features_are_those_of_the_net(net: SRNet) -> None:
     student, last = Rounded(net, Rounding((), ())), len(net.blocks) - 1
     lr = torch.from_numpy(image())
     with torch.no_grad():
-        mine, theirs = student.tapped(lr, (0, last))[1], net.deployed().tapped(lr, (0, last))[1]
+        mine, theirs = student.tapped(lr, (0, last))[1], net.exported().tapped(lr, (0, last))[1]
     for one, other in zip(mine, theirs, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
 
@@ -149,3 +150,15 @@ def test_features_are_those_of_the_net(net: SRNet) -> None:
 def test_a_rounding_that_is_not_in_the_net_is_refused(net: SRNet) -> None:
     with pytest.raises(UnsupportedError, match="at node_nowhere"):
         Rounded(net, Rounding((Grid((("node_nowhere", 0),), 0.1, 0),), ()))
+
+
+def test_the_image_is_rounded_to_the_levels_it_has(
+    target: Target, net: SRNet, exported: Export, patches: PatchSet, tmp_path: Path
+) -> None:
+    """Whatever the patches show, and with the mean's ones beside it."""
+    graph = exported(net)
+    head = onnx_scopes(graph.file).head[0]
+    found = tuner(target, graph, patches, tmp_path / "made").rounding()
+    (grid,) = [grid for grid in found.grids if (head, 0) in grid.readers]
+    assert grid.scale == pytest.approx(1 / 255, rel=1e-6)
+    assert grid.zero == 0
