@@ -96,6 +96,13 @@ Qat = Annotated[
     bool | None,
     typer.Option("--qat", help="Train on with INT8's rounding before it is built."),
 ]
+Compare = Annotated[
+    str | None,
+    typer.Option(
+        "--compare",
+        help="Does the gain survive INT8? Over scratch,logits or files of finished students.",
+    ),
+]
 Scale = Annotated[int | None, typer.Option(help="Scale that the checkpoint must have.", min=1)]
 DeviceAddress = Annotated[
     str | None, typer.Option("--device", help="Measure on ssh://[user@]host[:port], not here.")
@@ -122,6 +129,7 @@ def run(
     steps: Steps = None,
     scale: Scale = None,
     qat: Qat = None,
+    compare: Compare = None,
     device: DeviceAddress = None,
     out: Out = None,
     config: ConfigFile = None,
@@ -140,6 +148,7 @@ def run(
         | {
             "fit": {"latency_budget_ms": latency_budget},
             "qat": {"run": qat},
+            "compare": _listed(compare),
             "device": {"address": device},
         },
         file=config,
@@ -253,6 +262,7 @@ def plan(
     steps: Steps = None,
     scale: Scale = None,
     qat: Qat = None,
+    compare: Compare = None,
     device: DeviceAddress = None,
     out: Out = None,
     config: ConfigFile = None,
@@ -269,6 +279,7 @@ def plan(
         | {
             "fit": {"latency_budget_ms": latency_budget},
             "qat": {"run": qat},
+            "compare": _listed(compare),
             "device": {"address": device},
         },
         file=config,

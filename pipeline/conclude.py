@@ -9,7 +9,7 @@ from pathlib import Path
 import tomli_w
 
 from mipkd.core.errors import UsageError
-from mipkd.core.records import Evidence, Measurement, Model
+from mipkd.core.records import Evidence, Measurement
 from pipeline import collected
 from pipeline.bench.against import simulated
 from pipeline.bundle.golden import BundleConfig
@@ -24,7 +24,10 @@ from pipeline.stages.judge import NOT_MEASURED, GateConfig, judge
 
 def conclude(config: Config, run: Run, found: Flow, *, command: str) -> Evidence:
     """Judge, keep the evidence in the run's folder; write `report/latest/`, `bundle/` and kits."""
-    plans = tuple(ref.value for ref in found.plans if not ref.value.fixed)
+    student, plans = found.student, found.student.searched
+    model, graph = student.described, student.graph
+    assert model is not None, "a finished run has a student"
+    assert graph is not None, "and its graph"
     builts = tuple(ref.value for ref in found.builts)
     measurements, failures = collected.lay_over(
         run,
@@ -41,9 +44,9 @@ def conclude(config: Config, run: Run, found: Flow, *, command: str) -> Evidence
         commit=commit(),
         smoke=config.smoke,
         teacher=found.teacher.value if found.teacher else None,
-        student=_student(found),
-        distilled=found.distilled.value if found.distilled else None,
-        graph=found.graph.value,
+        student=model,
+        distilled=student.distilled.value if student.distilled else None,
+        graph=graph.value,
         tests=found.tests.value,
         photos=found.photos.value,
         calibration=found.patches.value,
@@ -57,6 +60,7 @@ def conclude(config: Config, run: Run, found: Flow, *, command: str) -> Evidence
         plans=plans,
         warnings=tuple(dict.fromkeys(w for r in receipts.values() for w in r["warnings"])),
         builts=builts,
+        rivals=tuple(rival.as_rival for rival in found.rivals),
     )
     (run.root / "config.toml").write_text(tomli_w.dumps(_plain(config)))
     _publish(run, evidence)
@@ -137,27 +141,6 @@ def _kept(run: Run, command: str) -> Evidence:
             f"{command}: no finished run in {run.root}",
             hint="run it first: mipkd-pipeline run --out ...",
         ) from error
-
-
-def _student(found: Flow) -> Model:
-    if found.distilled:
-        return found.distilled.value.model
-    if found.model:
-        return found.model.value
-    graph = found.graph.value
-    return Model(
-        role="student",
-        file=graph.file,
-        sha256=graph.sha256,
-        arch=graph.family,
-        hyper={},
-        scale=graph.scale,
-        layout="onnx",
-        settled={},
-        params=0,
-        gmacs=0.0,
-        licence=graph.licence,
-    )
 
 
 def _not_measured(measurements: tuple[Measurement, ...]) -> tuple[str, ...]:

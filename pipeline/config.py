@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import tomllib
@@ -45,6 +45,7 @@ class Config(BaseModel):
     scale: int | None = None
     target: tuple[str, ...] | None = None
     precision: tuple[str, ...] | None = None
+    compare: tuple[str, ...] = ()  # rivals of the student: methods, or files of finished ones
     out: Path | None = None
 
     identify: TeacherOptions = Field(default_factory=TeacherOptions)
@@ -98,6 +99,11 @@ def load(
     return config
 
 
+def is_file(rival: str) -> bool:
+    """Whether a rival is a file: those have an ending or a folder in their names, methods none."""
+    return "/" in rival or bool(PurePath(rival).suffix)
+
+
 def packaged(name: str) -> Path:
     """A file that comes with the program, in `pipeline/presets/`."""
     return Path(str(files("pipeline") / "presets" / name))
@@ -123,6 +129,10 @@ def _read(file: Path) -> dict[str, Any]:
     for name in _PATHS:
         if isinstance(written.get(name), str):
             written[name] = str(file.parent / written[name])
+    if isinstance(rivals := written.get("compare"), list):
+        written["compare"] = [
+            str(file.parent / rival) if is_file(str(rival)) else rival for rival in rivals
+        ]
     return written
 
 

@@ -9,18 +9,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mipkd.core.errors import MipkdError, MissingError, UnsupportedError, UsageError, nearest
-from mipkd.core.images import hash_folder
+from mipkd.core.errors import MissingError, UnsupportedError, UsageError, nearest
 from mipkd.core.records import (
     Built,
-    Distilled,
     Failure,
-    Graph,
     Host,
     Measurement,
     Model,
@@ -31,16 +27,20 @@ from mipkd.core.records import (
     Told,
 )
 from pipeline.bench.agent import tell
+from pipeline.bench.gain import is_rival
 from pipeline.bench.host import describe_host
 from pipeline.config import Config
 from pipeline.device.device import Device, reached
-from pipeline.run import Means, Ref, Run, Source, hash_file
+from pipeline.entrants import Entrant, Named, entered, made, named, tell_of_budget
+from pipeline.given import check_scale, checkpoint, file_of, folder_of, is_graph
+from pipeline.given import graph as graph_of
+from pipeline.rows import row
+from pipeline.run import Means, Ref, Run
 from pipeline.stages.build import build
 from pipeline.stages.calibrate import calibrate
 from pipeline.stages.distill import distill
-from pipeline.stages.export import adopt, export
+from pipeline.stages.export import export
 from pipeline.stages.fit import fit, largest_within
-from pipeline.stages.identify import identify
 from pipeline.stages.measure import measure, measure_there
 from pipeline.stages.prepare import photos, tests
 from pipeline.stages.qat import qat
@@ -60,13 +60,11 @@ class Flow:
     """Every step's reference, for the judge and the report."""
 
     teacher: Ref[Model] | None
-    model: Ref[Model] | None  # a finished student that was given
-    distilled: Ref[Distilled] | None
-    graph: Ref[Graph]
+    student: Entrant
+    rivals: tuple[Entrant, ...]
     photos: Ref[Photos]
     tests: Ref[TestSet]
     patches: Ref[PatchSet]
-    plans: tuple[Ref[QuantPlan], ...]
     builts: tuple[Ref[Built], ...]
     measured: tuple[Ref[tuple[Measurement, ...]], ...]
     failures: tuple[Failure, ...]
@@ -77,93 +75,114 @@ def flow(config: Config, run: Run) -> Flow:
     """Every step of a run, remembered or made; in a dry run, only planned.
 
     Raises:
-        MipkdError: of any step before the targets; a target's own becomes a `Failure`.
+        MipkdError: of any step before the targets; a target's own, and what is a rival's alone,
+            becomes a `Failure`.
     """
+    rivals = named(config)
     with reached(config.device) as device:
-        return _flow(config, run, device)
+        return _flow(config, run, rivals, device)
 
 
-def _flow(config: Config, run: Run, device: Device | None) -> Flow:
+def _flow(config: Config, run: Run, rivals: Sequence[Named], device: Device | None) -> Flow:
     chosen = _targets(config, device)
     host = describe_host()
-    val, data = _folder(config.val), _folder(config.data)
+    val, data = folder_of(config.val), folder_of(config.data)
 
-    teacher = _checkpoint(config, run, "teacher", config.teacher, val)
-    foreign = config.model is not None and config.model.suffix == ".onnx"
-    model = None if foreign else _checkpoint(config, run, "student", config.model, val)
-    adopted = run.step(adopt, config.adopt, _file(config.model), val) if foreign else None
+    teacher = checkpoint(config, run, "teacher", config.teacher, val, label="teacher")
+    foreign = is_graph(config.model)
+    file = None if foreign else config.model
+    model = checkpoint(config, run, "student", file, val, label="student")
+    adopted = graph_of(config, run, config.model if foreign else None, val)
     like = teacher or model or adopted
     assert like is not None, "a configuration has a teacher or a model"
-    _same_scale(teacher, model or adopted)
+    check_scale("--model", model or adopted, teacher)
+    entries = list(entered(config, run, rivals, val, like))
 
     test_set = run.step(tests, None, like, val)
     pixels = run.step(photos, config.distill.patch, like, data)
     patches = run.step(calibrate, config.calibrate, pixels, test_set)
-    distilled = None
+    distilled, spec = None, None
     if teacher and not config.model:
-        student = _student(config, run, teacher, chosen, patches, device)
-        distilled = run.step(distill, config.distill, teacher, student, pixels, test_set)
+        spec = _student(config, run, teacher, chosen, patches, device)
+        distilled = run.step(distill, config.distill, teacher, spec, pixels, test_set)
     graph = adopted or run.step(
         export, config.export, distilled or model, teacher, test_set, label="student"
     )
     if graph.record:
         check_floats(config.quantize, graph.record)
-    graphs, failures = [graph], list[Failure]()
+    nets, failures = [Entrant("student", distilled, model, graph)], list[Failure]()
+    for entry in entries:
+        nets.append(made(config, run, entry, spec, teacher, pixels, test_set, failures))
+        tell_of_budget(nets[0], nets[-1])
     if teacher:
-        with _row(failures, "onnx", "fp32", "export", "teacher"):
+        with row(failures, "onnx", "fp32", "export", "teacher"):
             exported = run.step(export, config.export, teacher, teacher, test_set, label="teacher")
-            graphs.append(exported)
+            nets.append(Entrant("teacher", model=teacher, graph=exported))
 
-    plans = list[Ref[QuantPlan]]()
-    fp32_on = find(FP32_ON)
-    measured = [run.step(reference, None, graphs, test_set, fp32_on.versions())]
-    made = list[Ref[Built]]()
+    plans: dict[str, list[Ref[QuantPlan]]] = {net.name: [] for net in nets}
+    graphs = [net.graph for net in nets if net.graph]
+    measured = [run.step(reference, None, graphs, test_set, find(FP32_ON).versions())]
+    builts = list[Ref[Built]]()
     for told in chosen:
-        name, builts = told.target, []
-        for label, of, precision in _wanted(config, told, graphs):
-            with _row(failures, name, precision, "build", label):
-                calibration = patches if precision in _PROBED else None
+        name, here = told.target, list[tuple[str, Ref[Built]]]()
+        for net, precision in _wanted(config, told, nets):
+            with row(failures, name, precision, "build", net.name):
                 plan = None
                 if precision == "int8" and _searches(config, told, device):
-                    plan = _plan(config, run, told, distilled or model, of, pixels, patches, host)
-                    plans.append(plan)
-                elif precision == "int8" and config.qat.run:
+                    plan = _plan(config, run, told, net, pixels, patches, host)
+                    plans[net.name].append(plan)
+                elif precision == "int8" and config.qat.run and net.name == "student":
                     log.warning("%s: INT8 by its fixed recipe: --qat is left out", name)
-                builts.append(
-                    run.step(
-                        build,
-                        precision,
-                        name,
-                        of,
-                        calibration,
-                        find(name).versions(),
-                        plan,
-                        *([told] if device else []),
-                        label=f"{name} {label} {precision}",
-                    )
-                )
-        made += builts
-        with _row(failures, name, "all", "measure", "student"):
-            if device:
-                inputs: tuple[Any, ...] = (told, builts, test_set, Means(device))
-            else:
-                inputs = (name, builts, test_set, told.versions, host)
-            stage = measure_there if device else measure
-            measured.append(run.step(stage, config.bench, *inputs, label=name))
+                made_of = (net.graph, patches if precision in _PROBED else None)
+                inputs = (*made_of, find(name).versions(), plan, *([told] if device else []))
+                label = f"{name} {net.name} {precision}"
+                here.append((net.name, run.step(build, precision, name, *inputs, label=label)))
+        builts += [built for _, built in here]
+        measured += _measured(config, run, told, here, test_set, host, device, failures)
+    nets = [replace(net, plans=tuple(plans[net.name])) for net in nets]
     return Flow(
         teacher=teacher,
-        model=model,
-        distilled=distilled,
-        graph=graph,
+        student=nets[0],
+        rivals=tuple(net for net in nets if is_rival(net.name)),
         photos=pixels,
         tests=test_set,
         patches=patches,
-        plans=tuple(plans),
-        builts=tuple(made),
+        builts=tuple(builts),
         measured=tuple(measured),
         failures=tuple(failures),
         host=host,
     )
+
+
+def _measured(
+    config: Config,
+    run: Run,
+    told: Told,
+    builts: Sequence[tuple[str, Ref[Built]]],
+    test_set: Ref[TestSet],
+    host: Host,
+    device: Device | None,
+    failures: list[Failure],
+) -> list[Ref[tuple[Measurement, ...]]]:
+    """All of a target's models in one job; if that fails, once more without the rivals."""
+
+    def measure_(some: Sequence[Ref[Built]]) -> Ref[tuple[Measurement, ...]]:
+        if device:
+            inputs: tuple[Any, ...] = (told, some, test_set, Means(device))
+        else:
+            inputs = (told.target, some, test_set, told.versions, host)
+        stage = measure_there if device else measure
+        return run.step(stage, config.bench, *inputs, label=told.target)
+
+    rivals = list(dict.fromkeys(role for role, _ in builts if is_rival(role)))
+    if rivals:
+        trouble = list[Failure]()
+        with row(trouble, told.target, "all", "measure", ", ".join(rivals)):
+            return [measure_([built for _, built in builts])]
+        failures += [replace(trouble[0], role=rival) for rival in rivals]
+    with row(failures, told.target, "all", "measure", "student"):
+        return [measure_([built for role, built in builts if not is_rival(role)])]
+    return []
 
 
 def train_flow(config: Config, run: Run, spec: str) -> Trained:
@@ -172,16 +191,16 @@ def train_flow(config: Config, run: Run, spec: str) -> Trained:
     settings = config.distill.model_copy(update={"method": "scratch", "losses": ()})
     if settings.init == "teacher":
         settings = settings.model_copy(update={"init": "random"})
-    test_set = run.step(tests, None, scale, _folder(config.val))
-    pixels = run.step(photos, settings.patch, scale, _folder(config.data))
+    test_set = run.step(tests, None, scale, folder_of(config.val))
+    pixels = run.step(photos, settings.patch, scale, folder_of(config.data))
     return run.step(train, settings, spec, scale, pixels, test_set).value
 
 
 def subject_of(config: Config, tests: Sequence[Path | None]) -> Subject:
     """What a study trains, from the configuration of a run."""
     options = config.identify.model_copy(update={"scale": config.scale or config.identify.scale})
-    sets = tuple(_folder(test) for test in tests)
-    return Subject(_file(config.teacher), options, config.student, _folder(config.data), sets)
+    sets = tuple(folder_of(test) for test in tests)
+    return Subject(file_of(config.teacher), options, config.student, folder_of(config.data), sets)
 
 
 def _student(
@@ -231,27 +250,30 @@ def _plan(
     config: Config,
     run: Run,
     told: Told,
-    source: Ref[Distilled] | Ref[Model] | None,
-    graph: Ref[Graph],
+    net: Entrant,
     pixels: Ref[Photos],
     patches: Ref[PatchSet],
     host: Host,
 ) -> Ref[QuantPlan]:
-    """Which layers stay float on a target, once the student has been made to bear its INT8."""
+    """Which layers stay float on a target, once the net has been made to bear its INT8."""
+    assert net.graph is not None, "what is built has a graph"
+    if net.graph.record:
+        check_floats(config.quantize, net.graph.record)
+    label = f"{told.target} {net.name}" if is_rival(net.name) else told.target
     held = run.step(hold_out, config.quantize, pixels, config.calibrate.seed)
     name, versions = told.target, told.versions
     tuned = []
     if config.qat.run:
-        if source is None:
+        if net.source is None:
             raise UnsupportedError(
-                f"qat: {config.model} is a graph, which cannot be trained",
+                f"qat: the {net.name} came as a graph, which cannot be trained",
                 hint="give a checkpoint, or leave out --qat",
             )
         seed = config.calibrate.seed
-        trained_on = (name, source, graph, patches, pixels, held, seed, versions)
-        tuned.append(run.step(qat, config.qat, *trained_on, label=name))
-    searched = (name, graph, patches, held, versions, host, *tuned)
-    return run.step(search, config.quantize, *searched, label=name)
+        trained_on = (name, net.source, net.graph, patches, pixels, held, seed, versions)
+        tuned.append(run.step(qat, config.qat, *trained_on, label=label))
+    searched = (name, net.graph, patches, held, versions, host, *tuned)
+    return run.step(search, config.quantize, *searched, label=label)
 
 
 def _targets(config: Config, device: Device | None) -> list[Told]:
@@ -291,64 +313,17 @@ def _told(names: Sequence[str], device: Device | None) -> list[Told]:
     return [found[name] for name in names]
 
 
-def _wanted(
-    config: Config, told: Told, graphs: Sequence[Ref[Graph]]
-) -> Iterator[tuple[str, Ref[Graph], str]]:
-    """What to build: the student at every precision asked for, the teacher in the float ones."""
+def _wanted(config: Config, told: Told, nets: Sequence[Entrant]) -> Iterator[tuple[Entrant, str]]:
+    """What to build: students at every precision asked for, the teacher in the float ones."""
     for precision in config.precision or ():
         if precision not in told.precisions:
             log.warning("%s offers no %s there: left out", told.target, precision)
     asked = _asked(config, told)
-    for label, graph in zip(("student", "teacher"), graphs, strict=False):
+    for net in (net for net in nets if net.graph):
         for precision in asked:
-            if label == "student" or precision not in QUANTIZED:
-                yield label, graph, precision
+            if net.name != "teacher" or precision not in QUANTIZED:
+                yield net, precision
 
 
 def _asked(config: Config, told: Told) -> tuple[str, ...]:
     return tuple(p for p in config.precision or told.precisions if p in told.precisions)
-
-
-@contextmanager
-def _row(
-    failures: list[Failure], target: str, precision: str, stage: str, role: str
-) -> Iterator[None]:
-    """Turn one target's failure into a row of the report; the others go on."""
-    try:
-        yield
-    except Exception as error:
-        what = error.what if isinstance(error, MipkdError) else f"{type(error).__name__}: {error}"
-        hint = error.hint if isinstance(error, MipkdError) else ""
-        log.error("%s %s: %s failed: %s", target, precision, stage, what)
-        log.debug("traceback", exc_info=True)
-        failures.append(Failure(target, precision, stage, what, hint, role))
-
-
-def _checkpoint(
-    config: Config, run: Run, role: str, file: Path | None, images: Source | None
-) -> Ref[Model] | None:
-    if file is None:
-        return None
-    options = config.identify.model_copy(update={"scale": config.scale}) if config.scale else None
-    return run.step(identify, options or config.identify, _file(file), role, images, label=role)
-
-
-def _same_scale(teacher: Ref[Model] | None, model: Ref[Model] | Ref[Graph] | None) -> None:
-    if not (teacher and model and teacher.record and model.record):
-        return
-    if teacher.record.scale != model.record.scale:
-        raise UsageError(
-            f"--model: its scale is x{model.record.scale}, the teacher's x{teacher.record.scale}",
-            hint="give a teacher and a model of the same scale",
-        )
-
-
-def _file(path: Path | None) -> Source:
-    assert path is not None
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file", hint="check the path of --teacher or --model")
-    return Source(path, hash_file(path))
-
-
-def _folder(path: Path | None) -> Source | None:
-    return Source(path, hash_folder(path)) if path else None

@@ -59,9 +59,8 @@ def arms(study: StudyConfig, distill: DistillConfig) -> dict[str, DistillConfig]
     Raises:
         UsageError: an unknown method, or a setting that does not exist.
     """
-    changes = {name: _of_method(name) for name in study.methods} | study.arms
-    found = {}
-    for name, changed in changes.items():
+    found = {name: by_method(name, distill, setting="study.methods") for name in study.methods}
+    for name, changed in study.arms.items():
         try:
             found[name] = DistillConfig.model_validate(dict(distill) | changed)
         except ValidationError as error:
@@ -75,12 +74,19 @@ def arms(study: StudyConfig, distill: DistillConfig) -> dict[str, DistillConfig]
     return found
 
 
-def _of_method(name: str) -> dict[str, Any]:
+def by_method(name: str, base: DistillConfig, *, setting: str) -> DistillConfig:
+    """`base` but for its losses: those of a method, and of others joined by "+".
+
+    Raises:
+        UsageError: an unknown method or loss; `setting` is where it was named.
+    """
     method, *more = name.split("+")
     if method not in METHODS:
-        raise UsageError(f"study.methods: unknown method {method!r}", hint=nearest(method, METHODS))
+        raise UsageError(f"{setting}: unknown method {method!r}", hint=nearest(method, METHODS))
     losses = tuple({"name": loss} for loss in (*METHODS[method], *more))
-    return {"method": None, "losses": losses}
+    found = base.model_copy(update={"method": None, "losses": losses})
+    found.chosen()
+    return found
 
 
 def conduct(

@@ -11,6 +11,9 @@ from rich.text import Text
 
 from mipkd.core.records import BY_KIT, Evidence, Gate, Measurement, Outcome
 from pipeline.bench.against import at, simulated, speedup
+from pipeline.bench.gain import over
+from pipeline.report.gains import sentence
+from pipeline.report.wording import whose
 from pipeline.terminal import COLOURS
 
 
@@ -21,9 +24,8 @@ def summary(evidence: Evidence) -> Group:
         table.add_column(name, justify="left" if name in ("target", "model") else "right")
     table.add_column("PSNR-Y dB", justify="right")
     table.add_column("drop dB", justify="right")
-    base = _psnr(_of(evidence, "student", "reference"))
     for m in evidence.measurements:
-        psnr = _psnr(m)
+        psnr, base = _psnr(m), _psnr(_of(evidence, m.role, "reference"))
         p50, size, faster = _latency(evidence, m)
         table.add_row(
             f"{m.target} (simulated)" if m.simulated else m.target,
@@ -40,10 +42,17 @@ def summary(evidence: Evidence) -> Group:
     stopped = [gate for gate in gates if gate.outcome is not Outcome.PASS]
     lines = [_gate_line(Outcome.PASS, f"{len(gates) - len(stopped)} of {len(gates)} gates")]
     lines += [_gate_line(gate.outcome, told(gate)) for gate in stopped]
+    lines += [
+        Text(
+            f"gain    {sentence(over(rival.name, evidence.measurements), rival, evidence.student)}"
+        )
+        for rival in evidence.rivals
+    ]
     lines += [Text(f"note    {where}") for where in dict.fromkeys(_elsewhere(evidence))]
     lines += [Text(f"note    {remark}") for remark in evidence.verdict.remarks]
     for failure in evidence.failures:
-        lines.append(Text(f"FAILED  {failure.target} {failure.precision}: {failure.what}", "red"))
+        what = f"{failure.target} {failure.precision}{whose(failure.role)}: {failure.what}"
+        lines.append(Text(f"FAILED  {what}", "red"))
     verdict = evidence.verdict.outcome
     unseen = simulated(evidence.measurements)
     but = f"; not measured on the device: {', '.join(unseen)}" if unseen else ""
@@ -83,7 +92,7 @@ def _latency(evidence: Evidence, m: Measurement) -> tuple[str, str, str]:
     if latency is None:
         return "INVALID", of, ""
     teacher = _of(evidence, "teacher", m.target)
-    ratio = speedup(teacher, m, size) if teacher and m.role == "student" else None
+    ratio = speedup(teacher, m, size) if teacher and m.role != "teacher" else None
     p50 = statistics.median(latency.samples_s)
     return f"{p50 * 1e3:.2f}", of, f"{ratio.value:.2f}" if ratio else ""
 

@@ -183,6 +183,16 @@ class QuantPlan:
 
 
 @dataclass(frozen=True)
+class Rival:
+    """A student that ours is held against, made in the same way."""
+
+    name: str  # its role in graphs, builds and measurements
+    model: Model | None  # none if it could not be made
+    distilled: Distilled | None  # none when a finished one was given
+    plans: tuple[QuantPlan, ...]
+
+
+@dataclass(frozen=True)
 class Built:
     """A model in a target's own format, ready to be opened on a device."""
 
@@ -251,7 +261,7 @@ BY_KIT = "kit"  # in the place of a device's address
 class Measurement:
     """One model at one precision, measured on one target."""
 
-    role: str  # "student", "teacher" or "bicubic"
+    role: str  # "student", "teacher", "bicubic" or a rival's name
     target: str
     precision: str
     size_bytes: int
@@ -340,8 +350,8 @@ class Evidence:
     photos: Photos | None
     calibration: PatchSet | None
     host: Host
-    # Role "bicubic", "teacher" and "student" with target "reference" (FP32 on ONNX Runtime,
-    # no latency) give quality; those with a real target give latency, and the student's quality.
+    # Every role with target "reference" (FP32 on ONNX Runtime, no latency) gives quality; those
+    # with a real target give latency, and of students, ours and rivals, quality.
     measurements: tuple[Measurement, ...]
     failures: tuple[Failure, ...]
     verdict: Verdict
@@ -349,8 +359,9 @@ class Evidence:
     seconds: dict[str, float]  # stage -> wall time
     not_measured: tuple[str, ...]  # what a reader might look for and will not find, with why
     warnings: tuple[str, ...] = ()  # what the steps warned of
-    plans: tuple[QuantPlan, ...] = ()  # how each target's INT8 was made, where it was searched
+    plans: tuple[QuantPlan, ...] = ()  # how the student's INT8 was made, where it was searched
     builts: tuple[Built, ...] = ()  # every model that was built, measured or not
+    rivals: tuple[Rival, ...] = ()  # whom the student was compared with, in that order
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from mipkd.core.errors import MipkdError, MissingError, StageError
 from mipkd.core.records import Built, Told
 from pipeline.bench import parcel
 from pipeline.bench.host import describe_host
-from pipeline.bench.job import Done, make_pixels, time_models
+from pipeline.bench.job import Done, make_pixels, shown, time_models
 from targets.base import ByteArray, Target, find
 
 PATIENCE_S = 30.0  # without a word from the other side
@@ -98,11 +98,11 @@ def _pixels(job: parcel.Job, target: Target, folder: Path, progress: _Progress) 
     """Outputs lie in `done`/M/N.npy: number of the model, number of the image."""
     numbers = {name: number for number, name in enumerate(job.images)}
     folders = {id(b): folder / "done" / str(number) for number, b in enumerate(job.builts)}
-    students = [folders[id(b)] for b in job.builts if b.role == "student"]
+    makers = [folders[id(b)] for b in job.builts if shown(b)]
 
     def left() -> Iterator[tuple[str, ByteArray]]:
         for name, number in numbers.items():
-            if not all((outputs / f"{number}.npy").is_file() for outputs in students):
+            if not all((outputs / f"{number}.npy").is_file() for outputs in makers):
                 yield name, parcel.read_image(folder / "images", number)
             progress.step(name)
 

@@ -42,7 +42,7 @@ def carry_out(
     settings: BenchSettings,
     sink: Sink,
 ) -> Done:
-    """The latencies of each model, interleaved; every student's output for every image."""
+    """The latencies of each model, interleaved; each output that is `shown`."""
     done = time_models(target, builts, settings)
     make_pixels(target, builts, images, sink)
     return done
@@ -73,16 +73,21 @@ def time_models(target: Target, builts: Sequence[Built], settings: BenchSettings
 def make_pixels(
     target: Target, builts: Sequence[Built], images: Iterable[Image], sink: Sink
 ) -> None:
-    """Give every student's output for every image to `sink`."""
-    shown = [b for b in builts if b.role == "student"]
+    """Give every output that is `shown`, for every image, to `sink`."""
+    makers = [built for built in builts if shown(built)]
     if not target.makes_pixels:
         return
-    with opened(target, shown) as sessions:
+    with opened(target, makers) as sessions:
         for name, lr_HWC in images:
-            for built in shown:
+            for built in makers:
                 session = sessions[name_of(built)]
                 sr_HWC = upscale(session, lr_HWC, scale=built.scale, multiple=built.multiple)
                 sink(built, name, sr_HWC)
+
+
+def shown(built: Built) -> bool:
+    """Whether its pixels are looked at: of a teacher only the speed is."""
+    return built.role != "teacher"
 
 
 @contextmanager

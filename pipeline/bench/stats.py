@@ -1,4 +1,4 @@
-"""Figures from raw samples: percentiles, and a ratio of medians with its interval."""
+"""Figures from raw samples: percentiles, means and ratios with their intervals."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Percentiles:
 
 @dataclass(frozen=True)
 class Ratio:
-    """A ratio of two medians and the interval that holds it with 95 % confidence."""
+    """A ratio of two medians or means and the interval that holds it with 95 % confidence."""
 
     value: float
     low: float
@@ -84,6 +84,19 @@ def mean_of_few(values: Sequence[float]) -> Interval:
 def mean_of_many(values: Sequence[float], *, seed: int = 0) -> Interval:
     """Bootstrap over items, such as images."""
     found = np.asarray(values, dtype=np.float64)
-    drawn = np.random.default_rng(seed).integers(0, len(found), (10 * _DRAWS, len(found)))
-    low, high = np.percentile(found[drawn].mean(axis=1), (2.5, 97.5))
+    low, high = np.percentile(found[_drawn(len(found), seed)].mean(axis=1), (2.5, 97.5))
     return Interval(float(found.mean()), float(low), float(high))
+
+
+def ratio_of_means(tops: Sequence[float], bottoms: Sequence[float], *, seed: int = 0) -> Ratio:
+    """mean(tops) / mean(bottoms) of the same items: the bootstrap draws them in pairs."""
+    above, below = (np.asarray(values, dtype=np.float64) for values in (tops, bottoms))
+    drawn = _drawn(len(above), seed)
+    rises, runs = above[drawn].mean(axis=1), below[drawn].mean(axis=1)
+    low, high = np.percentile(rises[runs != 0] / runs[runs != 0], (2.5, 97.5))
+    return Ratio(float(above.mean() / below.mean()), float(low), float(high))
+
+
+def _drawn(count: int, seed: int) -> npt.NDArray[np.int64]:
+    """Which of `count` items each resample has, shape (draws, count)."""
+    return np.random.default_rng(seed).integers(0, count, (10 * _DRAWS, count))

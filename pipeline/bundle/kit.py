@@ -33,13 +33,13 @@ class Kit:
     file: Path
     models: tuple[str, ...]
     images: int
-    whole: bool  # with the run's test images and teacher, not the golden images alone
+    whole: bool  # with the run's test images, teacher and rivals, not the golden images alone
 
 
 def make_kit(bundle: Path, target: str, out: Path) -> Kit:
     """Write the kit of a bundle's models for `target`.
 
-    With the bundle's run around it, the teacher and every test image go along too.
+    With the bundle's run around it, teacher, rivals and every test image go along too.
 
     Raises:
         UsageError: no bundle, a changed one, or it has no model for the target.
@@ -56,8 +56,8 @@ def make_kit(bundle: Path, target: str, out: Path) -> Kit:
         known = {model.target for model in stated.models}
         raise UsageError(f"{bundle}: no model for {target!r}", hint=nearest(target, known))
     run = run_around(bundle, models)
-    teachers = [b for b in run.builts if (b.role, b.target) == ("teacher", target)] if run else []
-    builts = [*models, *(b for b in teachers if b.file.exists())]
+    others = [b for b in run.builts if b.target == target and b.role != "student"] if run else []
+    builts = [*models, *(b for b in others if b.file.exists())]
     images = list(_tests(run) if run else _golden(bundle))
     data = _packed(stated.name, target, builts, images, settings_of(bundle))
     try:

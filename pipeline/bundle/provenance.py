@@ -11,7 +11,16 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
 
-from mipkd.core.records import Evidence, Failure, Model, PatchSet, Photos, QuantPlan, TestSet
+from mipkd.core.records import (
+    Distilled,
+    Evidence,
+    Failure,
+    Model,
+    PatchSet,
+    Photos,
+    QuantPlan,
+    TestSet,
+)
 
 PROVENANCE = "provenance.json"
 _PATHS = ("teacher", "model", "data", "val", "out")  # in a configuration
@@ -23,6 +32,7 @@ def provenance(evidence: Evidence, program: str) -> dict[str, Any]:
     """All of it as plain JSON."""
     config = dict(evidence.config)
     config |= {name: PurePath(config[name]).name for name in _PATHS if config.get(name)}
+    config |= {"compare": [PurePath(rival).name for rival in config.get("compare", ())]}
     stated = {
         "created": evidence.created,
         "command": " ".join(shlex.quote(word) for word in command(evidence)),
@@ -31,7 +41,11 @@ def provenance(evidence: Evidence, program: str) -> dict[str, Any]:
         "smoke": evidence.smoke,
         "teacher": _model(evidence.teacher),
         "student": _model(evidence.student),
-        "training": _training(evidence),
+        "training": _training(evidence.distilled),
+        "rivals": [
+            {"name": r.name, "model": _model(r.model), "training": _training(r.distilled)}
+            for r in evidence.rivals
+        ],
         "graph": {
             "sha256": evidence.graph.sha256,
             "opset": evidence.graph.opset,
@@ -69,8 +83,17 @@ def _without_files(plan: QuantPlan) -> QuantPlan:
 
 def command(evidence: Evidence) -> list[str]:
     """The words of the command, each path in them by its name alone."""
-    words = (_DEVICE.sub("DEVICE", word) for word in shlex.split(evidence.command))
-    return [PurePath(word).name if "/" in word else word for word in words]
+    words = [_DEVICE.sub("DEVICE", word) for word in shlex.split(evidence.command)]
+    after = ["", *words]
+    return [
+        _by_name(w, listed=before == "--compare") for before, w in zip(after, words, strict=False)
+    ]
+
+
+def _by_name(word: str, *, listed: bool) -> str:
+    """A path by its last part, and so each of a list with commas."""
+    parts = word.split(",") if listed else [word]
+    return ",".join(PurePath(part).name if "/" in part else part for part in parts)
 
 
 def without_paths(value: Any) -> Any:
@@ -97,10 +120,9 @@ def _model(model: Model | None) -> dict[str, Any] | None:
     }
 
 
-def _training(evidence: Evidence) -> dict[str, Any] | None:
-    if evidence.distilled is None:
+def _training(made: Distilled | None) -> dict[str, Any] | None:
+    if made is None:
         return None
-    made = evidence.distilled
     return {"steps": made.steps, "seconds": made.seconds, "losses": list(made.losses)}
 
 

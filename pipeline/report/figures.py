@@ -95,7 +95,9 @@ def _is_term(name: str) -> bool:
 
 
 def _point(m: MeasurementResult, results: Results, size: tuple[int, int]) -> Point | None:
-    """A student with the pixels it made; a teacher with its reference quality, hollow."""
+    """The student with the pixels it made; the teacher with its reference quality, hollow."""
+    if m.role not in ("student", "teacher"):
+        return None  # rivals have figures of their own
     latency = next((one for one in m.latencies if (one.height, one.width) == size), None)
     quality = m.quality or _reference(results, m.role)
     if not (latency and quality) or latency.p50_ms is None or latency.invalid_because:

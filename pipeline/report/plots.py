@@ -107,9 +107,9 @@ def lines(curves: Sequence[Curve], *, title: str, x: str, y: str, log: bool = Fa
 
 def spans(found: Sequence[Span], *, title: str, x: str) -> str:
     """Intervals one above the other, with a line at zero."""
-    across = _axis(
-        [0.0, *(v for s in found for v in (s.low, s.high))], 132, _WIDTH - _RIGHT, pad=0.08
-    )
+    names = max(124.0, *(10 + len(s.name) * _LETTER for s in found))
+    values = [0.0, *(v for s in found for v in (s.low, s.high))]
+    across = _axis(values, names + 8, _WIDTH - _RIGHT, pad=0.08)
     up = _Axis(0, len(found), _TOP, _HEIGHT - _BOTTOM, False, ())
     up_frame = _Axis(0, 1, _HEIGHT - _BOTTOM, _TOP, False, ())
     parts = [
@@ -123,7 +123,7 @@ def spans(found: Sequence[Span], *, title: str, x: str) -> str:
         parts.append(
             f'<circle class="mark {look}" cx="{across.at(span.value):.1f}" cy="{y:.1f}" r="5.5"/>'
         )
-        parts.append(_text(124, y + 4, span.name, "end", f"label {look}"))
+        parts.append(_text(names, y + 4, span.name, "end", f"label {look}"))
     return _svg(title, _frame(across, up_frame, x, ""), parts)
 
 

@@ -24,6 +24,7 @@ from mipkd.core.records import (
     Photos,
     QuantPlan,
     Recommendation,
+    Rival,
     TestSet,
     Verdict,
 )
@@ -36,8 +37,10 @@ from pipeline.bench.against import (
     speedup,
     speedup_over_best,
 )
+from pipeline.bench.gain import over
 from pipeline.bench.stats import Ratio, percentiles
 from pipeline.report import schema as s
+from pipeline.report.gains import as_interval, gain_result, sentence
 from pipeline.report.wording import as_size, megabytes, milliseconds, number, times
 
 P = TypeVar("P", bound=s._Part)
@@ -84,6 +87,7 @@ def collect(evidence: Evidence, out: Path) -> s.Results:
         not_measured=list(evidence.not_measured),
         warnings=list(evidence.warnings),
         plans=[_plan(plan) for plan in evidence.plans],
+        rivals=[_rival(rival, evidence) for rival in evidence.rivals],
     )
 
 
@@ -121,7 +125,7 @@ def _measurement(m: Measurement, every: Sequence[Measurement]) -> s.MeasurementR
         kind=_kind(m),
         size_bytes=m.size_bytes or None,
         latencies=[_latency(m, latency, every) for latency in m.latencies],
-        quality=_quality(m, reference(every, "student")),
+        quality=_quality(m, reference(every, m.role)),
         versions=m.versions,
         notes=list(m.notes),
         invalid_because=m.invalid_because,
@@ -142,7 +146,7 @@ def _latency(m: Measurement, latency: Latency, every: Sequence[Measurement]) -> 
     here = [one for one in every if one.target == m.target]
     fp32 = [one for one in here if (one.role, one.precision) == (m.role, "fp32") and one is not m]
     over_fp32 = speedup(fp32[0], m, latency.size) if fp32 else None
-    teachers = [one for one in here if one.role == "teacher" and m.role == "student"]
+    teachers = [one for one in here if one.role == "teacher" != m.role]
     over_teacher = speedup_over_best(teachers, m, latency.size)
     return s.LatencyResult(
         height=latency.size[0],
@@ -170,7 +174,7 @@ def _quality(m: Measurement, base: Measurement | None) -> s.QualityResult | None
     psnr_db, ssim = mean_psnr_db(m), mean_ssim(m)
     if psnr_db is None or ssim is None:
         return None
-    drops = drop_by_image(m, base) if m.role == "student" and m is not base else {}
+    drops = drop_by_image(m, base) if m is not base else {}
     worst = max(drops, key=lambda image: drops[image], default="")
     return s.QualityResult(
         psnr_y_db=psnr_db,
@@ -187,6 +191,19 @@ def _quality(m: Measurement, base: Measurement | None) -> s.QualityResult | None
             )
             for score in m.scores
         ],
+    )
+
+
+def _rival(rival: Rival, evidence: Evidence) -> s.RivalResult:
+    found = over(rival.name, evidence.measurements)
+    return s.RivalResult(
+        name=rival.name,
+        sentence=sentence(found, rival, evidence.student),
+        model=_model(rival.model) if rival.model else None,
+        training=_training(rival.distilled) if rival.distilled else None,
+        fp32_gain_db=as_interval(found.fp32_db),
+        gains=[gain_result(one) for one in found.on],
+        plans=[_plan(plan) for plan in rival.plans],
     )
 
 

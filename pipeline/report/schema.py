@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-SCHEMA_VERSION = "1.2"
+SCHEMA_VERSION = "1.3"
 
 Word = Literal["PASS", "FAIL", "INVALID"]
 
@@ -235,7 +235,7 @@ class ImageResult(_Part):
     ssim_y: float | None
     """SSIM."""
     drop_db: float | None
-    """PSNR lost against the FP32 student."""
+    """PSNR lost against the same network in FP32."""
 
 
 class QualityResult(_Part):
@@ -246,7 +246,7 @@ class QualityResult(_Part):
     ssim_y: float
     """Mean SSIM-Y."""
     mean_drop_db: float | None
-    """Mean PSNR-Y lost against the FP32 student; null for the student itself and others."""
+    """Mean PSNR-Y lost against the same network in FP32; null for references."""
     worst_drop_db: float | None
     """Largest loss on one image."""
     worst_image: str
@@ -258,8 +258,8 @@ class QualityResult(_Part):
 class MeasurementResult(_Part):
     """One model at one precision on one target."""
 
-    role: Literal["student", "teacher", "bicubic"]
-    """Which model."""
+    role: str
+    """Which model: student, teacher, bicubic, or the name of a rival."""
     target: str
     """The target; "reference" for FP32 on ONNX Runtime, quality only."""
     precision: str
@@ -364,7 +364,62 @@ class FailureResult(_Part):
     hint: str
     """The next step, if there is one."""
     role: str
-    """Whose build failed: "student" or "teacher"."""
+    """Whose build failed: "student", "teacher" or the name of a rival."""
+
+
+class IntervalResult(_Part):
+    """A figure over the test images."""
+
+    value: float
+    """The mean, or the share of two means."""
+    low: float
+    """Lower end of the 95 % interval, by bootstrap over the images."""
+    high: float
+    """Upper end of it."""
+
+
+class GainResult(_Part):
+    """What the student has over a rival on one target at one precision."""
+
+    target: str
+    """The target."""
+    precision: str
+    """The precision."""
+    kind: Literal["measured", "simulated"]
+    """How both came by their pixels."""
+    images: int
+    """How many images both have a score of."""
+    psnr_y_db: float | None
+    """The student's mean PSNR-Y over them."""
+    rival_psnr_y_db: float | None
+    """The rival's."""
+    gain_db: IntervalResult | None
+    """Student less rival, image by image; null when it cannot be told."""
+    retained: IntervalResult | None
+    """Share of the FP32 gain over the same images; null when it cannot be told."""
+    why_not: str
+    """Why something is null; empty when nothing is."""
+    rival_speed: RatioResult | None
+    """How many times as fast as the student the rival is, at the largest LR size."""
+
+
+class RivalResult(_Part):
+    """Another student of the same making, to see what the method brought."""
+
+    name: str
+    """Its role among the measurements: a method, or the name of a file."""
+    sentence: str
+    """Whether the gain over it survives, in words."""
+    model: ModelFacts | None
+    """What it is; null when it could not be made."""
+    training: TrainingFacts | None
+    """How it was trained; null when it was finished before."""
+    fp32_gain_db: IntervalResult | None
+    """What the student has over it in FP32, of the references; null when it cannot be told."""
+    gains: list[GainResult]
+    """One entry a target and precision at which the student gave pixels."""
+    plans: list[PlanResult]
+    """Which of its layers INT8 leaves float, where that was searched."""
 
 
 class Results(_Part):
@@ -402,6 +457,8 @@ class Results(_Part):
     """What the steps warned of."""
     plans: list[PlanResult] = []
     """Which layers INT8 leaves float, one entry a target where that was searched."""
+    rivals: list[RivalResult] = []
+    """Whom the student was compared with; empty without --compare."""
 
 
 def json_schema() -> str:

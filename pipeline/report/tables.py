@@ -29,12 +29,12 @@ from pipeline.report.wording import (
 
 _ORDER = {"fp32": 0, "bf16": 1, "fp16": 2, "w8": 3, "int8": 4}
 _NOT_MEASURED = "not measured"
-_ROLES = {"student": 0, "teacher": 1, "bicubic": 2}
+_ROLES = {"student": 0, "teacher": 2, "bicubic": 3}  # between the first two: rivals
 
 
 @dataclass(frozen=True)
 class Row:
-    """Cells, and what the row is: "shipped", "student", "teacher", "reference", a gate's word."""
+    """Cells, and what the row is: "shipped", a role, "reference", a gate's word."""
 
     kind: str
     cells: list[str]
@@ -60,7 +60,7 @@ def main_table(results: Results) -> Table:
     rows = []
     for m in _sorted(results.measurements):
         ships = m.role == "student" and (m.target, m.precision) in shipped
-        kind = "shipped" if ships else m.kind if m.kind == "reference" else m.role
+        kind = "shipped" if ships else m.kind if m.kind == "reference" else _role(m)
         rows.append(Row(kind, [*_names(m), *(_medians(m, sizes)), *_speed(m), *_pixels(m)]))
     return Table(head, rows, first=2)
 
@@ -102,7 +102,7 @@ def latency_table(results: Results) -> Table:
             cells += [three_digits(one.joules_per_frame)] if metered else []
             if one.invalid_because:
                 cells[3] = "INVALID"
-            rows.append(Row("INVALID" if one.invalid_because else m.role, cells))
+            rows.append(Row("INVALID" if one.invalid_because else _role(m), cells))
     return Table(head, rows, first=3)
 
 
@@ -133,7 +133,7 @@ def image_table(results: Results) -> Table:
     targets = [m for m in scored if m.kind != "reference"]
     head = ["Image"]
     head += [f"{m.role} {m.precision if m.role != 'bicubic' else ''}".strip() for m in references]
-    head += [f"drop {m.target} {m.precision}" for m in targets]
+    head += [f"drop {m.target} {_model(m)}" for m in targets]
     by_image: dict[str, list[str]] = {}
     for m in (*references, *targets):
         for image in m.quality.images if m.quality else ():
@@ -183,17 +183,29 @@ def sizes_of(results: Results) -> list[tuple[int, int]]:
 
 
 def _sorted(measurements: Iterable[MeasurementResult]) -> list[MeasurementResult]:
-    """Targets in the order they ran; student before teacher, floats before INT8; references last"""
+    """Targets as they ran; student, rivals, teacher; floats before INT8; references last."""
     listed_ = list(measurements)
+    rivals = list(dict.fromkeys(m.role for m in listed_ if m.role not in _ROLES))
     targets = list(dict.fromkeys(m.target for m in listed_ if m.kind != "reference"))
     return sorted(
         listed_,
         key=lambda m: (
             targets.index(m.target) if m.target in targets else len(targets),
-            _ROLES[m.role],
+            _ROLES.get(m.role, 1),
+            rivals.index(m.role) if m.role in rivals else 0,
             _ORDER.get(m.precision, 9),
         ),
     )
+
+
+def _role(m: MeasurementResult) -> str:
+    """Of a row: all rivals look alike."""
+    return m.role if m.role in _ROLES else "rival"
+
+
+def _model(m: MeasurementResult) -> str:
+    """The student by its precision alone."""
+    return m.precision if m.role == "student" else f"{m.role} {m.precision}"
 
 
 def _names(m: MeasurementResult) -> list[str]:

@@ -27,6 +27,16 @@ def signed(value: float | None, digits: int) -> str:
     return f"{rounded:+.{digits}f}" if rounded else f"{0:.{digits}f}"
 
 
+def share(value: float) -> str:
+    """Of a whole, in percent."""
+    return f"{100 * value:.0f}\u00a0%"
+
+
+def whose(role: str) -> str:
+    """Behind what failed: nothing for the student."""
+    return {"student": "", "teacher": " of the teacher"}.get(role, f" of {role}")
+
+
 def three_digits(value: float | None) -> str:
     """Three digits that count, however small, or a dash for what is not known."""
     return f"{value:.3g}" if value is not None and math.isfinite(value) else NONE

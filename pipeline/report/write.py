@@ -12,6 +12,7 @@ from markupsafe import Markup
 from mipkd.core.records import Evidence
 from pipeline.report import figures, tables, wording
 from pipeline.report.crops import exhibits
+from pipeline.report.gains import gain_figures, gain_table, untold
 from pipeline.report.junit import junit
 from pipeline.report.results import collect
 from pipeline.report.schema import Results
@@ -56,6 +57,7 @@ def _page(results: Results, evidence: Evidence) -> str:
         loss_curves=Markup(trace.losses),
         legend=trace.legend,
         config=tomli_w.dumps(results.run.config),
+        spans=[(name, Markup(svg)) for name, svg in gain_figures(results)],
         fronts=[Markup(figures.front(plan)) for plan in results.plans],
         image_table=tables.image_table(results),
         model_table=tables.model_table(results),
@@ -75,6 +77,8 @@ def _render(template: str, results: Results, **more: object) -> str:
         main=tables.main_table(results),
         gates=tables.gate_table(results),
         floats=[tables.float_table(plan) for plan in results.plans],
+        gains=gain_table(results),
+        untold=untold(results),
         latencies=tables.latency_table(results),
         devices=tables.devices(results),
         **more,

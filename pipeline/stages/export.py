@@ -32,9 +32,12 @@ def export(
     source: Distilled | Model,
     teacher: Model | None,
     tests: TestSet,
+    rival: str = "",
+    *,
     out: Path,
 ) -> Graph:
-    """The FP32 graph of a model, compared with torch on real images and on noise.
+    """The FP32 graph of a model, or of the `rival` of that name, compared with torch on real
+    images and on noise.
 
     Raises:
         StageError: torch cannot turn it into a graph, or the graph computes something else.
@@ -51,6 +54,7 @@ def export(
     largest = parity(net, graph, images, bound=config.max_parity)
     return replace(
         graph,
+        role=rival or model.role,
         parity_max_abs=largest,
         parity_images=len(images),
         licence=model.licence,
@@ -85,12 +89,15 @@ class AdoptConfig(BaseModel):
 
 
 @stage(version=1)
-def adopt(config: AdoptConfig, source: Source, images: Source | None, out: Path) -> Graph:
+def adopt(
+    config: AdoptConfig, source: Source, images: Source | None, rival: str = "", *, out: Path
+) -> Graph:
     """Any ONNX graph with one image in and one out, brought to our range and dynamic sizes."""
-    return foreign.adopt(
+    graph = foreign.adopt(
         source.path,
         scale=config.scale,
         image_range=config.image_range,
         probe=lambda scale: probe_images(images.path if images else None, scale=scale),
         out=out,
     )
+    return replace(graph, role=rival or graph.role)

@@ -29,6 +29,8 @@ from pipeline.bench.against import (
     subject,
     valid_sizes,
 )
+from pipeline.bench.gain import Gain, Over, is_rival, over
+from targets.base import QUANTIZED
 
 NOT_MEASURED = "not measured on the device; its pixels were simulated on this machine"
 
@@ -50,6 +52,7 @@ class GateConfig(BaseModel):
     max_worst_drop_db: Bound = 0.5  # the same, on the image that loses most
     min_gain_over_bicubic_db: Bound = 0.1  # PSNR-Y of the FP32 student, mean
     min_speedup_over_teacher: Bound = 1.0  # at every LR size, against its fastest float precision
+    min_gain_retained: Bound = "off"  # share of the FP32 gain over each rival, where quantised
 
 
 def judge(
@@ -63,6 +66,7 @@ def judge(
         *_gain_over_bicubic(config, measurements),
         *(gate for m in students(measurements) for gate in _of_one(config, m, measurements)),
         *(gate for plan in plans if not plan.fixed for gate in _searched(plan)),
+        *_gains_retained(config, measurements, failures),
         *_not_run(config, measurements, failures),
     )
     return Verdict(
@@ -203,6 +207,35 @@ def _speedup(
     yield Gate(name, subject(m), outcome, ratio.value, bound, "x", reason)
 
 
+def _gains_retained(
+    config: GateConfig, measurements: Sequence[Measurement], failures: Sequence[Failure]
+) -> Iterator[Gate]:
+    """What is left, after quantisation, of the gain over each rival that there is one over."""
+    bound = config.min_gain_retained
+    if bound == "off":
+        return
+    roles = [m.role for m in measurements] + [f.role for f in failures]
+    for rival in dict.fromkeys(role for role in roles if is_rival(role)):
+        found = over(rival, measurements)
+        if found.fp32_db and found.fp32_db.mean <= 0:
+            continue
+        for one in (one for one in found.on if one.precision in QUANTIZED):
+            yield _gain_retained(f"gain retained over {rival}", one, found, bound)
+
+
+def _gain_retained(name: str, one: Gain, found: Over, bound: float) -> Gate:
+    on, unit = f"{one.target} {one.precision}", "of FP32"
+    if not (one.retained and one.gain_db and found.fp32_db):
+        return _invalid(name, on, bound, unit, one.why_not or found.why_not)
+    share, gain = one.retained, one.gain_db
+    reason = (
+        f"{'simulated here, ' if one.simulated else ''}95 % interval {share.low:.2f} to "
+        f"{share.high:.2f}; {gain.mean:+.3f} dB ({gain.low:+.3f} to {gain.high:+.3f}) "
+        f"of {found.fp32_db.mean:+.3f} in FP32, {one.images} images"
+    )
+    return Gate(name, on, _passes(share.value >= bound), share.value, bound, unit, reason)
+
+
 def _remarks(measurements: Sequence[Measurement]) -> Iterator[str]:
     """What was only simulated; INT8 that is not faster than the student in a float precision."""
     for target in simulated(measurements):
@@ -225,12 +258,15 @@ def _not_run(
     config: GateConfig, measurements: Sequence[Measurement], failures: Sequence[Failure]
 ) -> Iterator[Gate]:
     for failure in failures:
+        if is_rival(failure.role):
+            continue  # no matter of the student's
         if failure.role == "teacher" and config.min_speedup_over_teacher == "off":
             continue  # nothing is judged by it
         why = f"{failure.stage} failed: {failure.what}"
         of = " of the teacher" if failure.role == "teacher" else ""
         yield _invalid("measured", f"{failure.target} {failure.precision}{of}", 0.0, "", why)
-    if not failures and not students(measurements):
+    lost = [failure for failure in failures if not is_rival(failure.role)]
+    if not lost and not students(measurements):
         yield _invalid("measured", "student", 0.0, "", "no target was measured")
 
 

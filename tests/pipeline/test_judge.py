@@ -221,6 +221,47 @@ def test_a_gate_can_be_switched_off() -> None:
     assert verdict.outcome is Outcome.PASS
 
 
+PLAIN = (
+    measurement("scratch", "reference", "fp32", lost_db=(0.2, 0.4, 0.3)),
+    measurement("scratch", "cpu", "fp32", ms=5, lost_db=(0.2, 0.4, 0.3)),
+    measurement("scratch", "cpu", "int8", ms=2, lost_db=(0.2, 0.4, 0.3)),
+)
+KEPT = "gain retained over scratch"
+
+
+@pytest.mark.parametrize(("bound", "outcome"), [(0.86, Outcome.PASS), (0.87, Outcome.FAIL)])
+def test_the_share_of_the_gain_that_is_kept_is_judged_by_its_value(
+    bound: float, outcome: Outcome
+) -> None:
+    """INT8 costs the student 0.04 of 0.3 dB on the mean, its rival nothing."""
+    verdict = judge(GateConfig(min_gain_retained=bound), (*ALL, *PLAIN), ())
+    found = gate(verdict.gates, "cpu int8", KEPT)
+    assert found.outcome is outcome is verdict.outcome
+    assert found.figure == pytest.approx(0.26 / 0.3)
+    assert "95 % interval 0.70 to 0.95" in found.reason
+    assert "+0.260 dB (+0.190 to +0.380) of +0.300 in FP32, 3 images" in found.reason
+    assert [g.subject for g in verdict.gates if g.name == KEPT] == ["cpu int8"]
+    assert [r.precision for r in verdict.recommended] == ["int8" if bound == 0.86 else "fp32"]
+
+
+def test_rivals_are_no_matter_of_the_verdict_unless_asked_for() -> None:
+    lost = Failure("cpu", "int8", "build", "out of memory", role="scratch")
+    assert judge(GateConfig(), (*ALL, *PLAIN[:2]), (lost,)) == judge(GateConfig(), ALL, ())
+    asked = judge(GateConfig(min_gain_retained=0.9), (*ALL, *PLAIN[:2]), (lost,))
+    found = gate(asked.gates, "cpu int8", KEPT)
+    assert found.outcome is Outcome.INVALID
+    assert found.reason == "the rival has no pixels there"
+
+
+def test_a_gain_that_may_be_none_cannot_be_kept_and_one_that_is_none_need_not_be() -> None:
+    config = GateConfig(min_gain_retained=0.5)
+    doubtful = measurement("scratch", "reference", "fp32", lost_db=(-0.1, 0.4, 0.3))
+    verdict = judge(config, (*ALL, doubtful, *PLAIN[1:]), ())
+    assert gate(verdict.gates, "cpu int8", KEPT).outcome is Outcome.INVALID
+    better = measurement("scratch", "reference", "fp32", lost_db=(-0.1, -0.4, -0.3))
+    assert judge(config, (*ALL, better, *PLAIN[1:]), ()).outcome is Outcome.PASS
+
+
 @pytest.mark.parametrize("bound", ["none", float("nan"), None])
 def test_bounds_are_numbers_or_off(bound: object) -> None:
     with pytest.raises(ValidationError):

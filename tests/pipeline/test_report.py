@@ -465,6 +465,72 @@ def test_float_layers_are_shown_with_their_reasons_and_the_front(
     assert load(page.with_name("results.json")).plans[0].floats[0].name == "node_conv2d"
 
 
+def beside(evidence: Evidence, name: str, lost_db: float) -> Evidence:
+    """With a rival whose pixels are worse by so much, and by 0.02 dB more on each next image."""
+    mine = [m for m in evidence.measurements if m.role == "student"]
+    theirs = [
+        replace(
+            m,
+            role=name,
+            scores=tuple(
+                replace(one, psnr_y_db=one.psnr_y_db - lost_db - 0.02 * n)
+                for n, one in enumerate(m.scores)
+            ),
+        )
+        for m in mine
+    ]
+    rival = records.Rival(name, replace(evidence.student, params=200_000), evidence.distilled, ())
+    return replace(evidence, measurements=(*evidence.measurements, *theirs), rivals=(rival,))
+
+
+def test_the_gain_over_a_rival_is_told_first_and_in_full(make: Make) -> None:
+    found = files(beside(make(), "scratch", 0.18))
+    results = json.loads(found["results.json"])
+    (rival,) = results["rivals"]
+    assert rival["fp32_gain_db"]["value"] == pytest.approx(0.2)
+    by_target = {(one["target"], one["precision"]): one for one in rival["gains"]}
+    assert by_target["cpu", "int8"]["retained"]["value"] == pytest.approx(1.0)
+    assert by_target["cpu", "int8"]["rival_speed"]["value"] == pytest.approx(1.0)
+    said = "Over scratch: +0.200 dB in FP32; after INT8 on cpu +0.200 dB, 100 % kept (100 to 100)"
+    budget = "The budget is not the same: 200 000 parameters, the student 190 000."
+    for name, later in (("index.html", "Targets and precisions"), ("report.md", "## Targets")):
+        page = " ".join(found[name].split())
+        assert said in page
+        assert budget in page
+        place = page.index("Did the distillation gain survive?")
+        assert page.index("openvino") < place < page.index(later)
+    assert parsed(found["index.html"])
+    assert "PSNR-Y of the student over scratch: reference fp32 +0.200 dB; " in found["index.html"]
+    row = found["report.md"].split("| cpu | int8 | scratch | ")[1].splitlines()[0]
+    assert "| +0.200 (+0.180 to +0.220) | 100 % (100 to 100) | 1.00× " in row
+
+
+def test_rows_of_rivals_lie_between_student_and_teacher(make: Make) -> None:
+    page = files(beside(make(), "scratch", 0.18))["report.md"].split("## Targets")[1]
+    models = [line.split(" | ")[1] for line in page.splitlines() if line.startswith("| cpu | ")]
+    both = [
+        f"{role} {precision}" for role in ("student", "scratch") for precision in ("fp32", "int8")
+    ]
+    assert models[:5] == [*both, "teacher fp32"]
+
+
+def test_no_gain_to_keep_is_said_and_no_share_given(make: Make) -> None:
+    evidence = beside(make(), "logits", -0.02)  # the student's lead is -0.02, 0 and 0.02 dB
+    found = files(evidence)
+    said = "Over logits: 0.000 dB in FP32 (-0.020 to +0.020): no gain in FP32 to keep."
+    assert said in found["report.md"]
+    assert "none to keep" in found["index.html"]
+    terminal = StringIO()
+    Console(file=terminal, width=200).print(summary(evidence))
+    assert said in terminal.getvalue()
+
+
+def test_without_rivals_nothing_is_said_of_them(make: Make) -> None:
+    found = files(make())
+    assert json.loads(found["results.json"])["rivals"] == []
+    assert not any("distillation gain" in page for page in found.values())
+
+
 def test_a_report_is_replaced_whole(make: Make, tmp_path: Path) -> None:
     out = tmp_path / "report" / "latest"
     write(make(), out)

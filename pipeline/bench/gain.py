@@ -1,0 +1,130 @@
+"""Whether a gain over another student survives on a target: PSNR image by image, with intervals.
+
+A rival is any model that is neither our student nor its teacher nor bicubic. Its FP32 gain is that
+of the references; on a target our own pixels there are held against its own pixels there.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from mipkd.core.records import Measurement
+from pipeline.bench.against import Size, reference, speedup, students, valid_sizes
+from pipeline.bench.stats import Interval, Ratio, mean_of_many, ratio_of_means
+
+NO_GAIN = "no gain in FP32 to keep"
+_OURS = ("student", "teacher", "bicubic")
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What our student has over a rival on one target at one precision, in dB of PSNR-Y.
+
+    None is what cannot be told; `why_not` says why.
+    """
+
+    target: str
+    precision: str
+    simulated: bool
+    images: int = 0  # that both have a finite score of
+    psnr_y_db: float | None = None  # ours, mean over them
+    rival_psnr_y_db: float | None = None
+    gain_db: Interval | None = None
+    retained: Ratio | None = None  # mean gain here / mean gain in FP32, over the same images
+    speed: Ratio | None = None  # how many times as fast as ours the rival is
+    size: Size | None = None  # LR, the largest one at which both can be believed
+    why_not: str = ""
+
+
+@dataclass(frozen=True)
+class Over:
+    """Our student against one rival: in FP32, and on every target that gave pixels."""
+
+    rival: str
+    images: int
+    fp32_db: Interval | None
+    why_not: str
+    on: tuple[Gain, ...]
+
+
+def is_rival(role: str) -> bool:
+    """Whether a role is a rival's name."""
+    return role not in _OURS
+
+
+def over(rival: str, measurements: Sequence[Measurement]) -> Over:
+    """All that can be told of our student against `rival`."""
+    ours, theirs = (reference(measurements, role) for role in ("student", rival))
+    fp32 = _differences(ours, theirs)
+    why_not = _too_few(fp32) if ours and theirs else "it has no scores in FP32"
+    return Over(
+        rival=rival,
+        images=len(fp32),
+        fp32_db=None if why_not else mean_of_many(list(fp32.values())),
+        why_not=why_not,
+        on=tuple(
+            _gain(m, _of(rival, m, measurements), fp32) for m in students(measurements) if m.scores
+        ),
+    )
+
+
+def _gain(m: Measurement, theirs: Measurement | None, fp32: Mapping[str, float]) -> Gain:
+    """`fp32` are the references' differences, by image."""
+    unknown = Gain(m.target, m.precision, m.simulated)
+    if theirs is None or not theirs.scores:
+        return replace(unknown, why_not="the rival has no pixels there")
+    if theirs.simulated != m.simulated:
+        ours = ("simulated", "measured") if m.simulated else ("measured", "simulated")
+        return replace(unknown, why_not=f"ours is {ours[0]}, the rival's {ours[1]}")
+    found = _differences(m, theirs)
+    size = max(set(valid_sizes(m)) & set(valid_sizes(theirs)), key=math.prod, default=None)
+    why_not, retained = _retained(found, fp32)
+    return replace(
+        unknown,
+        images=len(found),
+        psnr_y_db=_mean(m, found),
+        rival_psnr_y_db=_mean(theirs, found),
+        gain_db=None if _too_few(found) else mean_of_many(list(found.values())),
+        retained=retained,
+        speed=speedup(m, theirs, size) if size else None,
+        size=size,
+        why_not=why_not,
+    )
+
+
+def _retained(here: Mapping[str, float], fp32: Mapping[str, float]) -> tuple[str, Ratio | None]:
+    """The share of the FP32 gain that is left, over images that have both; or why it is none."""
+    both = [image for image in here if image in fp32]
+    if why_not := _too_few(both):
+        return why_not, None
+    tops, bottoms = [here[image] for image in both], [fp32[image] for image in both]
+    if mean_of_many(bottoms).low <= 0:
+        return NO_GAIN, None
+    return "", ratio_of_means(tops, bottoms)
+
+
+def _differences(ours: Measurement | None, theirs: Measurement | None) -> dict[str, float]:
+    """Our PSNR-Y less theirs on each image that both have a finite score of."""
+    if ours is None or theirs is None:
+        return {}
+    scores = {s.image: s.psnr_y_db for s in theirs.scores}
+    found = {s.image: s.psnr_y_db - scores.get(s.image, math.nan) for s in ours.scores}
+    return {image: db for image, db in found.items() if math.isfinite(db)}
+
+
+def _mean(m: Measurement, images: Mapping[str, float]) -> float | None:
+    found = [s.psnr_y_db for s in m.scores if s.image in images]
+    return statistics.fmean(found) if found else None
+
+
+def _too_few(images: Sequence[str] | Mapping[str, float]) -> str:
+    """Why a spread cannot be told; "" when it can."""
+    return "" if len(images) > 1 else "fewer than 2 test images that both have scores of"
+
+
+def _of(rival: str, m: Measurement, measurements: Sequence[Measurement]) -> Measurement | None:
+    wanted = (rival, m.target, m.precision)
+    return next((o for o in measurements if (o.role, o.target, o.precision) == wanted), None)
