@@ -26,6 +26,7 @@ from mipkd.export.onnx import called, sources
 _GRID = "grid_"  # how the modules that round begin
 _LEVELS = 255  # steps of a grid
 _PACE = 30.0  # how much faster than a weight a scale's logarithm learns, at one learning rate
+_USUAL = 2.0**-5  # of weights in a convolution of 64 channels: their root mean square
 _EXAMPLE = 48  # LR pixels a side while tracing; the result does not depend on it
 
 
@@ -42,6 +43,7 @@ class Rounded(SRNet):
         self.__dict__["blocks"] = net.blocks  # to be counted; their weights are in the trace
         self._rounding = rounding
         self.traced = _traced(deepcopy(net))  # whose parameters the trace has for its own
+        self._units = _even(self.traced)
         _insert(self.traced, sources(net), rounding)
 
     def tapped(
@@ -63,7 +65,7 @@ class Rounded(SRNet):
     def weights(self) -> dict[str, Tensor]:
         """As floats, under the names that they have in the net's graph."""
         found = self.traced.named_parameters()
-        return {name: p.detach() for name, p in found if not name.startswith(_GRID)}
+        return {name: p.detach() * self._units[name] for name, p in found if name in self._units}
 
 
 class _Rounder(nn.Module):
@@ -134,6 +136,31 @@ def _traced(net: SRNet) -> fx.GraphModule:
     module = program.module(check_guards=False)
     module.graph.set_codegen(fx.graph.CodeGen())  # one tensor in, a plain tuple out
     return fx.GraphModule(module, module.graph)  # one that can be put into training mode
+
+
+def _even(traced: fx.GraphModule) -> dict[str, float]:
+    """Hold every parameter in units in which its layer's weights are about `_USUAL`; gives these.
+
+    The optimiser's steps are of one size for all, and weights with the range of pixels in them
+    are hundreds of times larger or smaller than others.
+    """
+    graph, held = traced.graph, dict(traced.named_parameters())
+    units = {}
+    for node in [n for n in graph.nodes if n.op == "get_attr" and n.target in held]:
+        name = str(node.target)
+        layer = held.get(f"{name.rpartition('.')[0]}.weight", held[name])
+        size = float(layer.detach().square().mean().sqrt())
+        units[name] = 2.0 ** round(math.log2(size / _USUAL)) if size else 1.0
+    for node in [n for n in graph.nodes if n.op == "get_attr" and n.target in units]:
+        unit = units[str(node.target)]
+        held[str(node.target)].data.div_(unit)
+        with graph.inserting_after(node):
+            whole = graph.call_function(torch.mul, (node, unit))
+        node.replace_all_uses_with(
+            whole, delete_user_cb=lambda user, whole=whole: user is not whole
+        )
+    traced.recompile()
+    return units
 
 
 def _name(number: int) -> str:
