@@ -127,8 +127,8 @@ def _flow(config: Config, run: Run, device: Device | None) -> Flow:
                 if precision == "int8" and _searches(config, told, device):
                     plan = _plan(config, run, told, distilled or model, of, pixels, patches, host)
                     plans.append(plan)
-                elif precision == "int8" and config.qat.run:
-                    log.warning("%s: INT8 by its fixed recipe: --qat is left out", name)
+                elif precision == "int8":
+                    _tell_left_out(config, name)
                 builts.append(
                     run.step(
                         build,
@@ -220,6 +220,13 @@ def _student(
     spec = largest_within(config.fit, [one.value for one in tried])
     log.info("student: %s, the largest within %g ms", spec, config.fit.latency_budget_ms)
     return spec
+
+
+def _tell_left_out(config: Config, target: str) -> None:
+    """What was asked for and INT8 by a fixed recipe does not heed."""
+    asked = {"--qat": config.qat.run, "quantize.float": bool(config.quantize.float)}
+    if left := [name for name, wanted in asked.items() if wanted]:
+        log.warning("%s: INT8 by its fixed recipe leaves out %s", target, " and ".join(left))
 
 
 def _searches(config: Config, told: Told, device: Device | None) -> bool:

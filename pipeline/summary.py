@@ -15,7 +15,7 @@ from pipeline.terminal import COLOURS
 
 
 def summary(evidence: Evidence) -> Group:
-    """Latency, speed-up, PSNR and drop of each target and precision, then what no gate passes."""
+    """Latency, speed-up, PSNR and drop of each, then what no gate passes and what to ship."""
     table = Table(title=f"{evidence.name}: x{evidence.graph.scale} student, mean of test images")
     for name in ("target", "model", "precision", "size MB", "p50 ms", "at", "x teacher"):
         table.add_column(name, justify="left" if name in ("target", "model") else "right")
@@ -42,6 +42,10 @@ def summary(evidence: Evidence) -> Group:
     lines += [_gate_line(gate.outcome, told(gate)) for gate in stopped]
     lines += [Text(f"note    {where}") for where in dict.fromkeys(_elsewhere(evidence))]
     lines += [Text(f"note    {remark}") for remark in evidence.verdict.remarks]
+    for one in evidence.verdict.recommended:
+        if not one.simulated:
+            what = one.precision or "nothing"
+            lines.append(Text(f"ship    {one.target}: {what}: {one.reason}"))
     for failure in evidence.failures:
         lines.append(Text(f"FAILED  {failure.target} {failure.precision}: {failure.what}", "red"))
     verdict = evidence.verdict.outcome
