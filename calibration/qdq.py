@@ -40,7 +40,7 @@ def quantized(model: Any, patches: PatchSet) -> tuple[Any, tuple[str, ...]]:
     with _quiet():
         import nncf
 
-        nncf.set_log_level(logging.ERROR)
+        logging.getLogger("nncf").setLevel(logging.ERROR)  # its own call alters shared handlers
         found = model_scopes(model)
         image = model.graph.input[0].name
         made = nncf.quantize(

@@ -84,8 +84,8 @@ def search(
     """The cheapest candidate found that keeps `bounds`, else the one that loses least.
 
     Of those that take at most `slack_ms` longer than the cheapest, the one that loses least.
-    `forced` are floats in any case. Once `late` says so, no further candidate is tried than the
-    search needs to name one that keeps the bounds.
+    `forced` are floats in any case; beyond them something is always left in INT8. Once `late`
+    says so, no further candidate is tried than the search needs to name one that keeps the bounds.
     """
     tried: dict[frozenset[str], Candidate] = {}
 
@@ -96,7 +96,8 @@ def search(
         return tried[floats]
 
     order = _by_worth(operations, harms, costs_ms, bounds, forced)
-    prefixes = [forced | frozenset(order[:count]) for count in range(len(order) + 1)]
+    # Not all of them: that is FP32 under another name, which no search is needed for.
+    prefixes = [forced | frozenset(order[:count]) for count in range(max(1, len(order)))]
     count = _fewest(prefixes, lambda floats: bounds.hold(attempt(floats).loss))
     if count is None:
         return _as_found(tried, tried.values(), bounds, met=False)

@@ -131,8 +131,8 @@ def _flow(config: Config, run: Run, rivals: Sequence[Named], device: Device | No
                 if precision == "int8" and _searches(config, told, device):
                     plan = _plan(config, run, told, net, pixels, patches, host)
                     plans[net.name].append(plan)
-                elif precision == "int8" and config.qat.run and net.name == "student":
-                    log.warning("%s: INT8 by its fixed recipe: --qat is left out", name)
+                elif precision == "int8" and net.name == "student":
+                    _tell_left_out(config, name)
                 made_of = (net.graph, patches if precision in _PROBED else None)
                 inputs = (*made_of, find(name).versions(), plan, *([told] if device else []))
                 label = f"{name} {net.name} {precision}"
@@ -239,6 +239,13 @@ def _student(
     spec = largest_within(config.fit, [one.value for one in tried])
     log.info("student: %s, the largest within %g ms", spec, config.fit.latency_budget_ms)
     return spec
+
+
+def _tell_left_out(config: Config, target: str) -> None:
+    """What was asked for and INT8 by a fixed recipe does not heed."""
+    asked = {"--qat": config.qat.run, "quantize.float": bool(config.quantize.float)}
+    if left := [name for name, wanted in asked.items() if wanted]:
+        log.warning("%s: INT8 by its fixed recipe leaves out %s", target, " and ".join(left))
 
 
 def _searches(config: Config, told: Told, device: Device | None) -> bool:

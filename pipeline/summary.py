@@ -18,7 +18,7 @@ from pipeline.terminal import COLOURS
 
 
 def summary(evidence: Evidence) -> Group:
-    """Latency, speed-up, PSNR and drop of each target and precision, then what no gate passes."""
+    """Latency, speed-up, PSNR and drop of each, then what no gate passes and what to ship."""
     table = Table(title=f"{evidence.name}: x{evidence.graph.scale} student, mean of test images")
     for name in ("target", "model", "precision", "size MB", "p50 ms", "at", "x teacher"):
         table.add_column(name, justify="left" if name in ("target", "model") else "right")
@@ -50,6 +50,10 @@ def summary(evidence: Evidence) -> Group:
     ]
     lines += [Text(f"note    {where}") for where in dict.fromkeys(_elsewhere(evidence))]
     lines += [Text(f"note    {remark}") for remark in evidence.verdict.remarks]
+    for one in evidence.verdict.recommended:
+        if not one.simulated:
+            what = one.precision or "nothing"
+            lines.append(Text(f"ship    {one.target}: {what}: {one.reason}"))
     for failure in evidence.failures:
         what = f"{failure.target} {failure.precision}{whose(failure.role)}: {failure.what}"
         lines.append(Text(f"FAILED  {what}", "red"))

@@ -113,7 +113,7 @@ def _by_nncf(
             "int8: the graph is quantised already (it holds FakeQuantize or Q/DQ)",
             hint="give the float model that it was made from",
         )
-    nncf.set_log_level(logging.ERROR)
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # its own call alters shared handlers
     kind = device.partition(".")[0]
     made = nncf.quantize(
         model,

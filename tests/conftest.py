@@ -8,6 +8,11 @@ from typing import Any
 
 import pytest
 
+# Before torch is imported, and for the processes that tests start. The nets here are so small that
+# a second thread gains nothing, and beside other work on the machine, threads that wait for each
+# other at every operation take ten times as long and more.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

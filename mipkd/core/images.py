@@ -103,6 +103,7 @@ def read_rgb(path: Path) -> ByteArray:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
+                _check_whole(image, path)
                 image.load()
                 with suppress(*_DAMAGED):  # damaged EXIF costs the orientation, not the photo
                     ImageOps.exif_transpose(image, in_place=True)
@@ -125,6 +126,16 @@ def pixels_in(path: Path) -> int:
         with Image.open(path) as image:
             return image.height * image.width
     return 0
+
+
+def _check_whole(image: Image.Image, path: Path) -> None:
+    """Refuse raw pixels that the file has no room for, at one bit each, before memory is taken.
+
+    A damaged header may tell of billions: Pillow would fill gigabytes and then find the end.
+    """
+    raw = any(tile[0] == "raw" for tile in getattr(image, "tile", ()))
+    if raw and image.width * image.height > 8 * path.stat().st_size:
+        raise OSError("image file is truncated")
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

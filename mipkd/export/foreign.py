@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from mipkd.export.onnx import PRODUCER
 log = logging.getLogger(__name__)
 
 Pair = tuple[str, ByteArray, ByteArray]  # name, LR, HR
-_QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv"}
-_QUANTIZED |= {"QLinearMatMul", "ConvInteger", "MatMulInteger"}
+# ONNX's own operators and those of ONNX Runtime: QLinearAdd, MatMulIntegerToFloat, MatMulNBits.
+_QUANTIZED = re.compile("[Qq]uantize|Integer|^QLinear|^QGemm$|NBits$")
 _LEAST_PROBE_DB = 20.0
 _MULTIPLES = (1, 2, 4, 8, 16)  # of height and width; windows are 8 or 16
 _LEAST_OPSET = 13  # scales per output channel need it
@@ -98,7 +99,7 @@ def _check(model: Any, path: Path) -> None:
             f"{path}: {len(images)} inputs and {len(graph.output)} outputs",
             hint="known: one image in, one image out",
         )
-    if quantized := _QUANTIZED & {node.op_type for node in graph.node}:
+    if quantized := {n.op_type for n in graph.node if _QUANTIZED.search(n.op_type)}:
         raise UnsupportedError(
             f"{path}: already quantised ({', '.join(sorted(quantized))})",
             hint="give the FP32 graph; quantising is done here, per target",

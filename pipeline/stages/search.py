@@ -75,7 +75,7 @@ def hold_out(config: QuantizeConfig, photos: Photos, split_seed: int, out: Path)
     )
 
 
-@stage(version=1, resumes=True)
+@stage(version=2, resumes=True)
 def search(
     config: QuantizeConfig,
     target: str,
@@ -100,6 +100,8 @@ def search(
     judge = _judge(target, graph, None, patches, held, out)
     if judge is None:
         log.info("%s: INT8 by its fixed recipe", target)
+        if config.float:
+            log.warning("%s: its recipe for %s leaves out quantize.float", target, graph.family)
         return QuantPlan(target, "", "", (), None, None, met=True, fixed=True)
     tuner, operations = judge.tuner, judge.operations
     forced = frozenset(op.name for op in operations) & frozenset(config.float)

@@ -75,7 +75,16 @@ def test_without_any_that_keeps_the_bound_the_best_comes_back() -> None:
         evaluate=lambda floats: Loss(0.01 + loss_of(floats).mean_db, 0.0),
     )
     assert not broken.met
-    assert broken.best.floats == set(HARMS)
+    assert broken.best.floats == set(HARMS) - {"a"}
+
+
+def test_a_bound_that_only_floats_keep_is_kept_by_no_int8() -> None:
+    """Everything as a float is FP32 under another name, unless it was asked for."""
+    result = found(Bounds(1e-9, 1e-9))
+    assert not result.met
+    assert result.best.floats == set(HARMS) - {"a"}
+    assert all(one.floats < set(HARMS) for one in result.front)
+    assert found(Bounds(1e-9, 1e-9), forced=frozenset(HARMS)).met
 
 
 def test_the_front_falls_in_loss_as_it_grows_in_time() -> None:
@@ -90,9 +99,9 @@ def test_the_front_falls_in_loss_as_it_grows_in_time() -> None:
 def test_the_best_is_on_the_front_where_the_worst_crop_decides() -> None:
     """`a` in float helps the worst crop and hurts the mean, in no time: it is taken, and shown."""
     result = search(
-        OPERATIONS[1:2],
-        harms={"a": Loss(0.001, 0.1)},
-        costs_ms={"a": 0.0},
+        OPERATIONS[1:3],
+        harms={"a": Loss(0.001, 0.1), "b": Loss(0.0, 0.0)},
+        costs_ms={"a": 0.0, "b": 2.0},
         bounds=Bounds(1.0, 0.5),
         evaluate=lambda floats: Loss(0.02, 0.1) if floats else Loss(0.01, 0.2),
     )

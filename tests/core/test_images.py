@@ -215,6 +215,20 @@ def test_damaged_bytes_give_pixels_or_a_usage_error(tmp_path: Path, suffix: str)
             assert read_rgb(file).shape[2] == 3
 
 
+@pytest.mark.parametrize("side", ["width", "height"])
+def test_a_header_that_tells_of_more_pixels_than_the_file_holds_takes_no_memory(
+    tmp_path: Path, side: str
+) -> None:
+    file = tmp_path / "a.bmp"
+    Image.new("RGB", (24, 16), "teal").save(file)
+    at = {"width": 18, "height": 22}[side]
+    data = bytearray(file.read_bytes())
+    data[at : at + 4] = (2**30).to_bytes(4, "little")
+    file.write_bytes(data)
+    with pytest.raises(UsageError, match=r"a\.bmp: cannot be read as an image: .* truncated"):
+        read_rgb(file)
+
+
 def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("hello")
     with pytest.raises(UsageError, match=r"a\.png: cannot be read as an image: no image format"):

@@ -167,7 +167,7 @@ def bare(python_with: BarePython) -> str:
     python = python_with("numpy", "onnxruntime")
     unwanted = ("torch", "pydantic", "PIL", "pipeline", "mipkd", "targets")
     code = f"import importlib.util as u; print([n for n in {unwanted} if u.find_spec(n)])"
-    command = [python, "-c", code]
+    command = [python, "-I", "-c", code]
     found = subprocess.run(command, capture_output=True, text=True, check=True, cwd="/")
     assert found.stdout.strip() == "[]"
     return python

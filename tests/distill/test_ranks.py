@@ -11,8 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from mipkd.archs import edsr
 from mipkd.core.images import resize_bicubic, write_png
+from mipkd.distill.teacher import save
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,14 +31,12 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def teacher(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("teacher")
-    made = "train --arch edsr:c12b4 --scale 2 --set distill.batch=4 --set distill.patch=16"
-    command = [*made.split(), "--steps", "2", "--data", str(photos), "--val", str(photos)]
-    ended = started(1, command, out).communicate()
-    found = list(out.glob("train/*/edsr_x2.pth"))
-    assert found, ended
-    return found[0]
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    hyper = edsr.Hyper(2, channels=12, blocks=4)
+    file = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    save(edsr.EDSR(hyper), edsr.ARCH, hyper, file, licence="")
+    return file
 
 
 def started(count: int, command: list[str], out: Path) -> subprocess.Popen[str]:
@@ -93,7 +94,7 @@ def test_two_processes_train_as_one_does(teacher: Path, photos: Path, tmp_path: 
 def test_a_process_that_dies_ends_the_job_and_one_alone_goes_on(
     teacher: Path, photos: Path, tmp_path: Path
 ) -> None:
-    command = studied(teacher, photos, 400, save_every=20, validate_every=400)
+    command = studied(teacher, photos, 200, save_every=20, validate_every=200)
     whole, out = started(1, command, tmp_path / "whole"), tmp_path / "parts"
     job = started(2, command, out)
     while not list(out.glob("distill/*.partial/checkpoint.pt")):

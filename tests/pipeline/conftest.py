@@ -22,6 +22,8 @@ SIMULATED = "coreml"  # on any machine but a Mac
 _QUICK = (
     *("--target", f"cpu,null,{SIMULATED},jetson", "--precision", "fp32,int8"),
     *("--set", "calibrate.count=8", "--set", "calibrate.size=32"),
+    *("--set", "quantize.photos=6", "--set", "quantize.pages=2", "--set", "quantize.crop=32"),
+    *("--set", "quantize.size=[32,32]"),
     *("--set", "bench.sizes=[[24,32],[32,32]]", "--set", "bench.min_time_s=0.05"),
     *("--set", "bench.warmup_s=0.01", "--set", "bench.max_drift=9"),
 )

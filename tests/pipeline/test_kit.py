@@ -124,7 +124,8 @@ def test_a_later_run_keeps_them_while_the_models_last(
     collected = measured(finished.root)["student", "int8"]["latencies"]
     ended(*finished.words, "--out", finished.root)
     assert measured(finished.root)["student", "int8"]["latencies"] == collected
-    said = ended(*finished.words, "--out", finished.root, "--set", "calibrate.seed=1")
+    anew = ("--target", "cpu", "--set", "calibrate.seed=1")
+    said = ended(*finished.words, "--out", finished.root, *anew)
     assert "cpu: 1 of 3 figures that a kit brought are of other" in " ".join(said.err.split())
     other = measured(finished.root)
     assert other["student", "int8"]["device"] == ""  # calibrated anew: another file
@@ -182,7 +183,7 @@ def test_changed_results_are_refused(
 def test_results_of_another_runs_kit_are_refused(
     finished: Finished, results: Path, ended: Command
 ) -> None:
-    words = (*finished.words, "--out", finished.root)
+    words = (*finished.words, "--out", finished.root, "--target", "cpu")
     ended(*words, "--set", "calibrate.seed=1")
     said = ended("collect", results, finished.root)
     assert said.code == 2

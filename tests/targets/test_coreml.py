@@ -276,10 +276,11 @@ def test_a_package_says_whose_it_is_and_what_it_takes(package: Callable[[str, st
     assert about.userDefined["mipkd.colour"] == "RGB"
 
 
-def test_the_same_net_gives_the_same_files(subjects: dict[str, Subject], tmp_path: Path) -> None:
-    first, second = (
-        TARGET.build(subjects["edsr"].graph, "w8", None, tmp_path / n).file for n in "ab"
-    )
+def test_the_same_net_gives_the_same_files(
+    subjects: dict[str, Subject], package: Callable[[str, str], Built], tmp_path: Path
+) -> None:
+    first = package("edsr", "w8").file
+    second = TARGET.build(subjects["edsr"].graph, "w8", None, tmp_path).file
     files = [f.relative_to(first) for f in first.rglob("*") if f.is_file()]
     assert len(files) == 3
     for file in files:
@@ -396,12 +397,16 @@ def test_compute_units_are_checked_before_anything_is_opened(tmp_path: Path) -> 
     ("name", "units"), [("cpu", "CPU_ONLY"), ("gpu", "CPU_AND_GPU"), ("ane", "CPU_AND_NE")]
 )
 def test_a_variant_is_the_same_package_for_some_compute_units(
-    name: str, units: str, subjects: dict[str, Subject], tmp_path: Path
+    name: str,
+    units: str,
+    subjects: dict[str, Subject],
+    package: Callable[[str, str], Built],
+    tmp_path: Path,
 ) -> None:
     variant = find(f"coreml:{name}")
     assert (variant.name, variant.simulated) == (f"coreml:{name}", TARGET.simulated)
     built = variant.build(subjects["edsr"].graph, "fp16", None, tmp_path / name)
-    plain = TARGET.build(subjects["edsr"].graph, "fp16", None, tmp_path / "plain")
+    plain = package("edsr", "fp16")
     assert built.target == f"coreml:{name}"
     assert (built.options["compute_units"], plain.options["compute_units"]) == (units, "ALL")
     files = [f.relative_to(plain.file) for f in plain.file.rglob("*") if f.is_file()]

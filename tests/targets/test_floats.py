@@ -34,6 +34,14 @@ def image(seed: int = 1) -> FloatArray:
     return np.random.default_rng(seed).random((1, 3, 40, 40), dtype=np.float32)
 
 
+@pytest.fixture(scope="module")
+def tuner(
+    target: Target, graph: Graph, patches: PatchSet, tmp_path_factory: pytest.TempPathFactory
+) -> Tuner:
+    """Of the graph on the target: what it has quantised for one test it keeps for the next."""
+    return tuned(target, graph, patches, tmp_path_factory.mktemp("tuner"))
+
+
 def tuned(target: Target, graph: Graph, patches: PatchSet, out: Path) -> Tuner:
     out.mkdir(exist_ok=True)
     tuner = tuner_of(target, graph, patches, out)
@@ -51,9 +59,8 @@ def error(one: FloatArray, other: FloatArray) -> float:
 
 
 def test_with_all_operations_float_nothing_of_int8_is_left(
-    target: Target, graph: Graph, patches: PatchSet, tmp_path: Path
+    tuner: Tuner, target: Target, graph: Graph, tmp_path: Path
 ) -> None:
-    tuner = tuned(target, graph, patches, tmp_path / "t")
     names = [op.name for op in tuner.operations()]
     precision = "fp32" if target.name == "cpu" else target.precisions()[-2]
     with closing(target.open(target.build(graph, precision, None, tmp_path))) as session:
@@ -63,10 +70,7 @@ def test_with_all_operations_float_nothing_of_int8_is_left(
     assert error(pixels(tuner, []), plain) > 2 * error(pixels(tuner, names), plain)
 
 
-def test_each_float_operation_changes_the_pixels(
-    target: Target, graph: Graph, patches: PatchSet, tmp_path: Path
-) -> None:
-    tuner = tuned(target, graph, patches, tmp_path / "t")
+def test_each_float_operation_changes_the_pixels(tuner: Tuner) -> None:
     operations = tuner.operations()
     assert len({op.name for op in operations}) == len(operations)
     every = pixels(tuner, [])
@@ -76,18 +80,14 @@ def test_each_float_operation_changes_the_pixels(
             assert error(pixels(tuner, [op.name]), every) > 0, op.name
 
 
-def test_names_are_those_of_the_onnx_file(
-    target: Target, graph: Graph, patches: PatchSet, tmp_path: Path
-) -> None:
-    tuner = tuned(target, graph, patches, tmp_path / "t")
+def test_names_are_those_of_the_onnx_file(tuner: Tuner, graph: Graph) -> None:
     known = {node.name for node in onnx.load(graph.file).graph.node}
     assert {op.name for op in tuner.operations()} <= known
 
 
 def test_a_build_by_a_plan_gives_the_candidates_pixels(
-    target: Target, graph: Graph, patches: PatchSet, tmp_path: Path
+    tuner: Tuner, target: Target, graph: Graph, patches: PatchSet, tmp_path: Path
 ) -> None:
-    tuner = tuned(target, graph, patches, tmp_path / "t")
     chosen = [op.name for op in tuner.operations() if op.part]
     plan = QuantPlan(
         target=target.name,

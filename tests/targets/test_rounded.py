@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -21,25 +20,28 @@ from mipkd.export.onnx import export, with_weights
 from mipkd.export.rounded import Rounded
 from targets.base import FloatArray, Target, Tuner, tuner_of
 
-Export = Callable[[SRNet], Graph]
 
-
-@pytest.fixture(params=["edsr:c8b2", "rlfn:c8b2", "edge:c8b2"])
-def net(request: pytest.FixtureRequest) -> SRNet:
-    family, size = request.param.split(":")
+def made(family: str) -> SRNet:
     arch = plugins.load("mipkd.archs", family, "ARCH")
     torch.manual_seed(0)
-    return arch.make(arch.shrink(arch.paper(2), size)).eval()
+    return arch.make(arch.shrink(arch.paper(2), "c8b2")).eval()
 
 
-@pytest.fixture
-def exported(tmp_path: Path) -> Export:
-    def make(net: SRNet) -> Graph:
-        out = tmp_path / f"graph-{len(list(tmp_path.iterdir()))}"
-        out.mkdir()
-        return export(net, out=out, metadata={}, role="student", family="net")
+@pytest.fixture(scope="module", params=["edsr", "rlfn", "edge"])
+def net(request: pytest.FixtureRequest) -> SRNet:
+    return made(request.param)
 
-    return make
+
+@pytest.fixture(scope="module")
+def graph(net: SRNet, tmp_path_factory: pytest.TempPathFactory) -> Graph:
+    out = tmp_path_factory.mktemp("graph")
+    return export(net, out=out, metadata={}, role="student", family="net")
+
+
+@pytest.fixture(scope="module")
+def unrounded(net: SRNet) -> Rounded:
+    """The net, traced, with nothing to round in it."""
+    return Rounded(net, Rounding((), ()))
 
 
 def image() -> FloatArray:
@@ -83,9 +85,8 @@ def trained(net: SRNet, rounding: Rounding) -> Rounded:
 
 
 def test_after_training_the_target_computes_what_torch_did(
-    target: Target, net: SRNet, exported: Export, patches: PatchSet, tmp_path: Path
+    target: Target, net: SRNet, graph: Graph, patches: PatchSet, tmp_path: Path
 ) -> None:
-    graph = exported(net)
     before = tuner(target, graph, patches, tmp_path / "before").rounding()
     assert before.grids
     student = trained(net, before)
@@ -114,49 +115,49 @@ def test_after_training_the_target_computes_what_torch_did(
 
 def test_a_processor_that_saturates_has_weights_of_seven_bits(
     target: Target,
-    exported: Export,
     patches: PatchSet,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(f"targets.{target.name}.saturates", lambda on: True)
-    arch = plugins.load("mipkd.archs", "edge", "ARCH")
-    net = arch.make(arch.shrink(arch.paper(2), "c8b2")).eval()
-    made = tuner(target, exported(net), patches, tmp_path / "made")
-    rounding = made.rounding()
+    net = made("edge")
+    graph = export(net, out=tmp_path, metadata={}, role="student", family="net")
+    found = tuner(target, graph, patches, tmp_path / "made")
+    rounding = found.rounding()
     assert min(most for _, most in rounding.weights) in (63.5, 64)
-    with closing(made.session(made.ranges[0], (), "fp32")) as session:
+    with closing(found.session(found.ranges[0], (), "fp32")) as session:
         seen = np.array(session.run(image()))
     rounded = by_torch(Rounded(net, rounding).eval())
     assert error(seen, rounded) < 0.05 * error(seen, by_torch(net))
 
 
-def test_without_roundings_it_is_the_net(net: SRNet, exported: Export, tmp_path: Path) -> None:
-    student, graph = Rounded(net, Rounding((), ())), exported(net)
-    assert np.allclose(by_torch(student), by_torch(net), atol=1e-6)
-    again = with_weights(graph, student.weights(), out=tmp_path)
+def test_without_roundings_it_is_the_net(
+    net: SRNet, unrounded: Rounded, graph: Graph, tmp_path: Path
+) -> None:
+    assert np.allclose(by_torch(unrounded), by_torch(net), atol=1e-6)
+    again = with_weights(graph, unrounded.weights(), out=tmp_path)
     assert onnx.load(again.file) == onnx.load(graph.file)
 
 
-def test_features_are_those_of_the_net(net: SRNet) -> None:
-    student, last = Rounded(net, Rounding((), ())), len(net.blocks) - 1
+def test_features_are_those_of_the_net(net: SRNet, unrounded: Rounded) -> None:
+    last = len(net.blocks) - 1
     lr = torch.from_numpy(image())
     with torch.no_grad():
-        mine, theirs = student.tapped(lr, (0, last))[1], net.exported().tapped(lr, (0, last))[1]
+        mine, theirs = unrounded.tapped(lr, (0, last))[1], net.exported().tapped(lr, (0, last))[1]
     for one, other in zip(mine, theirs, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
 
 
-def test_a_rounding_that_is_not_in_the_net_is_refused(net: SRNet) -> None:
+def test_a_rounding_that_is_not_in_the_net_is_refused() -> None:
+    net = made("edsr")
     with pytest.raises(UnsupportedError, match="at node_nowhere"):
         Rounded(net, Rounding((Grid((("node_nowhere", 0),), 0.1, 0),), ()))
 
 
 def test_the_image_is_rounded_to_the_levels_it_has(
-    target: Target, net: SRNet, exported: Export, patches: PatchSet, tmp_path: Path
+    target: Target, graph: Graph, patches: PatchSet, tmp_path: Path
 ) -> None:
     """Whatever the patches show, and with the mean's ones beside it."""
-    graph = exported(net)
     head = onnx_scopes(graph.file).head[0]
     found = tuner(target, graph, patches, tmp_path / "made").rounding()
     (grid,) = [grid for grid in found.grids if (head, 0) in grid.readers]
