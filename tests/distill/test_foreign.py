@@ -142,7 +142,7 @@ def run(teacher: Path, folder: Path) -> tuple[Path, dict[str, Any]]:
             write_png(images / f"{index}.png", resize_bicubic(coarse, (96, 112)))
     settings = ("distill.batch=2", "distill.patch=16", "calibrate.count=4", "calibrate.size=16")
     settings += ("bench.sizes=[[16, 16]]", "bench.min_time_s=0.05", "bench.warmup_s=0.01")
-    settings += ("quantize.photos=2", "quantize.pages=1", "quantize.size=[16, 16]")
+    settings += ("quantize.search=false",)
     command = ["run", "--teacher", teacher, "--student", "edsr:c8b2", "--data", photos]
     command += ["--val", shown, "--out", out, "--steps", "2", "--target", "cpu"]
     command += [word for one in settings for word in ("--set", one)]

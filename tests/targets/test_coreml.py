@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -184,8 +185,10 @@ def test_weights_get_smaller_with_the_precision(package: Callable[[str, str], Bu
     assert sizes[2] < 0.8 * sizes[1]
 
 
-def set5(assets: Path, scale: int, out: Path) -> list[Any]:
-    return load_tests(prepare_tests(assets / "test/Set5", scale=scale, out=out))
+@pytest.fixture(scope="module")
+def set5(assets: Path, folder: Path) -> list[Any]:
+    """Set5's pairs at x2."""
+    return load_tests(prepare_tests(assets / "test/Set5", scale=2, out=folder / "set5"))
 
 
 class TorchSession:
@@ -209,37 +212,54 @@ def mean_psnr_db(session: Any, pairs: list[Any], net: SRNet) -> float:
     return float(np.mean(scores))
 
 
+@pytest.fixture(scope="module")
+def torch_db(set5: list[Any]) -> Callable[[SRNet], float]:
+    """Mean PSNR of torch's own pixels, made once for each net."""
+    return cache(lambda net: mean_psnr_db(TorchSession(net), set5, net))
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("family", SIZES)
 def test_on_set5_simulated_psnr_is_torchs(
     family: str,
     precision: str,
-    assets: Path,
+    set5: list[Any],
+    torch_db: Callable[[SRNet], float],
     subjects: dict[str, Subject],
     package: Callable[[str, str], Built],
-    tmp_path: Path,
 ) -> None:
-    net, pairs = subjects[family].net, set5(assets, 2, tmp_path)
-    of_torch = mean_psnr_db(TorchSession(net), pairs, net)
+    net = subjects[family].net
+    of_torch = torch_db(net)
     assert of_torch > 28  # else a difference would mean little
     with closing(TARGET.open(package(family, precision))) as session:
-        drop = of_torch - mean_psnr_db(session, pairs, net)
+        drop = of_torch - mean_psnr_db(session, set5, net)
     assert abs(drop) < PSNR_BOUNDS_DB[precision]
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path) -> Subject:
+    """The small teacher that comes with the program."""
+    model, net = identify(
+        ROOT / "pipeline/presets/teacher_x2.safetensors", role="student", options=TeacherOptions()
+    )
+    return Subject(net, graph_of(net, "edsr", folder, model))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_trained_edsr_keeps_its_psnr_on_set5(
-    precision: str, assets: Path, patches: PatchSet, tmp_path: Path
+    precision: str,
+    set5: list[Any],
+    torch_db: Callable[[SRNet], float],
+    trained: Subject,
+    patches: PatchSet,
+    tmp_path: Path,
 ) -> None:
-    model, net = identify(
-        ROOT / "pipeline/presets/teacher_x2.safetensors", role="student", options=TeacherOptions()
-    )
-    pairs = set5(assets, net.scale, tmp_path / "set5")
-    of_torch = mean_psnr_db(TorchSession(net), pairs, net)
+    net = trained.net
+    of_torch = torch_db(net)
     assert of_torch > 36
-    graph = graph_of(net, "edsr", tmp_path, model)
-    with closing(TARGET.open(TARGET.build(graph, precision, patches, tmp_path / "out"))) as session:
-        drop = of_torch - mean_psnr_db(session, pairs, net)
+    built = TARGET.build(trained.graph, precision, patches, tmp_path / "out")
+    with closing(TARGET.open(built)) as session:
+        drop = of_torch - mean_psnr_db(session, set5, net)
     assert abs(drop) < PSNR_BOUNDS_DB[precision]
 
 
