@@ -9,7 +9,7 @@ from pipeline.run import stage
 from targets.base import Tunable, find
 
 
-@stage(version=4)
+@stage(version=5)
 def build(
     precision: str,
     target: str,

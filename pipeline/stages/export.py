@@ -26,7 +26,7 @@ class ExportConfig(BaseModel):
     parity_images: int = 3
 
 
-@stage(version=2)
+@stage(version=3)
 def export(
     config: ExportConfig,
     source: Distilled | Model,

@@ -64,7 +64,7 @@ class Candidate:
     p50_ms: float
 
 
-@stage(version=1)
+@stage(version=2)
 def fit(
     config: FitConfig,
     target: str,

@@ -40,7 +40,7 @@ class QatConfig(DistillConfig):
     precision: Literal["auto", "fp32", "bf16"] = "fp32"  # 16 bits would round on their own
 
 
-@stage(version=2, resumes=True)
+@stage(version=3, resumes=True)
 def qat(
     config: QatConfig,
     target: str,

@@ -61,7 +61,7 @@ class QuantizeConfig(BaseModel):
     float: tuple[str, ...] = ()  # operations of the ONNX graph that stay float in any case
 
 
-@stage(version=1)
+@stage(version=2)
 def hold_out(config: QuantizeConfig, photos: Photos, split_seed: int, out: Path) -> Holdout:
     """Crops that a search is judged on; `split_seed` is calibration's, which parts the photos."""
     return holdout.hold(
