@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.logging import RichHandler
+
+from pipeline.terminal import ROOMS
 
 # Before torch is imported, and for the processes that tests start. The nets here are so small that
 # a second thread gains nothing, and beside other work on the machine, threads that wait for each
@@ -18,14 +21,18 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(autouse=True)
 def _logging() -> Iterator[None]:
-    """The command line sets handlers and levels; give them back."""
-    root = logging.getLogger()
-    rooms = [logging.getLogger(room) for room in ("pipeline", "mipkd", "targets", "calibration")]
-    handlers, levels = root.handlers[:], [logger.level for logger in (root, *rooms)]
+    """What the command line sets, in a test or in a fixture of many, is gone in the next test."""
+    _as_at_first()
     yield
-    root.handlers[:] = handlers
-    for logger, level in zip((root, *rooms), levels, strict=True):
-        logger.setLevel(level)
+    _as_at_first()
+
+
+def _as_at_first() -> None:
+    root = logging.getLogger()
+    root.handlers[:] = [one for one in root.handlers if not isinstance(one, RichHandler)]
+    root.setLevel(logging.WARNING)
+    for room in ROOMS:
+        logging.getLogger(room).setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
