@@ -1,7 +1,7 @@
 """Drawn pages: lines of strokes as of text, flat boxes, gradients, on paper of one colour.
 
 Photos of nature hold few white pages with dark strokes and few flat saturated colours, on which
-INT8 of SR nets breaks first: so what it is made and judged with has some that are drawn.
+INT8 of SR nets breaks first: so what it is trained for and judged on has some that are drawn.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numpy as np
 
 from mipkd.core.images import ByteArray
 
-TO_JUDGE, TO_CALIBRATE, TO_TRAIN = range(3)  # uses: no page has two
+TO_JUDGE, TO_TRAIN = range(2)  # uses: no page has two
 
 _PAPERS = (
     (255, 255, 255),

@@ -146,16 +146,16 @@ def _even(traced: fx.GraphModule) -> dict[str, float]:
     """
     graph, held = traced.graph, dict(traced.named_parameters())
     units = {}
-    for node in [n for n in graph.nodes if n.op == "get_attr" and n.target in held]:
-        name = str(node.target)
+    reads = [n for n in graph.nodes if n.op == "get_attr" and n.target in held]
+    for name in {str(node.target) for node in reads}:
         layer = held.get(f"{name.rpartition('.')[0]}.weight", held[name])
         size = float(layer.detach().square().mean().sqrt())
         units[name] = 2.0 ** round(math.log2(size / _USUAL)) if size else 1.0
-    for node in [n for n in graph.nodes if n.op == "get_attr" and n.target in units]:
-        unit = units[str(node.target)]
-        held[str(node.target)].data.div_(unit)
+    for name, unit in units.items():
+        held[name].data.div_(unit)
+    for node in reads:
         with graph.inserting_after(node):
-            whole = graph.call_function(torch.mul, (node, unit))
+            whole = graph.call_function(torch.mul, (node, units[str(node.target)]))
         node.replace_all_uses_with(
             whole, delete_user_cb=lambda user, whole=whole: user is not whole
         )
