@@ -103,7 +103,7 @@ def search(
         return _as_found(tried, tried.values(), bounds, met=False)
     best = attempt(prefixes[count])
     dearest = sorted(order[:count], key=lambda n: (-costs_ms[n], -order.index(n)))
-    left = [name for name in dearest if costs_ms[name]]
+    left = dearest
     size = (len(left) + 1) // 2
     while left and size and not late():
         for start in range(0, len(left), size):
@@ -120,10 +120,10 @@ def search(
 
 
 def rounded(ms: float) -> float:
-    """A cost to half a power of two, so that the noise of timing decides nothing."""
+    """A cost, above 0, to half a power of two, so that the noise of timing decides nothing."""
     from math import log2
 
-    return float(2 ** (round(2 * log2(ms)) / 2)) if ms > 0 else 0.0
+    return float(2 ** (round(2 * log2(ms)) / 2))
 
 
 def _by_worth(
@@ -133,12 +133,12 @@ def _by_worth(
     bounds: Bounds,
     forced: frozenset[str],
 ) -> list[str]:
-    """Names by harm over cost, the most first; what costs nothing before all."""
+    """Names by harm over cost, the most first."""
 
-    def worth(op: Operation) -> tuple[bool, float]:
-        harm, cost = harms[op.name], costs_ms[op.name]
+    def worth(op: Operation) -> float:
+        harm = harms[op.name]
         used = harm.mean_db / bounds.mean_db + max(harm.worst_db, 0) / bounds.worst_db
-        return not cost and used > 0, used / (cost or 1.0)
+        return used / costs_ms[op.name]
 
     names = [op.name for op in sorted(operations, key=worth, reverse=True)]
     return [name for name in names if name not in forced]

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 _QUICK = 4  # a harm is measured on each fourth crop
 _CLEARLY = 0.9  # of the time of a finer precision
-_FREE = 0.002  # of the whole: a float that costs less costs nothing that can be measured
+_LEAST = 0.002  # of the whole: less cannot be measured, and every float costs at least that
 _ALIKE = 12  # of operations that take the same time, this many are timed together
 _AT_ONCE = 8  # candidates timed in turns
 
@@ -140,7 +140,7 @@ class Judge:
             base.append(found[""])
             for kind, names in some:
                 extra = (found[kind] - found[""]) / len(names[:_ALIKE])
-                cost = rounded(extra) if extra > _FREE * found[""] else 0.0
+                cost = rounded(max(extra, _LEAST * found[""]))
                 costs.update(dict.fromkeys(names, cost))
         return statistics.median(base), costs
 

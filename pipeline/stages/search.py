@@ -75,7 +75,7 @@ def hold_out(config: QuantizeConfig, photos: Photos, split_seed: int, out: Path)
     )
 
 
-@stage(version=2, resumes=True)
+@stage(version=3, resumes=True)
 def search(
     config: QuantizeConfig,
     target: str,
@@ -263,11 +263,10 @@ def _float_layer(
     op: Operation, forced: frozenset[str], harm: Loss | None, cost_ms: float
 ) -> FloatLayer:
     part = f"{op.part}: " if op.part else ""
-    cost = f"for {cost_ms:.2g} ms" if cost_ms else "for no time that can be measured"
     why = "asked for: quantize.float"
     if op.name not in forced and harm:
         lost = f"{harm.mean_db:.4f} dB (worst crop {harm.worst_db:.3f})"
-        why = f"{part}INT8 here alone loses {lost} {cost}"
+        why = f"{part}INT8 here alone loses {lost} for {cost_ms:.2g} ms"
     return FloatLayer(op.name, op.kind, harm.mean_db if harm else 0.0, cost_ms, why)
 
 

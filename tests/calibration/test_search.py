@@ -16,7 +16,7 @@ from calibration.search import (
 )
 
 HARMS = {"head": 0.04, "a": 0.001, "b": 0.02, "add": 0.012, "tail": 0.02}
-COSTS = {"head": 0.5, "a": 2.0, "b": 2.0, "add": 0.0, "tail": 8.0}
+COSTS = {"head": 0.5, "a": 2.0, "b": 2.0, "add": 0.1, "tail": 8.0}
 OPERATIONS = tuple(Operation(name, "Conv", name) for name in HARMS)
 
 
@@ -43,7 +43,7 @@ def test_the_most_harm_for_its_time_becomes_float_first() -> None:
     assert result.met
     assert result.best.floats == {"add", "head"}
     assert result.best.loss.mean_db == pytest.approx(0.041)
-    assert result.best.extra_ms == 0.5
+    assert result.best.extra_ms == pytest.approx(0.6)
 
 
 def test_the_worst_crop_binds_too() -> None:
@@ -97,11 +97,12 @@ def test_the_front_falls_in_loss_as_it_grows_in_time() -> None:
 
 
 def test_the_best_is_on_the_front_where_the_worst_crop_decides() -> None:
-    """`a` in float helps the worst crop and hurts the mean, in no time: it is taken, and shown."""
+    """`a` in float helps the worst crop and hurts the mean, in hardly any time: it is taken."""
     result = search(
         OPERATIONS[1:3],
         harms={"a": Loss(0.001, 0.1), "b": Loss(0.0, 0.0)},
-        costs_ms={"a": 0.0, "b": 2.0},
+        costs_ms={"a": 0.01, "b": 2.0},
+        slack_ms=0.01,
         bounds=Bounds(1.0, 0.5),
         evaluate=lambda floats: Loss(0.02, 0.1) if floats else Loss(0.01, 0.2),
     )
@@ -111,5 +112,4 @@ def test_the_best_is_on_the_front_where_the_worst_crop_decides() -> None:
 
 def test_noise_of_a_tenth_in_the_timing_rarely_moves_a_cost() -> None:
     assert rounded(1.0) == rounded(1.1) == rounded(0.92)
-    assert rounded(-0.3) == rounded(0.0) == 0.0
     assert rounded(4.0) == 4.0
