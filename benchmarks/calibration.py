@@ -70,7 +70,7 @@ def _studied(
     photos = prepare_photos(asked.data, scale=scale, patch=_SIDE, out=folder / "photos")
     held = [_held(photos, seed, folder / f"held-{seed}") for seed in range(asked.seeds)]
     for count in counts:
-        for choice, draw in (("random", _random), ("spread", choose)):
+        for choice, draw in (("random", random_patches), ("spread", choose)):
             losses = []
             for seed in range(asked.seeds):
                 place = folder / f"{choice}-{count}-{seed}"
@@ -92,7 +92,7 @@ def _held(photos: Photos, seed: int, out: Path) -> Holdout:
     return hold(photos, **sizes, seed=seed, split_seed=seed, out=out)
 
 
-def _random(photos: Photos, *, count: int, size: int, seed: int, out: Path) -> PatchSet:
+def random_patches(photos: Photos, *, count: int, size: int, seed: int, out: Path) -> PatchSet:
     """Patches as they come, of the photos that `choose` takes its own from."""
     mine, _ = split(photos, seed)
     large = [p.lr_HWC for p in mine if min(p.lr_HWC.shape[:2]) >= size]

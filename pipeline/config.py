@@ -21,6 +21,7 @@ from mipkd.distill.trainer import DistillConfig
 from pipeline.bench.latency import BenchSettings
 from pipeline.bundle.golden import BundleConfig
 from pipeline.device.device import DeviceConfig
+from pipeline.stages.build import BuildConfig
 from pipeline.stages.calibrate import CalibrateConfig
 from pipeline.stages.export import AdoptConfig, ExportConfig
 from pipeline.stages.fit import FitConfig
@@ -56,6 +57,7 @@ class Config(BaseModel):
     calibrate: CalibrateConfig = Field(default_factory=CalibrateConfig)
     quantize: QuantizeConfig = Field(default_factory=QuantizeConfig)
     qat: QatConfig = Field(default_factory=QatConfig)
+    build: BuildConfig = Field(default_factory=BuildConfig)
     bench: BenchSettings = Field(default_factory=BenchSettings)
     device: DeviceConfig = Field(default_factory=DeviceConfig)
     gates: GateConfig = Field(default_factory=GateConfig)

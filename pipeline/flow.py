@@ -96,6 +96,10 @@ def _flow(config: Config, run: Run, rivals: Sequence[Named], device: Device | No
     like = teacher or model or adopted
     assert like is not None, "a configuration has a teacher or a model"
     check_scale("--model", model or adopted, teacher)
+    if config.qat.run and config.qat.taught_by == "teacher" and not teacher:
+        raise UsageError(
+            "qat.taught_by: there is no teacher", hint="give --teacher, or let it teach itself"
+        )
     entries = list(entered(config, run, rivals, val, like))
 
     test_set = run.step(tests, None, like, val)
@@ -129,14 +133,16 @@ def _flow(config: Config, run: Run, rivals: Sequence[Named], device: Device | No
             with row(failures, name, precision, "build", net.name):
                 plan = None
                 if precision == "int8" and _searches(config, told, device):
-                    plan = _plan(config, run, told, net, pixels, patches, host)
+                    plan = _plan(config, run, told, net, teacher, pixels, patches, host)
                     plans[net.name].append(plan)
                 elif precision == "int8" and net.name == "student":
                     _tell_left_out(config, name)
                 made_of = (net.graph, patches if precision in _PROBED else None)
                 inputs = (*made_of, find(name).versions(), plan, *([told] if device else []))
                 label = f"{name} {net.name} {precision}"
-                here.append((net.name, run.step(build, precision, name, *inputs, label=label)))
+                here.append(
+                    (net.name, run.step(build, config.build, precision, name, *inputs, label=label))
+                )
         builts += [built for _, built in here]
         measured += _measured(config, run, told, here, test_set, host, device, failures)
     nets = [replace(net, plans=tuple(plans[net.name])) for net in nets]
@@ -258,6 +264,7 @@ def _plan(
     run: Run,
     told: Told,
     net: Entrant,
+    teacher: Ref[Model] | None,
     pixels: Ref[Photos],
     patches: Ref[PatchSet],
     host: Host,
@@ -277,8 +284,9 @@ def _plan(
                 hint="give a checkpoint, or leave out --qat",
             )
         seed = config.calibrate.seed
-        trained_on = (name, net.source, net.graph, patches, pixels, held, seed, versions)
-        tuned.append(run.step(qat, config.qat, *trained_on, label=label))
+        taught_by = teacher if config.qat.taught_by == "teacher" else None
+        trained_on = (net.source, taught_by, net.graph, patches, pixels, held, seed, versions)
+        tuned.append(run.step(qat, config.qat, name, *trained_on, label=label))
     searched = (name, net.graph, patches, held, versions, host, *tuned)
     return run.step(search, config.quantize, *searched, label=label)
 

@@ -20,7 +20,7 @@ from pipeline.bundle import check, manifest
 from pipeline.pictures import Picture, joined, read_picture
 from pipeline.png import PngBands
 from pipeline.run import as_stage_error
-from targets.base import Session, Target, find, upscale
+from targets.base import Session, Target, find, takes_bytes, upscale
 
 log = logging.getLogger(__name__)
 
@@ -220,10 +220,11 @@ def _least(model: manifest.Model) -> int:
 def _bytes_per_pixel(session: Session, multiple: int) -> int:
     """What an LR pixel takes while the net runs, where the system tells."""
     small, side = (math.ceil(s / multiple) * multiple for s in (16, _TRIED))
-    session.run(np.zeros((1, 3, small, small), np.float32))
+    kind = np.uint8 if takes_bytes(session) else np.float32
+    session.run(np.zeros((1, 3, small, small), kind))
     memory.reset_peak()
     before = memory.resident_bytes()
-    session.run(np.zeros((1, 3, side, side), np.float32))
+    session.run(np.zeros((1, 3, side, side), kind))
     peak = memory.peak_bytes()
     if before is None or peak is None:
         return _PER_PIXEL

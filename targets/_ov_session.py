@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 # Ours among the options of a `Built`; OpenVINO's own are in capitals and go to it as they are.
 SHAPES = "shapes"  # "fixed": compile anew for each input shape, at its first use
 CACHE = "cache"  # folder beside the model in which compiled models are kept
+PIXELS = "pixels"  # "uint8": the model takes and gives bytes
 KEPT = 4  # compiled shapes in memory: a device's is small, and each is a model of its own
 
 
@@ -37,7 +38,7 @@ class Compiler:
     ) -> None:
         self._core = _ov.core()
         self._source, self._device, self._wrap = source, device, wrap
-        self._properties = {k: v for k, v in options.items() if k not in (SHAPES, CACHE)}
+        self._properties = {k: v for k, v in options.items() if k not in (SHAPES, CACHE, PIXELS)}
         if isinstance(source, Path) and CACHE in options and os.access(source.parent, os.W_OK):
             self._properties["CACHE_DIR"] = str(source.parent / options[CACHE])
         self._fixed = options.get(SHAPES) == "fixed"
@@ -78,6 +79,7 @@ class LatencySession:
     """One inference request: a frame starts when the one before is done."""
 
     def __init__(self, source: Path | Any, device: str, options: dict[str, str]) -> None:
+        self.takes_bytes = options.get(PIXELS) == "uint8"
         self._compiler = Compiler(source, device, options, lambda m: m.create_infer_request())
 
     def run(self, lr_NCHW: FloatArray) -> FloatArray:
@@ -100,6 +102,7 @@ class ThroughputSession:
 
     def __init__(self, file: Path, device: str, options: dict[str, str], scale: int) -> None:
         self._scale = scale
+        self.takes_bytes = options.get(PIXELS) == "uint8"
         self._compiler = Compiler(file, device, options, _requests)
 
     def frames_in_flight(self, shape: tuple[int, ...]) -> int:
@@ -111,7 +114,7 @@ class ThroughputSession:
         count, channels, height, width = lr_NCHW.shape
         requests = self._compiler.at((1, channels, height, width))
         shape = (count, channels, height * self._scale, width * self._scale)
-        sr_NCHW = np.empty(shape, np.float32)
+        sr_NCHW = np.empty(shape, np.uint8 if self.takes_bytes else np.float32)
         for i in range(count + len(requests)):
             # No callbacks: OpenVINO's threads would want Python's lock while somebody holds it
             # and waits for them.

@@ -27,7 +27,10 @@ QUANTIZED = ("w8", "int8")  # w8: only the weights, and only as they are stored
 
 
 class Session(Protocol):
-    """A model loaded on a device. `run` is the only timed call and blocks until done."""
+    """A model loaded on a device. `run` is the only timed call and blocks until done.
+
+    One whose model is on uint8 (`on_bytes`) says so in a true `takes_bytes`.
+    """
 
     def run(self, lr_NCHW: FloatArray) -> FloatArray:
         """The upscaled batch, shape (N, C, S*H, S*W)."""
@@ -116,6 +119,13 @@ class Tunable(Protocol):
         """As every target, and "int8" by a plan."""
 
 
+class OnBytes(Protocol):
+    """A target whose models can be made to take and give uint8."""
+
+    def on_bytes(self, built: Built) -> Built:
+        """What `build` made, rewritten in place."""
+
+
 class Varied(Protocol):
     """A target that can be had in several ways, written `NAME:VARIANT`, such as `openvino:gpu`."""
 
@@ -179,6 +189,11 @@ def is_tunable(target: Target) -> bool:
     return hasattr(target, "tuner")
 
 
+def takes_bytes(session: Session) -> bool:
+    """Whether the session's model is on uint8, with range, clipping and rounding inside it."""
+    return bool(getattr(session, "takes_bytes", False))
+
+
 def files_of(built: Built) -> list[Path]:
     """What `open` needs: a package's files, or those of the model's name, whatever the ending."""
     if built.file.is_dir():
@@ -193,9 +208,10 @@ def upscale(session: Session, lr_HWC: ByteArray, *, scale: int, multiple: int = 
     height, width = lr_HWC.shape[:2]
     pad = ((0, -height % multiple), (0, -width % multiple), (0, 0))
     padded = np.pad(lr_HWC, pad, mode="symmetric") if multiple > 1 else lr_HWC
-    lr_NCHW = np.ascontiguousarray(padded.transpose(2, 0, 1)[None], dtype=np.float32) / np.float32(
-        255
-    )
-    sr_NCHW = session.run(lr_NCHW)
+    bytes_NCHW = np.ascontiguousarray(padded.transpose(2, 0, 1)[None])
+    inside = takes_bytes(session)
+    lr_NCHW = bytes_NCHW if inside else bytes_NCHW.astype(np.float32) / np.float32(255)
+    sr_NCHW = session.run(cast("FloatArray", lr_NCHW))
     sr_HWC = sr_NCHW[0, :, : height * scale, : width * scale].transpose(1, 2, 0)
-    return np.rint(np.clip(sr_HWC, 0, 1) * 255).astype(np.uint8)
+    levels = sr_HWC if inside else np.rint(np.clip(sr_HWC, 0, 1) * 255)
+    return np.ascontiguousarray(levels, dtype=np.uint8)

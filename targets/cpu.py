@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,8 @@ class OrtSession:
             settings,
             providers=["CPUExecutionProvider"],
         )
-        self._input = self._session.get_inputs()[0].name
+        image = self._session.get_inputs()[0]
+        self._input, self.takes_bytes = image.name, image.type == "tensor(uint8)"
 
     def run(self, lr_NCHW: FloatArray) -> FloatArray:
         """The upscaled batch, shape (N, C, S*H, S*W)."""
@@ -106,6 +108,15 @@ class Cpu:
             options=dict(_OPTIONS),
             notes=notes,
         )
+
+    def on_bytes(self, built: Built) -> Built:
+        """The model on uint8."""
+        import onnx
+
+        from targets._bytes import NOTE, onnx_on_bytes
+
+        onnx.save(onnx_on_bytes(onnx.load(built.file)), built.file)
+        return replace(built, size_bytes=built.file.stat().st_size, notes=(*built.notes, NOTE))
 
     def tuner(
         self, graph: Graph, patches: PatchSet, out: Path, rounding: Rounding | None = None

@@ -6,14 +6,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mipkd.core.errors import MissingError, UnsupportedError
 from mipkd.core.records import Built, Graph, PatchSet, QuantPlan, Rounding, Told
 from targets import _ov
-from targets._ov_session import CACHE, SHAPES, LatencySession, ThroughputSession
+from targets._ov_session import CACHE, PIXELS, SHAPES, LatencySession, ThroughputSession
 from targets._x86 import saturates
-from targets.base import version_of
+from targets.base import files_of, version_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,6 +109,23 @@ class OpenVino:
             options=self._options(rest),
             notes=(*notes, *self._notes()),
         )
+
+    def on_bytes(self, built: Built) -> Built:
+        """The model on uint8, by OpenVINO's own pre- and post-processing."""
+        from targets._bytes import NOTE, openvino_on_bytes
+
+        with _ov.quiet():
+            openvino = _ov.package()
+            model = openvino_on_bytes(_ov.core().read_model(str(built.file)))
+            made = built.file.with_name("bytes") / built.file.name
+            openvino.save_model(model, str(made), compress_to_fp16=built.precision == "fp16")
+        del model  # which reads its weights from the file that is replaced
+        for file in (made, made.with_suffix(".bin")):
+            file.replace(built.file.with_name(file.name))
+        made.parent.rmdir()
+        size = sum(file.stat().st_size for file in files_of(built))
+        options = built.options | {PIXELS: "uint8"}
+        return replace(built, size_bytes=size, options=options, notes=(*built.notes, NOTE))
 
     def tuner(
         self, graph: Graph, patches: PatchSet, out: Path, rounding: Rounding | None = None

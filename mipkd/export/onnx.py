@@ -9,7 +9,7 @@ import io
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,15 @@ def with_weights(graph: Graph, weights: Mapping[str, Tensor], *, out: Path) -> G
         if name not in held or tuple(held[name].dims) != tuple(weight.shape):
             raise StageError(f"export: {graph.file} holds no weights {name}")
         held[name].CopyFrom(onnx.numpy_helper.from_array(weight.cpu().numpy(), name))
-    file = out / "model.onnx"
+    return _saved(model, graph, out / "model.onnx")
+
+
+def edited(graph: Graph, edit: Callable[[Any], Any]) -> Graph:
+    """The graph's file rewritten in place by what `edit` makes of its model."""
+    return _saved(edit(onnx.load(graph.file)), graph, graph.file)
+
+
+def _saved(model: Any, graph: Graph, file: Path) -> Graph:
     partial = file.with_name(file.name + ".partial")
     onnx.save(model, partial)
     partial.replace(file)

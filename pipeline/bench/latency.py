@@ -16,13 +16,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from time import perf_counter_ns
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import numpy as np
 
 from mipkd.core.records import Latency
 from pipeline.bench.power import Energy, Source, joules_per_frame
-from targets.base import FloatArray, Session
+from targets.base import FloatArray, Session, takes_bytes
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def compare(
     meter in `power` each then runs alone for twice `min_time_s`, for its joules per frame.
     """
     runners = [
-        _Runner(name, session, _image(size, (multiples or {}).get(name, 1), settings.seed))
+        _Runner(name, session, _input(session, size, (multiples or {}).get(name, 1), settings.seed))
         for name, session in sessions.items()
     ]
     for runner in runners:
@@ -258,6 +258,12 @@ def _without_collector() -> Iterator[None]:
     finally:
         if was:
             gc.enable()
+
+
+def _input(session: Session, size: tuple[int, int], multiple: int, seed: int) -> FloatArray:
+    """An image in the type that the session's model takes."""
+    image = _image(size, multiple, seed)
+    return cast("FloatArray", (image * 255).astype(np.uint8)) if takes_bytes(session) else image
 
 
 def _image(size: tuple[int, int], multiple: int, seed: int) -> FloatArray:

@@ -2,15 +2,28 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
+from pydantic import BaseModel, ConfigDict
+
+from mipkd.core.errors import UnsupportedError
 from mipkd.core.records import Built, Graph, PatchSet, QuantPlan, Told
 from pipeline.run import stage
-from targets.base import Tunable, find
+from targets.base import OnBytes, Tunable, find
 
 
-@stage(version=5)
+class BuildConfig(BaseModel):
+    """What the models that are built take and give."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # "uint8": range, clipping and rounding happen in the model, where its target can do that.
+    pixels: Literal["float32", "uint8"] = "float32"
+
+
+@stage(version=6)
 def build(
+    config: BuildConfig,
     precision: str,
     target: str,
     graph: Graph,
@@ -24,8 +37,16 @@ def build(
     """`graph` for `target` at `precision`, to run `on` another machine or on this one.
 
     `versions` are those of this machine, which builds.
+
+    Raises:
+        UnsupportedError: the target has no models on uint8.
     """
     chosen = find(target)
+    on_bytes = config.pixels == "uint8"
+    if on_bytes and not hasattr(chosen, "on_bytes"):
+        raise UnsupportedError(
+            f"build.pixels: {target} has no models on uint8 here", hint="leave it at float32"
+        )
     if plan is None or plan.fixed:
         built = chosen.build(graph, precision, calibration, out, on=on)
     else:
@@ -35,4 +56,6 @@ def build(
         if tuned:
             note = f"trained on with INT8's rounding: {tuned.steps} steps, {tuned.seconds:.0f} s"
             built = replace(built, notes=(*built.notes, note))
+    if on_bytes:
+        built = cast("OnBytes", chosen).on_bytes(built)
     return replace(built, versions=versions)

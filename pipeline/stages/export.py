@@ -5,6 +5,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -14,6 +15,7 @@ from mipkd.distill import teacher as teachers
 from mipkd.distill.data import load_tests, probe_images
 from mipkd.export import foreign, onnx
 from mipkd.export.parity import parity
+from mipkd.export.shuffle import with_transposed
 from pipeline.run import Source, stage
 
 
@@ -22,6 +24,8 @@ class ExportConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    # "conv_transpose" for runtimes that lack DepthToSpace; it gives the same values
+    shuffle: Literal["depth_to_space", "conv_transpose"] = "depth_to_space"
     max_parity: float = 1e-4  # largest difference to torch, images in [0, 1]
     parity_images: int = 3
 
@@ -50,6 +54,8 @@ def export(
         "weights_sha256": model.sha256,
     }
     graph = (_graph if net.in_parts else _graph_apart)(model, metadata, out)
+    if config.shuffle == "conv_transpose":
+        graph = onnx.edited(graph, with_transposed)
     images = [lr for _, lr, _ in load_tests(tests)[: config.parity_images]]
     largest = parity(net, graph, images, bound=config.max_parity)
     return replace(

@@ -29,9 +29,11 @@ _PER_PAGE = 4  # photos
 
 
 class QatConfig(DistillConfig):
-    """As a distillation's, but short, and taught by the student's own FP32 and the truth."""
+    """As a distillation's, but short, and taught by the truth and by the student's own FP32, or
+    by the teacher."""
 
     run: bool = False
+    taught_by: Literal["itself", "teacher"] = "itself"
     losses: tuple[dict[str, Any], ...] = ({"name": "logits"}, {"name": "pixel"})
     steps: int = 800
     batch: int = 8
@@ -40,11 +42,12 @@ class QatConfig(DistillConfig):
     precision: Literal["auto", "fp32", "bf16"] = "fp32"  # 16 bits would round on their own
 
 
-@stage(version=3, resumes=True)
+@stage(version=4, resumes=True)
 def qat(
     config: QatConfig,
     target: str,
     source: Distilled | Model,
+    teacher: Model | None,
     graph: Graph,
     patches: PatchSet,
     photos: Photos,
@@ -55,7 +58,8 @@ def qat(
 ) -> Tuned:
     """The student of `source`, whose graph is `graph`, made to bear the INT8 of `target`.
 
-    Photos that `held` is cropped from, by `split_seed`, are not trained on.
+    Without a `teacher` its own FP32 teaches it. Photos that `held` is cropped from, by
+    `split_seed`, are not trained on.
 
     Raises:
         UnsupportedError: several processes, or no INT8 of the target and net can be trained for.
@@ -82,7 +86,7 @@ def qat(
     trained = train(
         config,
         student=student,
-        teacher=net,
+        teacher=teachers.load(teacher) if teacher else net,
         sampler=sampler,
         tests=_pairs(held),
         out=out,

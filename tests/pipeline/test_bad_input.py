@@ -230,3 +230,9 @@ def test_a_bound_that_nothing_keeps_fails_and_names_the_best_found(
     (ship,) = results["verdict"]["recommended"]
     assert (ship["target"], ship["precision"]) == ("cpu", "fp32")
     assert "over the bounds, which no INT8 tried keeps" in (report / "report.md").read_text()
+
+
+def test_a_lesson_without_a_teacher(start: Command) -> None:
+    what, hint = refused(start("--qat", "--set", "qat.taught_by=teacher"), 2)
+    assert "there is no teacher" in what
+    assert "--teacher" in hint

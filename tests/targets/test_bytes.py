@@ -1,0 +1,80 @@
+"""A model on uint8 makes of a picture what the model of floats makes of it."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mipkd.core import plugins
+from mipkd.core.records import Built, Graph, PatchSet
+from mipkd.export.onnx import export
+from pipeline.bench.latency import BenchSettings, compare
+from targets.base import find, takes_bytes, upscale
+
+TARGETS = ("cpu", "openvino")
+SIZE = (20, 28)
+
+
+@pytest.fixture(scope="module")
+def edge(tmp_path_factory: pytest.TempPathFactory) -> Graph:
+    torch.manual_seed(0)
+    arch = plugins.load("mipkd.archs", "edge", "ARCH")
+    net = arch.make(arch.shrink(arch.paper(2), "c16b1")).eval()
+    for weight in net.parameters():
+        weight.data.mul_(2.0)  # so that it goes beyond black and white
+    out = tmp_path_factory.mktemp("edge")
+    return export(net, out=out, metadata={}, role="student", family="edge")
+
+
+@pytest.fixture(params=TARGETS)
+def target(request: pytest.FixtureRequest) -> str:
+    if why := find(request.param).why_not():
+        pytest.skip(f"{request.param}: {why}")
+    return str(request.param)
+
+
+def both(
+    target: str, precision: str, graph: Graph, patches: PatchSet, folder: Path
+) -> tuple[Built, Built]:
+    """A model of floats and the same on bytes."""
+    made = [
+        find(target).build(graph, precision, patches, folder / name) for name in ("float", "bytes")
+    ]
+    return made[0], find(target).on_bytes(made[1])  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_same_picture(
+    target: str, precision: str, edge: Graph, patches: PatchSet, tmp_path: Path
+) -> None:
+    floats, bytes_ = both(target, precision, edge, patches, tmp_path)
+    image = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+    image[:4], image[-4:] = 0, 255
+    with (
+        closing(find(target).open(floats)) as plain,
+        closing(find(target).open(bytes_)) as direct,
+    ):
+        assert takes_bytes(direct)
+        assert not takes_bytes(plain)
+        wanted = upscale(plain, image, scale=edge.scale)
+        off = np.abs(upscale(direct, image, scale=edge.scale).astype(int) - wanted)
+    # OpenVINO multiplies where we divide: what lies between two levels may fall to either.
+    assert off.max() <= (target == "openvino")
+    assert np.count_nonzero(off) <= 1e-3 * off.size
+    assert wanted.min() == 0
+    assert wanted.max() == 255
+    assert "uint8" in bytes_.notes[-1]
+
+
+def test_it_is_timed_on_bytes(target: str, edge: Graph, patches: PatchSet, tmp_path: Path) -> None:
+    _, bytes_ = both(target, "fp32", edge, patches, tmp_path)
+    with closing(find(target).open(bytes_)) as session:
+        pace = BenchSettings(
+            warmup_s=0.0, min_time_s=0.01, min_samples=5, attempts=1, max_drift=99.0
+        )
+        (latency,) = compare({"bytes": session}, SIZE, pace).values()
+    assert latency.invalid_because == ""
