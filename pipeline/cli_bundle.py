@@ -160,18 +160,62 @@ def bench(
         raise typer.Exit(EXIT[Outcome.INVALID])
 
 
-def check(bundle: Bundle, verbose: Verbose = False) -> None:
-    """Judge a bundle's figures by its own gates; nothing runs."""
+def check(
+    bundle: Bundle,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(help="An earlier bundle, timed beside this one, or a file of figures."),
+    ] = None,
+    update_baseline: Annotated[
+        bool, typer.Option("--update-baseline", help="Write the file --baseline anew.")
+    ] = False,
+    reason: Annotated[str | None, typer.Option(help="Why the baseline changes.")] = None,
+    summary: Annotated[Path | None, typer.Option(help="Append a Markdown table.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write the gates as test cases.")] = None,
+    github: Annotated[
+        bool, typer.Option("--github", help="Print annotations for GitHub Actions.")
+    ] = False,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Settings of [baseline] and [bench]: baseline.max_loss_db=0.1."),
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Judge a bundle by its own gates, and hold it against a baseline."""
     set_logging(verbose)
+    from pipeline.bundle.check import against, set_baseline
     from pipeline.bundle.check import check as checked
+    from pipeline.bundle.kit import settings_of
+    from pipeline.bundle.regress import BaselineConfig
+    from pipeline.report import junit as xml
+    from pipeline.report import markdown
     from pipeline.summary import told
 
+    if update_baseline:
+        typer.echo(set_baseline(bundle, baseline, reason))
+        return
     found = checked(bundle)
+    if baseline and not found.problems:
+        margins, pace = BaselineConfig(), settings_of(bundle)
+        if sets:
+            from pipeline.config import load
+
+            config = load({"bench": asdict(pace)}, sets=sets)
+            margins, pace = config.baseline, config.bench
+        found = against(found, bundle, baseline, margins, pace)
     for problem in found.problems:
         typer.echo(f"{problem.what.upper()}  {problem.file}")
-    for gate in found.gates:
+    for gate in () if found.problems else found.gates:
         typer.echo(f"{gate.outcome.value:<8}{told(gate)}")
     typer.echo(f"check: {found.outcome.value}")
+    if github:
+        typer.echo("\n".join(markdown.github_lines(found.gates)))
+    name = found.manifest.name
+    if summary:
+        with summary.open("a") as file:
+            file.write(markdown.table(name, found.outcome, found.gates))
+    if junit:
+        junit.write_text(xml.junit(name, found.manifest.created, found.gates))
     raise typer.Exit(EXIT[found.outcome])
 
 

@@ -24,7 +24,7 @@ from pipeline.stages.judge import NOT_MEASURED, GateConfig, judge
 
 def conclude(config: Config, run: Run, found: Flow, *, command: str) -> Evidence:
     """Judge, keep the evidence in the run's folder; write `report/latest/`, `bundle/` and kits."""
-    student, plans = found.student, found.student.searched
+    student, plans = found.student, found.student.int8
     model, graph = student.described, student.graph
     assert model is not None, "a finished run has a student"
     assert graph is not None, "and its graph"

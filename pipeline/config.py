@@ -20,6 +20,7 @@ from mipkd.distill.teacher import TeacherOptions
 from mipkd.distill.trainer import DistillConfig
 from pipeline.bench.latency import BenchSettings
 from pipeline.bundle.golden import BundleConfig
+from pipeline.bundle.regress import BaselineConfig
 from pipeline.device.device import DeviceConfig
 from pipeline.stages.build import BuildConfig
 from pipeline.stages.calibrate import CalibrateConfig
@@ -61,6 +62,7 @@ class Config(BaseModel):
     bench: BenchSettings = Field(default_factory=BenchSettings)
     device: DeviceConfig = Field(default_factory=DeviceConfig)
     gates: GateConfig = Field(default_factory=GateConfig)
+    baseline: BaselineConfig = Field(default_factory=BaselineConfig)
     bundle: BundleConfig = Field(default_factory=BundleConfig)
     study: StudyConfig = Field(default_factory=StudyConfig)
 

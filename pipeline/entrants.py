@@ -71,15 +71,15 @@ class Entrant:
         return _of_graph(self.graph.record) if self.graph and self.graph.record else None
 
     @property
-    def searched(self) -> tuple[QuantPlan, ...]:
-        """What searches found for it, target by target."""
-        return tuple(ref.value for ref in self.plans if not ref.value.fixed)
+    def int8(self) -> tuple[QuantPlan, ...]:
+        """How it is quantised, target by target."""
+        return tuple(ref.value for ref in self.plans)
 
     @property
     def as_rival(self) -> Rival:
         """For the report."""
         distilled = self.distilled.value if self.distilled else None
-        return Rival(self.name, self.described, distilled, self.searched)
+        return Rival(self.name, self.described, distilled, self.int8)
 
 
 def named(config: Config) -> tuple[Named, ...]:

@@ -252,6 +252,7 @@ class ImageScore:
     image: str
     psnr_y_db: float
     ssim_y: float
+    shift_rgb: tuple[float, float, float] | None = None  # mean of output less truth, in levels
 
 
 BY_KIT = "kit"  # in the place of a device's address

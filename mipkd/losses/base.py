@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -51,6 +51,15 @@ class Pass:
 def l1(a: Tensor, b: Tensor) -> Tensor:
     """Mean absolute difference, in float32 also under autocast."""
     return (a.float() - b.float()).abs().mean()
+
+
+def l2(a: Tensor, b: Tensor) -> Tensor:
+    """Mean squared difference, in float32 also under autocast: what PSNR counts."""
+    return (a.float() - b.float()).square().mean()
+
+
+Norm = Literal["l1", "l2"]
+DISTANCES: dict[Norm, Callable[[Tensor, Tensor], Tensor]] = {"l1": l1, "l2": l2}
 
 
 class Loss(BaseModel):

@@ -2,15 +2,18 @@
 
 from torch import Tensor, nn
 
-from mipkd.losses.base import Loss, Pass, l1
+from mipkd.losses.base import DISTANCES, Loss, Norm, Pass
 
 
 class Logits(Loss):
-    """L1(student, teacher)."""
+    """L1 or L2 of student and teacher."""
+
+    norm: Norm = "l1"
 
     def __call__(self, seen: Pass, helper: nn.Module | None) -> dict[str, Tensor]:
         assert seen.teacher_image is not None
-        return {"logits": self.weight * l1(seen.student_image, seen.teacher_image)}
+        distance = DISTANCES[self.norm]
+        return {"logits": self.weight * distance(seen.student_image, seen.teacher_image)}
 
 
 LOSS = Logits

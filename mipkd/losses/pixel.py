@@ -4,16 +4,18 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from mipkd.losses.base import Loss, Pass, l1
+from mipkd.losses.base import DISTANCES, Loss, Norm, Pass
 
 
 class Pixel(Loss):
-    """L1(student, truth)."""
+    """L1 or L2 of student and truth."""
 
     needs_teacher: ClassVar[bool] = False
 
+    norm: Norm = "l1"
+
     def __call__(self, seen: Pass, helper: nn.Module | None) -> dict[str, Tensor]:
-        return {"pixel": self.weight * l1(seen.student_image, seen.hr_NCHW)}
+        return {"pixel": self.weight * DISTANCES[self.norm](seen.student_image, seen.hr_NCHW)}
 
 
 LOSS = Pixel

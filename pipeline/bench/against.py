@@ -85,3 +85,19 @@ def drop_by_image(m: Measurement, base: Measurement | None) -> dict[str, float]:
     if ours.keys() != theirs.keys():
         return {}
     return {image: theirs[image] - ours[image] for image in ours}
+
+
+def shift_rgb(m: Measurement, base: Measurement | None) -> tuple[float, float, float] | None:
+    """How much brighter each channel is than with `base`, in levels, mean over the images.
+
+    None unless both were scored on the same images, and with their colours.
+    """
+    theirs = {s.image: s.shift_rgb for s in base.scores} if base else {}
+    ours = {s.image: s.shift_rgb for s in m.scores}
+    pairs = [(a, b) for image, a in ours.items() if a and (b := theirs.get(image))]
+    if not pairs or len(pairs) < len(ours) or ours.keys() != theirs.keys():
+        return None
+    red, green, blue = (
+        statistics.fmean(a[channel] - b[channel] for a, b in pairs) for channel in range(3)
+    )
+    return red, green, blue

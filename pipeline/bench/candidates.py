@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
@@ -35,6 +35,35 @@ _AT_ONCE = 8  # candidates timed in turns
 Planes = list[npt.NDArray[np.float32]]
 
 
+class Crops:
+    """The crops of a holdout, and what sessions make of them."""
+
+    def __init__(self, held: Holdout, *, multiple: int) -> None:
+        self._lr: ByteArray = np.load(held.lr)
+        self._scale, self._multiple, self._photos = held.scale, multiple, held.photos
+        self.truth = [self._inside(hr) for hr in np.load(held.hr)]
+
+    def seen(self, session: Session, step: int = 1) -> Planes:
+        """The luma of each `step`-th output."""
+        return [
+            self._inside(upscale(session, lr, scale=self._scale, multiple=self._multiple))
+            for lr in self._lr[::step]
+        ]
+
+    def psnrs(self, session: Session) -> list[float]:
+        """PSNR-Y of each crop in dB."""
+        return [_psnr(y, hr) for y, hr in zip(self.seen(session), self.truth, strict=True)]
+
+    def loss(self, before: Sequence[float], after: Sequence[float]) -> Loss:
+        """PSNR-Y lost: mean over the photos, worst of the pages too."""
+        drops = [one - other for one, other in zip(before, after, strict=True)]
+        return Loss(statistics.fmean(drops[: self._photos]), max(drops))
+
+    def _inside(self, image_HWC: ByteArray) -> npt.NDArray[np.float32]:
+        edge = self._scale
+        return luma(image_HWC)[edge:-edge, edge:-edge].astype(np.float32)
+
+
 class Judge:
     """Losses and costs of a tuner's candidates."""
 
@@ -48,9 +77,7 @@ class Judge:
     ) -> None:
         self.tuner, self.operations = tuner, tuner.operations()
         self._every = frozenset(op.name for op in self.operations)
-        self._lr: ByteArray = np.load(held.lr)
-        self._scale, self._multiple, self._photos = held.scale, multiple, held.photos
-        self._truth = [self._inside(hr) for hr in np.load(held.hr)]
+        self._crops, self._multiple = Crops(held, multiple=multiple), multiple
         self._known = _Known(folder / "measured.jsonl")
         self._planes: dict[str, Planes] = {}
         self._fp32: list[float] = []
@@ -58,7 +85,7 @@ class Judge:
 
     def hold_against(self, session: Session) -> None:
         """Make a session's quality, the target's own FP32, what losses are counted from."""
-        self._fp32 = self._known("fp32", lambda: self._psnrs(session))
+        self._fp32 = self._known("fp32", lambda: self._crops.psnrs(session))
 
     def settle_rest(self, size: tuple[int, int], settings: BenchSettings) -> None:
         """Compute floats in the fastest precision, a coarser one only if it is clearly faster.
@@ -89,9 +116,8 @@ class Judge:
 
         def measure() -> dict[str, float]:
             with closing(self._session(ranges, names)) as session:
-                found = self._psnrs(session)
-            drops = [one - other for one, other in zip(self._fp32, found, strict=True)]
-            loss = Loss(statistics.fmean(drops[: self._photos]), max(drops))
+                found = self._crops.psnrs(session)
+            loss = self._crops.loss(self._fp32, found)
             log.info(
                 "%d of %d operations float: %.4f dB lost, worst crop %.3f",
                 len(names), len(self._every), loss.mean_db, loss.worst_db,
@@ -110,8 +136,8 @@ class Judge:
         def measure() -> dict[str, float]:
             plain = self._plain(ranges)
             with closing(self._session(ranges, self._every - {name})) as session:
-                planes = self._seen(session, _QUICK)
-            truth = self._truth[::_QUICK]
+                planes = self._crops.seen(session, _QUICK)
+            truth = self._crops.truth[::_QUICK]
             losses = [
                 10 * float(np.log10(1 + _mse(y, p) / max(_mse(p, hr), 1e-2)))
                 for y, p, hr in zip(planes, plain, truth, strict=True)
@@ -183,21 +209,8 @@ class Judge:
         """Outputs with no operation in INT8, for some crops."""
         if ranges not in self._planes:
             with closing(self._session(ranges, self._every)) as session:
-                self._planes[ranges] = self._seen(session, _QUICK)
+                self._planes[ranges] = self._crops.seen(session, _QUICK)
         return self._planes[ranges]
-
-    def _psnrs(self, session: Session) -> list[float]:
-        return [_psnr(y, hr) for y, hr in zip(self._seen(session), self._truth, strict=True)]
-
-    def _seen(self, session: Session, step: int = 1) -> Planes:
-        return [
-            self._inside(upscale(session, lr, scale=self._scale, multiple=self._multiple))
-            for lr in self._lr[::step]
-        ]
-
-    def _inside(self, image_HWC: ByteArray) -> npt.NDArray[np.float32]:
-        edge = self._scale
-        return luma(image_HWC)[edge:-edge, edge:-edge].astype(np.float32)
 
 
 class _Known:

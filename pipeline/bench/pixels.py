@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mipkd.core.images import psnr_y, ssim_y, write_png
+from mipkd.core.images import psnr_y, shift_rgb, ssim_y, write_png
 from mipkd.core.records import ImageScore
 from targets.base import ByteArray, Session, upscale
 
@@ -38,13 +38,14 @@ def score_images(
 def score_image(
     name: str, sr_HWC: ByteArray, hr_HWC: ByteArray, *, scale: int, out: Path
 ) -> ImageScore:
-    """PSNR and SSIM of one image, kept in `out` as PNG."""
+    """PSNR, SSIM and tint of one image, kept in `out` as PNG."""
     out.mkdir(parents=True, exist_ok=True)
     write_png(output_file(out, name), sr_HWC)
     return ImageScore(
         image=name,
         psnr_y_db=psnr_y(sr_HWC, hr_HWC, border=scale),
         ssim_y=ssim_y(sr_HWC, hr_HWC, border=scale),
+        shift_rgb=shift_rgb(sr_HWC, hr_HWC, border=scale),
     )
 
 

@@ -62,7 +62,7 @@ def _blocks(samples_s: Sequence[float], count: int) -> npt.NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and the interval that holds it with 95 % confidence; NaN where it cannot be told."""
+    """A mean and an interval around it; NaN where it cannot be told."""
 
     mean: float
     low: float
@@ -81,10 +81,11 @@ def mean_of_few(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - reach, mean + reach)
 
 
-def mean_of_many(values: Sequence[float], *, seed: int = 0) -> Interval:
-    """Bootstrap over items, such as images."""
+def mean_of_many(values: Sequence[float], *, seed: int = 0, level: float = 0.95) -> Interval:
+    """Bootstrap over items, such as images; `level` is how often it holds the mean."""
     found = np.asarray(values, dtype=np.float64)
-    low, high = np.percentile(found[_drawn(len(found), seed)].mean(axis=1), (2.5, 97.5))
+    ends = 50 * (1 - level), 50 * (1 + level)
+    low, high = np.percentile(found[_drawn(len(found), seed)].mean(axis=1), ends)
     return Interval(float(found.mean()), float(low), float(high))
 
 

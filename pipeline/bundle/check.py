@@ -1,19 +1,24 @@
-"""Judge a bundle from its files alone: no network is loaded, nothing runs."""
+"""Judge a bundle from its files alone, and against a baseline; no torch, no training data."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from mipkd.core.errors import UsageError
 from mipkd.core.records import Gate, Outcome, Recommendation, Verdict
+from pipeline.bench.latency import BenchSettings
+from pipeline.bundle.baseline import check_comparable, load, of_bundle, save
 from pipeline.bundle.figures import read_figures
 from pipeline.bundle.manifest import Manifest, Problem, problems, read
 from pipeline.bundle.provenance import PROVENANCE, failures, plans
-from pipeline.stages.judge import NOT_MEASURED, GateConfig, judge
+from pipeline.bundle.regress import BaselineConfig, Beside, in_turns, regress
+from pipeline.stages.judge import NOT_MEASURED, GateConfig, judge, overall
+
+_NOT_JUDGED = "the figures of a bundle with such files are not judged"
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,8 @@ def check(bundle: Path) -> Checked:
     manifest = read(bundle)
     wrong = problems(bundle, manifest)
     if wrong:
-        return Checked(manifest, wrong, (), Outcome.FAIL)
+        gates = [Gate(p.what, p.file, Outcome.FAIL, None, 0.0, "", _NOT_JUDGED) for p in wrong]
+        return Checked(manifest, wrong, tuple(gates), Outcome.FAIL)
     verdict = _judged(bundle)
     simulated = dict.fromkeys(m.target for m in manifest.models if m.kind == "simulated")
     unseen = tuple(
@@ -50,6 +56,49 @@ def check(bundle: Path) -> Checked:
     if unseen and outcome is Outcome.PASS:
         outcome = Outcome.INVALID
     return Checked(manifest, wrong, (*verdict.gates, *unseen), outcome, verdict.recommended)
+
+
+def against(
+    found: Checked, bundle: Path, baseline: Path, config: BaselineConfig, settings: BenchSettings
+) -> Checked:
+    """What `check` found, and the gates against a baseline: a bundle, timed beside, or a file.
+
+    Raises:
+        UsageError: the two cannot be compared, or the baseline is damaged.
+    """
+    new, old = of_bundle(bundle), load(baseline)
+    check_comparable(new, old, name=str(baseline))
+    beside = Beside({}, why_not="the baseline is a file")
+    if baseline.is_dir():
+        if wrong := problems(baseline, read(baseline)):
+            raise UsageError(
+                f"--baseline {baseline}: {wrong[0].file} is {wrong[0].what}",
+                hint=f"see all: mipkd-pipeline verify {baseline}",
+            )
+        beside = in_turns(bundle, baseline, settings)
+    gates = (*found.gates, *regress(config, new.measurements(), old.measurements(), beside))
+    return replace(found, gates=gates, outcome=overall(gates))
+
+
+def set_baseline(bundle: Path, file: Path | None, reason: str | None) -> str:
+    """Write a bundle's figures into a file; a line that says what was done.
+
+    Raises:
+        UsageError: no file, no reason, or files of the bundle are not what they were.
+    """
+    if file is None or file.is_dir():
+        raise UsageError("--update-baseline: no file", hint="give one: --baseline FILE.json")
+    if not (reason or "").strip():
+        raise UsageError(
+            "--update-baseline: no reason", hint='say why it changes: --reason "new teacher"'
+        )
+    if wrong := problems(bundle, read(bundle)):
+        raise UsageError(
+            f"{bundle}: {wrong[0].file} is {wrong[0].what}",
+            hint=f"see all: mipkd-pipeline verify {bundle}",
+        )
+    made = save(of_bundle(bundle), file, str(reason).strip())
+    return f"{file}: {len(made.benches)} models of {made.run}; reason {len(made.reasons)}: {reason}"
 
 
 def _judged(bundle: Path) -> Verdict:

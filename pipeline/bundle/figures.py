@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -26,12 +27,14 @@ K = TypeVar("K")
 
 @dataclass(frozen=True)
 class ImageQuality:
-    """PSNR and SSIM of one image, Y channel, and PSNR lost against the FP32 student."""
+    """PSNR and SSIM of one image, Y channel, PSNR lost against the FP32 student, and how much
+    brighter than the truth each channel is, in levels."""
 
     image: str
     psnr_y_db: float
     ssim_y: float
     drop_db: float | None
+    shift_rgb: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,8 +85,22 @@ def read_figures(bundle: Path) -> tuple[Measurement, ...]:
     Raises:
         UsageError: a file is not what it should be.
     """
-    qualities = _read_all(bundle / "quality", Quality)
-    benches = _read_all(bundle / "bench", Bench)
+    return measurements_of(*figures_of(bundle))
+
+
+def figures_of(bundle: Path) -> tuple[dict[str, Quality], dict[str, Bench]]:
+    """Quality and speed of each model, by its name.
+
+    Raises:
+        UsageError: a file is not what it should be.
+    """
+    return _read_all(bundle / "quality", Quality), _read_all(bundle / "bench", Bench)
+
+
+def measurements_of(
+    qualities: Mapping[str, Quality], benches: Mapping[str, Bench]
+) -> tuple[Measurement, ...]:
+    """The measurements that such figures were written from, without files and outputs."""
     return tuple(
         _measurement(qualities.get(name), benches.get(name)) for name in {**qualities, **benches}
     )
@@ -99,7 +116,7 @@ def _measurement(quality: Quality | None, bench: Bench | None) -> Measurement:
         precision=one.precision,
         size_bytes=bench.size_bytes if bench else 0,
         latencies=bench.latencies if bench else (),
-        scores=tuple(ImageScore(i.image, i.psnr_y_db, i.ssim_y) for i in images),
+        scores=tuple(ImageScore(i.image, i.psnr_y_db, i.ssim_y, i.shift_rgb) for i in images),
         outputs=None,
         versions=bench.versions if bench else {},
         notes=bench.notes if bench else (),
@@ -120,7 +137,8 @@ def _quality(m: Measurement, base: Measurement | None) -> Quality:
         psnr_y_db=mean_psnr_db(m),
         ssim_y=mean_ssim(m),
         images=tuple(
-            ImageQuality(s.image, s.psnr_y_db, s.ssim_y, drops.get(s.image)) for s in m.scores
+            ImageQuality(s.image, s.psnr_y_db, s.ssim_y, drops.get(s.image), s.shift_rgb)
+            for s in m.scores
         ),
     )
 

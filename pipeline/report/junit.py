@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
 
-from pipeline.report.schema import Results
+from mipkd.core.records import Gate
+from pipeline.report.schema import GateResult
 
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def junit(results: Results) -> str:
+def junit(name: str, created: str, gates: Sequence[Gate | GateResult]) -> str:
     """One test case a gate: FAIL is a failure, INVALID an error."""
-    gates = results.verdict.gates
     suite = ET.Element(
         "testsuite",
-        name=_clean(results.run.name),
+        name=_clean(name),
         tests=str(len(gates)),
         failures=str(sum(gate.outcome == "FAIL" for gate in gates)),
         errors=str(sum(gate.outcome == "INVALID" for gate in gates)),
-        timestamp=results.run.created,
+        timestamp=created,
     )
     for gate in gates:
         case = ET.SubElement(

@@ -320,6 +320,7 @@ def _plan(plan: QuantPlan) -> s.PlanResult:
     held = plan.holdout
     return s.PlanResult(
         target=plan.target,
+        fixed=plan.fixed,
         ranges=plan.ranges,
         rest=plan.rest,
         operations=plan.operations,

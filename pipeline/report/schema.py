@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-SCHEMA_VERSION = "1.3"
+SCHEMA_VERSION = "1.4"
 
 Word = Literal["PASS", "FAIL", "INVALID"]
 
@@ -318,10 +318,12 @@ class FrontPointResult(_Part):
 
 
 class PlanResult(_Part):
-    """How a target's INT8 was made, where its float layers were searched."""
+    """How a target's INT8 was made."""
 
     target: str
     """The target."""
+    fixed: bool = False
+    """Nothing was searched: the target's own recipe for nets of that kind."""
     ranges: str
     """Recipe for the ranges of activations."""
     rest: str

@@ -71,11 +71,15 @@ def float_layers(plan: PlanResult) -> str:
     """What a search found, in words."""
     loss = f"{number(plan.drop_db, 3)} dB on the mean and {number(plan.worst_db, 3)} on the worst"
     kept = "within the bounds" if plan.met else "over the bounds, which no INT8 tried keeps"
-    return (
+    how = (
         f"{len(plan.floats)} of {plan.operations} operations stay float, computed in {plan.rest}; "
         f"ranges: {plan.ranges}. "
-        f"Predicted loss against the target's own FP32: {loss} of {plan.holdout_photos} crops of "
-        f"photos that calibration does not use and {plan.holdout_pages} drawn pages, {kept}."
+    )
+    if plan.fixed:
+        how = "By the target's fixed recipe: nets of this kind are not searched. "
+    return (
+        f"{how}Predicted loss against the target's own FP32: {loss} of {plan.holdout_photos} crops "
+        f"of photos that calibration does not use and {plan.holdout_pages} drawn pages, {kept}."
     )
 
 

@@ -22,6 +22,7 @@ from pipeline.bench.against import (
     drop_by_image,
     mean_psnr_db,
     reference,
+    shift_rgb,
     simulated,
     speedup,
     speedup_over_best,
@@ -50,6 +51,7 @@ class GateConfig(BaseModel):
 
     max_mean_drop_db: Bound = 0.1  # PSNR-Y below the FP32 student, mean over the test images
     max_worst_drop_db: Bound = 0.5  # the same, on the image that loses most
+    max_channel_shift: Bound = 0.5  # levels a channel is brighter or darker, mean, against the same
     min_gain_over_bicubic_db: Bound = 0.1  # PSNR-Y of the FP32 student, mean
     min_speedup_over_teacher: Bound = 1.0  # at every LR size, against its fastest float precision
     min_gain_retained: Bound = "off"  # share of the FP32 gain over each rival, where quantised
@@ -65,12 +67,12 @@ def judge(
     gates = (
         *_gain_over_bicubic(config, measurements),
         *(gate for m in students(measurements) for gate in _of_one(config, m, measurements)),
-        *(gate for plan in plans if not plan.fixed for gate in _searched(plan)),
+        *(gate for plan in plans for gate in _searched(plan)),
         *_gains_retained(config, measurements, failures),
         *_not_run(config, measurements, failures),
     )
     return Verdict(
-        outcome=_overall(gates),
+        outcome=overall(gates),
         gates=gates,
         remarks=tuple(_remarks(measurements)),
         recommended=recommend(measurements, gates, failures),
@@ -138,6 +140,7 @@ def _of_one(
             name = f"latency at {latency.size[1]}x{latency.size[0]}"
             yield _invalid(name, subject(m), 0.0, "", latency.invalid_because or "no samples")
     yield from _drops(config, m, reference(measurements, "student"))
+    yield from _tint(config, m, reference(measurements, "student"))
     if not m.simulated:
         yield from _speedup(config, m, measurements)
 
@@ -163,14 +166,31 @@ def _drops(config: GateConfig, m: Measurement, base: Measurement | None) -> Iter
         yield Gate(name, subject(m), _passes(figure <= bound), figure, bound, "dB", reason)
 
 
+def _tint(config: GateConfig, m: Measurement, base: Measurement | None) -> Iterator[Gate]:
+    """The channel that is furthest from the FP32 student's in brightness; PSNR-Y hardly sees it."""
+    bound, shift = config.max_channel_shift, shift_rgb(m, base)
+    if bound == "off" or shift is None:  # of old figures: what is missing shows as a drop's gate
+        return
+    furthest = max(range(3), key=lambda channel: abs(shift[channel]))
+    figure = abs(shift[furthest])
+    reason = "simulated here, " if m.simulated else ""
+    reason += f"{('red', 'green', 'blue')[furthest]} {shift[furthest]:+.2f}, "
+    reason += f"against the FP32 student, mean of {len(m.scores)} images"
+    yield Gate(
+        "channel shift", subject(m), _passes(figure <= bound), figure, bound, "levels", reason
+    )
+
+
 def _searched(plan: QuantPlan) -> Iterator[Gate]:
-    """What the best INT8 that a search found loses on photos held out."""
+    """What the best INT8 that a search found, or a fixed recipe, loses on photos held out."""
     for name, figure, bound in (
         ("holdout drop", plan.drop_db, plan.max_drop_db),
         ("holdout worst drop", plan.worst_db, plan.max_worst_db),
     ):
         if figure is not None:
             reason = f"the best of INT8 with {len(plan.floats)} of {plan.operations} floats"
+            if plan.fixed:
+                reason = "the fixed recipe for nets of this kind"
             well = _passes(figure <= bound)
             yield Gate(name, f"{plan.target} int8", well, figure, bound, "dB", reason)
 
@@ -278,7 +298,8 @@ def _passes(well: bool) -> Outcome:
     return Outcome.PASS if well else Outcome.FAIL
 
 
-def _overall(gates: Sequence[Gate]) -> Outcome:
+def overall(gates: Sequence[Gate]) -> Outcome:
+    """FAIL if any fails, else INVALID if any could not be judged."""
     outcomes = [gate.outcome for gate in gates]
     for outcome in (Outcome.FAIL, Outcome.INVALID):
         if outcome in outcomes:

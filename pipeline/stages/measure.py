@@ -19,7 +19,7 @@ from pipeline.run import stage
 from targets.base import ByteArray, find
 
 
-@stage(version=3)
+@stage(version=4)
 def measure(
     config: BenchSettings,
     target: str,
@@ -37,7 +37,7 @@ def measure(
     return measurements(builts, done, scored, versions, simulated=chosen.simulated)
 
 
-@stage(version=1)
+@stage(version=2)
 def measure_there(
     config: BenchSettings,
     told: Told,

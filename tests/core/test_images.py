@@ -22,6 +22,7 @@ from mipkd.core.images import (
     psnr_y,
     read_rgb,
     resize_bicubic,
+    shift_rgb,
     ssim_y,
     write_png,
 )
@@ -282,3 +283,13 @@ def test_folders_that_hold_no_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="a file, not a folder") as error:
         list_images(tmp_path / "a.png")
     assert error.value.hint
+
+
+def test_a_tint_is_told_channel_by_channel() -> None:
+    """Inside the border, where PSNR is measured too."""
+    image = np.random.default_rng(0).integers(10, 200, (20, 24, 3), dtype=np.uint8)
+    other = image + np.array([0, 0, 2], np.uint8)
+    other[:2] = 0
+    assert shift_rgb(other, image, border=2) == pytest.approx((0.0, 0.0, 2.0))
+    with pytest.raises(UsageError, match="differ in size"):
+        shift_rgb(image, image[1:], border=2)

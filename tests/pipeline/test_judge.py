@@ -266,3 +266,16 @@ def test_a_gain_that_may_be_none_cannot_be_kept_and_one_that_is_none_need_not_be
 def test_bounds_are_numbers_or_off(bound: object) -> None:
     with pytest.raises(ValidationError):
         GateConfig.model_validate({"max_mean_drop_db": bound})
+
+
+def test_a_tint_that_psnr_hardly_sees_fails() -> None:
+    def tinted(m: Measurement, blue: float) -> Measurement:
+        scores = tuple(replace(s, shift_rgb=(0.2, -0.1, blue)) for s in m.scores)
+        return replace(m, scores=scores)
+
+    measured = (BICUBIC, tinted(STUDENT, 0.1), TEACHER, tinted(FP32, 0.1), tinted(INT8, 1.1))
+    found = judge(GateConfig(), measured, ())
+    assert gate(found.gates, "cpu fp32", "channel shift").outcome is Outcome.PASS
+    tint = gate(found.gates, "cpu int8", "channel shift")
+    assert (tint.outcome, tint.figure) == (Outcome.FAIL, pytest.approx(1.0))
+    assert "blue +1.00" in tint.reason

@@ -1,0 +1,167 @@
+"""`check --baseline`: an earlier bundle or a file of figures, as a CI system would call it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.bundle import manifest
+from pipeline.bundle.baseline import load
+
+Finished = Any  # the record of conftest.py
+Command = Callable[..., Any]
+
+# Nothing is asked about speed: other work on the machine would decide.
+CALM = ("--set", "baseline.max_slowdown=off")
+
+
+@pytest.fixture
+def kept(once: Finished, tmp_path: Path, ended: Command) -> Path:
+    """The run's own figures as a file."""
+    file = tmp_path / "baseline.json"
+    said = ended(
+        *("check", once.bundle, "--baseline", file),
+        *("--update-baseline", "--reason", "first release"),
+    )
+    assert said.code == 0, said.err
+    return file
+
+
+def anew(bundle: Path) -> None:
+    """Write the manifest of files that a test has changed."""
+    stated = manifest.read(bundle)
+    manifest.write(replace(stated, files=manifest.listed(bundle)), bundle)
+
+
+def changed(bundle: Path, name: str, edit: Callable[[Any], None]) -> None:
+    """Edit a JSON file of a bundle."""
+    file = bundle / name
+    stated = json.loads(file.read_text())
+    edit(stated)
+    file.write_text(json.dumps(stated))
+    anew(bundle)
+
+
+def lines(said: Any, what: str) -> list[str]:
+    return [line for line in said.out.splitlines() if f": {what} " in line]
+
+
+def test_a_bundle_against_its_own_figures(once: Finished, kept: Path, ended: Command) -> None:
+    said = ended("check", once.bundle, "--baseline", kept, *CALM)
+    assert "Traceback" not in said.err
+    for what in ("mean loss", "worst loss", "loss of the worst 5 %", "new channel shift"):
+        found = lines(said, what)
+        models = {line.removeprefix("PASS").strip().partition(":")[0] for line in found}
+        wanted = {f"{t} {p}" for t in ("coreml", "cpu", "jetson") for p in ("fp32", "int8")}
+        assert models == wanted, said.out
+    plain = ended("check", once.bundle)
+    assert said.code == plain.code
+
+
+def test_a_bundle_in_turns_with_an_earlier_one(
+    once: Finished, finished: Finished, ended: Command
+) -> None:
+    quick = ("--set", "bench.sizes=[[24,32]]", "--set", "bench.min_time_s=0.05")
+    said = ended("check", finished.bundle, "--baseline", once.bundle, *quick)
+    slow = lines(said, "slowdown at 32x24")
+    assert {line.split(":")[0].split()[1] for line in slow} == {"cpu", "null"}
+    assert all("in turns" in line for line in slow)
+
+
+def test_a_lost_tenth_of_a_decibel_fails(
+    finished: Finished, kept: Path, tmp_path: Path, ended: Command
+) -> None:
+    def worse(stated: Any) -> None:
+        for image in stated["images"]:
+            image["psnr_y_db"] -= 0.1
+
+    changed(finished.bundle, "quality/cpu-int8.json", worse)
+    files = (tmp_path / "s.md", tmp_path / "j.xml")
+    words = ("--summary", files[0], "--junit", files[1], "--github")
+    said = ended("check", finished.bundle, "--baseline", kept, *CALM, *words)
+    assert said.code == 6
+    assert "FAIL    cpu int8: mean loss 0.100 dB (bound 0.05 dB)" in said.out
+    assert "::error title=mipkd-pipeline check::cpu int8: mean loss 0.100 dB: 99 %25" in said.out
+    assert "| cpu int8 | mean loss | 0.100 dB | 0.05 dB |" in files[0].read_text()
+    suite = ET.parse(files[1]).getroot()[0]
+    failed = [case.get("classname") for case in suite if case.find("failure") is not None]
+    assert "cpu int8" in failed
+    said = ended(
+        "check", finished.bundle, "--baseline", kept, *CALM, "--set", "baseline.max_loss_db=0.2"
+    )
+    assert lines(said, "mean loss")[1].startswith("PASS")
+
+
+def test_reasons_are_kept(once: Finished, kept: Path, ended: Command) -> None:
+    words = ("check", once.bundle, "--baseline", kept, "--update-baseline")
+    said = ended(*words, "--reason", "new photos")
+    assert "reason 2: new photos" in said.out
+    assert [reason.text for reason in load(kept).reasons] == ["first release", "new photos"]
+    said = ended(*words)
+    assert said.code == 2
+    assert "no reason" in said.err
+    said = ended("check", once.bundle, "--update-baseline", "--reason", "x")
+    assert said.code == 2
+    assert "--baseline FILE.json" in said.err
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("scale", 3, "another scale: x3 there, x2 in the bundle"),
+        ("tests", "0" * 64, "another test set: "),
+        ("protocol", "PSNR of RGB", "another protocol: PSNR of RGB there"),
+        ("schema", 9, "its schema is 9, this program reads 1"),
+        ("kind", "a song", "no baseline of this program"),
+        ("benches", {"cpu-int8": 1}, "damaged: benches.cpu-int8"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(
+    name: str, value: object, told: str, once: Finished, kept: Path, ended: Command
+) -> None:
+    stated = json.loads(kept.read_text())
+    kept.write_text(json.dumps(stated | {name: value}))
+    said = ended("check", once.bundle, "--baseline", kept)
+    assert said.code == 2
+    assert told in said.err
+    assert "hint: " in said.err
+
+
+def test_files_that_are_no_baseline(once: Finished, tmp_path: Path, ended: Command) -> None:
+    said = ended("check", once.bundle, "--baseline", tmp_path / "none.json")
+    assert (said.code, "No such file" in said.err) == (2, True)
+    (tmp_path / "half.json").write_text('{"kind"')
+    said = ended("check", once.bundle, "--baseline", tmp_path / "half.json")
+    assert (said.code, "damaged" in said.err) == (2, True)
+
+
+def test_a_baseline_with_changed_files_is_refused(
+    once: Finished, finished: Finished, ended: Command
+) -> None:
+    with (finished.bundle / "quality/cpu-int8.json").open("a") as file:
+        file.write(" ")
+    said = ended("check", once.bundle, "--baseline", finished.bundle)
+    assert said.code == 2
+    assert "quality/cpu-int8.json is changed" in said.err
+    said = ended("check", finished.bundle, "--baseline", once.bundle)
+    assert said.code == 6
+    assert "CHANGED  quality/cpu-int8.json" in said.out
+
+
+def test_it_loads_no_torch(once: Finished, kept: Path) -> None:
+    code = (
+        "import sys\n"
+        "from pipeline.cli import app\n"
+        f"words = ['check', {str(once.bundle)!r}, '--baseline', {str(kept)!r}]\n"
+        "try:\n    app(words)\nexcept SystemExit:\n    pass\n"
+        "assert not {'torch', 'onnx', 'coremltools'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
