@@ -22,7 +22,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from mipkd.core.errors import MipkdError, UsageError
-from pipeline import cli_bundle
+from pipeline import cli_bundle, cli_runs
 from pipeline.terminal import EXIT, ROOMS, Verbose, set_logging
 
 log = logging.getLogger(__name__)
@@ -320,18 +320,7 @@ def doctor(
     typer.echo(json.dumps(found, indent=2) if as_json else told(found))
 
 
-@app.command()
-def report(
-    folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
-    verbose: Verbose = False,
-) -> None:
-    """Write the report of a finished run anew."""
-    set_logging(verbose)
-    from pipeline.conclude import report_again
-
-    typer.echo(f"report: {report_again(folder)}")
-
-
+cli_runs.register(app)
 cli_bundle.register(app)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +18,13 @@ from pipeline.bundle.kit import kit_name, make_kit
 from pipeline.bundle.pack import pack, students
 from pipeline.config import Config
 from pipeline.flow import Flow
-from pipeline.report.write import write
+from pipeline.report import history
+from pipeline.report.results import load
+from pipeline.report.write import RESULTS, write
 from pipeline.run import EVIDENCE, Run, commit, now
 from pipeline.stages.judge import NOT_MEASURED, GateConfig, judge
+
+log = logging.getLogger(__name__)
 
 
 def conclude(config: Config, run: Run, found: Flow, *, command: str) -> Evidence:
@@ -64,6 +69,10 @@ def conclude(config: Config, run: Run, found: Flow, *, command: str) -> Evidence
     )
     (run.root / "config.toml").write_text(tomli_w.dumps(_plain(config)))
     _publish(run, evidence)
+    try:
+        history.append(load(report_folder(run.root) / RESULTS), run.root.parent / history.FILE)
+    except OSError as error:  # the run is whole without it
+        log.warning("history: %s cannot be written: %s", run.root.parent, error.strerror)
     return evidence
 
 

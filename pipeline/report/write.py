@@ -17,6 +17,8 @@ from pipeline.report.junit import junit
 from pipeline.report.results import collect
 from pipeline.report.schema import Results
 
+RESULTS = "results.json"
+
 
 def write(evidence: Evidence, out: Path) -> Path:
     """Write `index.html`, `report.md`, `results.json` and `junit.xml` into `out`.
@@ -27,7 +29,7 @@ def write(evidence: Evidence, out: Path) -> Path:
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    (partial / "results.json").write_text(results.model_dump_json(indent=1))
+    (partial / RESULTS).write_text(results.model_dump_json(indent=1))
     tests = junit(results.run.name, results.run.created, results.verdict.gates)
     (partial / "junit.xml").write_text(tests)
     (partial / "report.md").write_text(_markdown(results))

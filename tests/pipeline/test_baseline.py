@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -165,3 +166,35 @@ def test_it_loads_no_torch(once: Finished, kept: Path) -> None:
         "assert not {'torch', 'onnx', 'coremltools'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_the_script_of_the_ci_action(
+    once: Finished, kept: Path, tmp_path: Path, ended: Command
+) -> None:
+    """Its steps as a runner of GitHub takes them; what it would install is there already."""
+    script = Path(__file__).parents[2] / "docs/ci/check.sh"
+    summary, output = tmp_path / "summary.md", tmp_path / "output"
+    env = os.environ | {
+        "MIPKD_PIPELINE": str(Path(sys.executable).with_name("mipkd-pipeline")),
+        "BUNDLE": str(once.bundle),
+        "BASELINE": str(kept),
+        "SETTINGS": "baseline.max_slowdown=off baseline.max_growth=0.5",
+        "GITHUB_STEP_SUMMARY": str(summary),
+        "GITHUB_OUTPUT": str(output),
+    }
+    said = subprocess.run(["bash", script], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert said.returncode == 6, said.stderr  # nothing is half as large as itself
+    assert "::error title=mipkd-pipeline check::cpu int8: size 1.000 x" in said.stdout
+    assert "### ❌ run: FAIL" in summary.read_text()
+    junit = output.read_text().strip().removeprefix("junit=")
+    assert ET.parse(junit).getroot()[0].get("name") == "run"
+
+
+def test_the_action_calls_that_script_with_what_it_reads() -> None:
+    root = Path(__file__).parents[2]
+    action, script = (root / "action.yml").read_text(), (root / "docs/ci/check.sh").read_text()
+    assert "docs/ci/check.sh" in action
+    assert "docs/ci/check.sh" in (root / "docs/ci/gitlab.yml").read_text()
+    for name in ("BUNDLE", "BASELINE", "SETTINGS", "RUNTIMES"):
+        assert f"{name}: ${{{{ inputs.{name.lower()} }}}}" in action
+        assert f"${name}" in script.replace("${", "$")

@@ -1,0 +1,67 @@
+"""The commands that read finished runs: report, history."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.terminal import Verbose, set_logging
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    for command in (report, history):
+        app.command()(command)
+
+
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of finished runs.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Of several runs: the page that compares them.")
+    ] = Path("comparison.html"),
+    verbose: Verbose = False,
+) -> None:
+    """Write the report of a finished run anew; of several, one page that compares them."""
+    set_logging(verbose)
+    if len(folders) == 1:
+        from pipeline.conclude import report_again
+
+        typer.echo(f"report: {report_again(folders[0])}")
+        return
+    from pipeline.report import comparison
+
+    seen = comparison.read(folders)
+    found = comparison.table(seen)
+    shown = Table(*found.head)
+    for row in found.rows:
+        shown.add_row(*row.cells)
+    Console().print(shown)
+    typer.echo(f"comparison: {comparison.write_page(seen, out)}")
+
+
+def history(
+    folder: Annotated[Path, typer.Argument(help="The folder that holds runs' folders.")] = Path(
+        "runs"
+    ),
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: a page there.")] = None,
+    verbose: Verbose = False,
+) -> None:
+    """What the runs on this machine came to over time, and where it changed."""
+    set_logging(verbose)
+    from pipeline.report import history as work
+
+    found = work.read(folder / work.FILE)
+    shown = Table("run", "target", "precision", "LR", "runs", "p50 ms", "PSNR-Y dB", "verdict")
+    for key, series in work.by_series(found).items():
+        run, target, precision, size, _, _ = key
+        last = series[-1]
+        figures = [f"{v:.3f}" if v is not None else "" for v in (last.p50_ms, last.psnr_y_db)]
+        shown.add_row(run, target, precision, size, str(len(series)), *figures, last.verdict)
+    Console().print(shown)
+    for name, line in work.told_of_all(found):
+        typer.echo(f"changed  {name}: {line}")
+    typer.echo(f"history: {work.write_page(found, out or folder / 'history.html')}")

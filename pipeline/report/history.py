@@ -1,0 +1,237 @@
+"""What runs on one machine came to over time: lines in a plain file, changes, and a page.
+
+`history.jsonl` lies beside the runs' folders; each finished run adds a line for each model.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from markupsafe import Markup
+from pydantic import TypeAdapter, ValidationError
+
+from mipkd.core.errors import UsageError
+from pipeline.report.plots import Curve, lines
+from pipeline.report.schema import MeasurementResult, Results
+from pipeline.report.write import environment
+
+FILE = "history.jsonl"
+_BEFORE, _AFTER = 5, 3  # runs whose medians are held against each other
+_UNITS = {"p50_ms": "p50, ms", "psnr_y_db": "PSNR-Y, dB"}
+_LEAST = {"p50_ms": 0.05, "psnr_y_db": 0.02}  # a change: a share of a latency, dB of a PSNR
+_SPREAD = 4.0  # and as many times the median deviation of the runs before
+
+
+@dataclass(frozen=True)
+class Line:
+    """One model of one run."""
+
+    created: str  # ISO 8601, UTC
+    run: str
+    commit: str
+    host: str  # id of the machine that measured
+    cpu: str
+    target: str
+    precision: str
+    size: str  # LR, at which the latency is
+    p50_ms: float | None
+    psnr_y_db: float | None
+    tests: str  # a hash over the test images
+    verdict: str
+
+    @property
+    def series(self) -> tuple[str, ...]:
+        """What it can be compared with: the same on the same machine and images."""
+        return (self.run, self.target, self.precision, self.size, self.host, self.tests)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A figure that moved and stayed: medians of the runs before and from there on."""
+
+    at: int  # index of the first line after it
+    before: float
+    after: float
+
+
+def of_results(results: Results) -> Iterator[Line]:
+    """A line for each model of the student that was measured."""
+    for m in results.measurements:
+        if m.role != "student" or m.kind == "reference":
+            continue
+        size, p50_ms = _latency(m)
+        host = m.host or results.host
+        yield Line(
+            created=results.run.created,
+            run=results.run.name,
+            commit=results.run.commit,
+            host=host.id,
+            cpu=host.cpu,
+            target=m.target,
+            precision=m.precision,
+            size=size,
+            p50_ms=p50_ms,
+            psnr_y_db=m.quality.psnr_y_db if m.quality else None,
+            tests=results.tests.sha256[:12],
+            verdict=results.verdict.outcome,
+        )
+
+
+def append(results: Results, file: Path) -> None:
+    """Add a run's lines; the file only grows."""
+    with file.open("a") as kept:
+        for line in of_results(results):
+            kept.write(json.dumps(asdict(line)) + "\n")
+
+
+def read(file: Path) -> list[Line]:
+    """All lines, oldest first; half a line at the end, of a run that was killed, is left out.
+
+    Raises:
+        UsageError: no such file, or a line that is none of ours.
+    """
+    try:
+        texts = file.read_text().splitlines()
+    except OSError as error:
+        raise UsageError(
+            f"history: no {FILE} in {file.parent}: {error.strerror}",
+            hint="give the folder that holds the runs' folders",
+        ) from error
+    found = []
+    for number, text in enumerate(texts, 1):
+        try:
+            found.append(TypeAdapter(Line).validate_json(text))
+        except ValidationError as error:
+            if number == len(texts):
+                break
+            what = error.errors()[0]["msg"]
+            raise UsageError(
+                f"{file}: line {number}: {what}", hint="take that line out of the file"
+            ) from error
+    return sorted(found, key=lambda line: line.created)
+
+
+def by_series(found: Iterable[Line]) -> dict[tuple[str, ...], list[Line]]:
+    """Lines that can be compared, in order of time."""
+    series: dict[tuple[str, ...], list[Line]] = {}
+    for line in found:
+        series.setdefault(line.series, []).append(line)
+    return series
+
+
+def changes(values: Sequence[float], figure: str) -> list[Change]:
+    """Where a figure moves by more than it scatters, and stays there for as long as is known.
+
+    Each place is judged by the median of up to 5 runs before it and of up to 3 from it on, so
+    that one bad run is no change; of places next to each other the largest step counts.
+    """
+    steps: list[Change] = []
+    for at in range(1, len(values)):
+        old, new = values[max(0, at - _BEFORE) : at], values[at : at + _AFTER]
+        before, after = statistics.median(old), statistics.median(new)
+        scatter = statistics.median(abs(v - before) for v in old)
+        least = _LEAST[figure] * (before if figure == "p50_ms" else 1)
+        if abs(after - before) > max(least, _SPREAD * scatter):
+            steps.append(Change(at, before, after))
+    found: list[Change] = []
+    for step in steps:
+        size = abs(values[step.at] - values[step.at - 1])
+        if found and step.at - found[-1].at < _AFTER:
+            other = found[-1]
+            if size > abs(values[other.at] - values[other.at - 1]):
+                found[-1] = step
+        else:
+            found.append(step)
+    return found
+
+
+def told(line: Line, change: Change, figure: str) -> str:
+    """A change in words."""
+    moved = change.after - change.before
+    by = f"{moved / change.before:+.1%}" if figure == "p50_ms" else f"{moved:+.3f} dB"
+    unit = "ms" if figure == "p50_ms" else "dB"
+    return (
+        f"{line.created[:16].replace('T', ' ')} {line.commit[:10]}: {change.before:.3f} to "
+        f"{change.after:.3f} {unit} ({by})"
+    )
+
+
+def write_page(found: Sequence[Line], out: Path) -> Path:
+    """A page with a plot of each series and figure; its changes in words."""
+    panels = [
+        {
+            "name": one.name,
+            "unit": _UNITS[one.figure],
+            "plot": Markup(_drawn(one)),
+            "cpu": one.lines[-1].cpu,
+            "said": one.said,
+            "last": f"{one.values[-1]:.3f}",
+            "runs": len(one.values),
+        }
+        for one in _drawable(found)
+    ]
+    page = environment(html=True).get_template("history.html.j2").render(panels=panels)
+    out.write_text(page)
+    return out
+
+
+def told_of_all(found: Sequence[Line]) -> Iterator[tuple[str, str]]:
+    """Every change: of which series, and in words."""
+    for one in _drawable(found):
+        for line in one.said:
+            yield one.name, line
+
+
+@dataclass(frozen=True)
+class _Drawable:
+    """One figure of one series, of two runs or more."""
+
+    name: str
+    figure: str
+    lines: list[Line]
+    values: list[float]
+
+    @property
+    def moved(self) -> list[Change]:
+        return changes(self.values, self.figure)
+
+    @property
+    def said(self) -> list[str]:
+        return [told(self.lines[change.at], change, self.figure) for change in self.moved]
+
+
+def _drawable(found: Sequence[Line]) -> Iterator[_Drawable]:
+    for (run, target, precision, size, *_), series in by_series(found).items():
+        for figure in _UNITS:
+            kept = [line for line in series if getattr(line, figure) is not None]
+            if len(kept) > 1:
+                at = f" at LR {size}" if figure == "p50_ms" else ""
+                values = [float(getattr(line, figure)) for line in kept]
+                yield _Drawable(f"{run}: {target} {precision}{at}", figure, kept, values)
+
+
+def _drawn(one: _Drawable) -> str:
+    unit, xs = _UNITS[one.figure], list(range(1, len(one.values) + 1))
+    curves = [Curve(one.name, xs, one.values, 0), *_steps(one.moved, len(xs))]
+    return lines(curves, title=f"{one.name}, {unit}", x="run", y=unit)
+
+
+def _steps(moved: Sequence[Change], count: int) -> Iterator[Curve]:
+    """The medians on both sides of each change."""
+    for change in moved:
+        first, last = max(0, change.at - _BEFORE), min(count, change.at + _AFTER)
+        yield Curve("before", [first + 1, change.at], [change.before] * 2, 2)
+        yield Curve("after", [change.at + 1, max(last, change.at + 2)], [change.after] * 2, 1)
+
+
+def _latency(m: MeasurementResult) -> tuple[str, float | None]:
+    """At the largest size that is valid."""
+    valid = [one for one in m.latencies if one.p50_ms is not None and not one.invalid_because]
+    if not valid:
+        return "", None
+    most = max(valid, key=lambda one: one.height * one.width)
+    return f"{most.width}x{most.height}", most.p50_ms

@@ -1,0 +1,116 @@
+"""Runs over time: one line a model, changes that stay, no alarm at a single bad run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.report import history
+from pipeline.report.history import Line, changes
+
+Finished = Any  # the record of conftest.py
+Command = Callable[..., Any]
+
+LINE = Line(
+    *("2026-01-01T00:00:00+00:00", "edsr", "abc", "h", "a CPU", "cpu", "int8", "128x128"),
+    *(20.0, 30.0, "t", "PASS"),
+)
+
+
+def at(values: Sequence[float], figure: str = "p50_ms") -> list[int]:
+    return [change.at for change in changes(values, figure)]
+
+
+def test_a_step_that_stays_is_found_where_it_is() -> None:
+    assert at([20, 20.1, 19.9, 20, 20.2, 23, 23.1, 22.9, 23]) == [5]
+    assert at([30.0, 30.0, 30.0, 29.9, 29.9], "psnr_y_db") == [3]
+
+
+def test_one_bad_run_between_good_ones_is_no_change() -> None:
+    assert at([20, 20.1, 19.9, 40, 20, 20.1, 19.9, 20]) == []
+
+
+def test_noise_alone_is_rarely_a_change() -> None:
+    rng = np.random.default_rng(0)
+    alarms = sum(bool(at(20 * rng.normal(1, 0.01, 30))) for _ in range(100))
+    assert alarms <= 5
+
+
+def test_two_changes_are_two() -> None:
+    assert at([20.0] * 6 + [30.0] * 6 + [25.0] * 6) == [6, 12]
+
+
+def test_each_finished_run_adds_its_models(once: Finished) -> None:
+    found = history.read(once.root.parent / history.FILE)
+    assert {(line.target, line.precision) for line in found} >= {("cpu", "fp32"), ("cpu", "int8")}
+    cpu = next(line for line in found if line.target == "cpu")
+    assert (cpu.run, cpu.size) == ("run", "32x32")
+    assert cpu.p50_ms
+    assert cpu.psnr_y_db
+
+
+def test_the_command_tells_changes_and_draws_them(tmp_path: Path, ended: Command) -> None:
+    values = [20.0, 20.1, 19.9, 20.0, 24.0, 24.1, 23.9]
+    texts = [
+        json.dumps(asdict(replace(LINE, created=f"2026-01-{day:02}T00:00:00+00:00", p50_ms=ms)))
+        for day, ms in enumerate(values, 1)
+    ]
+    (tmp_path / history.FILE).write_text("\n".join([*texts, '{"created": "half']))
+    said = ended("history", tmp_path)
+    assert said.code == 0, said.err
+    assert "changed  edsr: cpu int8 at LR 128x128: 2026-01-05" in said.out
+    assert "20.000 to 24.000 ms (+20.0%)" in said.out
+    page = (tmp_path / "history.html").read_text()
+    assert page.count("<svg") == 2
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_folders_without_runs_and_damaged_lines(tmp_path: Path, ended: Command) -> None:
+    said = ended("history", tmp_path)
+    assert (said.code, "no history.jsonl" in said.err) == (2, True)
+    (tmp_path / history.FILE).write_text("nonsense\n" + json.dumps(asdict(LINE)) + "\n")
+    said = ended("history", tmp_path)
+    assert (said.code, "history.jsonl: line 1" in said.err) == (2, True)
+
+
+@pytest.fixture
+def two(once: Finished, tmp_path: Path) -> list[Path]:
+    """A run, and one whose INT8 has other figures."""
+    folders = [tmp_path / "a" / "run", tmp_path / "b" / "run"]
+    for folder in folders:
+        shutil.copytree(once.root / "report", folder / "report", symlinks=True)
+    file = folders[1] / "report/latest/results.json"
+    stated = json.loads(file.read_text())
+    for m in stated["measurements"]:
+        if (m["target"], m["precision"], m["role"]) == ("cpu", "int8", "student"):
+            for image in m["quality"]["images"]:
+                image["psnr_y_db"] -= 0.1
+    file.write_text(json.dumps(stated))
+    return folders
+
+
+def test_two_runs_on_one_page(two: list[Path], tmp_path: Path, ended: Command) -> None:
+    said = ended("report", *two, "--out", tmp_path / "both.html")
+    assert said.code == 0, said.err
+    page = (tmp_path / "both.html").read_text()
+    assert "-0.100" in page.replace("\u2212", "-")
+    assert "b/run" in page
+    assert "not interleaved" in page
+
+
+def test_runs_that_cannot_be_compared(two: list[Path], tmp_path: Path, ended: Command) -> None:
+    said = ended("report", two[0], tmp_path, "--out", tmp_path / "both.html")
+    assert (said.code, "cannot be read" in said.err) == (2, True)
+    file = two[1] / "report/latest/results.json"
+    stated = json.loads(file.read_text())
+    stated["student"]["scale"] = 3
+    file.write_text(json.dumps(stated))
+    said = ended("report", *two, "--out", tmp_path / "both.html")
+    assert (said.code, "is of scale x3" in said.err) == (2, True)
