@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 _QUICK = 4  # a harm is measured on each fourth crop
 _CLEARLY = 0.9  # of the time of a finer precision
-_LEAST = 0.002  # of the whole: less cannot be measured, and every float costs at least that
+_LEAST = 0.01  # of the whole: what is timed together costs at least that; less cannot be measured
 _ALIKE = 12  # of operations that take the same time, this many are timed together
 _AT_ONCE = 8  # candidates timed in turns
 
@@ -165,9 +165,8 @@ class Judge:
             )
             base.append(found[""])
             for kind, names in some:
-                extra = (found[kind] - found[""]) / len(names[:_ALIKE])
-                cost = rounded(max(extra, _LEAST * found[""]))
-                costs.update(dict.fromkeys(names, cost))
+                extra = max(found[kind] - found[""], _LEAST * rounded(found[""]))
+                costs.update(dict.fromkeys(names, rounded(extra / len(names[:_ALIKE]))))
         return statistics.median(base), costs
 
     def base_ms(self, ranges: str, size: tuple[int, int], settings: BenchSettings) -> float:

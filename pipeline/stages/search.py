@@ -36,7 +36,7 @@ Decibels = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0)]
 
 _PACE = BenchSettings(
-    warmup_s=0.1, min_time_s=0.4, min_samples=10, max_time_s=10.0, attempts=1, max_drift=9.0
+    warmup_s=0.1, min_time_s=1.2, min_samples=24, max_time_s=10.0, attempts=1, max_drift=9.0
 )
 
 
@@ -75,7 +75,7 @@ def hold_out(config: QuantizeConfig, photos: Photos, split_seed: int, out: Path)
     )
 
 
-@stage(version=4, resumes=True)
+@stage(version=5, resumes=True)
 def search(
     config: QuantizeConfig,
     target: str,
