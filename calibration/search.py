@@ -119,11 +119,12 @@ def search(
     return _as_found(tried, near, bounds, met=True)
 
 
-def rounded(ms: float) -> float:
-    """A cost, above 0, to half a power of two, so that the noise of timing decides nothing."""
+def rounded(ms: float, *, parts: int = 1) -> float:
+    """A time, above 0, to a power of two, or to one of `parts` between them: so coarse that the
+    noise of timing decides nothing."""
     from math import log2
 
-    return float(2 ** (round(2 * log2(ms)) / 2))
+    return float(2 ** (round(parts * log2(ms)) / parts))
 
 
 def _by_worth(

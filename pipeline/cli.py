@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
 from mipkd.core.errors import MipkdError, UsageError
 from pipeline import cli_bundle, cli_runs
-from pipeline.terminal import EXIT, ROOMS, Verbose, set_logging
+from pipeline.terminal import EXIT, ROOMS, Verbose, print_wide, set_logging
 
 log = logging.getLogger(__name__)
 
@@ -162,8 +161,7 @@ def run(
         )
     with here.locked():
         evidence = conclude(settings, here, flow(settings, here), command=_command())
-    console = Console()
-    Console(width=max(console.width, 110)).print(summary(evidence))
+    print_wide(summary(evidence))
     typer.echo(f"report: {report_folder(here.root) / 'index.html'}")
     typer.echo(f"bundle: {bundle_folder(here.root)}")
     cli_bundle.tell_kits(here.root, unseen(evidence))
@@ -243,8 +241,7 @@ def study(
     table = Table(*head)
     for row in rows:
         table.add_row(*row)
-    console = Console()
-    Console(width=max(console.width, 130)).print(table)
+    print_wide(table)
     typer.echo(f"report: {here.root / 'report' / 'latest' / 'index.html'}")
     raise typer.Exit(7 if found.missing else 0)
 

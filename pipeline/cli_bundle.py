@@ -16,14 +16,13 @@ from rich.table import Table
 
 from mipkd.core.errors import MissingError, StageError
 from mipkd.core.records import Outcome
-from pipeline.terminal import EXIT, Verbose, set_logging
+from pipeline.terminal import EXIT, Verbose, print_wide, set_logging
 
 if TYPE_CHECKING:
     from pipeline.bundle.replay import Replayed
     from pipeline.bundle.timing import Timed
 
 Bundle = Annotated[Path, typer.Argument(help="Folder bundle/ of a finished run.")]
-_WIDTH = 110  # of tables where the terminal is narrower or none
 
 
 def register(app: typer.Typer) -> None:
@@ -147,8 +146,7 @@ def bench(
         for one in model.latencies:
             doubt = model.invalid_because or one.invalid_because
             table.add_row(*head, f"{one.size[1]}x{one.size[0]}", *_figures(one.samples_s, doubt))
-    console = Console()
-    Console(width=max(console.width, _WIDTH)).print(table)
+    print_wide(table)
     typer.echo(f"on {found.host.cpu}, {found.host.cores} cores")
     for line in dict.fromkeys(_remarks(found.models)):
         typer.echo(line)
@@ -252,8 +250,7 @@ def collect(
 
     brought, evidence = collected(results, run)
     host = next(m.host for m in brought.measurements if m.host)
-    console = Console()
-    Console(width=max(console.width, _WIDTH)).print(summary(evidence))
+    print_wide(summary(evidence))
     typer.echo(f"{brought.target}: measured on {host.cpu}, {host.cores} cores ({host.system})")
     typer.echo(f"report: {report_folder(run) / 'index.html'}")
     typer.echo(f"bundle: {bundle_folder(run)}")

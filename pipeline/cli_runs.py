@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from pipeline.terminal import Verbose, set_logging
+from pipeline.terminal import Verbose, print_wide, set_logging
 
 
 def register(app: typer.Typer) -> None:
@@ -39,7 +38,7 @@ def report(
     shown = Table(*found.head)
     for row in found.rows:
         shown.add_row(*row.cells)
-    Console().print(shown)
+    print_wide(shown)
     typer.echo(f"comparison: {comparison.write_page(seen, out)}")
 
 
@@ -61,7 +60,7 @@ def history(
         last = series[-1]
         figures = [f"{v:.3f}" if v is not None else "" for v in (last.p50_ms, last.psnr_y_db)]
         shown.add_row(run, target, precision, size, str(len(series)), *figures, last.verdict)
-    Console().print(shown)
+    print_wide(shown)
     for name, line in work.told_of_all(found):
         typer.echo(f"changed  {name}: {line}")
     typer.echo(f"history: {work.write_page(found, out or folder / 'history.html')}")

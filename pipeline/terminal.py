@@ -7,11 +7,12 @@ import warnings
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.logging import RichHandler
 
 from mipkd.core.records import Outcome
 
+_WIDTH = 130  # of tables where the terminal is narrower or none
 ROOMS = ("pipeline", "mipkd", "targets", "calibration")
 EXIT = {Outcome.PASS: 0, Outcome.FAIL: 6, Outcome.INVALID: 7}
 COLOURS = {Outcome.PASS: "green", Outcome.FAIL: "red", Outcome.INVALID: "yellow"}
@@ -29,3 +30,9 @@ def set_logging(verbose: bool) -> None:
         logging.getLogger(room).setLevel(logging.DEBUG if verbose else logging.INFO)
     if not verbose:
         warnings.simplefilter("ignore")  # of libraries; ours are logged
+
+
+def print_wide(what: RenderableType) -> None:
+    """A table, as wide as it should be also where the terminal is narrow or none."""
+    console = Console()
+    Console(width=max(console.width, _WIDTH)).print(what)

@@ -243,6 +243,8 @@ class Latency:
     invalid_because: str = ""
     joules_per_frame: float | None = None  # mean power while running x time, idle power included
     power_from: str = ""  # the meter and its rails
+    at_s: tuple[float, ...] = ()  # when each sample began, since the first
+    end_to_end_s: float | None = None  # median from bytes to bytes: copy in, run, copy out
 
 
 @dataclass(frozen=True)

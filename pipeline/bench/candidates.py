@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from calibration.search import Loss, rounded
+from calibration.search import Loss
 from mipkd.core.images import PSNR_OF_EQUAL_DB, luma
 from mipkd.core.records import Holdout
 from pipeline.bench.latency import BenchSettings, compare
@@ -165,8 +165,8 @@ class Judge:
             )
             base.append(found[""])
             for kind, names in some:
-                extra = max(found[kind] - found[""], _LEAST * rounded(found[""]))
-                costs.update(dict.fromkeys(names, rounded(extra / len(names[:_ALIKE]))))
+                extra = max(found[kind] - found[""], _LEAST * found[""])
+                costs.update(dict.fromkeys(names, extra / len(names[:_ALIKE])))
         return statistics.median(base), costs
 
     def base_ms(self, ranges: str, size: tuple[int, int], settings: BenchSettings) -> float:

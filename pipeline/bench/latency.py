@@ -22,7 +22,7 @@ import numpy as np
 
 from mipkd.core.records import Latency
 from pipeline.bench.power import Energy, Source, joules_per_frame
-from targets.base import FloatArray, Session, takes_bytes
+from targets.base import FloatArray, Session, takes_bytes, upscale
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ FEWEST = 5  # samples; a median of fewer says nothing
 PLENTY = 5000  # samples; more would not sharpen a p99, and all are kept in files
 _TURN_CALLS = 500  # so that a model of microseconds does not fill a turn with 100,000 samples
 _METERED_S = 0.5
+_END_TO_END_NS = 200_000_000
 _TOO_FAST = 1 / 3  # of the median: no clock moves that far, a call that does not block does
 
 
@@ -92,7 +93,10 @@ def compare(
         log.info("latency at %dx%d: %s", size[1], size[0], "; ".join(drifting))
     for runner in well:
         runner.invalid_because = runner.check_output() or doubt(runner.samples_s, settings)
-        if power and not runner.invalid_because:
+        if runner.invalid_because:
+            continue
+        runner.end_to_end_s = runner.measure_end_to_end()
+        if power:
             runner.energy = runner.measure_energy(power, settings)
     return {runner.name: runner.latency(size) for runner in runners}
 
@@ -151,9 +155,12 @@ class _Runner:
     cold_start_s: float = 0.0
     warmups: int = 0
     usual_s: float = 0.0  # of the latest uncounted call
+    started_ns: int = 0  # the latest call
     samples_ns: list[int] = field(default_factory=list)
+    starts_ns: list[int] = field(default_factory=list)
     spent_ns: int = 0
     invalid_because: str = ""
+    end_to_end_s: float | None = None
     energy: Energy | None = None
 
     @property
@@ -166,6 +173,7 @@ class _Runner:
         sr_NCHW = self.session.run(self.lr_NCHW)
         end = perf_counter_ns()
         del sr_NCHW
+        self.started_ns = start
         return end - start
 
     def turn(self, turn_ns: int) -> None:
@@ -176,6 +184,7 @@ class _Runner:
         while spent < turn_ns and calls < _TURN_CALLS:
             sample = self.call_ns()
             self.samples_ns.append(sample)
+            self.starts_ns.append(self.started_ns)
             spent += sample
             calls += 1
         self.spent_ns += spent
@@ -198,6 +207,18 @@ class _Runner:
             return f"output of shape {sr_NCHW.shape} for an input of shape {self.lr_NCHW.shape}"
         return "" if np.isfinite(sr_NCHW).all() else "output has values that are not finite"
 
+    def measure_end_to_end(self) -> float:
+        """What a caller with bytes waits for bytes: conversions to and from floats included."""
+        image_NCHW = self.lr_NCHW if takes_bytes(self.session) else np.rint(self.lr_NCHW * 255)
+        lr_HWC = np.ascontiguousarray(image_NCHW[0].transpose(1, 2, 0), dtype=np.uint8)
+        scale = np.asarray(self.session.run(self.lr_NCHW)).shape[2] // len(lr_HWC)
+        found: list[int] = []
+        while len(found) < FEWEST or (sum(found) < _END_TO_END_NS and len(found) < _TURN_CALLS):
+            start = perf_counter_ns()
+            upscale(self.session, lr_HWC, scale=scale)
+            found.append(perf_counter_ns() - start)
+        return float(np.median(found)) * 1e-9
+
     def measure_energy(self, power: Source, settings: BenchSettings) -> Energy | None:
         """A meter that is read ten times a second needs a while, however short the settings."""
         seconds = max(_METERED_S, 2 * settings.min_time_s)
@@ -212,6 +233,8 @@ class _Runner:
             invalid_because=self.invalid_because,
             joules_per_frame=self.energy.joules_per_frame if self.energy else None,
             power_from=self.energy.source if self.energy else "",
+            at_s=tuple(round((s - self.starts_ns[0]) * 1e-9, 6) for s in self.starts_ns),
+            end_to_end_s=self.end_to_end_s,
         )
 
 
@@ -236,7 +259,7 @@ def _warm_up(runner: _Runner, settings: BenchSettings) -> None:
 def _interleave(runners: list[_Runner], settings: BenchSettings, order: random.Random) -> None:
     """Turns in random order until each has enough samples; earlier samples are dropped."""
     for runner in runners:
-        runner.samples_ns, runner.spent_ns = [], 0
+        runner.samples_ns, runner.starts_ns, runner.spent_ns = [], [], 0
     turn_ns = int(settings.turn_s * 1e9)
     with _without_collector():
         while not all(runner.done(settings) for runner in runners):

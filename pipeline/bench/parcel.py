@@ -207,8 +207,8 @@ def hash_of(data: bytes) -> str:
 
 def _latency(stated: Mapping[str, Any]) -> Latency:
     height, width = stated["size"]
-    samples_s = tuple(stated["samples_s"])
-    return Latency(**{**stated, "size": (height, width), "samples_s": samples_s})
+    series = {name: tuple(stated.get(name, ())) for name in ("samples_s", "at_s")}
+    return Latency(**{**stated, "size": (height, width), **series})
 
 
 def _built(stated: Mapping[str, Any], folder: Path) -> Built:

@@ -15,11 +15,17 @@ _DRAWS = 1000
 
 @dataclass(frozen=True)
 class Percentiles:
-    """Of raw samples, in seconds; interpolated, so p99 of under 100 samples is near the maximum."""
+    """Of raw samples, in seconds; interpolated, so p99 of under 100 samples is near the maximum.
+
+    The ranges hold each with 95 % confidence, if calls were independent of each other.
+    """
 
     p50_s: float
     p90_s: float
     p99_s: float
+    p50_range_s: tuple[float, float]
+    p90_range_s: tuple[float, float]
+    p99_range_s: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -33,8 +39,19 @@ class Ratio:
 
 def percentiles(samples_s: Sequence[float]) -> Percentiles:
     """p50, p90 and p99 of at least one sample."""
-    p50, p90, p99 = np.percentile(np.asarray(samples_s, dtype=np.float64), (50, 90, 99))
-    return Percentiles(float(p50), float(p90), float(p99))
+    ordered = np.sort(np.asarray(samples_s, dtype=np.float64))
+    shares = (0.5, 0.9, 0.99)
+    p50, p90, p99 = (float(v) for v in np.quantile(ordered, shares))
+    return Percentiles(p50, p90, p99, *(_range(ordered, share) for share in shares))
+
+
+def _range(ordered: npt.NDArray[np.float64], share: float) -> tuple[float, float]:
+    """Between which samples a quantile lies: how many are below it is binomial."""
+    from scipy.stats import binom
+
+    first, last = binom.ppf((0.025, 0.975), len(ordered), share)
+    low = ordered[max(0, int(first) - 1)]
+    return float(low), float(ordered[min(int(last), len(ordered) - 1)])
 
 
 def ratio_of_medians(slow_s: Sequence[float], fast_s: Sequence[float], *, seed: int = 0) -> Ratio:

@@ -29,6 +29,7 @@ _WINDOW = 48  # HR pixels a side
 _STRIDE = 4
 _LOOK_AT = 16  # images, those with the largest figures, so that a large test set stays quick
 _EACH = 2  # exhibits a reason
+_GAIN = 8  # of differences in an error map
 _THUMBNAIL = 240  # pixels of its longer side
 
 Plane = npt.NDArray[np.float64]
@@ -52,6 +53,8 @@ class Exhibit:
     thumbnail: str
     frame: tuple[float, float, float, float]  # left, top, width, height
     tiles: tuple[Tile, ...]
+    under: Tile  # of a slider: what the second one is drawn over
+    over: Tile
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,17 @@ def _exhibit(find: _Find, why: str, folders: dict[str, Path]) -> Exhibit:
         name: image_HWC[find.top : find.top + find.side, find.left : find.left + find.side]
         for name, image_HWC in pixels.items()
     }
+    tiles = {
+        name: Tile(name, _png_uri(crop_hwC), _caption(crop_hwC, crops["Truth"]))
+        for name, crop_hwC in crops.items()
+    }
+    last = list(crops)[-1]
+    base = "Truth" if last == "Student FP32" else "Student FP32"
+    error = Tile(
+        f"{last} − {base}",
+        _png_uri(_error(crops[last], crops[base])),
+        f"grey is equal, ×{_GAIN}",
+    )
     return Exhibit(
         image=find.image,
         why=why,
@@ -182,11 +196,17 @@ def _exhibit(find: _Find, why: str, folders: dict[str, Path]) -> Exhibit:
             100 * find.side / width,
             100 * find.side / height,
         ),
-        tiles=tuple(
-            Tile(name, _png_uri(crop_hwC), _caption(crop_hwC, crops["Truth"]))
-            for name, crop_hwC in crops.items()
-        ),
+        tiles=(*tiles.values(), error),
+        under=tiles[base],
+        over=tiles[last],
     )
+
+
+def _error(crop_hwC: ByteArray, base_hwC: ByteArray) -> ByteArray:
+    """Differences, enlarged, around a middle grey: red where the first has more red."""
+    apart = crop_hwC.astype(np.int16) - base_hwC
+    error_hwC: ByteArray = np.clip(128 + _GAIN * apart, 0, 255).astype(np.uint8)
+    return error_hwC
 
 
 def _read(image: str, folders: dict[str, Path]) -> dict[str, ByteArray]:

@@ -162,8 +162,16 @@ def _latency(m: Measurement, latency: Latency, every: Sequence[Measurement]) -> 
         invalid_because=latency.invalid_because or m.invalid_because,
         joules_per_frame=_finite(latency.joules_per_frame),
         power_from=latency.power_from,
+        p50_range=_range(found.p50_range_s) if found else None,
+        p90_range=_range(found.p90_range_s) if found else None,
+        p99_range=_range(found.p99_range_s) if found else None,
+        end_to_end_ms=latency.end_to_end_s * 1e3 if latency.end_to_end_s else None,
         samples_s=[round(sample, 9) for sample in latency.samples_s],
     )
+
+
+def _range(ends_s: tuple[float, float]) -> s.RangeResult:
+    return s.RangeResult(low=ends_s[0] * 1e3, high=ends_s[1] * 1e3)
 
 
 def _ratio(ratio: Ratio, against: str) -> s.RatioResult:

@@ -192,6 +192,15 @@ class RatioResult(_Part):
     """The precision it is held against."""
 
 
+class RangeResult(_Part):
+    """An interval in milliseconds."""
+
+    low: float
+    """Its lower end."""
+    high: float
+    """Its upper end."""
+
+
 class LatencyResult(_Part):
     """Latency at one input size; seconds only in the raw samples."""
 
@@ -223,6 +232,14 @@ class LatencyResult(_Part):
     """Mean power while running times latency, idle power included; null when not measured."""
     power_from: str = ""
     """The meter and its rails."""
+    p50_range: RangeResult | None = None
+    """95 % interval of p50, in ms, from the order of the samples."""
+    p90_range: RangeResult | None = None
+    """The same of p90."""
+    p99_range: RangeResult | None = None
+    """The same of p99."""
+    end_to_end_ms: float | None = None
+    """Median from 8-bit pixels to 8-bit pixels, conversions included; null when not measured."""
 
 
 class ImageResult(_Part):
@@ -297,7 +314,7 @@ class FloatLayerResult(_Part):
     harm_db: float
     """Mean PSNR-Y that it alone in INT8 would lose on the holdout."""
     cost_ms: float
-    """What it takes longer as a float, rounded to half a power of two."""
+    """What it takes longer as a float, at least what can be measured."""
     reason: str
     """Why it stays float."""
 

@@ -11,6 +11,7 @@ from pipeline.report.schema import (
     MeasurementResult,
     ModelFacts,
     PlanResult,
+    RangeResult,
     RatioResult,
     Results,
 )
@@ -79,7 +80,8 @@ def devices(results: Results) -> list[str]:
 
 def latency_table(results: Results) -> Table:
     """Every latency in full."""
-    head = ["Target", "Model", "LR size", "Samples", "p50 ms", "p90 ms", "p99 ms", "Cold ms"]
+    head = ["Target", "Model", "LR size", "Samples", "p50 ms", "p90 ms", "p99 ms"]
+    head += ["Bytes to bytes ms", "Cold ms"]
     head += ["× teacher", "× own FP32"]
     metered = any(one.power_from for m in results.measurements for one in m.latencies)
     head += ["J/frame"] if metered else []
@@ -92,9 +94,10 @@ def latency_table(results: Results) -> Table:
                 f"{m.role} {m.precision}",
                 as_size(one.height, one.width),
                 str(one.samples),
-                milliseconds(one.p50_ms),
-                milliseconds(one.p90_ms),
-                milliseconds(one.p99_ms) + few,
+                milliseconds(one.p50_ms) + _within(one.p50_range),
+                milliseconds(one.p90_ms) + _within(one.p90_range),
+                milliseconds(one.p99_ms) + few + _within(one.p99_range),
+                milliseconds(one.end_to_end_ms),
                 milliseconds(one.cold_start_ms),
                 _ratio(one.speedup_over_teacher, name_it=True),
                 _ratio(one.speedup_over_fp32),
@@ -104,6 +107,10 @@ def latency_table(results: Results) -> Table:
                 cells[3] = "INVALID"
             rows.append(Row("INVALID" if one.invalid_because else _role(m), cells))
     return Table(head, rows, first=3)
+
+
+def _within(found: RangeResult | None) -> str:
+    return f" ({milliseconds(found.low)} to {milliseconds(found.high)})" if found else ""
 
 
 def gate_table(results: Results) -> Table:

@@ -2,7 +2,7 @@
 
 import difflib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from time import monotonic
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from calibration import holdout
 from calibration import search as core
-from calibration.search import Bounds, Candidate, Found, Loss, Operation
+from calibration.search import Bounds, Candidate, Found, Loss, Operation, rounded
 from mipkd.core.errors import UsageError
 from mipkd.core.records import (
     FloatLayer,
@@ -75,7 +75,7 @@ def hold_out(config: QuantizeConfig, photos: Photos, split_seed: int, out: Path)
     )
 
 
-@stage(version=5, resumes=True)
+@stage(version=6, resumes=True)
 def search(
     config: QuantizeConfig,
     target: str,
@@ -129,9 +129,9 @@ def search(
         found = core.search(
             operations,
             harms=harms,
-            costs_ms=costs_ms,
+            costs_ms={name: rounded(ms) for name, ms in costs_ms.items()},
             bounds=bounds,
-            slack_ms=_SLACK * base_ms,
+            slack_ms=_SLACK * rounded(base_ms, parts=2),
             evaluate=lambda floats: judge.loss(ranges, floats),
             forced=forced,
             late=_clock(started + config.limit_s),
@@ -151,7 +151,7 @@ def search(
         met=found.met,
         max_drop_db=config.max_drop_db,
         max_worst_db=config.max_worst_drop_db,
-        front=tuple(_point(one, base_ms, found) for one in found.front),
+        front=tuple(_point(one, base_ms, costs_ms, found) for one in found.front),
         holdout=held,
         operations=len(operations),
         size=config.size,
@@ -303,9 +303,11 @@ def _float_layer(
     return FloatLayer(op.name, op.kind, harm.mean_db if harm else 0.0, cost_ms, why)
 
 
-def _point(one: Candidate, base_ms: Seconds, found: Found) -> FrontPoint:
+def _point(
+    one: Candidate, base_ms: Seconds, costs_ms: Mapping[str, float], found: Found
+) -> FrontPoint:
     return FrontPoint(
-        ms=base_ms + one.extra_ms,
+        ms=base_ms + sum(costs_ms.get(name, 0.0) for name in one.floats),
         drop_db=one.loss.mean_db,
         worst_db=one.loss.worst_db,
         floats=len(one.floats),

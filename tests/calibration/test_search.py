@@ -111,5 +111,6 @@ def test_the_best_is_on_the_front_where_the_worst_crop_decides() -> None:
 
 
 def test_noise_of_a_tenth_in_the_timing_rarely_moves_a_cost() -> None:
-    assert rounded(1.0) == rounded(1.1) == rounded(0.92)
+    assert rounded(1.0) == rounded(1.3) == rounded(0.8)
+    assert rounded(1.0, parts=2) == rounded(1.1, parts=2) == rounded(0.92, parts=2)
     assert rounded(4.0) == 4.0

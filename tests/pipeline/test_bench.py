@@ -197,6 +197,8 @@ def test_percentiles_and_ratio_are_those_of_the_samples() -> None:
     samples = tuple(i / 100 for i in range(101))
     found = percentiles(samples)
     assert (found.p50_s, found.p90_s, found.p99_s) == pytest.approx((0.5, 0.9, 0.99))
+    for low, high in (found.p50_range_s, found.p90_range_s, found.p99_range_s):
+        assert low < high
     one = ratio_of_medians([2.0], [1.0])
     assert (one.value, one.low, one.high) == (2.0, 2.0, 2.0)
 
@@ -285,3 +287,17 @@ def test_our_own_work_is_no_other_programs(monkeypatch: pytest.MonkeyPatch) -> N
     assert alone.share() == 0.0
     monkeypatch.setattr(host, "_cpu_times", lambda: (19.0, 20.0, 9.0))
     assert beside.share() == 0.5
+
+
+def test_the_range_of_a_percentile_holds_it_19_times_of_20() -> None:
+    rng = np.random.default_rng(0)
+    held = np.zeros(2)
+    for _ in range(400):
+        found = percentiles(rng.exponential(1.0, 120))
+        for index, (share, (low, high)) in enumerate(
+            ((0.5, found.p50_range_s), (0.9, found.p90_range_s))
+        ):
+            held[index] += low <= -np.log(1 - share) <= high
+    assert (held >= 0.93 * 400).all()
+    one = percentiles([2.0])
+    assert (one.p50_s, one.p50_range_s, one.p99_range_s) == (2.0, (2.0, 2.0), (2.0, 2.0))
