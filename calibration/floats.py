@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from mipkd.core.errors import StageError
 from mipkd.core.records import Grid
 
 _Q, _DQ = "QuantizeLinear", "DequantizeLinear"
@@ -58,7 +59,11 @@ def _readers(model: Any, tensor: str) -> tuple[tuple[str, int], ...]:
 
 
 def with_floats(quantized: Any, original: Any, names: Iterable[str]) -> Any:
-    """A copy of `quantized` in which the nodes called `names` are as in `original`."""
+    """A copy of `quantized` in which the nodes called `names` are as in `original`.
+
+    Raises:
+        StageError: there is no such node in INT8.
+    """
     import onnx
 
     model = onnx.ModelProto()
@@ -67,6 +72,8 @@ def with_floats(quantized: Any, original: Any, names: Iterable[str]) -> Any:
     constants = {t.name: t for t in original.graph.initializer}
     floats = set(names)
     held = operations(model)
+    if lost := floats - {node.name for node in held}:
+        raise StageError(f"int8: no operation {', '.join(sorted(lost))} to be left float")
     stored = _stored(model)
     for node in held:
         if node.name in floats:

@@ -7,11 +7,13 @@ and bias from the model that was quantised. Nothing is calibrated again.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mipkd.core.errors import StageError
 from mipkd.core.records import Grid
 
 if TYPE_CHECKING:
@@ -64,7 +66,11 @@ def name_of(op: Any) -> str:
 
 
 def name_as_in(model: Any, file: Path) -> None:
-    """Give what the converter fused and renamed its name in the ONNX file."""
+    """Give what the converter fused and renamed its name in the ONNX file.
+
+    What has none there gets one that is the same each time: the converter numbers such operations
+    by how many it has made in this process.
+    """
     import onnx
 
     nodes = onnx.load(file, load_external_data=False).graph.node
@@ -82,12 +88,23 @@ def name_as_in(model: Any, file: Path) -> None:
     if len(renamed) == len(free):  # else the converter split or dropped some
         for op, name in zip(renamed, free, strict=True):
             op.set_friendly_name(f"{name}{_FUSED}")
+    count: Counter[str] = Counter()
+    for op in model.get_ordered_ops():
+        if name_of(op) not in every and op.get_type_name() not in _SOURCES:
+            count[op.get_type_name()] += 1
+            op.set_friendly_name(f"{op.get_type_name()} {count[op.get_type_name()]}")
 
 
 def with_floats(quantized: Any, original: Any, names: Iterable[str]) -> Any:
-    """A copy of `quantized` in which the operations called `names` are as in `original`."""
+    """A copy of `quantized` in which the operations called `names` are as in `original`.
+
+    Raises:
+        StageError: there is no such operation in INT8.
+    """
     model, names = quantized.clone(), set(names)
     found = operations(model)
+    if lost := names - {name_of(op) for op in found}:
+        raise StageError(f"int8: no operation {', '.join(sorted(lost))} to be left float")
     floats = [op for op in found if name_of(op) in names]
     before = {op.get_friendly_name(): op for op in original.get_ops()}
     for op in floats:

@@ -75,7 +75,7 @@ def hold_out(config: QuantizeConfig, photos: Photos, split_seed: int, out: Path)
     )
 
 
-@stage(version=6, resumes=True)
+@stage(version=7, resumes=True)
 def search(
     config: QuantizeConfig,
     target: str,

@@ -11,10 +11,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 
 from calibration import floats as edits
 from mipkd.core import plugins
-from mipkd.core.errors import UnsupportedError
+from mipkd.core.errors import StageError, UnsupportedError
 from mipkd.core.records import FloatLayer, Graph, PatchSet, QuantPlan
 from mipkd.export.onnx import export
 from targets.base import FloatArray, Target, Tuner, find, tuner_of
@@ -121,3 +122,72 @@ def test_a_graph_that_is_quantised_already_is_refused(
     twice = replace(graph, file=again.file)
     with pytest.raises(UnsupportedError, match="quantised already"):
         target.build(twice, "int8", patches, tmp_path / "twice")
+
+
+def normed(file: Path) -> None:
+    """A graph with a normalisation, which OpenVINO fuses into an operation of its own."""
+    rng = np.random.default_rng(0)
+    values = {
+        "w1": rng.normal(0, 0.2, (8, 3, 3, 3)),
+        "w2": rng.normal(0, 0.2, (3, 8, 3, 3)),
+        "epsilon": np.array(1e-5),
+    }
+    pads = [1, 1, 1, 1]
+    nodes = [
+        helper.make_node("Conv", ["lr", "w1"], ["a"], "first", pads=pads),
+        helper.make_node("ReduceMean", ["a", "sides"], ["mean"], "mean"),
+        helper.make_node("Sub", ["a", "mean"], ["centred"], "centred"),
+        helper.make_node("Mul", ["centred", "centred"], ["square"], "square"),
+        helper.make_node("ReduceMean", ["square", "sides"], ["power"], "power"),
+        helper.make_node("Add", ["power", "epsilon"], ["more"], "more"),
+        helper.make_node("Sqrt", ["more"], ["size"], "size"),
+        helper.make_node("Div", ["centred", "size"], ["b"], "normed"),
+        helper.make_node("Conv", ["b", "w2"], ["sr"], "last", pads=pads),
+    ]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, "h", "w"])
+        for name in ("lr", "sr")
+    ]
+    stored = [numpy_helper.from_array(v.astype(np.float32), k) for k, v in values.items()]
+    stored.append(numpy_helper.from_array(np.array([2, 3]), "sides"))
+    graph = helper.make_graph(nodes, "normed", ends[:1], ends[1:], stored)
+    opsets = [helper.make_opsetid("", 20)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), file)
+
+
+def test_what_a_converter_fuses_is_found_again_by_its_name(
+    patches: PatchSet, tmp_path: Path
+) -> None:
+    """A plan names operations; the model that is built is converted anew, in any process."""
+    openvino = pytest.importorskip("openvino")
+    from targets._ov_floats import name_as_in, name_of
+
+    file = tmp_path / "normed.onnx"
+    normed(file)
+    names = []
+    for _ in range(2):
+        model = openvino.convert_model(str(file))
+        name_as_in(model, file)
+        names.append([op.get_friendly_name() for op in model.get_ordered_ops()])
+        kinds = {name_of(op): op.get_type_name() for op in model.get_ordered_ops()}
+    assert "MVN" in kinds.values()
+    mine = [[n for n in found if not n.startswith("Constant")] for found in names]
+    assert mine[0] == mine[1]
+    graph = Graph(file, "", "student", scale=1, multiple=1, opset=20, family="onnx")
+    target = find("openvino")
+    tuner = tuner_of(target, graph, patches, tmp_path)
+    assert tuner is not None
+    floats = [op.name for op in tuner.operations()][::2]
+    layers = tuple(FloatLayer(name, "", 0.0, 0.0, "") for name in floats)
+    plan = QuantPlan("openvino", tuner.ranges[0], tuner.rests[0], layers, 0.0, 0.0, met=True)
+    built = target.build(graph, "int8", patches, tmp_path / "built", plan=plan)  # type: ignore[call-arg]
+    with (
+        closing(tuner.session(tuner.ranges[0], floats, tuner.rests[0])) as searched,
+        closing(target.open(built)) as shipped,
+    ):
+        assert np.allclose(searched.run(image()), shipped.run(image()), atol=1e-5)
+
+
+def test_a_float_that_is_no_operation_is_refused(tuner: Tuner) -> None:
+    with pytest.raises(StageError, match="no operation nowhere"):
+        tuner.session(tuner.ranges[0], ["nowhere"], tuner.rests[0])
