@@ -119,6 +119,23 @@ def search(
     return _as_found(tried, near, bounds, met=True)
 
 
+def most_worth(
+    operations: Sequence[Operation],
+    *,
+    harms: Mapping[str, Loss],
+    costs_ms: Mapping[str, float],
+    bounds: Bounds,
+    budget_ms: float,
+) -> list[str]:
+    """The floats that bring most for a budget of time, in the graph's order."""
+    taken, left = set[str](), budget_ms
+    for name in _by_worth(operations, harms, costs_ms, bounds, frozenset()):
+        if costs_ms[name] <= left and harms[name].mean_db > 0:
+            taken.add(name)
+            left -= costs_ms[name]
+    return [op.name for op in operations if op.name in taken]
+
+
 def rounded(ms: float, *, parts: int = 1) -> float:
     """A time, above 0, to a power of two, or to one of `parts` between them: so coarse that the
     noise of timing decides nothing."""

@@ -283,10 +283,11 @@ def _plan(
                 f"qat: the {net.name} came as a graph, which cannot be trained",
                 hint="give a checkpoint, or leave out --qat",
             )
-        seed = config.calibrate.seed
         taught_by = teacher if config.qat.taught_by == "teacher" else None
-        trained_on = (net.source, taught_by, net.graph, patches, pixels, held, seed, versions)
-        tuned.append(run.step(qat, config.qat, name, *trained_on, label=label))
+        bounds, size = config.quantize.bounds, config.quantize.size
+        trained_on = (net.source, taught_by, net.graph, patches, pixels, held)
+        settled = (bounds, size, config.calibrate.seed, versions)
+        tuned.append(run.step(qat, config.qat, name, *trained_on, *settled, label=label))
     searched = (name, net.graph, patches, held, versions, host, *tuned)
     return run.step(search, config.quantize, *searched, label=label)
 

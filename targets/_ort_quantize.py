@@ -49,7 +49,7 @@ def quantized(
             rounding=plan.tuned.rounding if plan.tuned else None,
         )
         onnx.save(with_floats(made, original, [layer.name for layer in plan.floats]), file)
-        notes = [f"{len(plan.floats)} of {plan.operations} operations stay FP32"]
+        notes = [f"{plan.counted} stay FP32"]
     else:
         found = model_scopes(original)
         onnx.save(
@@ -98,7 +98,8 @@ def everything(
 ) -> Any:
     """All convolutions and products with weights in INT8 but for `ignored`; `file` is overwritten.
 
-    Ranges of activations are whole, or those of `rounding`, learned with the weights.
+    Ranges of activations are whole, or those of `rounding`, learned with the weights; its floats
+    are left out.
     """
     import onnx
     from onnxruntime.quantization import (
@@ -109,6 +110,7 @@ def everything(
         quantize_static,
     )
 
+    from calibration.floats import with_floats
     from calibration.patches import as_batches
 
     name = model.graph.input[0].name
@@ -140,7 +142,7 @@ def everything(
                 "TensorQuantOverrides": _overrides(model, rounding),
             },
         )
-    return onnx.load(file)
+    return with_floats(onnx.load(file), model, rounding.floats if rounding else ())
 
 
 def weights_most(*, saturates: bool) -> int:

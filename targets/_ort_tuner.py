@@ -59,12 +59,12 @@ class OrtTuner:
         edited = edits.with_floats(self._quantized(ranges), self._original, floats)
         return OrtSession(edited.SerializeToString(), self._options)
 
-    def rounding(self) -> Rounding:
-        """What everything in INT8 rounds, with the usual ranges."""
-        made = edits.with_floats(self._quantized(self.ranges[0]), self._original, ())
+    def rounding(self, floats: Sequence[str]) -> Rounding:
+        """What INT8 rounds beside `floats`, with the usual ranges."""
+        made = edits.with_floats(self._quantized(self.ranges[0]), self._original, floats)
         most = weights_most(saturates=self._saturates)
         weights = [(n.name, most) for n in edits.operations(made) if n.op_type != "Add"]
-        return Rounding(edits.grids(made), tuple(weights))
+        return Rounding(edits.grids(made), tuple(weights), tuple(floats))
 
     def _quantized(self, ranges: str) -> Any:
         if ranges not in self._made:

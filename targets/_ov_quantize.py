@@ -54,7 +54,7 @@ def quantized(
             model,
             [layer.name for layer in plan.floats],
         )
-        return edited, (f"{len(plan.floats)} of {plan.operations} operations stay {rest.upper()}",)
+        return edited, (f"{plan.counted} stay {rest.upper()}",)
     found = scopes_of(model)
     fixed = [*found.head, *found.tail, *found.adds]
     made = _by_nncf(
@@ -78,13 +78,14 @@ def everything(
     """The model with all in INT8 that can be: what a search takes floats out of.
 
     `file` is the ONNX file that the model was converted from. With `rounding`, which was learned
-    with the weights, feature maps are on its grids.
+    with the weights, feature maps are on its grids, and its floats are left out.
     """
     if rounding is None:
         return _by_nncf(model, patches, device, ranges, [], attention=False, saturates=saturates)
-    from targets._ov_floats import factors, on_grids
+    from targets._ov_floats import factors, on_grids, with_floats
 
     made = _by_nncf(model, patches, device, LEARNED, [], attention=False, saturates=saturates)
+    made = with_floats(made, model, rounding.floats)
     return on_grids(made, rounding.grids, factors(model, file))
 
 

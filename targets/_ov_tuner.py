@@ -12,7 +12,7 @@ from targets._ov_quantize import LEARNED, RANGES, everything, scopes_of
 from targets._ov_session import LatencySession
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from mipkd.core.records import Graph, PatchSet
@@ -67,12 +67,11 @@ class OvTuner:
         edited = with_floats(self._quantized(ranges), self._original, floats)
         return LatencySession(edited, self._device, self._options[rest])
 
-    def rounding(self) -> Rounding:
-        """What everything in INT8 rounds, with the usual ranges."""
-        made = self._quantized(self.ranges[0])
-        return Rounding(
-            grids(made, factors(self._original, self._file)), weights(made, self._original)
-        )
+    def rounding(self, floats: Sequence[str]) -> Rounding:
+        """What INT8 rounds beside `floats`, with the usual ranges."""
+        made = with_floats(self._quantized(self.ranges[0]), self._original, floats)
+        found = grids(made, factors(self._original, self._file))
+        return Rounding(found, weights(made, self._original), tuple(floats))
 
     def _quantized(self, ranges: str) -> Any:
         if ranges not in self._made:

@@ -91,8 +91,8 @@ class Tuner(Protocol):
     def session(self, ranges: str, floats: Sequence[str], rest: str) -> Session:
         """A candidate in which the operations called `floats` are computed in `rest`."""
 
-    def rounding(self) -> Rounding:
-        """All that INT8 rounds when no operation is float, with the usual ranges."""
+    def rounding(self, floats: Sequence[str]) -> Rounding:
+        """All that INT8 rounds, with the usual ranges, when the operations called `floats` are."""
 
 
 class Tunable(Protocol):
@@ -103,7 +103,8 @@ class Tunable(Protocol):
     ) -> Tuner | None:
         """Candidates, kept in `out`; None where only the fixed recipe makes sense.
 
-        With `rounding`, learned with the weights of `graph`, all of them are on its grids.
+        With `rounding`, learned with the weights of `graph`, all of them are on its grids, and its
+        floats stay float.
         """
 
     def build(

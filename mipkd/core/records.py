@@ -125,6 +125,7 @@ class Rounding:
     grids: tuple[Grid, ...]
     # Operations whose weights are rounded, and how many steps the largest of a channel has.
     weights: tuple[tuple[str, float], ...]
+    floats: tuple[str, ...] = ()  # operations that it leaves alone
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,16 @@ class QuantPlan:
     size: tuple[int, int] = (0, 0)  # LR at which costs were measured
     fixed: bool = False  # nothing was searched: the target's own recipe
     tuned: Tuned | None = None  # what is quantised in place of the graph, on grids of its own
+
+    @property
+    def spared(self) -> tuple[str, ...]:
+        """Operations that stay float beside `floats`: those it was trained with as floats."""
+        return self.tuned.rounding.floats if self.tuned else ()
+
+    @property
+    def counted(self) -> str:
+        """How many operations stay float, in words."""
+        return f"{len(self.floats) + len(self.spared)} of {self.operations} operations"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from mipkd.core.errors import UsageError
 from mipkd.core.records import (
     Distilled,
     Evidence,
+    FloatLayer,
     Gate,
     Latency,
     Measurement,
@@ -324,6 +325,11 @@ def _training(distilled: Distilled) -> s.TrainingFacts:
     )
 
 
+def _spared(plan: QuantPlan) -> list[FloatLayer]:
+    why = "float while it was trained on: it brings most for its time"
+    return [FloatLayer(name, "", 0.0, 0.0, why) for name in plan.spared]
+
+
 def _plan(plan: QuantPlan) -> s.PlanResult:
     held = plan.holdout
     return s.PlanResult(
@@ -332,7 +338,7 @@ def _plan(plan: QuantPlan) -> s.PlanResult:
         ranges=plan.ranges,
         rest=plan.rest,
         operations=plan.operations,
-        floats=[_like(s.FloatLayerResult, layer) for layer in plan.floats],
+        floats=[_like(s.FloatLayerResult, layer) for layer in (*_spared(plan), *plan.floats)],
         met=plan.met,
         drop_db=_finite(plan.drop_db),
         worst_db=_finite(plan.worst_db),

@@ -188,7 +188,7 @@ def _searched(plan: QuantPlan) -> Iterator[Gate]:
         ("holdout worst drop", plan.worst_db, plan.max_worst_db),
     ):
         if figure is not None:
-            reason = f"the best of INT8 with {len(plan.floats)} of {plan.operations} floats"
+            reason = f"the best of INT8 with {plan.counted} float"
             if plan.fixed:
                 reason = "the fixed recipe for nets of this kind"
             well = _passes(figure <= bound)

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from calibration.pages import TO_TRAIN, page
 from calibration.patches import split
+from calibration.search import Bounds
 from mipkd.core.errors import UnsupportedError
 from mipkd.core.images import downscale
 from mipkd.core.photos import Photo
@@ -21,7 +23,7 @@ from mipkd.distill.validate import Pair
 from mipkd.export import onnx
 from mipkd.export.rounded import Rounded
 from pipeline.run import stage
-from targets.base import find, tuner_of
+from pipeline.stages.search import judged, worth_their_time
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,8 @@ class QatConfig(DistillConfig):
     run: bool = False
     taught_by: Literal["itself", "teacher"] = "itself"
     losses: tuple[dict[str, Any], ...] = ({"name": "logits"}, {"name": "pixel"})
+    spare: float = Field(0.05, ge=0)  # share of the time of all in INT8 that floats may cost
+    pages: bool = False  # drawn pages among the photos: of use for letters and flat colours only
     steps: int = 800
     batch: int = 8
     lr: float = 1e-4
@@ -42,7 +46,7 @@ class QatConfig(DistillConfig):
     precision: Literal["auto", "fp32", "bf16"] = "fp32"  # 16 bits would round on their own
 
 
-@stage(version=4, resumes=True)
+@stage(version=5, resumes=True)
 def qat(
     config: QatConfig,
     target: str,
@@ -52,6 +56,8 @@ def qat(
     patches: PatchSet,
     photos: Photos,
     held: Holdout,
+    bounds: Bounds,
+    size: tuple[int, int],
     split_seed: int,
     versions: dict[str, str],
     out: Path,
@@ -59,7 +65,8 @@ def qat(
     """The student of `source`, whose graph is `graph`, made to bear the INT8 of `target`.
 
     Without a `teacher` its own FP32 teaches it. Photos that `held` is cropped from, by
-    `split_seed`, are not trained on.
+    `split_seed`, are not trained on. Float while it is trained is what brings most for its time
+    within `bounds`, at LR `size`.
 
     Raises:
         UnsupportedError: several processes, or no INT8 of the target and net can be trained for.
@@ -72,17 +79,20 @@ def qat(
     model = source.model if isinstance(source, Distilled) else source
     quantised = out / "ptq"
     quantised.mkdir(exist_ok=True)
-    tuner = tuner_of(find(target), graph, patches, quantised)
-    if tuner is None:
+    judge = judged(target, graph, None, patches, held, quantised)
+    if judge is None:
         raise UnsupportedError(
             f"qat: {target} has a fixed recipe for {graph.family}", hint="leave out --qat"
         )
+    floats = worth_their_time(judge, size, bounds, config.spare) if config.spare else []
     net = teachers.load(model)
-    student = Rounded(net, tuner.rounding())
+    student = Rounded(net, judge.tuner.rounding(floats))
     sampler = PatchSampler(photos, patch=config.patch, batch=config.batch, seed=config.seed)
-    mine, _ = split(photos, split_seed)
-    sampler.photos = [*mine, *_drawn(mine, photos.scale, config.seed)]
-    log.info("%s: trains on with %d roundings", target, len(student.rounding().grids))
+    sampler.photos, _ = split(photos, split_seed)
+    if config.pages:
+        sampler.photos += _drawn(sampler.photos, photos.scale, config.seed)
+    told = "%s: trains on with %d roundings, %d of %d operations float"
+    log.info(told, target, len(student.rounding().grids), len(floats), len(judge.operations))
     trained = train(
         config,
         student=student,

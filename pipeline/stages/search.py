@@ -60,6 +60,11 @@ class QuantizeConfig(BaseModel):
     seed: int = 0
     float: tuple[str, ...] = ()  # operations of the ONNX graph that stay float in any case
 
+    @property
+    def bounds(self) -> Bounds:
+        """What a candidate may lose."""
+        return Bounds(self.max_drop_db, self.max_worst_drop_db)
+
 
 @stage(version=2)
 def hold_out(config: QuantizeConfig, photos: Photos, split_seed: int, out: Path) -> Holdout:
@@ -96,20 +101,26 @@ def search(
         UnsupportedError: the graph is quantised already.
     """
     started = monotonic()
-    bounds = Bounds(config.max_drop_db, config.max_worst_drop_db)
-    judge = _judge(target, graph, None, patches, held, out)
+    bounds = config.bounds
+    judge = judged(target, graph, None, patches, held, out)
     if judge is None:
         if config.float:
             log.warning("%s: its recipe for %s leaves out quantize.float", target, graph.family)
         return _by_recipe(config, bounds, target, graph, patches, held, out)
     tuner, operations = judge.tuner, judge.operations
     forced = frozenset(op.name for op in operations) & frozenset(config.float)
-    if tuned and (trained := _judge(target, graph, tuned, patches, held, out / "tuned")):
-        losses = [one.loss(one.tuner.ranges[0], forced) for one in (judge, trained)]
-        told = "%s: everything in INT8 loses %.4f dB (worst crop %.3f), trained on %.4f (%.3f)"
-        log.info(told, target, *(f for loss in losses for f in (loss.mean_db, loss.worst_db)))
+    if tuned and (trained := judged(target, graph, tuned, patches, held, out / "tuned")):
+        spared = frozenset(tuned.rounding.floats)
+        losses = [
+            judge.loss(tuner.ranges[0], forced | spared),
+            trained.loss(trained.tuner.ranges[0], forced - spared),
+        ]
+        told = "%s: with %d floats INT8 loses %.4f dB (worst crop %.3f), trained on %.4f (%.3f)"
+        figures = (f for loss in losses for f in (loss.mean_db, loss.worst_db))
+        log.info(told, target, len(spared), *figures)
         if bounds.share(losses[1]) < bounds.share(losses[0]):
-            judge, tuner = trained, trained.tuner
+            judge, tuner, operations = trained, trained.tuner, trained.operations
+            forced -= spared
         else:
             log.warning("%s: training on has not helped INT8: left out", target)
             tuned = None
@@ -153,7 +164,7 @@ def search(
         max_worst_db=config.max_worst_drop_db,
         front=tuple(_point(one, base_ms, costs_ms, found) for one in found.front),
         holdout=held,
-        operations=len(operations),
+        operations=len(operations) + (len(tuned.rounding.floats) if tuned else 0),
         size=config.size,
         tuned=tuned,
     )
@@ -193,7 +204,7 @@ def _by_recipe(
     )
 
 
-def _judge(
+def judged(
     target: str,
     graph: Graph,
     tuned: Tuned | None,
@@ -201,7 +212,8 @@ def _judge(
     held: Holdout,
     folder: Path,
 ) -> Judge | None:
-    """Of candidates of a graph, or of what it was tuned to, held against its FP32."""
+    """Of candidates of a graph, or of what it was tuned to, held against its FP32; None where the
+    target has a fixed recipe for it."""
     folder.mkdir(exist_ok=True)
     chosen = find(target)
     of, rounding = (tuned.graph, tuned.rounding) if tuned else (graph, None)
@@ -212,6 +224,23 @@ def _judge(
     with closing(chosen.open(chosen.build(graph, "fp32", None, folder / "fp32"))) as session:
         judge.hold_against(session)
     return judge
+
+
+def worth_their_time(
+    judge: Judge, size: tuple[int, int], bounds: Bounds, share: float
+) -> list[str]:
+    """The floats that bring most for `share` of the time that everything in INT8 takes."""
+    judge.settle_rest(size, _PACE)
+    ranges = judge.tuner.ranges[0]
+    base_ms, costs_ms = judge.costs_ms(ranges, size, _PACE)
+    harms = _harms(judge, ranges, judge.operations, lambda: False)
+    return core.most_worth(
+        judge.operations,
+        harms=harms,
+        costs_ms={name: rounded(ms) for name, ms in costs_ms.items()},
+        bounds=bounds,
+        budget_ms=share * base_ms,
+    )
 
 
 def check_floats(config: QuantizeConfig, graph: Graph) -> None:

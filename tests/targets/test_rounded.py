@@ -87,7 +87,7 @@ def trained(net: SRNet, rounding: Rounding) -> Rounded:
 def test_after_training_the_target_computes_what_torch_did(
     target: Target, net: SRNet, graph: Graph, patches: PatchSet, tmp_path: Path
 ) -> None:
-    before = tuner(target, graph, patches, tmp_path / "before").rounding()
+    before = tuner(target, graph, patches, tmp_path / "before").rounding(())
     assert before.grids
     student = trained(net, before)
     learned = student.rounding()
@@ -95,7 +95,7 @@ def test_after_training_the_target_computes_what_torch_did(
     assert [grid.scale for grid in learned.grids] != [grid.scale for grid in before.grids]
     made = with_weights(graph, student.weights(), out=tmp_path)
     after = tuner(target, made, patches, tmp_path / "after", learned)
-    assert after.rounding().grids == tuple(
+    assert after.rounding(()).grids == tuple(
         replace(grid, scale=pytest.approx(grid.scale, rel=1e-5)) for grid in learned.grids
     )
     with closing(after.session(after.ranges[0], (), "fp32")) as session:
@@ -113,6 +113,32 @@ def test_after_training_the_target_computes_what_torch_did(
         assert np.array_equal(session.run(image()), seen)
 
 
+def test_what_it_was_trained_with_as_floats_stays_float(
+    target: Target, net: SRNet, graph: Graph, patches: PatchSet, tmp_path: Path
+) -> None:
+    first = tuner(target, graph, patches, tmp_path / "before")
+    floats = [op.name for op in first.operations() if op.part]
+    rounding = first.rounding(floats)
+    assert rounding.floats == tuple(floats)
+    assert len(rounding.grids) < len(first.rounding(()).grids)
+    student = Rounded(net, rounding).eval()
+    made = with_weights(graph, student.weights(), out=tmp_path)
+    after = tuner(target, made, patches, tmp_path / "after", rounding)
+    assert not {op.name for op in after.operations()} & set(floats)
+    with closing(after.session(after.ranges[0], (), "fp32")) as session:
+        seen = np.array(session.run(image()))
+    lost, expected = error(seen, by_torch(net)), error(by_torch(student), by_torch(net))
+    assert lost == pytest.approx(expected, rel=0.2)
+    plan = QuantPlan(
+        target.name, "learned", "fp32", (), None, None, met=True, operations=9,
+        tuned=Tuned(made, rounding, tmp_path, 3, 0.0, ("logits",)),
+    )  # fmt: skip
+    built = target.build(made, "int8", patches, tmp_path / "built", plan=plan)  # type: ignore[call-arg]
+    assert f"{len(floats)} of 9 operations stay FP32" in built.notes[0]
+    with closing(target.open(built)) as session:
+        assert np.array_equal(session.run(image()), seen)
+
+
 def test_a_processor_that_saturates_has_weights_of_seven_bits(
     target: Target,
     patches: PatchSet,
@@ -123,7 +149,7 @@ def test_a_processor_that_saturates_has_weights_of_seven_bits(
     net = made("edge")
     graph = export(net, out=tmp_path, metadata={}, role="student", family="net")
     found = tuner(target, graph, patches, tmp_path / "made")
-    rounding = found.rounding()
+    rounding = found.rounding(())
     assert min(most for _, most in rounding.weights) in (63.5, 64)
     with closing(found.session(found.ranges[0], (), "fp32")) as session:
         seen = np.array(session.run(image()))
@@ -159,7 +185,7 @@ def test_the_image_is_rounded_to_the_levels_it_has(
 ) -> None:
     """Whatever the patches show, and with the mean's ones beside it."""
     head = onnx_scopes(graph.file).head[0]
-    found = tuner(target, graph, patches, tmp_path / "made").rounding()
+    found = tuner(target, graph, patches, tmp_path / "made").rounding(())
     (grid,) = [grid for grid in found.grids if (head, 0) in grid.readers]
     assert grid.scale == pytest.approx(1 / 255, rel=1e-6)
     assert grid.zero == 0
