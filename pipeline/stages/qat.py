@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from pydantic import Field
 
 from calibration.pages import TO_TRAIN, page
 from calibration.patches import split
 from calibration.search import Bounds
+from mipkd.archs.base import SRNet
 from mipkd.core.errors import UnsupportedError
-from mipkd.core.images import downscale
+from mipkd.core.images import ByteArray, downscale
 from mipkd.core.photos import Photo
 from mipkd.core.records import Distilled, Graph, Holdout, Model, PatchSet, Photos, Tuned
 from mipkd.distill import ranks
@@ -27,7 +29,7 @@ from pipeline.stages.search import judged, worth_their_time
 
 log = logging.getLogger(__name__)
 
-_PER_PAGE = 4  # photos
+_PER_PAGE = 16  # photos
 
 
 class QatConfig(DistillConfig):
@@ -38,10 +40,9 @@ class QatConfig(DistillConfig):
     taught_by: Literal["itself", "teacher"] = "itself"
     losses: tuple[dict[str, Any], ...] = ({"name": "logits"}, {"name": "pixel"})
     spare: float = Field(0.05, ge=0)  # share of the time of all in INT8 that floats may cost
-    pages: bool = False  # drawn pages among the photos: of use for letters and flat colours only
     steps: int = 800
     batch: int = 8
-    lr: float = 1e-4
+    lr: float = 3e-5
     ema: float = 0.99
     precision: Literal["auto", "fp32", "bf16"] = "fp32"  # 16 bits would round on their own
 
@@ -89,8 +90,7 @@ def qat(
     student = Rounded(net, judge.tuner.rounding(floats))
     sampler = PatchSampler(photos, patch=config.patch, batch=config.batch, seed=config.seed)
     sampler.photos, _ = split(photos, split_seed)
-    if config.pages:
-        sampler.photos += _drawn(sampler.photos, photos.scale, config.seed)
+    sampler.photos += _drawn(sampler.photos, net, config.seed)
     told = "%s: trains on with %d roundings, %d of %d operations float"
     log.info(told, target, len(student.rounding().grids), len(floats), len(judge.operations))
     trained = train(
@@ -113,11 +113,25 @@ def qat(
     )
 
 
-def _drawn(photos: Sequence[Photo], scale: int, seed: int) -> list[Photo]:
-    """Pages to train on beside the photos: on them INT8 loses most."""
-    side = max(min(photo.hr_HWC.shape[:2]) for photo in photos)
-    pages = [page(side, n, seed, TO_TRAIN) for n in range(len(photos) // _PER_PAGE)]
-    return [Photo(f"page-{n}", hr, downscale(hr, scale)) for n, hr in enumerate(pages)]
+def _drawn(photos: Sequence[Photo], net: SRNet, seed: int) -> list[Photo]:
+    """Pages of letters and flat colours beside the photos, lest INT8 loses most on them.
+
+    Their truth is what the net makes of them in FP32: their own would draw it away from photos.
+    """
+    side = max(min(photo.lr_HWC.shape[:2]) for photo in photos) * net.scale
+    drawn = []
+    for number in range(len(photos) // _PER_PAGE):
+        lr_HWC = downscale(page(side, number, seed, TO_TRAIN), net.scale)
+        drawn.append(Photo(f"page-{number}", _by_net(net, lr_HWC), lr_HWC))
+    return drawn
+
+
+@torch.no_grad()
+def _by_net(net: SRNet, lr_HWC: ByteArray) -> ByteArray:
+    """What a net makes of an image."""
+    lr_NCHW = torch.from_numpy(lr_HWC.transpose(2, 0, 1)[None].astype(np.float32) / 255)
+    sr_HWC = net.eval()(lr_NCHW)[0].permute(1, 2, 0).clamp(0, 1).mul(255).round()
+    return sr_HWC.to(torch.uint8).numpy()  # type: ignore[no-any-return]
 
 
 def _pairs(held: Holdout) -> Sequence[Pair]:

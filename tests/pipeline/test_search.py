@@ -20,7 +20,7 @@ from mipkd.core.samples import sample_photos
 from mipkd.distill import teacher as teachers
 from mipkd.export.onnx import export
 from pipeline.bench.host import describe_host
-from pipeline.stages.build import build
+from pipeline.stages.build import BuildConfig, build
 from pipeline.stages.calibrate import CalibrateConfig, calibrate
 from pipeline.stages.qat import QatConfig, qat
 from pipeline.stages.search import QuantizeConfig, check_floats, hold_out, search
@@ -123,10 +123,22 @@ def test_training_on_with_the_rounding_is_kept_where_it_helps(
     graph = export(net, out=tmp_path, metadata={}, role="student", family="edge")
     patches = choose(photos, count=4, size=24, seed=0, out=tmp_path)
     held = hold_out.function(SMALL, photos, 0, out=tmp_path)
-    config = QatConfig(run=True, steps=20, batch=2, patch=16, lr=2e-4)
+    config = QatConfig(run=True, spare=0, steps=20, batch=2, patch=16, lr=2e-4)
     (tmp_path / "qat").mkdir()
     tuned = qat.function(
-        config, "cpu", model, graph, patches, photos, held, 0, {}, out=tmp_path / "qat"
+        config,
+        "cpu",
+        model,
+        None,
+        graph,
+        patches,
+        photos,
+        held,
+        SMALL.bounds,
+        SMALL.size,
+        0,
+        {},
+        out=tmp_path / "qat",
     )
     assert tuned.steps == 20
     assert tuned.graph.sha256 != graph.sha256
@@ -146,7 +158,9 @@ def test_training_on_with_the_rounding_is_kept_where_it_helps(
         assert plan.floats == ()
         assert plan.met
         (tmp_path / "built").mkdir()
-        built = build.function("int8", "cpu", graph, patches, {}, plan, out=tmp_path / "built")
+        built = build.function(
+            BuildConfig(), "int8", "cpu", graph, patches, {}, plan, out=tmp_path / "built"
+        )
         assert "trained on with INT8's rounding: 20 steps" in built.notes[-1]
 
 
