@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +117,13 @@ def search(
             attempt(prefixes[len(order) * step // _FRONT])
     near = [c for c in tried.values() if c.extra_ms <= best.extra_ms + slack_ms]
     return _as_found(tried, near, bounds, met=True)
+
+
+def judged_anew(found: Found, loss: Loss, bounds: Bounds) -> Found:
+    """The same, with the best's loss measured again, as it will be built."""
+    best = replace(found.best, loss=loss)
+    front = tuple(best if one == found.best else one for one in found.front)
+    return Found(best, bounds.hold(loss), front)
 
 
 def most_worth(

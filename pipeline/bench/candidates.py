@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 _QUICK = 4  # a harm is measured on each fourth crop
 _CLEARLY = 0.9  # of the time of a finer precision
 _LEAST = 0.01  # of the whole: what is timed together costs at least that; less cannot be measured
+_AS_FAST = 1.02  # of another's time: hardly to be told from it
 _ALIKE = 12  # of operations that take the same time, this many are timed together
 _AT_ONCE = 8  # candidates timed in turns
 
@@ -95,20 +96,42 @@ class Judge:
         if len(self.tuner.rests) == 1:
             return
 
+        ms = self._by_rest(self.tuner.ranges[0], sorted(self._every), size, settings)
+        for rest in self.tuner.rests:
+            if ms[rest] < _CLEARLY * ms[self.rest]:
+                self.rest = rest
+        log.info("floats in %s: %s", self.rest, _listed(ms))
+
+    def refine_rest(
+        self, ranges: str, floats: Iterable[str], size: tuple[int, int], settings: BenchSettings
+    ) -> None:
+        """Compute the floats of one candidate in the finest precision that takes no longer.
+
+        With few floats a coarse one may bring no time and still lose quality.
+        """
+        finer = self.tuner.rests[: self.tuner.rests.index(self.rest)]
+        if not finer:
+            return
+        ms = self._by_rest(ranges, sorted(floats), size, settings)
+        as_fast = [rest for rest in finer if ms[rest] <= _AS_FAST * ms[self.rest]]
+        self.rest = (*as_fast, self.rest)[0]
+        log.info("these floats in %s: %s", self.rest, _listed(ms))
+
+    def _by_rest(
+        self, ranges: str, names: list[str], size: tuple[int, int], settings: BenchSettings
+    ) -> dict[str, float]:
+        """The median of one candidate in ms, its floats computed in each precision there is."""
+
         def measure() -> dict[str, float]:
-            every, ranges = sorted(self._every), self.tuner.ranges[0]
             with ExitStack() as stack:
                 sessions = {
-                    rest: stack.enter_context(closing(self.tuner.session(ranges, every, rest)))
+                    rest: stack.enter_context(closing(self.tuner.session(ranges, names, rest)))
                     for rest in self.tuner.rests
                 }
                 return self._timed(sessions, size, settings)
 
-        ms = self._known(json.dumps(["rest", size]), measure)
-        for rest in self.tuner.rests:
-            if ms[rest] < _CLEARLY * ms[self.rest]:
-                self.rest = rest
-        log.info("floats in %s: %s", self.rest, ", ".join(f"{k} {v:.3g} ms" for k, v in ms.items()))
+        known: dict[str, float] = self._known(json.dumps(["rest", ranges, names, size]), measure)
+        return known
 
     def loss(self, ranges: str, floats: Iterable[str]) -> Loss:
         """PSNR-Y below FP32: mean over the photos, worst of the pages too."""
@@ -237,6 +260,10 @@ def _whole_lines(file: Path) -> Iterable[tuple[str, Any]]:
         except ValueError:
             continue
         yield key, value
+
+
+def _listed(ms: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3g} ms" for name, value in ms.items())
 
 
 def _mse(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:

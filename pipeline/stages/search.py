@@ -80,7 +80,7 @@ def hold_out(config: QuantizeConfig, photos: Photos, split_seed: int, out: Path)
     )
 
 
-@stage(version=7, resumes=True)
+@stage(version=8, resumes=True)
 def search(
     config: QuantizeConfig,
     target: str,
@@ -147,6 +147,9 @@ def search(
             forced=forced,
             late=_clock(started + config.limit_s),
         )
+    if found.best.floats or tuned:
+        judge.refine_rest(ranges, found.best.floats, config.size, _PACE)
+        found = core.judged_anew(found, judge.loss(ranges, found.best.floats), bounds)
     _tell(target, config, found, monotonic() - started)
     return QuantPlan(
         target=target,
