@@ -101,9 +101,12 @@ def test_input_is_smooth_and_the_same_each_time() -> None:
             given.append(lr_NCHW)
             return super().run(lr_NCHW)
 
+    firsts = []
     for _ in range(2):
+        given.clear()
         compare({"one": Keeping()}, (32, 48), QUICK)
-    first, last = given[0], given[-1]
+        firsts.append(given[0])
+    first, last = firsts
     assert first.shape == (1, 3, 32, 48)
     assert first.dtype == np.float32
     assert first.flags["C_CONTIGUOUS"]
@@ -301,3 +304,12 @@ def test_the_range_of_a_percentile_holds_it_19_times_of_20() -> None:
     assert (held >= 0.93 * 400).all()
     one = percentiles([2.0])
     assert (one.p50_s, one.p50_range_s, one.p99_range_s) == (2.0, (2.0, 2.0), (2.0, 2.0))
+
+
+def test_from_bytes_to_bytes_takes_longer_than_the_bare_call() -> None:
+    latency = compare({"one": Repeat(0.002)}, (32, 48), QUICK)["one"]
+    assert latency.end_to_end_s is not None
+    assert latency.end_to_end_s >= 0.002
+    assert len(latency.at_s) == len(latency.samples_s)
+    assert list(latency.at_s) == sorted(latency.at_s)
+    assert latency.at_s[0] == 0.0
