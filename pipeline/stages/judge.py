@@ -51,7 +51,7 @@ class GateConfig(BaseModel):
 
     max_mean_drop_db: Bound = 0.1  # PSNR-Y below the FP32 student, mean over the test images
     max_worst_drop_db: Bound = 0.5  # the same, on the image that loses most
-    max_channel_shift: Bound = 0.75  # levels a channel is brighter or darker, mean, likewise
+    max_channel_shift: Bound = 1.0  # levels a channel is brighter or darker, mean, likewise
     min_gain_over_bicubic_db: Bound = 0.1  # PSNR-Y of the FP32 student, mean
     min_speedup_over_teacher: Bound = 1.0  # at every LR size, against its fastest float precision
     min_gain_retained: Bound = "off"  # share of the FP32 gain over each rival, where quantised
