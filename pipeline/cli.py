@@ -137,9 +137,10 @@ def run(
 ) -> None:
     """Distil, export, quantise, measure, judge and report. Finished steps are remembered."""
     set_logging(verbose)
-    from pipeline.conclude import bundle_folder, conclude, report_folder, unseen
+    from pipeline.conclude import bundle_folder, conclude, unseen
     from pipeline.config import load
     from pipeline.flow import flow
+    from pipeline.report.write import report_folder
     from pipeline.summary import summary
 
     settings = load(

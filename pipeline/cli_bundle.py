@@ -244,8 +244,9 @@ def collect(
 ) -> None:
     """Take a kit's results into its run; judge and report anew."""
     set_logging(verbose)
-    from pipeline.conclude import bundle_folder, report_folder
+    from pipeline.conclude import bundle_folder
     from pipeline.conclude import collect as collected
+    from pipeline.report.write import report_folder
     from pipeline.summary import summary
 
     brought, evidence = collected(results, run)

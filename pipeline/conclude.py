@@ -20,7 +20,7 @@ from pipeline.config import Config
 from pipeline.flow import Flow
 from pipeline.report import history
 from pipeline.report.results import load
-from pipeline.report.write import RESULTS, write
+from pipeline.report.write import RESULTS, report_folder, write
 from pipeline.run import EVIDENCE, Run, commit, now
 from pipeline.stages.judge import NOT_MEASURED, GateConfig, judge
 
@@ -104,11 +104,6 @@ def collect(file: Path, root: Path) -> tuple[collected.Collected, Evidence]:
         )
         _publish(run, evidence)
     return brought, evidence
-
-
-def report_folder(root: Path) -> Path:
-    """Where a run's newest report lies."""
-    return root / "report" / "latest"
 
 
 def bundle_folder(root: Path) -> Path:

@@ -10,6 +10,7 @@ from pipeline.bench.stats import Ratio, ratio_of_medians
 
 REFERENCE = "reference"  # the target of figures that the others are held against
 FLOATS = ("fp32", "bf16", "fp16")
+_COLOURS = ("red", "green", "blue")
 
 Size = tuple[int, int]  # LR height, width
 
@@ -87,8 +88,9 @@ def drop_by_image(m: Measurement, base: Measurement | None) -> dict[str, float]:
     return {image: theirs[image] - ours[image] for image in ours}
 
 
-def shift_rgb(m: Measurement, base: Measurement | None) -> tuple[float, float, float] | None:
-    """How much brighter each channel is than with `base`, in levels, mean over the images.
+def tint(m: Measurement, base: Measurement | None) -> tuple[float, str] | None:
+    """The channel that is furthest from `base` in brightness: levels, mean over the images, and in
+    words.
 
     None unless both were scored on the same images, and with their colours.
     """
@@ -97,7 +99,6 @@ def shift_rgb(m: Measurement, base: Measurement | None) -> tuple[float, float, f
     pairs = [(a, b) for image, a in ours.items() if a and (b := theirs.get(image))]
     if not pairs or len(pairs) < len(ours) or ours.keys() != theirs.keys():
         return None
-    red, green, blue = (
-        statistics.fmean(a[channel] - b[channel] for a, b in pairs) for channel in range(3)
-    )
-    return red, green, blue
+    shifts = [statistics.fmean(a[c] - b[c] for a, b in pairs) for c in range(len(_COLOURS))]
+    shift, colour = max(zip(shifts, _COLOURS, strict=True), key=lambda found: abs(found[0]))
+    return abs(shift), f"{colour} {shift:+.2f}"

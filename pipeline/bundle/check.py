@@ -70,11 +70,7 @@ def against(
     check_comparable(new, old, name=str(baseline))
     beside = Beside({}, why_not="the baseline is a file")
     if baseline.is_dir():
-        if wrong := problems(baseline, read(baseline)):
-            raise UsageError(
-                f"--baseline {baseline}: {wrong[0].file} is {wrong[0].what}",
-                hint=f"see all: mipkd-pipeline verify {baseline}",
-            )
+        _check_whole(baseline)
         beside = in_turns(bundle, baseline, settings)
     gates = (*found.gates, *regress(config, new.measurements(), old.measurements(), beside))
     return replace(found, gates=gates, outcome=overall(gates))
@@ -92,13 +88,17 @@ def set_baseline(bundle: Path, file: Path | None, reason: str | None) -> str:
         raise UsageError(
             "--update-baseline: no reason", hint='say why it changes: --reason "new teacher"'
         )
+    _check_whole(bundle)
+    made = save(of_bundle(bundle), file, str(reason).strip())
+    return f"{file}: {len(made.benches)} models of {made.run}; reason {len(made.reasons)}: {reason}"
+
+
+def _check_whole(bundle: Path) -> None:
     if wrong := problems(bundle, read(bundle)):
         raise UsageError(
             f"{bundle}: {wrong[0].file} is {wrong[0].what}",
             hint=f"see all: mipkd-pipeline verify {bundle}",
         )
-    made = save(of_bundle(bundle), file, str(reason).strip())
-    return f"{file}: {len(made.benches)} models of {made.run}; reason {len(made.reasons)}: {reason}"
 
 
 def _judged(bundle: Path) -> Verdict:

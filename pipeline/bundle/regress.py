@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from mipkd.core.records import Gate, Latency, Measurement, Outcome
-from pipeline.bench.against import Size, at, shift_rgb, students, subject
+from pipeline.bench.against import Size, at, students, subject, tint
 from pipeline.bench.job import time_models
 from pipeline.bench.latency import BenchSettings
 from pipeline.bench.stats import Interval, Ratio, mean_of_many, ratio_of_medians
@@ -125,11 +125,11 @@ def _quality(config: BaselineConfig, now: Measurement, before: Measurement) -> I
             figure = statistics.fmean(lost[image] for image in images)
             why = f"on {worst[0]}" if len(images) == 1 else f"{len(images)} of {len(lost)} images"
             yield _bounded(name, now, figure, bound, "dB", why)
-    shift, bound = shift_rgb(now, before), config.max_channel_shift
-    if shift and bound != "off":
-        furthest = max(range(3), key=lambda channel: abs(shift[channel]))
-        why = f"{('red', 'green', 'blue')[furthest]} {shift[furthest]:+.2f}, mean of all images"
-        yield _bounded("new channel shift", now, abs(shift[furthest]), bound, "levels", why)
+    found = tint(now, before)
+    if found and config.max_channel_shift != "off":
+        figure, words = found
+        why = f"{words}, mean of all images"
+        yield _bounded("new channel shift", now, figure, config.max_channel_shift, "levels", why)
 
 
 def _mean_loss(bound: Bound, now: Measurement, lost: Sequence[float]) -> Iterator[Gate]:

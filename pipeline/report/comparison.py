@@ -14,14 +14,13 @@ from markupsafe import Markup
 
 from mipkd.core.errors import UsageError
 from pipeline.bench.stats import mean_of_many
+from pipeline.report.figures import SHAPES
 from pipeline.report.plots import COLOURS, Point, scatter
 from pipeline.report.results import load
 from pipeline.report.schema import MeasurementResult, Results
 from pipeline.report.tables import Row, Table
 from pipeline.report.wording import NONE, as_size, milliseconds, number, signed
-from pipeline.report.write import environment
-
-_SHAPES = {"fp32": "circle", "bf16": "square", "fp16": "square", "int8": "diamond"}
+from pipeline.report.write import RESULTS, environment, report_folder
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ def read(folders: Sequence[Path]) -> list[Seen]:
     """
     seen: list[Seen] = []
     for folder in folders:
-        found = load(folder / "report" / "latest" / "results.json")
+        found = load(report_folder(folder) / RESULTS)
         name = found.run.name
         if name in (one.name for one in seen):
             name = f"{folder.resolve().parent.name}/{name}"
@@ -136,7 +135,7 @@ def _plot(seen: Sequence[Seen], size: tuple[int, int]) -> str:
         for n, one in enumerate(seen)
         for m in _students(one.results)
         if m.quality and (p50 := _p50(m, size))
-        for shape in [_SHAPES.get(m.precision, "circle")]
+        for shape in [SHAPES.get(m.precision, "circle")]
     ]
     if not points:
         return ""

@@ -13,7 +13,7 @@ from pipeline.report.schema import MeasurementResult, PlanResult, QualityResult,
 from pipeline.report.tables import sizes_of
 from pipeline.report.wording import as_size, number
 
-_SHAPES = {"fp32": "circle", "bf16": "square", "fp16": "square", "int8": "diamond"}
+SHAPES = {"fp32": "circle", "bf16": "square", "fp16": "square", "int8": "diamond"}
 _NOT_TERMS = {"step", "total", "lr", "seconds", "psnr_y_db", "ssim_y", "grad_norm"}
 _POINTS = 240  # of a curve; a longer one is averaged in bins
 
@@ -108,7 +108,7 @@ def _point(m: MeasurementResult, results: Results, size: tuple[int, int]) -> Poi
         y=quality.psnr_y_db,
         name=f"{m.target} {m.precision}" + (" teacher" if m.role == "teacher" else ""),
         colour=targets.index(m.target) % COLOURS,
-        shape=_SHAPES.get(m.precision, "circle"),
+        shape=SHAPES.get(m.precision, "circle"),
         hollow=m.role == "teacher",
         reach=latency.p90_ms,
     )

@@ -20,6 +20,11 @@ from pipeline.report.schema import Results
 RESULTS = "results.json"
 
 
+def report_folder(root: Path) -> Path:
+    """Where a run's newest report lies."""
+    return root / "report" / "latest"
+
+
 def write(evidence: Evidence, out: Path) -> Path:
     """Write `index.html`, `report.md`, `results.json` and `junit.xml` into `out`.
 

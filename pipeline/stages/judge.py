@@ -22,12 +22,12 @@ from pipeline.bench.against import (
     drop_by_image,
     mean_psnr_db,
     reference,
-    shift_rgb,
     simulated,
     speedup,
     speedup_over_best,
     students,
     subject,
+    tint,
     valid_sizes,
 )
 from pipeline.bench.gain import Gain, Over, is_rival, over
@@ -168,14 +168,12 @@ def _drops(config: GateConfig, m: Measurement, base: Measurement | None) -> Iter
 
 def _tint(config: GateConfig, m: Measurement, base: Measurement | None) -> Iterator[Gate]:
     """The channel that is furthest from the FP32 student's in brightness; PSNR-Y hardly sees it."""
-    bound, shift = config.max_channel_shift, shift_rgb(m, base)
-    if bound == "off" or shift is None:  # of old figures: what is missing shows as a drop's gate
+    bound, found = config.max_channel_shift, tint(m, base)
+    if bound == "off" or found is None:  # figures of older runs hold no colours
         return
-    furthest = max(range(3), key=lambda channel: abs(shift[channel]))
-    figure = abs(shift[furthest])
+    figure, words = found
     reason = "simulated here, " if m.simulated else ""
-    reason += f"{('red', 'green', 'blue')[furthest]} {shift[furthest]:+.2f}, "
-    reason += f"against the FP32 student, mean of {len(m.scores)} images"
+    reason += f"{words}, against the FP32 student, mean of {len(m.scores)} images"
     yield Gate(
         "channel shift", subject(m), _passes(figure <= bound), figure, bound, "levels", reason
     )
