@@ -181,10 +181,8 @@ def check(
 ) -> None:
     """Judge a bundle by its own gates, and hold it against a baseline."""
     set_logging(verbose)
-    from pipeline.bundle.check import against, set_baseline
+    from pipeline.bundle.check import against, set_baseline, settings_with
     from pipeline.bundle.check import check as checked
-    from pipeline.bundle.kit import settings_of
-    from pipeline.bundle.regress import BaselineConfig
     from pipeline.report import junit as xml
     from pipeline.report import markdown
     from pipeline.summary import told
@@ -194,13 +192,8 @@ def check(
         return
     found = checked(bundle)
     if baseline and not found.problems:
-        margins, pace = BaselineConfig(), settings_of(bundle)
-        if sets:
-            from pipeline.config import load
-
-            config = load({"bench": asdict(pace)}, sets=sets)
-            margins, pace = config.baseline, config.bench
-        found = against(found, bundle, baseline, margins, pace)
+        settings = settings_with(bundle, sets or ())
+        found = against(found, bundle, baseline, settings.baseline, settings.bench)
     for problem in found.problems:
         typer.echo(f"{problem.what.upper()}  {problem.file}")
     for gate in () if found.problems else found.gates:

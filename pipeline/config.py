@@ -6,7 +6,6 @@ No environment variable changes a result.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path, PurePath
@@ -22,6 +21,7 @@ from pipeline.bench.latency import BenchSettings
 from pipeline.bundle.golden import BundleConfig
 from pipeline.bundle.regress import BaselineConfig
 from pipeline.device.device import DeviceConfig
+from pipeline.settings import as_usage_error, assignments, merged
 from pipeline.stages.build import BuildConfig
 from pipeline.stages.calibrate import CalibrateConfig
 from pipeline.stages.export import AdoptConfig, ExportConfig
@@ -89,16 +89,16 @@ def load(
     default = folder / "mipkd.toml"
     written = _read(file or default) if file or default.is_file() else {}
     given: dict[str, Any] = {}
-    for layer in (written, flags, _assignments(sets)):
-        given = _merged(given, layer)
+    for layer in (written, flags, assignments(sets)):
+        given = merged(given, layer)
     if not alone and not given.get("teacher") and not given.get("model"):
-        given = _merged(_preset("demo"), given)
+        given = merged(_preset("demo"), given)
     elif not given.get("data") and not given.get("model"):
-        given = _merged(_preset("smoke"), given)
+        given = merged(_preset("smoke"), given)
     try:
         config = Config.model_validate(given)
     except ValidationError as error:
-        raise _as_usage_error(error) from error
+        raise as_usage_error(error, Config) from error
     config.distill.chosen()  # a misspelt loss is told before hours of work
     return config
 
@@ -138,56 +138,3 @@ def _read(file: Path) -> dict[str, Any]:
             str(file.parent / rival) if is_file(str(rival)) else rival for rival in rivals
         ]
     return written
-
-
-def _assignments(sets: Sequence[str]) -> dict[str, Any]:
-    """`distill.lr=2e-4` as nested settings; a value that is not TOML is a string."""
-    found: dict[str, Any] = {}
-    for text in sets:
-        name, equals, value = text.partition("=")
-        if not equals or not name.strip():
-            raise UsageError(f"--set: {text!r} is not NAME=VALUE", hint="--set distill.lr=2e-4")
-        try:
-            parsed = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            parsed = value
-        nested: Any = parsed
-        for part in reversed(name.strip().split(".")):
-            nested = {part: nested}
-        found = _merged(found, nested)
-    return found
-
-
-def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(under)
-    for name, value in over.items():
-        if value is None:
-            continue
-        if isinstance(value, Mapping):
-            old = merged.get(name)
-            value = _merged(old if isinstance(old, Mapping) else {}, value)
-        merged[name] = value
-    return merged
-
-
-def _as_usage_error(error: ValidationError) -> UsageError:
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"]]
-    name = ".".join(place)
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        known = _known(place[:-1])
-        close = difflib.get_close_matches(place[-1], known, n=1)
-        hint = (f"did you mean {close[0]}? " if close else "") + "known: " + ", ".join(known)
-        return UsageError(f"config: {name}: unknown setting", hint=hint)
-    return UsageError(f"config: {name}: {first['msg']}, got {first['input']!r}")
-
-
-def _known(place: Sequence[str]) -> list[str]:
-    at: Any = Config
-    for part in place:
-        fields = getattr(at, "model_fields", None)
-        if not fields or part not in fields:
-            return []
-        at = fields[part].annotation
-    fields = getattr(at, "model_fields", None) or getattr(at, "__dataclass_fields__", {})
-    return sorted(fields)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mipkd.core.errors import UsageError
 from mipkd.core.records import Gate, Outcome, Recommendation, Verdict
 from pipeline.bench.latency import BenchSettings
 from pipeline.bundle.baseline import check_comparable, load, of_bundle, save
 from pipeline.bundle.figures import read_figures
+from pipeline.bundle.kit import settings_of
 from pipeline.bundle.manifest import Manifest, Problem, problems, read
 from pipeline.bundle.provenance import PROVENANCE, failures, plans
 from pipeline.bundle.regress import BaselineConfig, Beside, in_turns, regress
+from pipeline.settings import as_usage_error, assignments, merged
 from pipeline.stages.judge import NOT_MEASURED, GateConfig, judge, overall
 
 _NOT_JUDGED = "the figures of a bundle with such files are not judged"
@@ -56,6 +59,28 @@ def check(bundle: Path) -> Checked:
     if unseen and outcome is Outcome.PASS:
         outcome = Outcome.INVALID
     return Checked(manifest, wrong, (*verdict.gates, *unseen), outcome, verdict.recommended)
+
+
+class CheckConfig(BaseModel):
+    """How `check` holds a bundle against a baseline: bounds, and how long it measures."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    baseline: BaselineConfig = Field(default_factory=BaselineConfig)
+    bench: BenchSettings
+
+
+def settings_with(bundle: Path, sets: Sequence[str]) -> CheckConfig:
+    """The bundle's own pace and the usual bounds, but for what is set.
+
+    Raises:
+        UsageError: an unknown setting, a value of the wrong kind.
+    """
+    given = merged({"bench": asdict(settings_of(bundle))}, assignments(sets))
+    try:
+        return CheckConfig.model_validate(given)
+    except ValidationError as error:
+        raise as_usage_error(error, CheckConfig) from error
 
 
 def against(

@@ -162,6 +162,7 @@ def test_it_loads_no_torch(once: Finished, kept: Path) -> None:
         "import sys\n"
         "from pipeline.cli import app\n"
         f"words = ['check', {str(once.bundle)!r}, '--baseline', {str(kept)!r}]\n"
+        "words += ['--set', 'baseline.max_loss_db=0.1']\n"
         "try:\n    app(words)\nexcept SystemExit:\n    pass\n"
         "assert not {'torch', 'onnx', 'coremltools'} & set(sys.modules)"
     )
@@ -198,3 +199,12 @@ def test_the_action_calls_that_script_with_what_it_reads() -> None:
     for name in ("BUNDLE", "BASELINE", "SETTINGS", "RUNTIMES"):
         assert f"{name}: ${{{{ inputs.{name.lower()} }}}}" in action
         assert f"${name}" in script.replace("${", "$")
+
+
+def test_a_misspelt_setting_is_told_with_the_nearest(
+    once: Finished, kept: Path, ended: Command
+) -> None:
+    said = ended("check", once.bundle, "--baseline", kept, "--set", "baseline.max_los_db=1")
+    assert said.code == 2
+    assert "baseline.max_los_db: unknown setting" in said.err
+    assert "did you mean max_loss_db?" in said.err
