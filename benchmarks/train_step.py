@@ -26,9 +26,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mipkd.distill import student as students
 from mipkd.distill.data import PatchSampler, prepare_photos
-from mipkd.distill.learner import Learner
+from mipkd.distill.learner import Learner, Sampler
+from mipkd.distill.resident import near
 from mipkd.distill.settings import DistillConfig
-from mipkd.distill.step import Part
 from mipkd.losses.base import Pass
 from pipeline.bench.host import describe_host
 
@@ -76,7 +76,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         photos = prepare_photos(None, scale=asked.scale, patch=asked.patch, out=Path(folder))
         sampler = PatchSampler(photos, patch=asked.patch, batch=asked.batch, seed=0)
-        phases = _phases(learner, sampler)
+        phases = _phases(learner, near(sampler, learner.device))
         rate = _matmul_rate(learner)
         floors = {name: _flops(phase) / rate for name, phase in phases.items()}
         seconds = _timed(phases, asked.rounds, learner.device)
@@ -98,10 +98,10 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _phases(learner: Learner, sampler: PatchSampler) -> dict[str, Callable[[], object]]:
+def _phases(learner: Learner, sampler: Sampler) -> dict[str, Callable[[], object]]:
     """The whole step, and each part of it on inputs that were made before."""
     lr, hr = learner._batch(sampler)
-    seen = learner.plain.seen(lr, hr, Part(0, (0, len(lr))))
+    seen = learner.plain.seen(lr, hr, (0, len(lr)))
     loss, helper = learner.losses["mixture_of_priors"], learner.helpers["mixture_of_priors"]
     alone = loss.model_copy(update={"block_weight": 0.0})
     pixel, logits = learner.losses["pixel"], learner.losses["logits"]
@@ -145,8 +145,7 @@ def _phases(learner: Learner, sampler: PatchSampler) -> dict[str, Callable[[], o
     steps = iter(range(1, 10**9))
 
     def drawn() -> None:
-        learner.step = next(steps)
-        learner._batch(sampler)
+        learner._cut(sampler, next(steps))
 
     return {
         "data": drawn,
@@ -168,16 +167,16 @@ def _leaf(seen: Pass, features: list[torch.Tensor], image: torch.Tensor) -> Pass
 def _timed(
     phases: dict[str, Callable[[], object]], rounds: int, device: torch.device
 ) -> dict[str, float]:
-    """Median seconds of each phase, run in random order within each round after two warm-ups."""
+    """Median seconds of each phase, run in random order within each round after four warm-ups."""
     samples: dict[str, list[float]] = {name: [] for name in phases}
     order = random.Random(0)
-    for number in range(rounds + 2):
+    for number in range(rounds + 4):
         for name in order.sample(list(phases), len(phases)):
             wait(device)
             start = perf_counter()
             phases[name]()
             wait(device)
-            if number >= 2:
+            if number >= 4:
                 samples[name].append(perf_counter() - start)
     return {name: statistics.median(found) for name, found in samples.items()}
 

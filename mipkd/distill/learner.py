@@ -23,8 +23,9 @@ from mipkd.core.errors import StageError, UsageError
 from mipkd.distill import ranks
 from mipkd.distill.hardware import autocast_type, find_device
 from mipkd.distill.ranks import Ranks
+from mipkd.distill.recorded import Backward, Recorded
 from mipkd.distill.settings import DistillConfig
-from mipkd.distill.step import Part, Step
+from mipkd.distill.step import Step
 from mipkd.distill.suited import suited
 from mipkd.losses.base import Loss, Positions
 
@@ -69,10 +70,15 @@ class Learner:
             self.losses,
             self.positions,
             seed=config.seed,
+            device=self.device,
             autocast=self.autocast,
             ranks=self.ranks,
         )
         self._shared_step = self.ranks.wrapped(self.plain)
+        self._gradients: Backward = self._launched
+        if config.cuda_graphs and self._can_record():
+            self._gradients = Recorded(self._launched, self.plain)
+        self._next: tuple[int, tuple[Tensor, Tensor]] | None = None
         self._groups = [list(self.student.parameters()), list(self.helpers.parameters())]
         trained = [p for group in self._groups for p in group]
         self.optimiser = torch.optim.Adam(trained, config.lr, config.betas, fused=True)
@@ -88,14 +94,15 @@ class Learner:
         lr, hr = self._batch(sampler)
         try:
             with self.ranks.alive():
-                terms = self._backward(lr, hr, self._shared_step)
+                self.plain.draw(self.step)
+                terms = self._gradients(lr, hr)
         except torch.OutOfMemoryError as error:
             raise self._too_large(lr, hr) from error
         norms = self._clip()
         # All figures at once: a GPU is waited for once a step.
         names = [*terms, "gradient of the student", "gradient of the helpers"]
         means = self.ranks.mean(torch.stack(list(terms.values())))
-        values = torch.stack([*means, *norms]).tolist()
+        values = self._awaited(torch.stack([*means, *norms]), sampler)
         self._check_finite(dict(zip(names, values, strict=False)))
         self.rate = self.config.rate(self.step)
         for group in self.optimiser.param_groups:
@@ -144,9 +151,27 @@ class Learner:
     def _helper(self, loss: Loss) -> nn.Module | None:
         return loss.helper(self.student, self.teacher, self.positions)
 
+    def _can_record(self) -> bool:
+        alone = self.ranks.count == 1 and self.config.accumulate == 1
+        return self.device.type == "cuda" and alone
+
     def _batch(self, sampler: Sampler) -> tuple[Tensor, Tensor]:
-        lr, hr = (t.to(self.device, non_blocking=True) for t in sampler.batch(self.step))
+        if self._next is not None and self._next[0] == self.step:
+            return self._next[1]
+        return self._cut(sampler, self.step)
+
+    def _cut(self, sampler: Sampler, step: int) -> tuple[Tensor, Tensor]:
+        lr, hr = (t.to(self.device, non_blocking=True) for t in sampler.batch(step))
         return (lr, hr) if lr.is_floating_point() else (lr.float() / 255, hr.float() / 255)
+
+    def _awaited(self, values: Tensor, sampler: Sampler) -> list[float]:
+        """The figures; a GPU is given the next batch to cut before it is waited for."""
+        if self.device.type == "cuda":
+            self._next = self.step + 1, self._cut(sampler, self.step + 1)
+        return values.tolist()
+
+    def _launched(self, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
+        return self._backward(lr, hr, self._shared_step)
 
     def _backward(self, lr: Tensor, hr: Tensor, step: nn.Module) -> dict[str, Tensor]:
         """Leave the gradients of these images' mean loss; the terms."""
@@ -155,10 +180,11 @@ class Learner:
         first, whole = self.ranks.rank * len(lr), self.ranks.count * len(lr)
         terms: dict[str, Tensor] = {}
         for number, (low, high) in enumerate(parts):
-            at = Part(self.step, (first, whole))
+            if number:
+                self.plain.draw(self.step)  # for all rows again
             # Gradients are averaged over the processes once, with the last part.
             with nullcontext() if number + 1 == len(parts) else _unshared(step):
-                found = step(low, high, at)
+                found = step(low, high, (first, whole))
                 total = torch.stack(list(found.values())).sum() / len(parts)
                 total.backward()  # type: ignore[no-untyped-call]
             for name, term in found.items():

@@ -47,6 +47,7 @@ class DistillConfig(BaseModel):
     positions: int | Positions = Field(3, union_mode="left_to_right")  # how many, or which
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     channels_last: bool = True
+    cuda_graphs: bool = Field(True, exclude=True)  # the same step, launched as one
     device: str = "auto"
     seed: int = Field(0, ge=0)
     validate_every: int | None = Field(None, ge=1)  # None: five times in all

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,14 +15,6 @@ from torch import Tensor, nn
 from mipkd.archs.base import SRNet
 from mipkd.distill.ranks import Ranks
 from mipkd.losses.base import Loss, Pass, Positions
-
-
-@dataclass(frozen=True)
-class Part:
-    """Where some images stand in a training."""
-
-    step: int
-    rows: tuple[int, int]  # the first one's row in the step's batch, and how many that has
 
 
 class Step(nn.Module):
@@ -41,6 +32,7 @@ class Step(nn.Module):
         positions: Positions,
         *,
         seed: int,
+        device: torch.device,
         autocast: torch.dtype | None,
         ranks: Ranks,
     ) -> None:
@@ -49,12 +41,25 @@ class Step(nn.Module):
         self._teacher = (teacher,)  # a tuple, so that its weights are not this module's
         self.losses, self.positions, self.seed = losses, positions, seed
         self.autocast, self.ranks = autocast, ranks
+        self.generator, self.coins = torch.Generator(device), random.Random()
+        self.draw(0)
 
-    def forward(self, lr_NCHW: Tensor, hr_NCHW: Tensor, part: Part) -> dict[str, Tensor]:
-        """Every loss's terms, weighted, in float32."""
+    def draw(self, step: int) -> None:
+        """Make all chance of the next forward that of this step."""
+        chance = np.random.SeedSequence([self.seed, step]).generate_state(2, np.uint64)
+        self.generator.manual_seed(int(chance[0] >> np.uint64(1)))
+        self.coins = random.Random(int(chance[1]))
+
+    def renew(self) -> None:
+        """A generator in the state of the present one, which a failed recording has spoiled."""
+        seed = self.generator.initial_seed()
+        self.generator = torch.Generator(self.generator.device).manual_seed(seed)
+
+    def forward(self, lr_NCHW: Tensor, hr_NCHW: Tensor, rows: tuple[int, int]) -> dict[str, Tensor]:
+        """Every loss's terms, weighted, in float32; `rows` as in `Pass`."""
         kind, on = lr_NCHW.device.type, self.autocast is not None
         with torch.autocast(kind, self.autocast, enabled=on):
-            seen = self.seen(lr_NCHW, hr_NCHW, part)
+            seen = self.seen(lr_NCHW, hr_NCHW, rows)
             terms: dict[str, Tensor] = {}
             for name, loss in self.losses.items():
                 helper = self.helpers[name] if name in self.helpers else None  # noqa: SIM401
@@ -63,11 +68,9 @@ class Step(nn.Module):
                     terms[f"{name}.{term}" if term in terms else term] = value.float()
         return terms
 
-    def seen(self, lr_NCHW: Tensor, hr_NCHW: Tensor, part: Part) -> Pass:
+    def seen(self, lr_NCHW: Tensor, hr_NCHW: Tensor, rows: tuple[int, int]) -> Pass:
         """Both plain forwards, done once for all losses."""
         (teacher,) = self._teacher
-        chance = np.random.SeedSequence([self.seed, part.step]).generate_state(2, np.uint64)
-        generator = torch.Generator(lr_NCHW.device).manual_seed(int(chance[0] >> np.uint64(1)))
         image, features = self.student.tapped(lr_NCHW, self.positions.student)
         seen = Pass(
             lr_NCHW=lr_NCHW,
@@ -77,9 +80,9 @@ class Step(nn.Module):
             student_features=features,
             teacher=teacher,
             positions=self.positions,
-            generator=generator,
-            coins=random.Random(int(chance[1])),
-            rows=part.rows,
+            generator=self.generator,
+            coins=self.coins,
+            rows=rows,
             mean=self.ranks.mean,
         )
         if teacher is not None:

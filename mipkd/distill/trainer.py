@@ -80,7 +80,7 @@ def train(
                 if last or learner.step % config.validation_period == 0:
                     psnr = training.psnr_y_db = validation(learner.averaged, learner.step)
                 watch.note(learner.step, terms, learner.rate, psnr)
-                if last or stops or learner.step % config.save_every == 0:
+                if last or stops or (learner.step % config.save_every == 0 and training.due()):
                     training.save()
                 if stops:
                     log.info("interrupted: step %d is saved", learner.step)
@@ -113,6 +113,7 @@ class _Training:
         self.learner = Learner(config, student, teacher)
         self.psnr_y_db, self.out = float("nan"), out
         self._before, self._start = 0.0, time.perf_counter()
+        self._next_save = 0.0
         state = checkpoint.load(out, self.fits)
         if state is not None:
             self.learner.load_state_dict(state["learner"])
@@ -124,8 +125,13 @@ class _Training:
         """Wall time of all the sessions of this training, as far as they were saved."""
         return self._before + time.perf_counter() - self._start
 
+    def due(self) -> bool:
+        """Whether enough has been done since the last save: it may take 5 % of the time."""
+        return time.perf_counter() >= self._next_save
+
     def save(self) -> None:
         """Write a checkpoint of the last completed step."""
+        start = time.perf_counter()
         state = {
             "fits": self.fits,
             "seconds": self.seconds,
@@ -133,6 +139,8 @@ class _Training:
             "learner": self.learner.state_dict(),
         }
         checkpoint.save(self.out, state)
+        end = time.perf_counter()
+        self._next_save = end + 20 * (end - start)
 
     def result(self, curves: Path) -> TrainResult:
         """What the whole training came to."""

@@ -15,7 +15,12 @@ from mipkd.losses.base import Pass
 
 
 def toss(count: int, *, student_share: float, coins: random.Random) -> tuple[Carrier, ...]:
-    """Who carries the stream on after each position; one toss for the whole batch."""
+    """Who carries the stream on after each position; one toss for the whole batch.
+
+    No coin where there is no choice: a step that takes coins cannot be recorded.
+    """
+    if student_share in (0, 1):
+        return ("student" if student_share else "teacher",) * count
     return tuple("student" if coins.random() < student_share else "teacher" for _ in range(count))
 
 

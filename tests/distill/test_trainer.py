@@ -18,7 +18,7 @@ from mipkd.archs import edsr
 from mipkd.core.errors import StageError, UsageError
 from mipkd.core.images import resize_bicubic, write_png
 from mipkd.distill.data import PatchSampler, load_tests, prepare_photos, prepare_tests
-from mipkd.distill.step import Part, Step
+from mipkd.distill.step import Step
 from mipkd.distill.trainer import DistillConfig, TrainResult, train
 from mipkd.distill.watch import curves_file
 
@@ -127,11 +127,11 @@ def test_memory_that_is_too_small_names_a_batch_that_fits(
     forward = Step.forward
 
     def limited(
-        self: Step, lr: torch.Tensor, hr: torch.Tensor, part: Part
+        self: Step, lr: torch.Tensor, hr: torch.Tensor, rows: tuple[int, int]
     ) -> dict[str, torch.Tensor]:
         if len(lr) > 2:
             raise torch.OutOfMemoryError("out of memory")
-        return forward(self, lr, hr, part)
+        return forward(self, lr, hr, rows)
 
     monkeypatch.setattr(Step, "forward", limited)
     assert trained(photos, tmp_path / "fits", steps=1).steps == 1

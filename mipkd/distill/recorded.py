@@ -1,0 +1,85 @@
+"""A step's forward and backward as one CUDA graph: launched one by one, the kernels of a small
+student take less time than their launches.
+
+Shapes: N batch, H W low-res size.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mipkd.distill.step import Step
+
+log = logging.getLogger(__name__)
+
+_LAUNCHED_FIRST = 3  # steps kernel by kernel: libraries choose their kernels in them
+
+Backward = Callable[[Tensor, Tensor], dict[str, Tensor]]
+
+
+class Recorded:
+    """Runs `backward` kernel by kernel at first, then replays a recording of it.
+
+    Masks are drawn anew at each replay, from the generator of `step`, which the caller seeds. What
+    Python decides by tossing coins cannot be replayed: such steps go on kernel by kernel.
+
+    Args:
+        backward: leaves gradients of LR (N, 3, H, W) and HR images and gives the loss terms.
+        step: whose chance it uses.
+    """
+
+    def __init__(self, backward: Backward, step: Step) -> None:
+        self._backward, self._step = backward, step
+        self._calls = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._images: tuple[Tensor, ...] = ()
+        self._terms: dict[str, Tensor] = {}
+
+    def __call__(self, lr_NCHW: Tensor, hr_NCHW: Tensor) -> dict[str, Tensor]:
+        """The loss terms, valid until the next call; images are of one size for ever.
+
+        Raises:
+            torch.OutOfMemoryError: the memory is too small for a step.
+        """
+        self._calls += 1
+        if self._calls == _LAUNCHED_FIRST + 1:
+            self._record(lr_NCHW, hr_NCHW)
+        if self._graph is None:
+            return self._backward(lr_NCHW, hr_NCHW)
+        for mine, given in zip(self._images, (lr_NCHW, hr_NCHW), strict=True):
+            mine.copy_(given)
+        self._graph.replay()
+        return self._terms
+
+    def _record(self, lr_NCHW: Tensor, hr_NCHW: Tensor) -> None:
+        """Nothing is computed by it."""
+        graph, coins = torch.cuda.CUDAGraph(), self._step.coins
+        graph.register_generator_state(self._step.generator)
+        self._images = lr_NCHW.clone(), hr_NCHW.clone()
+        self._step.coins = _NoCoins()
+        try:
+            with torch.cuda.graph(graph):
+                self._terms = self._backward(*self._images)
+            self._graph = graph
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            log.info("steps are launched kernel by kernel: %s", str(error).splitlines()[0])
+            self._step.renew()
+        finally:
+            self._step.coins = coins
+
+
+class _NoCoins(random.Random):
+    """Refuses to be tossed."""
+
+    def random(self) -> float:
+        raise RuntimeError("a loss decides by chance what to compute")
+
+    def getrandbits(self, k: int, /) -> int:
+        raise RuntimeError("a loss decides by chance what to compute")
