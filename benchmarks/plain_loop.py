@@ -61,7 +61,13 @@ def measure(asked: argparse.Namespace) -> dict[str, object]:
         near_us = near(
             PatchSampler(photos, patch=asked.patch, batch=asked.batch, seed=0), ours.device
         )
-        plain = _learner(asked, DistillConfig(**shared, precision="fp32", channels_last=False))
+        usual = {
+            "precision": "fp32",
+            "channels_last": False,
+            "cuda_graphs": False,
+            "compile": False,
+        }
+        plain = _learner(asked, DistillConfig(**shared, **usual))
         decoded = Decoded(_files(asked, Path(folder) / "plain"), asked)
         rates: dict[str, list[float]] = {"ours": [], "plain": []}
         for number in range(asked.rounds + 1):

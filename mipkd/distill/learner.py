@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from copy import deepcopy
 from itertools import pairwise
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from mipkd.archs.base import SRNet, pair_positions, params
 from mipkd.core.errors import StageError, UsageError
 from mipkd.distill import ranks
+from mipkd.distill.fused import fuse, pays
 from mipkd.distill.hardware import autocast_type, find_device
 from mipkd.distill.ranks import Ranks
 from mipkd.distill.recorded import Backward, Recorded
@@ -63,6 +64,8 @@ class Learner:
             helpers = {name: self._helper(loss) for name, loss in self.losses.items()}
         self.helpers = nn.ModuleDict({name: made for name, made in helpers.items() if made})
         self._place(self.helpers)
+        if pays(config, self.device):
+            fuse(*(net for net in (self.teacher, student) if net and net.in_parts), self.helpers)
         self.plain = Step(
             self.student,
             self.helpers,
@@ -99,16 +102,20 @@ class Learner:
         except torch.OutOfMemoryError as error:
             raise self._too_large(lr, hr) from error
         norms = self._clip()
-        # All figures at once: a GPU is waited for once a step.
-        names = [*terms, "gradient of the student", "gradient of the helpers"]
         means = self.ranks.mean(torch.stack(list(terms.values())))
-        values = self._awaited(torch.stack([*means, *norms]), sampler)
-        self._check_finite(dict(zip(names, values, strict=False)))
+        figures = torch.stack([*means, *norms])
         self.rate = self.config.rate(self.step)
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate
+        # As of a gradient scaler: the fused optimiser leaves all weights as they are if it is 1.
+        self.optimiser.found_inf = 1 - figures.isfinite().all().float()  # type: ignore[attr-defined]
         self.optimiser.step()
         self._average()
+        if self.device.type == "cuda":
+            self._next = self.step + 1, self._cut(sampler, self.step + 1)
+        values = figures.tolist()  # a GPU is waited for once a step, when it has all its work
+        names = [*terms, "gradient of the student", "gradient of the helpers"]
+        self._check_finite(dict(zip(names, values, strict=False)))
         self.step += 1
         return dict(zip(terms, values, strict=False))
 
@@ -164,14 +171,9 @@ class Learner:
         lr, hr = (t.to(self.device, non_blocking=True) for t in sampler.batch(step))
         return (lr, hr) if lr.is_floating_point() else (lr.float() / 255, hr.float() / 255)
 
-    def _awaited(self, values: Tensor, sampler: Sampler) -> list[float]:
-        """The figures; a GPU is given the next batch to cut before it is waited for."""
-        if self.device.type == "cuda":
-            self._next = self.step + 1, self._cut(sampler, self.step + 1)
-        return values.tolist()
-
     def _launched(self, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
-        return self._backward(lr, hr, self._shared_step)
+        with _fastest_kernels():
+            return self._backward(lr, hr, self._shared_step)
 
     def _backward(self, lr: Tensor, hr: Tensor, step: nn.Module) -> dict[str, Tensor]:
         """Leave the gradients of these images' mean loss; the terms."""
@@ -248,6 +250,17 @@ class Learner:
             weight,
             ", ".join(self.losses),
         )
+
+
+@contextmanager
+def _fastest_kernels() -> Iterator[None]:
+    """Let cuDNN measure its kernels: for patches, which are of one size; images are not."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def _unshared(step: nn.Module) -> AbstractContextManager[None]:

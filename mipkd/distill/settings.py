@@ -48,6 +48,7 @@ class DistillConfig(BaseModel):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     channels_last: bool = True
     cuda_graphs: bool = Field(True, exclude=True)  # the same step, launched as one
+    compile: bool | None = Field(None, exclude=True)  # None: on a GPU, from 5,000 steps on
     device: str = "auto"
     seed: int = Field(0, ge=0)
     validate_every: int | None = Field(None, ge=1)  # None: five times in all

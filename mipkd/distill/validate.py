@@ -32,7 +32,8 @@ class Validation:
     ) -> None:
         if not tests:
             log.warning("no validation images: the student is not scored while it trains")
-        self.tests, self.teacher, self.folder, self.device = tests, teacher, folder, device
+        self.tests, self.folder, self.device = tests, folder, device
+        self.teacher = teacher.to(device) if teacher is not None else None
         self._fixed: dict[str, tuple[ByteArray, list[ByteArray]]] = {}
 
     def __call__(self, net: SRNet, step: int) -> float:
@@ -66,7 +67,8 @@ class Validation:
 
     def _upscaled(self, net: SRNet, lr_HWC: ByteArray) -> ByteArray:
         lr = torch.from_numpy(lr_HWC).permute(2, 0, 1)[None].to(self.device) / 255
-        with torch.inference_mode():
+        # Images are of many sizes: nothing is compiled for one.
+        with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
             sr = net(lr)[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0)
         image: ByteArray = sr.cpu().numpy()
         return image

@@ -84,6 +84,18 @@ def test_a_loss_that_takes_coins_is_launched_kernel_by_kernel(
 
 
 @on_a_gpu
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own compiler
+def test_compiled_steps_are_the_plain_ones(capfd: pytest.CaptureFixture[str]) -> None:
+    curves = []
+    for compile in (False, True):
+        taught = learner(small(), compile=compile)
+        curves.append([taught.advance(Noise()) for _ in range(6)])
+    for plain, compiled in zip(*curves, strict=True):
+        assert compiled == pytest.approx(plain, rel=1e-3, abs=1e-5)
+    assert "WON'T CONVERT" not in capfd.readouterr().err
+
+
+@on_a_gpu
 def test_other_families_are_recorded() -> None:
     torch.manual_seed(0)
     taught = learner(rlfn.RLFN(rlfn.Hyper(2, channels=8, blocks=2, middle=8)), method="logits")

@@ -143,6 +143,14 @@ def test_memory_that_is_too_small_names_a_batch_that_fits(
     assert trained(photos, tmp_path / "parts", batch=8, accumulate=4, steps=1).steps == 1
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("method", ["scratch", "mipkd"])
+def test_it_trains_and_is_validated_on_a_gpu(photos: Path, tmp_path: Path, method: str) -> None:
+    here = trained(photos, tmp_path / "cpu", method=method, device="cpu", precision="fp32")
+    there = trained(photos, tmp_path / "gpu", method=method, device="cuda", precision="fp32")
+    assert there.psnr_y_db == pytest.approx(here.psnr_y_db, abs=0.01)
+
+
 def test_a_batch_in_parts_is_the_same_step(photos: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"method": "logits", "precision": "fp32", "batch": 4}
     curves = []
