@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from calibration.search import Operation
 from mipkd.core.records import Rounding
 from targets import _ov
+from targets._ov_ends import last_bias_in_fp32
 from targets._ov_floats import factors, grids, name_as_in, name_of, operations, weights, with_floats
 from targets._ov_quantize import LEARNED, RANGES, everything, scopes_of
 from targets._ov_session import LatencySession
@@ -65,6 +66,8 @@ class OvTuner:
     def session(self, ranges: str, floats: Iterable[str], rest: str) -> LatencySession:
         """A candidate, compiled as `open` compiles."""
         edited = with_floats(self._quantized(ranges), self._original, floats)
+        if rest != "fp32":
+            edited = last_bias_in_fp32(edited)
         return LatencySession(edited, self._device, self._options[rest])
 
     def rounding(self, floats: Sequence[str]) -> Rounding:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mipkd.core.errors import MissingError, UnsupportedError
 from mipkd.core.records import Built, Graph, PatchSet, QuantPlan, Rounding, Told
 from targets import _ov
+from targets._ov_ends import last_bias_in_fp32
 from targets._ov_session import CACHE, PIXELS, SHAPES, LatencySession, ThroughputSession
 from targets._x86 import saturates
 from targets.base import files_of, version_of
@@ -187,6 +188,8 @@ class OpenVino:
                     saturates=self._saturates(on),
                     plan=plan,
                 )
+            if rest != "fp32":
+                model = last_bias_in_fp32(model)
             # By default it would write FP16 weights, and "fp32" would not be FP32.
             openvino.save_model(model, str(file), compress_to_fp16=precision == "fp16")
         return notes

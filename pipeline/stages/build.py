@@ -21,7 +21,7 @@ class BuildConfig(BaseModel):
     pixels: Literal["float32", "uint8"] = "float32"
 
 
-@stage(version=7)
+@stage(version=8)
 def build(
     config: BuildConfig,
     precision: str,

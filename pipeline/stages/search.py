@@ -80,7 +80,7 @@ def hold_out(config: QuantizeConfig, photos: Photos, split_seed: int, out: Path)
     )
 
 
-@stage(version=8, resumes=True)
+@stage(version=9, resumes=True)
 def search(
     config: QuantizeConfig,
     target: str,

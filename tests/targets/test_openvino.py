@@ -14,9 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from mipkd.archs import edsr
 from mipkd.core.errors import MissingError, UnsupportedError, UsageError
 from mipkd.core.records import Built, Graph, Host, PatchSet, Told
+from mipkd.export.onnx import export
 from targets import _ov
 from targets._ov_session import CACHE, KEPT, SHAPES, Compiler, ThroughputSession
 from targets.base import find
@@ -47,6 +50,22 @@ def test_fp32_is_computed_in_fp32_and_keeps_fp32_weights(
     with closing(find(name).open(built)) as session:
         found = session.run(lr)[0, :, ::2, ::2]
     np.testing.assert_allclose(found, lr[0] * THIRD * THIRD, rtol=2e-6)
+
+
+@pytest.mark.skipif("bf16" not in TARGET.precisions(), reason="the CPU has no BF16")
+@pytest.mark.parametrize("direct", [False, True])
+def test_the_mean_of_images_is_added_in_fp32(direct: bool, tmp_path: Path) -> None:
+    mean = (0.4488, 0.4371, 0.4040)
+    net = edsr.EDSR(edsr.Hyper(2, channels=8, blocks=1, mean=mean, direct=direct))
+    last = net.up[0] if direct else net.last
+    for value in last.parameters():
+        torch.nn.init.zeros_(value)
+    (tmp_path / "graph").mkdir()
+    graph = export(net.eval(), out=tmp_path / "graph", metadata={}, role="student", family="edsr")
+    built = TARGET.build(graph, "bf16", None, tmp_path / "out")
+    with closing(TARGET.open(built)) as session:
+        found = session.run(image(16, 16))
+    np.testing.assert_allclose(found[0].mean((1, 2)), mean, atol=1e-5)
 
 
 def test_a_variant_is_called_by_its_whole_name() -> None:
