@@ -16,6 +16,7 @@ import numpy as np
 from mipkd.core.images import ByteArray
 
 _COLOUR = {1: 0, 2: 4, 3: 2, 4: 6}
+_AT_ONCE = 64  # rows that are filtered and packed at a time
 _LEVEL = 3  # of zlib: higher ones cost more than the net
 
 
@@ -40,11 +41,15 @@ class PngBands:
     def write(self, band_HWC: ByteArray) -> None:
         """The next rows."""
         rows = band_HWC.reshape(len(band_HWC), -1)
-        lines = np.empty((len(rows), rows.shape[1] + 1), np.uint8)
-        lines[:, 0] = 2
-        lines[:, 1:] = rows - np.concatenate((self._above, rows[:-1]))
-        self._above, self._rows = rows[-1:].copy(), self._rows + len(rows)
-        self._chunk("IDAT", self._deflate.compress(lines.data))
+        for first in range(0, len(rows), _AT_ONCE):
+            part = rows[first : first + _AT_ONCE]
+            lines = np.empty((len(part), part.shape[1] + 1), np.uint8)
+            lines[:, 0] = 2
+            np.subtract(part[:1], self._above, out=lines[:1, 1:])
+            np.subtract(part[1:], part[:-1], out=lines[1:, 1:])
+            self._above = part[-1:].copy()
+            self._chunk("IDAT", self._deflate.compress(lines.data))
+        self._rows += len(rows)
 
     def __enter__(self) -> PngBands:
         return self

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,17 +14,18 @@ import numpy as np
 from mipkd.core import memory
 from mipkd.core.errors import MissingError, StageError, UsageError, nearest
 from mipkd.core.images import ByteArray, list_images, resize_bicubic
+from mipkd.core.records import Built
 from pipeline.bench.tiles import Tiling, bands
 from pipeline.bundle import check, manifest
 from pipeline.pictures import Picture, joined, read_picture
 from pipeline.png import PngBands
 from pipeline.run import as_stage_error
-from targets.base import Session, Target, find, takes_bytes, upscale
+from targets.base import Session, Target, find, upscale
 
 log = logging.getLogger(__name__)
 
 _PER_PIXEL = 16 * 1024  # bytes of activations an LR pixel, where the system does not tell
-_TRIED = 256  # LR pixels a side of the image that tells how much memory a pixel takes
+_SMALL, _TRIED = 16, 256  # LR pixels a side of images that tell how much memory a pixel takes
 _MOST = 1024  # LR pixels a side of a tile: larger ones are no faster
 
 Tell = Callable[[int, int], None]  # rows done, rows in all
@@ -119,12 +119,12 @@ def upscale_all(
         UsageError: `side` is too small for the net.
         StageError: the disk is full, or memory does not hold one tile.
     """
-    if side is not None and side < _least(model):
-        raise UsageError(
-            f"--tile: {side} is too small for this net", hint=f"at least {_least(model)}"
-        )
+    least = _least(model.margin, model.multiple)
+    if side is not None and side < least:
+        raise UsageError(f"--tile: {side} is too small for this net", hint=f"at least {least}")
     out.mkdir(parents=True, exist_ok=True)
-    with closing(find(model.target).open(model.built(bundle))) as session:
+    built = model.built(bundle)
+    with closing(find(model.target).open(built)) as session:
         tiling: Tiling | None = None
         for file in files:
             levels = None
@@ -133,8 +133,7 @@ def upscale_all(
                 if file.resolve() == (out / f"{file.stem}.png").resolve():
                     raise UsageError(f"{file}: would be overwritten", hint="give another --out")
                 if tiling is None:
-                    tiling = _tiling(session, model, side, memory_bytes, picture)
-                    levels = difference(session, picture.rgb_HWC, tiling, model.scale)
+                    tiling, levels = _cut(model, built, side, memory_bytes, picture)
                 start = perf_counter()
                 made = _write(session, picture, tiling, model.scale, out / f"{file.stem}.png", tell)
             except UsageError as error:
@@ -146,19 +145,30 @@ def upscale_all(
             yield Upscaled(file, made, perf_counter() - start, pixels / 1e6, levels=levels)
 
 
+def _cut(
+    model: manifest.Model, built: Built, side: int | None, memory_bytes: int, picture: Picture
+) -> tuple[Tiling, int | None]:
+    """How to cut pictures, and the levels that it changes, found in a session of its own: one
+    keeps the memory of all that it ran."""
+    with closing(find(model.target).open(built)) as session:
+        tiling = _tiling(session, model, side, memory_bytes, picture)
+        return tiling, difference(session, picture.rgb_HWC, tiling, model.scale)
+
+
 def difference(session: Session, lr_HWC: ByteArray, tiling: Tiling, scale: int) -> int | None:
     """Largest difference in levels between tiles and one piece, on a part where both fit.
 
     None where the part is no larger than the smallest tile.
     """
-    part = np.ascontiguousarray(lr_HWC[: tiling.side, : tiling.side])
     margin, step = tiling.margin, tiling.multiple
-    smaller = Tiling(max(tiling.side // 2, 2 * margin + 2 * step + 1), margin, step)
+    whole = min(tiling.side, max(_TRIED, 2 * _least(margin, step)))
+    part = np.ascontiguousarray(lr_HWC[:whole, :whole])
+    smaller = Tiling(max(whole // 2, _least(margin, step)), margin, step)
     if max(part.shape[:2]) <= smaller.side:
         return None
-    whole = upscale(session, part, scale=scale, multiple=step)
+    one = upscale(session, part, scale=scale, multiple=step)
     cut = np.concatenate(list(bands(session, part, smaller, scale=scale)))
-    return int(np.abs(whole.astype(np.int16) - cut).max())
+    return int(np.abs(one.astype(np.int16) - cut).max())
 
 
 def _write(
@@ -192,10 +202,12 @@ def _tiling(
     memory_bytes: int,
     picture: Picture,
 ) -> Tiling:
-    least = _least(model)
+    least = _least(model.margin, model.multiple)
     if side is None:
-        per_pixel = _bytes_per_pixel(session, model.multiple)
-        row_bytes = picture.rgb_HWC.shape[1] * model.scale**2 * 3 * 3  # a band, filtered, packed
+        per_pixel = _bytes_per_pixel(session, model)
+        row_bytes = (
+            picture.rgb_HWC.shape[1] * model.scale**2 * 3 * 2
+        )  # a band, and joined with alpha
         side = 0
         left = memory_bytes - (memory.resident_bytes() or 0)
         for tried in range(_MOST, least - 1, -16):
@@ -212,20 +224,23 @@ def _tiling(
     return Tiling(side // model.multiple * model.multiple or side, model.margin, model.multiple)
 
 
-def _least(model: manifest.Model) -> int:
+def _least(margin: int, multiple: int) -> int:
     """LR pixels a side of the smallest tile that holds more than its margins."""
-    return 2 * model.margin + 2 * model.multiple + 1
+    return 2 * margin + 2 * multiple + 1
 
 
-def _bytes_per_pixel(session: Session, multiple: int) -> int:
-    """What an LR pixel takes while the net runs, where the system tells."""
-    small, side = (math.ceil(s / multiple) * multiple for s in (16, _TRIED))
-    kind = np.uint8 if takes_bytes(session) else np.float32
-    session.run(np.zeros((1, 3, small, small), kind))
+def _bytes_per_pixel(session: Session, model: manifest.Model) -> int:
+    """What an LR pixel takes from its bytes to those of its result, where the system tells."""
+
+    def run(size: int) -> None:
+        image = np.zeros((size, size, 3), np.uint8)
+        upscale(session, image, scale=model.scale, multiple=model.multiple)
+
+    run(_SMALL)
     memory.reset_peak()
     before = memory.resident_bytes()
-    session.run(np.zeros((1, 3, side, side), kind))
+    run(_TRIED)
     peak = memory.peak_bytes()
     if before is None or peak is None:
         return _PER_PIXEL
-    return max(peak - before, side * side) // (side * side)
+    return max(peak - before, _TRIED**2) // _TRIED**2

@@ -6,6 +6,7 @@ Shapes: N batch, C channels, H W low-res size, S scale. Values: float32 in [0, 1
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections import OrderedDict
 from pathlib import Path
@@ -27,6 +28,7 @@ SHAPES = "shapes"  # "fixed": compile anew for each input shape, at its first us
 CACHE = "cache"  # folder beside the model in which compiled models are kept
 PIXELS = "pixels"  # "uint8": the model takes and gives bytes
 KEPT = 4  # compiled shapes in memory: a device's is small, and each is a model of its own
+KEPT_PIXELS = 2**19  # of LR in all of them together, for each holds what it computed last
 
 
 class Compiler:
@@ -50,7 +52,7 @@ class Compiler:
         """What runs inputs of a shape; those used longest ago are dropped."""
         key = shape if self._fixed else ()
         if key not in self._kept:
-            while len(self._kept) >= KEPT:
+            while self._kept and not self._has_room(key):
                 self._kept.popitem(last=False)
             if isinstance(self._source, Path):
                 model = self._core.read_model(str(self._source))
@@ -60,6 +62,10 @@ class Compiler:
             self._kept[key] = self._compiled(model)
         self._kept.move_to_end(key)
         return self._kept[key]
+
+    def _has_room(self, shape: tuple[int, ...]) -> bool:
+        pixels = sum(math.prod((*kept[:1], *kept[2:])) for kept in (*self._kept, shape))
+        return len(self._kept) < KEPT and pixels <= KEPT_PIXELS
 
     def _compiled(self, model: Any) -> Any:
         made = self._core.compile_model(model, self._device, self._properties)

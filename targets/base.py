@@ -214,5 +214,9 @@ def upscale(session: Session, lr_HWC: ByteArray, *, scale: int, multiple: int = 
     lr_NCHW = bytes_NCHW if inside else bytes_NCHW.astype(np.float32) / np.float32(255)
     sr_NCHW = session.run(cast("FloatArray", lr_NCHW))
     sr_HWC = sr_NCHW[0, :, : height * scale, : width * scale].transpose(1, 2, 0)
-    levels = sr_HWC if inside else np.rint(np.clip(sr_HWC, 0, 1) * 255)
+    if inside:
+        return np.ascontiguousarray(sr_HWC)
+    levels = np.clip(sr_HWC, 0, 1)
+    levels *= 255
+    np.rint(levels, out=levels)  # in place: an image can be large
     return np.ascontiguousarray(levels, dtype=np.uint8)

@@ -12,7 +12,7 @@ import torch
 from mipkd.distill import student
 from mipkd.export.onnx import export
 from mipkd.export.reach import reach
-from pipeline.bench.tiles import Tiling, bands, spans
+from pipeline.bench.tiles import Tiling, bands, grid
 from pipeline.stages.assess import TorchSession
 from targets.base import upscale
 
@@ -20,18 +20,27 @@ from targets.base import upscale
 @pytest.mark.parametrize("length", [1, 7, 40, 41, 63, 64, 65, 200, 1001])
 @pytest.mark.parametrize("multiple", [1, 8])
 @pytest.mark.parametrize("margin", [0, 5, 11])
-def test_spans_cover_a_side_once_and_keep_their_margin(
+def test_tiles_cover_a_picture_once_and_keep_their_margin(
     length: int, multiple: int, margin: int
 ) -> None:
-    found = spans(length, Tiling(40, margin, multiple))
-    kept = [at for span in found for at in range(span.keep_from, span.keep_to)]
-    assert kept == list(range(length))
-    for span in found:
-        assert span.start % multiple == 0
-        assert span.stop - span.start <= 40 + multiple
-        assert span.start == 0 or span.keep_from - span.start >= margin
-        assert span.stop == length or span.stop - span.keep_to >= margin
-        assert span.stop == length or (span.stop - span.start) % multiple == 0
+    tiling = Tiling(48, margin, multiple)
+    down, across = grid(length, 90, tiling)
+    for side, found in ((length, down), (90, across)):
+        kept = [at for span in found for at in range(span.keep_from, span.keep_to)]
+        assert kept == list(range(side))
+        for span in found:
+            assert span.start % multiple == 0
+            assert span.start == 0 or span.keep_from - span.start >= margin
+            assert span.stop == side or span.stop - span.keep_to >= margin
+            assert span.stop == side or (span.stop - span.start) % multiple == 0
+    high, wide = (max(s.stop - s.start for s in found) for found in (down, across))
+    assert high * wide <= (48 + multiple) ** 2
+
+
+def test_no_more_is_computed_than_the_margins_ask() -> None:
+    down, across = grid(3000, 4000, Tiling(850, 35, 1))
+    computed = [sum(s.stop - s.start for s in found) for found in (down, across)]
+    assert computed[0] * computed[1] / (3000 * 4000) < 1.17  # 1.63 with tiles of the largest side
 
 
 @pytest.mark.parametrize("spec", ["edsr:c8b3", "edge:c16b3"])
