@@ -36,6 +36,8 @@ def facts(root: Path = _ROOT) -> dict[str, str]:
         "L4T": _l4t(root),
         "JetPack": _package(root, "nvidia-jetpack"),
         "power mode": _power_mode(root),
+        "container": _container(root),
+        "load": _text(root / "proc/loadavg").rpartition(" ")[0].rpartition(" ")[0],
         "cores online": _text(root / "sys/devices/system/cpu/online"),
         "CPU governor": _each(p / "scaling_governor" for p in _cpus(root)),
         "CPU clock": _range_mhz([p / "scaling_cur_freq" for p in _cpus(root)], 1e3),
@@ -74,7 +76,7 @@ class Watch:
             "GPU": ([p / "cur_freq" for p in _gpus(root)], 1e6),
         }
         self._devices = _cooling_devices(root)
-        self._before = _counters(root)
+        self._before, self._stops = _counters(root), _stops(root)
         self._pi = [_raspberry_pi()]
         self._look(clocks=False)  # nothing runs yet: they would be those of an idle board
         self._thread.start()
@@ -107,6 +109,8 @@ class Watch:
             found["highest temperature"] = f"{self._hottest[1]} {self._hottest[0]:.1f} °C"
         for name, seen in self._clocks.items():
             found[f"{name} clock while measured"] = _as_mhz(seen)
+        if stops := _stops(self._root) - self._stops:
+            found["CPU quota"] = f"stopped it {stops} times while measured"
         return found
 
     def _keep_looking(self) -> None:
@@ -181,6 +185,24 @@ def _of_raspberry_pi(before: int, after: int) -> str:
     seen = before | after | (after & ~before) >> 16
     told = ", ".join(name for bit, name in names.items() if seen >> bit & 1)
     return f"CPU throttled: get_throttled from 0x{before:x} to 0x{after:x} ({told})" if told else ""
+
+
+def _container(root: Path) -> str:
+    """What the control group of this process may use, where that is limited (version 2)."""
+    group = root / "sys/fs/cgroup"
+    limits = []
+    quota, _, period = _text(group / "cpu.max").partition(" ")
+    if quota.isdigit() and period.isdigit():
+        limits.append(f"{int(quota) / int(period):g} CPUs")
+    if (most := _text(group / "memory.max")).isdigit():
+        limits.append(f"{int(most) / 2**30:.1f} GiB")
+    return f"limited to {' and '.join(limits)}" if limits else ""
+
+
+def _stops(root: Path) -> int:
+    """How often the control group has used up its share of the CPU before its period ended."""
+    found = re.search(r"nr_throttled (\d+)", _text(root / "sys/fs/cgroup/cpu.stat"))
+    return int(found[1]) if found else 0
 
 
 def _board(root: Path) -> str:

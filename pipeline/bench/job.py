@@ -62,10 +62,11 @@ def time_models(target: Target, builts: Sequence[Built], settings: BenchSettings
         for size in settings.sizes:
             log.debug("latency at LR %dx%d", size[1], size[0])
             by_size.append(compare(sessions, size, settings, multiples=multiples, power=power))
+    share = neighbours.share()
     return Done(
         latencies=tuple(tuple(found[name_of(b)] for found in by_size) for b in builts),
-        notes=_busy(neighbours.share()),
-        invalid_because=watch.throttled,
+        notes=_busy(share),
+        invalid_because=watch.throttled or _too_busy(share, settings),
         conditions={**board, **watch.conditions},
     )
 
@@ -100,6 +101,15 @@ def opened(target: Target, builts: Sequence[Built]) -> Iterator[dict[str, Sessio
 def name_of(built: Built) -> str:
     """How a model is called among those of its target."""
     return f"{built.role} {built.precision}"
+
+
+def _too_busy(share: float, settings: BenchSettings) -> str:
+    if share <= settings.max_busy:
+        return ""
+    return (
+        f"busy machine: other programs took {share:.0%} of the CPU "
+        f"(bound {settings.max_busy:.0%}, bench.max_busy)"
+    )
 
 
 def _busy(share: float) -> tuple[str, ...]:

@@ -52,6 +52,7 @@ class BenchSettings:
     max_time_s: float = 30.0
     turn_s: float = 0.1
     max_drift: float = 0.3  # between the medians of the first and the last third
+    max_busy: float = 0.7  # of the CPU's time, all cores together, taken by other programs
     attempts: int = 3  # a measurement that drifts is made anew, each time twice as long
     seed: int = 0  # of the input image and of the order of turns
 

@@ -21,7 +21,7 @@ from targets.base import ByteArray
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = BenchSettings(
-    sizes=((8, 8), (9, 5)), warmup_s=0.01, min_time_s=0.02, min_samples=5, max_drift=9
+    sizes=((8, 8), (9, 5)), warmup_s=0.01, min_time_s=0.02, min_samples=5, max_drift=9, max_busy=1
 )
 
 

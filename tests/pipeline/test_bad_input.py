@@ -33,6 +33,8 @@ QUICK = (
         "bench.warmup_s=0.01",
         "--set",
         "bench.max_drift=9",
+        "--set",
+        "bench.max_busy=1",
     ),
 )
 

@@ -30,6 +30,7 @@ QUICK = BenchSettings(  # a busy machine moves the pace of so short a measuremen
     max_time_s=0.5,
     turn_s=0.005,
     max_drift=20.0,
+    max_busy=1.0,
 )
 
 

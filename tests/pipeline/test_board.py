@@ -9,7 +9,7 @@ import pytest
 from mipkd.core import records
 from mipkd.core.records import Built, Measurement, Outcome
 from pipeline.bench.board import Watch, facts
-from pipeline.bench.host import describe_host
+from pipeline.bench.host import Neighbours, describe_host
 from pipeline.bench.latency import BenchSettings
 from pipeline.stages.judge import GateConfig, judge
 from pipeline.stages.measure import measure
@@ -139,6 +139,26 @@ def test_facts_of_a_pc_and_of_nothing(tmp_path: Path) -> None:
     assert facts(tmp_path / "nothing") == {}
 
 
+def test_a_container_tells_its_limits_and_how_often_they_stopped_it(tmp_path: Path) -> None:
+    stat = "sys/fs/cgroup/cpu.stat"
+    limited = {
+        "sys/fs/cgroup/cpu.max": "150000 100000\n",
+        "sys/fs/cgroup/memory.max": "4294967296\n",
+        "proc/loadavg": "0.52 0.58 0.59 1/189 12345\n",
+        stat: "usage_usec 9\nnr_periods 40\nnr_throttled 7\n",
+    }
+    assert facts(plant(tmp_path, limited)) == {
+        "container": "limited to 1.5 CPUs and 4.0 GiB",
+        "load": "0.52 0.58 0.59",
+    }
+    with Watch(tmp_path) as watch:
+        plant(tmp_path, {stat: "nr_throttled 19\n"})
+    assert watch.conditions == {"CPU quota": "stopped it 12 times while measured"}
+    assert watch.throttled == ""
+    plant(tmp_path, {"sys/fs/cgroup/cpu.max": "max 100000", "sys/fs/cgroup/memory.max": "max"})
+    assert facts(tmp_path) == {"load": "0.52 0.58 0.59"}
+
+
 def test_power_mode_is_asked_of_nvpmodel_and_read_where_that_fails(
     tmp_path: Path, programs: Path
 ) -> None:
@@ -265,10 +285,15 @@ def test_watch_ends_with_what_it_watches(tmp_path: Path) -> None:
     assert not watch._thread.is_alive()
 
 
-def measured(folder: Path) -> Measurement:
+def measured(folder: Path, max_busy: float = 1.0) -> Measurement:
     """By the stage itself, of the target that answers at once."""
     settings = BenchSettings(
-        sizes=((8, 8),), warmup_s=0.0, min_time_s=0.01, max_drift=50.0, max_time_s=1.0
+        sizes=((8, 8),),
+        warmup_s=0.0,
+        min_time_s=0.01,
+        max_drift=50.0,
+        max_time_s=1.0,
+        max_busy=max_busy,
     )
     built = Built("null", "fp32", "student", folder / "model.onnx", 1, scale=2, multiple=1)
     tests = records.TestSet(folder, "", "none", 2, (), "published")
@@ -287,6 +312,18 @@ def test_a_measurement_while_throttled_is_invalid(tmp_path: Path, programs: Path
     assert "throttled" in slow.invalid_because
     gates = judge(GateConfig(), (slow,), ()).gates
     assert (Outcome.INVALID, slow.invalid_because) in [(g.outcome, g.reason) for g in gates]
+
+
+def test_a_measurement_on_a_busy_machine_is_invalid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Neighbours, "share", lambda self: 0.8)
+    one = measured(tmp_path, max_busy=0.7)
+    assert one.invalid_because == (
+        "busy machine: other programs took 80% of the CPU (bound 70%, bench.max_busy)"
+    )
+    assert judge(GateConfig(), (one,), ()).outcome is Outcome.INVALID
+    assert measured(tmp_path, max_busy=0.9).invalid_because == ""
 
 
 def test_energy_is_measured_where_there_is_a_meter(tmp_path: Path, programs: Path) -> None:
