@@ -69,7 +69,7 @@ def arms(study: StudyConfig, distill: DistillConfig) -> dict[str, DistillConfig]
             raise UsageError(f"study.arms.{name}: {place}: {first['msg']}") from error
         found[name].chosen()
     for name in study.against:
-        if name not in found:
+        if name not in found and "against" in study.model_fields_set:
             log.warning("study.against: %s is not an arm of this study", name)
     return found
 
