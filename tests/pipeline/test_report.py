@@ -31,7 +31,7 @@ from mipkd.core.records import (
     Photos,
 )
 from pipeline.bench.pixels import score_images
-from pipeline.report import schema
+from pipeline.report import schema, schema_pages
 from pipeline.report.results import load
 from pipeline.report.wording import milliseconds
 from pipeline.report.write import write
@@ -542,12 +542,12 @@ def test_a_report_is_replaced_whole(make: Make, tmp_path: Path) -> None:
 
 
 def test_docs_of_the_results_are_up_to_date() -> None:
-    hint = "run: python -m pipeline.report.schema docs"
-    assert (ROOT / "docs" / "results.schema.json").read_text() == schema.json_schema(), hint
-    assert (ROOT / "docs" / "results-schema.md").read_text() == schema.documentation(), hint
+    hint = "run: python -m pipeline.report.schema_pages docs"
+    assert (ROOT / "docs" / "results.schema.json").read_text() == schema_pages.json_schema(), hint
+    assert (ROOT / "docs" / "results-schema.md").read_text() == schema_pages.documentation(), hint
 
 
 def test_every_field_of_the_results_is_explained() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| .+ \| (.*) \|$", schema.documentation(), re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \| .+ \| (.*) \|$", schema_pages.documentation(), re.MULTILINE)
     assert len(rows) > 100
     assert [name for name, meaning in rows if not meaning] == []
