@@ -256,6 +256,9 @@ class Latency:
     power_from: str = ""  # the meter and its rails
     at_s: tuple[float, ...] = ()  # when each sample began, since the first
     end_to_end_s: float | None = None  # median from bytes to bytes: copy in, run, copy out
+    load_s: float | None = None  # opening the model, before its first inference
+    # What load and first inferences up to this size added to the process's memory at most.
+    memory_bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from time import perf_counter
 
 from mipkd.core.records import Built, Latency
 from pipeline.bench.board import Watch, facts
 from pipeline.bench.host import Neighbours
-from pipeline.bench.latency import BenchSettings, compare
+from pipeline.bench.latency import BenchSettings, Held, compare, rise
 from pipeline.bench.power import power_source
 from targets.base import ByteArray, Session, Target, upscale
 
@@ -58,10 +59,13 @@ def time_models(target: Target, builts: Sequence[Built], settings: BenchSettings
     multiples = {name_of(b): b.multiple for b in builts}
     power, board, neighbours = power_source(), facts(), Neighbours()
     by_size = []
-    with opened(target, builts) as sessions, Watch() as watch:
+    held: dict[str, Held] = {}
+    with opened(target, builts, held) as sessions, Watch() as watch:
         for size in settings.sizes:
             log.debug("latency at LR %dx%d", size[1], size[0])
-            by_size.append(compare(sessions, size, settings, multiples=multiples, power=power))
+            by_size.append(
+                compare(sessions, size, settings, multiples=multiples, power=power, held=held)
+            )
     share = neighbours.share()
     return Done(
         latencies=tuple(tuple(found[name_of(b)] for found in by_size) for b in builts),
@@ -92,10 +96,21 @@ def shown(built: Built) -> bool:
 
 
 @contextmanager
-def opened(target: Target, builts: Sequence[Built]) -> Iterator[dict[str, Session]]:
-    """A session of each model, by `name_of`."""
+def opened(
+    target: Target, builts: Sequence[Built], held: dict[str, Held] | None = None
+) -> Iterator[dict[str, Session]]:
+    """A session of each model, by `name_of`; what it took to open goes into `held`."""
+    sessions: dict[str, Session] = {}
     with ExitStack() as stack:
-        yield {name_of(b): stack.enter_context(closing(target.open(b))) for b in builts}
+        for built in builts:
+            start = perf_counter()
+            with rise() as bytes_more:
+                session = target.open(built)
+            if held is not None:
+                memory_bytes = bytes_more[0] if bytes_more else None
+                held[name_of(built)] = Held(perf_counter() - start, memory_bytes)
+            sessions[name_of(built)] = stack.enter_context(closing(session))
+        yield sessions
 
 
 def name_of(built: Built) -> str:

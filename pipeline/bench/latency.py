@@ -20,6 +20,7 @@ from typing import ClassVar, cast
 
 import numpy as np
 
+from mipkd.core import memory
 from mipkd.core.records import Latency
 from pipeline.bench.power import Energy, Source, joules_per_frame
 from targets.base import FloatArray, Session, takes_bytes, upscale
@@ -65,6 +66,26 @@ class BenchSettings:
             raise ValueError("attempts must be at least 1, max_time_s at least min_time_s")
 
 
+@dataclass
+class Held:
+    """What a session took so far: the seconds of its load, and memory where the system tells."""
+
+    load_s: float
+    memory_bytes: int | None
+
+
+@contextmanager
+def rise() -> Iterator[list[int]]:
+    """A list that holds, at the end, by how many bytes this process's memory rose at most; empty
+    where the system does not tell."""
+    memory.reset_peak()
+    before, found = memory.resident_bytes(), list[int]()
+    yield found
+    peak = memory.peak_bytes()
+    if before is not None and peak is not None:
+        found.append(max(0, peak - before))
+
+
 def compare(
     sessions: Mapping[str, Session],
     size: tuple[int, int],
@@ -72,15 +93,22 @@ def compare(
     *,
     multiples: Mapping[str, int] | None = None,
     power: Source | None = None,
+    held: Mapping[str, Held] | None = None,
 ) -> dict[str, Latency]:
     """The latency of each session at LR `size`, measured in turns in one go.
 
     `multiples` names sessions whose input sides must be multiples of a number: they get the
     image padded, as they would in use. A session that raises becomes an INVALID latency. With a
-    meter in `power` each then runs alone for twice `min_time_s`, for its joules per frame.
+    meter in `power` each then runs alone for twice `min_time_s`, for its joules per frame. What
+    the first inference takes of memory is added to `held`.
     """
     runners = [
-        _Runner(name, session, _input(session, size, (multiples or {}).get(name, 1), settings.seed))
+        _Runner(
+            name,
+            session,
+            _input(session, size, (multiples or {}).get(name, 1), settings.seed),
+            held=(held or {}).get(name),
+        )
         for name, session in sessions.items()
     ]
     for runner in runners:
@@ -163,6 +191,7 @@ class _Runner:
     invalid_because: str = ""
     end_to_end_s: float | None = None
     energy: Energy | None = None
+    held: Held | None = None
 
     @property
     def samples_s(self) -> tuple[float, ...]:
@@ -236,13 +265,18 @@ class _Runner:
             power_from=self.energy.source if self.energy else "",
             at_s=tuple(round((s - self.starts_ns[0]) * 1e-9, 6) for s in self.starts_ns),
             end_to_end_s=self.end_to_end_s,
+            load_s=self.held.load_s if self.held else None,
+            memory_bytes=self.held.memory_bytes if self.held else None,
         )
 
 
 def _warm_up(runner: _Runner, settings: BenchSettings) -> None:
     """The cold start, a look at the output, then runs until the pace is the usual one."""
     try:
-        runner.cold_start_s = runner.call_ns() * 1e-9
+        with rise() as bytes_more:
+            runner.cold_start_s = runner.call_ns() * 1e-9
+        if runner.held and runner.held.memory_bytes is not None:
+            runner.held.memory_bytes += sum(bytes_more)
         runner.invalid_because = runner.check_output()
     except Exception as error:  # one model's failure is a row of the report
         log.warning("%s: inference failed: %s", runner.name, error)

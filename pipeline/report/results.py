@@ -167,6 +167,8 @@ def _latency(m: Measurement, latency: Latency, every: Sequence[Measurement]) -> 
         p90_range=_range(found.p90_range_s) if found else None,
         p99_range=_range(found.p99_range_s) if found else None,
         end_to_end_ms=latency.end_to_end_s * 1e3 if latency.end_to_end_s else None,
+        load_ms=latency.load_s * 1e3 if latency.load_s is not None else None,
+        memory_mb=latency.memory_bytes / 1e6 if latency.memory_bytes is not None else None,
         samples_s=[round(sample, 9) for sample in latency.samples_s],
     )
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-SCHEMA_VERSION = "1.4"
+SCHEMA_VERSION = "1.5"
 
 Word = Literal["PASS", "FAIL", "INVALID"]
 
@@ -236,6 +236,11 @@ class LatencyResult(_Part):
     """The same of p99."""
     end_to_end_ms: float | None = None
     """Median from 8-bit pixels to 8-bit pixels, conversions included; null when not measured."""
+    load_ms: float | None = None
+    """Opening the model, before its first call; null when not measured."""
+    memory_mb: float | None = None
+    """Host memory, in units of 10^6 bytes, that the process had more at most after load and first
+    calls up to this size; a GPU's own is not in it; null where the system does not tell."""
 
 
 class ImageResult(_Part):

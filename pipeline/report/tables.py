@@ -81,7 +81,7 @@ def devices(results: Results) -> list[str]:
 def latency_table(results: Results) -> Table:
     """Every latency in full."""
     head = ["Target", "Model", "LR size", "Samples", "p50 ms", "p90 ms", "p99 ms"]
-    head += ["Bytes to bytes ms", "Cold ms"]
+    head += ["Bytes to bytes ms", "Cold ms", "Load ms", "Memory MB"]
     head += ["× teacher", "× own FP32"]
     metered = any(one.power_from for m in results.measurements for one in m.latencies)
     head += ["J/frame"] if metered else []
@@ -99,6 +99,8 @@ def latency_table(results: Results) -> Table:
                 milliseconds(one.p99_ms) + few + _within(one.p99_range),
                 milliseconds(one.end_to_end_ms),
                 milliseconds(one.cold_start_ms),
+                milliseconds(one.load_ms),
+                three_digits(one.memory_mb),
                 _ratio(one.speedup_over_teacher, name_it=True),
                 _ratio(one.speedup_over_fp32),
             ]

@@ -6,20 +6,23 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from mipkd.core import memory
 from mipkd.core.images import read_rgb
+from mipkd.core.records import Built
 from pipeline.bench import host
 from pipeline.bench.host import Neighbours, describe_host
+from pipeline.bench.job import time_models
 from pipeline.bench.latency import BenchSettings, compare, doubt, drift
 from pipeline.bench.pixels import output_file, score
 from pipeline.bench.stats import percentiles, ratio_of_medians
-from targets.base import FloatArray
+from targets.base import FloatArray, find
 
 USUAL = BenchSettings()
 QUICK = BenchSettings(  # a busy machine moves the pace of so short a measurement; not our subject
@@ -314,3 +317,31 @@ def test_from_bytes_to_bytes_takes_longer_than_the_bare_call() -> None:
     assert len(latency.at_s) == len(latency.samples_s)
     assert list(latency.at_s) == sorted(latency.at_s)
     assert latency.at_s[0] == 0.0
+
+
+class Hungry:
+    """Takes memory when it is opened, and more at its first inference."""
+
+    def __init__(self) -> None:
+        self.held = [np.ones(30_000_000, np.uint8)]
+
+    def run(self, lr_NCHW: FloatArray) -> FloatArray:
+        if len(self.held) == 1:
+            self.held.append(np.ones(50_000_000, np.uint8))
+        return np.repeat(np.repeat(lr_NCHW, 2, axis=2), 2, axis=3)
+
+    def close(self) -> None:
+        self.held.clear()
+
+
+@pytest.mark.skipif(memory.resident_bytes() is None, reason="this system does not tell")
+def test_load_and_memory_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = find("null")
+    monkeypatch.setattr(type(target), "open", lambda self, built: Hungry())
+    built = Built("null", "fp32", "student", tmp_path / "model.onnx", 1, scale=2, multiple=1)
+    done = time_models(target, [built], replace(QUICK, sizes=((8, 8), (16, 16))))
+    for latency in done.latencies[0]:
+        assert latency.load_s is not None
+        assert latency.load_s > 0
+        assert latency.memory_bytes is not None
+        assert 79e6 < latency.memory_bytes < 120e6
