@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.resources import files
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from mipkd.export.onnx import export
 from pipeline.settings import merged
 
 ROOT = Path(__file__).parents[2]
+_M = re.DOTALL | re.MULTILINE
 SIDE = 96  # HR pixels of every photo
 
 # What the flags leave out comes from here: seconds where a reader's take minutes or days.
@@ -60,6 +62,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _graph(home / "student.onnx")
     for page in (ROOT / "docs/results").rglob("*.toml"):
         _configuration(page, home / page.relative_to(ROOT))
+    _extensions(ROOT / "docs/extending.md", home)
     return home
 
 
@@ -104,3 +107,13 @@ def _configuration(page: Path, file: Path) -> None:
     tiny = tomllib.loads(TINY)
     del tiny["data"], tiny["val"]
     file.write_text(tomli_w.dumps(merged(tomllib.loads(page.read_text()), tiny)))
+
+
+def _extensions(page: Path, home: Path) -> None:
+    """The files that a page shows, each under the name that stands before it."""
+    for name, code in re.findall(
+        r"^`(mine/\S+\.py)`.*?^```python\n(.*?)^```", page.read_text(), _M
+    ):
+        file = home / name
+        file.parent.mkdir(parents=True)
+        file.write_text(code)

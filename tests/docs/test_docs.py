@@ -1,7 +1,8 @@
-"""Every command in README and docs runs as it stands there, in page order; links lead somewhere."""
+"""Every command in README and docs runs as it stands there, in page order."""
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -19,9 +20,7 @@ from pipeline import cli
 from pipeline.config import load
 
 ROOT = Path(__file__).parents[2]
-BUILT = ROOT / "docs/_build"
-DOCS = [page for page in sorted((ROOT / "docs").rglob("*.md")) if BUILT not in page.parents]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PROGRAM = "mipkd-pipeline"
 OPTIONS = f"{PROGRAM} plan --teacher edsr.pth --target openvino"  # for lines of options alone
 
@@ -41,6 +40,7 @@ OTHERS = {
     "make demo": "installs; what it runs is in tests/pipeline/test_demo.py",
     "make check": "runs these tests",
     "make test": "runs these tests",
+    "make docs": "installs; the pages are built in test_site.py",
     "python docs/results/demo-teacher/train.py ASSETS/train/photos_hires WORK": "needs the assets",
 }
 
@@ -87,7 +87,7 @@ class Block:
 def blocks(page: Path) -> Iterator[Block]:
     block, fenced, held = None, False, ""
     for line in page.read_text().splitlines():
-        fence = re.match(r"\s*```(\w*)", line)
+        fence = re.match(r"\s*```(\S*)", line)
         if fence or (line.strip() and not fenced and not line.startswith("    ")):
             if block and block.lines:
                 yield block
@@ -154,14 +154,20 @@ class Reader:
     def enter(self, line: str) -> Ended:
         self.patch.chdir(self.desk)
         if line.startswith("python3 "):
-            command = [sys.executable, *line.split()[1:]]
-            ran = subprocess.run(command, capture_output=True, text=True)
-            return Ended(ran.returncode, ran.stdout, ran.stderr)
+            return self.start(line.split()[1:])
         words = words_of(line)
+        if path := re.match(r"PYTHONPATH=(\S+)", line):
+            return self.start(["-c", "from pipeline.cli import main; main()", *words], path[1])
         self.bring(words)
         if "--steps" in words:  # a page's number is for a net that shall be good
             words[words.index("--steps") + 1] = "2"
         return self.run(words)
+
+    def start(self, words: list[str], path: str = "") -> Ended:
+        """Python in a process of its own."""
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), path))}
+        ran = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=env)
+        return Ended(ran.returncode, ran.stdout, ran.stderr)
 
     def run(self, words: list[str]) -> Ended:
         result = CliRunner().invoke(cli.app, words)
@@ -208,15 +214,12 @@ def test_there_are_commands() -> None:
     assert len(TYPED) > 25
 
 
-@pytest.mark.parametrize(("page", "line"), TYPED, ids=LABELS)
-def test_the_program_takes_it(page: Path, line: str) -> None:
-    if line == "python3 kit-cpu.pyz":
-        return
+@pytest.mark.parametrize("line", SKIPPED)
+def test_what_is_not_run_is_taken_all_the_same(line: str) -> None:
     name, *rest = words_of(line)
     command = typer.main.get_command(cli.app).commands[name]  # type: ignore[attr-defined]
     context = command.make_context(name, rest)
-    if sets := context.params.get("sets"):
-        load({"teacher": "teacher.pth", "data": "photos"}, sets=sets)
+    load({"teacher": "teacher.pth", "data": "photos"}, sets=context.params["sets"] or ())
 
 
 def test_what_is_listed_here_stands_in_the_pages() -> None:
@@ -225,11 +228,9 @@ def test_what_is_listed_here_stands_in_the_pages() -> None:
     assert all(any(line.startswith(start) for line in every) for start in NO_COMMANDS)
 
 
-def test_links_lead_somewhere() -> None:
-    lost = [
-        f"{page.relative_to(ROOT)}: {target}"
-        for page in PAGES
-        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
-        if "://" not in target and not (page.parent / target).exists()
-    ]
-    assert not lost
+def test_settings_in_the_pages_are_ones_that_the_program_has(tmp_path: Path) -> None:
+    every = [block for page in PAGES for block in blocks(page) if block.language == "toml"]
+    assert len(every) > 1
+    for block in every:
+        (tmp_path / "mipkd.toml").write_text("\n".join(block.lines))
+        load({"teacher": "teacher.pth"}, folder=tmp_path)
