@@ -156,6 +156,7 @@ class Reader:
         if line.startswith("python3 "):
             return self.start(line.split()[1:])
         words = words_of(line)
+        assert words, f"{line}: another program's: list it in OTHERS, and why it is not run"
         if path := re.match(r"PYTHONPATH=(\S+)", line):
             return self.start(["-c", "from pipeline.cli import main; main()", *words], path[1])
         self.bring(words)
