@@ -128,7 +128,7 @@ def _read(file: Path) -> dict[str, Any]:
         raise UsageError(f"--config: cannot read {file}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(
-            f"--config: {file} is not TOML: {error}", hint="see the example in the README"
+            f"--config: {file} is not TOML: {error}", hint="see the example in docs/start.md"
         ) from error
     for name in _PATHS:
         if isinstance(written.get(name), str):
