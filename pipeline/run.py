@@ -74,15 +74,21 @@ class Stage(Generic[R]):
     version: int
     function: Callable[..., R]
     resumes: bool  # finds its own way in a `.partial` folder that an earlier start left
+    again: Callable[[Any], bool] | None = None  # whether a record is to be made anew next time
 
     @property
     def returns(self) -> Any:
         return get_type_hints(self.function)["return"]
 
 
-def stage(version: int, *, resumes: bool = False) -> Callable[[Callable[..., R]], Stage[R]]:
-    """Make a stage of a function; its name is the function's."""
-    return lambda function: Stage(function.__name__, version, function, resumes)
+def stage(
+    version: int, *, resumes: bool = False, again: Callable[[Any], bool] | None = None
+) -> Callable[[Callable[..., R]], Stage[R]]:
+    """Make a stage of a function; its name is the function's.
+
+    A record of which `again` is true is used, but made anew the next time.
+    """
+    return lambda function: Stage(function.__name__, version, function, resumes, again)
 
 
 @dataclass(frozen=True)
@@ -114,13 +120,16 @@ class Run:
         asked = _asked(stage, config, inputs)
         key = _digest(asked)
         folder = self.root / stage.name / key
-        known = (folder / "record.json").is_file()
+        record = self._load(stage, folder) if (folder / "record.json").is_file() else None
+        spoilt = record is not None and stage.again is not None and stage.again(record)
+        known = record is not None and not spoilt
         why = "remembered" if known else self._why(stage, label, asked)
+        why = "the machine was disturbed" if spoilt else why
         self.events.append(Event(stage.name, label, key, known, why))
         self.keys[f"{stage.name} {label}".strip()] = key
         if known:
             self._journal("remembered", stage=stage.name, label=label, key=key)
-            return Ref(key, self._load(stage, folder))
+            return Ref(key, record)
         if self.dry:
             return Ref(key, None)
         return Ref(key, self._make(stage, config, inputs, folder, asked, label))

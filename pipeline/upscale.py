@@ -15,12 +15,12 @@ from mipkd.core import memory
 from mipkd.core.errors import MissingError, StageError, UsageError, nearest
 from mipkd.core.images import ByteArray, list_images, resize_bicubic
 from mipkd.core.records import Built
-from pipeline.bench.tiles import Tiling, bands
+from pipeline.bench.tiles import Tiling, bands, spans
 from pipeline.bundle import check, manifest
 from pipeline.pictures import Picture, joined, read_picture
 from pipeline.png import PngBands
 from pipeline.run import as_stage_error
-from targets.base import Session, Target, find, upscale
+from targets.base import Forgets, Session, Target, find, upscale
 
 log = logging.getLogger(__name__)
 
@@ -123,17 +123,17 @@ def upscale_all(
     if side is not None and side < least:
         raise UsageError(f"--tile: {side} is too small for this net", hint=f"at least {least}")
     out.mkdir(parents=True, exist_ok=True)
-    built = model.built(bundle)
-    with closing(find(model.target).open(built)) as session:
-        tiling: Tiling | None = None
+    cutter = _Cutter(model, model.built(bundle), memory_bytes, side)
+    with closing(find(model.target).open(cutter.built)) as session:
         for file in files:
-            levels = None
             try:
                 picture = read_picture(file)
                 if file.resolve() == (out / f"{file.stem}.png").resolve():
                     raise UsageError(f"{file}: would be overwritten", hint="give another --out")
-                if tiling is None:
-                    tiling, levels = _cut(model, built, side, memory_bytes, picture)
+                levels = cutter.look(picture)
+                tiling = cutter.tiling(picture)
+                if cutter.is_new(picture, tiling) and isinstance(session, Forgets):
+                    session.forget()
                 start = perf_counter()
                 made = _write(session, picture, tiling, model.scale, out / f"{file.stem}.png", tell)
             except UsageError as error:
@@ -145,14 +145,54 @@ def upscale_all(
             yield Upscaled(file, made, perf_counter() - start, pixels / 1e6, levels=levels)
 
 
-def _cut(
-    model: manifest.Model, built: Built, side: int | None, memory_bytes: int, picture: Picture
-) -> tuple[Tiling, int | None]:
-    """How to cut pictures, and the levels that it changes, found in a session of its own: one
-    keeps the memory of all that it ran."""
-    with closing(find(model.target).open(built)) as session:
-        tiling = _tiling(session, model, side, memory_bytes, picture)
-        return tiling, difference(session, picture.rgb_HWC, tiling, model.scale)
+class _Cutter:
+    """How to cut pictures so that a bound of memory holds."""
+
+    def __init__(
+        self, model: manifest.Model, built: Built, memory_bytes: int, side: int | None
+    ) -> None:
+        self.built = built
+        self._model, self._memory_bytes, self._side = model, memory_bytes, side
+        self._per_pixel, self._left, self._size = 0, 0, (0, 0)
+
+    def look(self, picture: Picture) -> int | None:
+        """Find out what a pixel takes, once, and what cutting this picture changes in levels; in
+        a session of its own, for one keeps the memory of all that it ran."""
+        if self._left:
+            return None
+        with closing(find(self._model.target).open(self.built)) as session:
+            self._per_pixel = _bytes_per_pixel(session, self._model)
+            self._left = max(1, self._memory_bytes - (memory.resident_bytes() or 0))
+            return difference(session, picture.rgb_HWC, self.tiling(picture), self._model.scale)
+
+    def tiling(self, picture: Picture) -> Tiling:
+        """For pictures of that width.
+
+        Raises:
+            StageError: memory does not hold one tile.
+        """
+        margin, step = self._model.margin, self._model.multiple
+        if self._side is not None:
+            return Tiling(self._side // step * step or self._side, margin, step, exact=True)
+        # A band of the result is held as a whole, and once more where it is joined with alpha.
+        row_bytes = picture.rgb_HWC.shape[1] * self._model.scale**2 * 3 * 2
+        least = _least(margin, step)
+        for side in range(_MOST, least - 1, -16):
+            if side * side * self._per_pixel + side * row_bytes <= self._left:
+                log.debug("tiles of at most %d LR pixels, %d bytes each", side, self._per_pixel)
+                return Tiling(side // step * step, margin, step)
+        raise StageError(
+            f"upscale: {self._memory_bytes / 2**20:.0f} MiB do not hold a tile of {least}x{least} "
+            "LR pixels",
+            hint="raise --memory, or choose a smaller --precision",
+        )
+
+    def is_new(self, picture: Picture, tiling: Tiling) -> bool:
+        """Whether its tiles are of another size than those before."""
+        before = self._size
+        height, width = (spans(length, tiling)[0].stop for length in picture.rgb_HWC.shape[:2])
+        self._size = height, width
+        return before not in ((0, 0), self._size)
 
 
 def difference(session: Session, lr_HWC: ByteArray, tiling: Tiling, scale: int) -> int | None:
@@ -165,7 +205,7 @@ def difference(session: Session, lr_HWC: ByteArray, tiling: Tiling, scale: int) 
     part = np.ascontiguousarray(lr_HWC[:whole, :whole])
     smaller = Tiling(max(whole // 2, _least(margin, step)), margin, step)
     if max(part.shape[:2]) <= smaller.side:
-        return None
+        return None  # it would be one tile
     one = upscale(session, part, scale=scale, multiple=step)
     cut = np.concatenate(list(bands(session, part, smaller, scale=scale)))
     return int(np.abs(one.astype(np.int16) - cut).max())
@@ -193,35 +233,6 @@ def _larger(alpha_HW1: ByteArray | None, scale: int) -> ByteArray | None:
         return None
     height, width = alpha_HW1.shape[:2]
     return resize_bicubic(alpha_HW1, (height * scale, width * scale))
-
-
-def _tiling(
-    session: Session,
-    model: manifest.Model,
-    side: int | None,
-    memory_bytes: int,
-    picture: Picture,
-) -> Tiling:
-    least = _least(model.margin, model.multiple)
-    if side is None:
-        per_pixel = _bytes_per_pixel(session, model)
-        row_bytes = (
-            picture.rgb_HWC.shape[1] * model.scale**2 * 3 * 2
-        )  # a band, and joined with alpha
-        side = 0
-        left = memory_bytes - (memory.resident_bytes() or 0)
-        for tried in range(_MOST, least - 1, -16):
-            if tried * tried * per_pixel + tried * row_bytes <= left:
-                side = tried
-                break
-        if not side:
-            raise StageError(
-                f"upscale: {memory_bytes / 2**20:.0f} MiB do not hold a tile of {least}x{least} "
-                "LR pixels",
-                hint="raise --memory, or choose a smaller --precision",
-            )
-        log.debug("tiles of %d LR pixels a side, %d bytes a pixel", side, per_pixel)
-    return Tiling(side // model.multiple * model.multiple or side, model.margin, model.multiple)
 
 
 def _least(margin: int, multiple: int) -> int:

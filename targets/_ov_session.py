@@ -6,7 +6,6 @@ Shapes: N batch, C channels, H W low-res size, S scale. Values: float32 in [0, 1
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections import OrderedDict
 from pathlib import Path
@@ -28,7 +27,6 @@ SHAPES = "shapes"  # "fixed": compile anew for each input shape, at its first us
 CACHE = "cache"  # folder beside the model in which compiled models are kept
 PIXELS = "pixels"  # "uint8": the model takes and gives bytes
 KEPT = 4  # compiled shapes in memory: a device's is small, and each is a model of its own
-KEPT_PIXELS = 2**19  # of LR in all of them together, for each holds what it computed last
 
 
 class Compiler:
@@ -52,7 +50,7 @@ class Compiler:
         """What runs inputs of a shape; those used longest ago are dropped."""
         key = shape if self._fixed else ()
         if key not in self._kept:
-            while self._kept and not self._has_room(key):
+            while len(self._kept) >= KEPT:
                 self._kept.popitem(last=False)
             if isinstance(self._source, Path):
                 model = self._core.read_model(str(self._source))
@@ -63,10 +61,6 @@ class Compiler:
         self._kept.move_to_end(key)
         return self._kept[key]
 
-    def _has_room(self, shape: tuple[int, ...]) -> bool:
-        pixels = sum(math.prod((*kept[:1], *kept[2:])) for kept in (*self._kept, shape))
-        return len(self._kept) < KEPT and pixels <= KEPT_PIXELS
-
     def _compiled(self, model: Any) -> Any:
         made = self._core.compile_model(model, self._device, self._properties)
         if "CACHE_DIR" in self._properties:
@@ -75,6 +69,11 @@ class Compiler:
         if self._device == "AUTO":
             log.info("AUTO: runs on %s", ", ".join(made.get_property("EXECUTION_DEVICES")))
         return self._wrap(made)
+
+    def forget(self) -> None:
+        """Drop the models of single shapes."""
+        if self._fixed:
+            self._kept.clear()
 
     def close(self) -> None:
         """Drop all models and their threads."""
@@ -93,6 +92,10 @@ class LatencySession:
         request = self._compiler.at(lr_NCHW.shape)
         request.infer([lr_NCHW], share_inputs=True, share_outputs=True)
         return request.get_output_tensor(0).data  # type: ignore[no-any-return]
+
+    def forget(self) -> None:
+        """Drop what was compiled for shapes so far."""
+        self._compiler.forget()
 
     def close(self) -> None:
         """Drop the model and its threads."""

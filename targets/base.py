@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -188,6 +188,14 @@ def tuner_of(
 def is_tunable(target: Target) -> bool:
     """Whether the target can search for its float layers."""
     return hasattr(target, "tuner")
+
+
+@runtime_checkable
+class Forgets(Protocol):
+    """A session that keeps something for each input shape, and can drop it."""
+
+    def forget(self) -> None:
+        """Drop what was made for shapes so far."""
 
 
 def takes_bytes(session: Session) -> bool:

@@ -92,7 +92,7 @@ class Learner:
 
         Raises:
             StageError: a term or a gradient is not finite, or the GPU's memory is too small; no
-                weight has been changed.
+                weight of the student or its helpers has been changed.
         """
         lr, hr = self._batch(sampler)
         try:
@@ -159,8 +159,10 @@ class Learner:
         return loss.helper(self.student, self.teacher, self.positions)
 
     def _can_record(self) -> bool:
+        """Foreign nets may copy to the GPU in their forward, which no recording bears."""
+        ours = all(net.in_parts for net in (self.student, self.teacher) if net is not None)
         alone = self.ranks.count == 1 and self.config.accumulate == 1
-        return self.device.type == "cuda" and alone
+        return self.device.type == "cuda" and alone and ours
 
     def _batch(self, sampler: Sampler) -> tuple[Tensor, Tensor]:
         if self._next is not None and self._next[0] == self.step:
@@ -199,7 +201,8 @@ class Learner:
         batch, fits = len(lr), 0
         while batch > 1 and not fits:
             batch //= 2
-            with suppress(torch.OutOfMemoryError):
+            # What is compiled would be compiled anew for each size.
+            with suppress(torch.OutOfMemoryError), torch.compiler.set_stance("force_eager"):
                 self._backward(lr[:batch], hr[:batch], self.plain)
                 fits = batch
         self.optimiser.zero_grad(set_to_none=True)

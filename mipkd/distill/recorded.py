@@ -41,11 +41,7 @@ class Recorded:
         self._terms: dict[str, Tensor] = {}
 
     def __call__(self, lr_NCHW: Tensor, hr_NCHW: Tensor) -> dict[str, Tensor]:
-        """The loss terms, valid until the next call; images are of one size for ever.
-
-        Raises:
-            torch.OutOfMemoryError: the memory is too small for a step.
-        """
+        """The loss terms, valid until the next call; images are of one size for ever."""
         self._calls += 1
         if self._calls == _LAUNCHED_FIRST + 1:
             self._record(lr_NCHW, hr_NCHW)
@@ -63,13 +59,18 @@ class Recorded:
         self._images = lr_NCHW.clone(), hr_NCHW.clone()
         self._step.coins = _NoCoins()
         try:
-            with torch.cuda.graph(graph):
+            # A thread that reads patches ahead may call CUDA meanwhile; a recording that breaks
+            # off does not leave its stream by itself.
+            with (
+                torch.cuda.stream(torch.cuda.current_stream()),
+                torch.cuda.graph(graph, capture_error_mode="thread_local"),
+            ):
                 self._terms = self._backward(*self._images)
             self._graph = graph
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
-            log.info("steps are launched kernel by kernel: %s", str(error).splitlines()[0])
+            why = str(error.__context__ or error).splitlines()[0]
+            log.info("steps are launched kernel by kernel: %s", why)
+            self._images, self._terms = (), {}
             self._step.renew()
         finally:
             self._step.coins = coins

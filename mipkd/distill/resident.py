@@ -44,7 +44,7 @@ class ResidentSampler:
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """LR (N, 3, P, P) and HR (N, 3, S*P, S*P) of a step, float32 on the device."""
-        draws = torch.from_numpy(self._sampler.draws(step)).to(self._device)
+        draws = torch.from_numpy(self._sampler.draws(step)).to(self._device, non_blocking=True)
         patch, scale = self._sampler.patch, self._sampler.scale
         return self._lr.cut(draws, patch, 1), self._hr.cut(draws, patch * scale, scale)
 

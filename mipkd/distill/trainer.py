@@ -126,8 +126,10 @@ class _Training:
         return self._before + time.perf_counter() - self._start
 
     def due(self) -> bool:
-        """Whether enough has been done since the last save: it may take 5 % of the time."""
-        return time.perf_counter() >= self._next_save
+        """Whether enough has been done since the last save: by default saves may take 5 % of
+        the time, `save_every` where it is set is kept."""
+        set_by_user = "save_every" in self.learner.config.model_fields_set
+        return set_by_user or time.perf_counter() >= self._next_save
 
     def save(self) -> None:
         """Write a checkpoint of the last completed step."""

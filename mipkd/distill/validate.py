@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -65,10 +66,14 @@ class Validation:
             self.folder.mkdir(exist_ok=True)
             write_png(file, np.concatenate([bicubic, sr[high], *taught, hr[high]], axis=1))
 
+    def _uncompiled(self) -> AbstractContextManager[object]:
+        """Images are of many sizes, and each would be compiled for; on a CPU nothing is."""
+        cuda = self.device.type == "cuda"
+        return torch.compiler.set_stance("force_eager") if cuda else nullcontext()
+
     def _upscaled(self, net: SRNet, lr_HWC: ByteArray) -> ByteArray:
         lr = torch.from_numpy(lr_HWC).permute(2, 0, 1)[None].to(self.device) / 255
-        # Images are of many sizes: nothing is compiled for one.
-        with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
+        with torch.inference_mode(), self._uncompiled():
             sr = net(lr)[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0)
         image: ByteArray = sr.cpu().numpy()
         return image

@@ -53,17 +53,24 @@ def describe_host() -> Host:
 
 
 class Neighbours:
-    """What other programs take of this machine's CPU time from now on; known on Linux only."""
+    """What other programs take of our cores' time from now on; known on Linux only.
+
+    Ours are as many as we may keep busy. In a container the rest of the machine is not: what
+    others take there is none of ours until no other core is left.
+    """
 
     def __init__(self) -> None:
         self._before = _cpu_times()
 
     def share(self) -> float:
-        """From 0 to 1, of all cores together; 0 where it cannot be known."""
+        """From 0 to 1, of our cores together; 0 where it cannot be known."""
         (busy, total, own), (busy_before, total_before, own_before) = _cpu_times(), self._before
         passed = total - total_before
-        taken = (busy - busy_before) - (own - own_before)
-        return min(1.0, max(0.0, taken / passed)) if passed > 0 else 0.0
+        if passed <= 0:
+            return 0.0
+        every, ours = os.cpu_count() or 1, _cores()
+        taken = ((busy - busy_before) - (own - own_before)) / passed * every  # in cores
+        return min(1.0, max(0.0, taken - (every - ours)) / ours)
 
 
 def _cpu_times() -> tuple[float, float, float]:

@@ -12,16 +12,15 @@ import numpy as np
 
 from targets.base import ByteArray, Session, upscale
 
-_MOST_ROWS = 64  # of tiles, that are tried
-
 
 @dataclass(frozen=True)
 class Tiling:
     """How an image may be cut. LR pixels."""
 
-    side: int  # of the largest square tile, margins included; others hold no more pixels
+    side: int  # of a tile at most, margins included
     margin: int  # what a net looks at around a pixel
     multiple: int  # tiles begin at multiples of it, as the net's windows do in the whole image
+    exact: bool = False  # tiles of just that side, where the image is larger
 
 
 @dataclass(frozen=True)
@@ -34,63 +33,24 @@ class Span:
     keep_to: int
 
 
-@dataclass(frozen=True)
-class Cut:
-    """So many tiles of one size along a side of an image."""
+def spans(length: int, tiling: Tiling) -> list[Span]:
+    """The fewest tiles along a side, all of one size, no larger than they need be.
 
-    count: int
-    size: int
-
-    @property
-    def work(self) -> int:
-        """LR pixels computed along the side."""
-        return self.count * self.size
-
-
-def grid(height: int, width: int, tiling: Tiling) -> tuple[list[Span], list[Span]]:
-    """Rows and columns of tiles: of what `tiling` allows, the cut that computes fewest pixels.
-
-    Raises:
-        ValueError: its tiles hold no more than their margins.
+    Their kept parts cover `length` once, cut in the middle of where two overlap: at least the
+    margin away from where a tile was cut, not from the image's end.
     """
-    squares = [_cut(length, tiling.side, tiling) for length in (height, width)]
-    pairs = [(down, across) for down, across in [squares] if down and across]
-    for count in range(1, _MOST_ROWS + 1):
-        down = _sized(height, count, tiling)
-        across = _cut(width, tiling.side**2 // down.size, tiling)
-        # A band as wide as the image is held as a whole: no higher than a square tile's.
-        if across and (down.size <= tiling.side or across.count == 1):
-            pairs.append((down, across))
-    if not pairs:
-        raise ValueError(f"a tile of {tiling.side} holds no more than margins of {tiling.margin}")
-    down, across = min(pairs, key=lambda pair: pair[0].work * pair[1].work)
-    return spans(height, down, tiling), spans(width, across, tiling)
-
-
-def _cut(length: int, most: int, tiling: Tiling) -> Cut | None:
-    """The fewest tiles of at most that size; None where they would hold only their margins."""
-    if length <= most:
-        return Cut(1, length)
-    lost = 2 * tiling.margin + tiling.multiple - 1  # of a tile, where the next one begins
-    gained = most // tiling.multiple * tiling.multiple - lost
-    return _sized(length, -(-(length - lost) // gained), tiling) if gained > 0 else None
-
-
-def _sized(length: int, count: int, tiling: Tiling) -> Cut:
     step = tiling.multiple
-    size = -(-(length + (count - 1) * (2 * tiling.margin + step - 1)) // count)
-    return Cut(count, min(length, -(-size // step) * step))
-
-
-def spans(length: int, cut: Cut, tiling: Tiling) -> list[Span]:
-    """Spans whose kept parts cover `length` once, cut in the middle of where two overlap.
-
-    What is kept is at least the margin away from where a tile was cut, not from the image's end.
-    """
-    step, last = tiling.multiple, max(1, cut.count - 1)
-    room = -(-length // step) * step - cut.size  # a net pads the last one to the size of the others
-    starts = [max(0, room) * n // last // step * step for n in range(cut.count)]
-    stops = [*(start + cut.size for start in starts[:-1]), length]
+    most, overlap = tiling.side // step * step, -(-2 * tiling.margin // step) * step
+    whole = -(-length // step) * step  # a net pads the last tile to the size of the others
+    if length <= tiling.side:
+        return [Span(0, length, 0, length)]
+    assert most > overlap, "a tile holds more than its margins"
+    count = -(-(whole - overlap) // (most - overlap))
+    size = -(-(whole + (count - 1) * overlap) // count // step) * step
+    if tiling.exact:
+        size = most
+    starts = [(whole - size) * n // (count - 1) // step * step for n in range(count)]
+    stops = [*(start + size for start in starts[:-1]), length]
     joints = [(a + b) // 2 for a, b in zip(starts[1:], stops[:-1], strict=True)]
     return [
         Span(*ends) for ends in zip(starts, stops, [0, *joints], [*joints, length], strict=True)
@@ -102,8 +62,8 @@ def bands(
 ) -> Iterator[ByteArray]:
     """The upscaled image in bands of full width, top to bottom, each (rows, S*W, 3)."""
     height, width = lr_HWC.shape[:2]
-    rows_of_tiles, columns = grid(height, width, tiling)
-    for down in rows_of_tiles:
+    columns = spans(width, tiling)
+    for down in spans(height, tiling):
         band = np.empty(((down.keep_to - down.keep_from) * scale, width * scale, 3), np.uint8)
         for across in columns:
             tile = lr_HWC[down.start : down.stop, across.start : across.stop]

@@ -19,7 +19,12 @@ from pipeline.run import stage
 from targets.base import ByteArray, find
 
 
-@stage(version=4)
+def disturbed(found: tuple[Measurement, ...]) -> bool:
+    """Whether the machine was too busy, or throttled: the same command measures anew."""
+    return any(one.invalid_because for one in found)
+
+
+@stage(version=4, again=disturbed)
 def measure(
     config: BenchSettings,
     target: str,

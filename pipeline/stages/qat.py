@@ -44,6 +44,7 @@ class QatConfig(DistillConfig):
     batch: int = 8
     lr: float = 3e-5
     ema: float = 0.99
+    cuda_graphs: bool = Field(False, exclude=True)  # its roundings wait for the GPU
     precision: Literal["auto", "fp32", "bf16"] = "fp32"  # 16 bits would round on their own
 
 

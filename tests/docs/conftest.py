@@ -32,7 +32,12 @@ distill = {batch = 2, patch = 16, steps = 2, precision = "fp32"}
 fit = {size = [16, 16], candidates = ["edge:c8b1"]}
 calibrate = {count = 4, size = 16}
 quantize = {search = false}
-bench = {sizes = [[24, 24]], min_time_s = 0.02, warmup_s = 0.01, max_drift = 9, attempts = 1}
+bench.sizes = [[24, 24]]
+bench.min_time_s = 0.02
+bench.warmup_s = 0.01
+bench.max_drift = 9
+bench.max_busy = 1
+bench.attempts = 1
 gates = {min_speedup_over_teacher = "off"}
 """
 

@@ -296,6 +296,18 @@ def test_our_own_work_is_no_other_programs(monkeypatch: pytest.MonkeyPatch) -> N
     assert beside.share() == 0.5
 
 
+@pytest.mark.parametrize(("busy", "share"), [(5.0, 0.0), (7.0, 0.5), (8.0, 1.0)])
+def test_others_beside_a_container_take_nothing_of_ours_until_no_core_is_left(
+    busy: float, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(host, "_cores", lambda: 2)
+    monkeypatch.setattr(host, "_cpu_times", lambda: (0.0, 0.0, 0.0))
+    neighbours = Neighbours()
+    monkeypatch.setattr(host, "_cpu_times", lambda: (busy, 8.0, 0.0))
+    assert neighbours.share() == share
+
+
 def test_the_range_of_a_percentile_holds_it_19_times_of_20() -> None:
     rng = np.random.default_rng(0)
     held = np.zeros(2)

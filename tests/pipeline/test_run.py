@@ -49,6 +49,12 @@ def stubborn(config: None, out: Path) -> Made:
     return Made(mark, "resumed")
 
 
+@stage(version=1, again=lambda made: made.text == "spoilt")
+def delicate(config: None, out: Path) -> Made:
+    calls.append("delicate")
+    return Made(out, "spoilt" if calls.count("delicate") == 1 else "fine")
+
+
 @pytest.fixture
 def source(tmp_path: Path) -> Source:
     calls.clear()
@@ -69,6 +75,19 @@ def test_a_second_run_remembers_every_step(tmp_path: Path, source: Source) -> No
     again = both(tmp_path / "run", source)
     assert calls == ["shout", "double"]
     assert [e.remembered for e in again.events] == [True, True]
+
+
+def test_a_spoilt_record_is_used_and_made_anew_the_next_time(tmp_path: Path) -> None:
+    calls.clear()
+    found = []
+    for _ in range(3):
+        run = Run(tmp_path / "run")
+        found.append((run.step(delicate, None).value.text, run.events[0].why))
+    assert found == [
+        ("spoilt", "not yet run"),
+        ("fine", "the machine was disturbed"),
+        ("fine", "remembered"),
+    ]
 
 
 def test_a_changed_setting_redoes_what_follows_and_says_why(tmp_path: Path, source: Source) -> None:

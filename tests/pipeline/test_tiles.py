@@ -12,35 +12,41 @@ import torch
 from mipkd.distill import student
 from mipkd.export.onnx import export
 from mipkd.export.reach import reach
-from pipeline.bench.tiles import Tiling, bands, grid
+from pipeline.bench.tiles import Tiling, bands, spans
 from pipeline.stages.assess import TorchSession
 from targets.base import upscale
 
 
 @pytest.mark.parametrize("length", [1, 7, 40, 41, 63, 64, 65, 200, 1001])
 @pytest.mark.parametrize("multiple", [1, 8])
-@pytest.mark.parametrize("margin", [0, 5, 11])
-def test_tiles_cover_a_picture_once_and_keep_their_margin(
-    length: int, multiple: int, margin: int
+@pytest.mark.parametrize("margin", [0, 5, 11, 16])
+@pytest.mark.parametrize("exact", [False, True])
+def test_spans_cover_a_side_once_and_keep_their_margin(
+    length: int, multiple: int, margin: int, exact: bool
 ) -> None:
-    tiling = Tiling(48, margin, multiple)
-    down, across = grid(length, 90, tiling)
-    for side, found in ((length, down), (90, across)):
-        kept = [at for span in found for at in range(span.keep_from, span.keep_to)]
-        assert kept == list(range(side))
-        for span in found:
-            assert span.start % multiple == 0
-            assert span.start == 0 or span.keep_from - span.start >= margin
-            assert span.stop == side or span.stop - span.keep_to >= margin
-            assert span.stop == side or (span.stop - span.start) % multiple == 0
-    high, wide = (max(s.stop - s.start for s in found) for found in (down, across))
-    assert high * wide <= (48 + multiple) ** 2
+    tiling = Tiling(48, margin, multiple, exact)
+    found = spans(length, tiling)
+    kept = [at for span in found for at in range(span.keep_from, span.keep_to)]
+    assert kept == list(range(length))
+    sizes = set()
+    for span in found:
+        assert span.keep_from < span.keep_to
+        assert span.start % multiple == 0
+        assert span.start == 0 or span.keep_from - span.start >= margin
+        assert span.stop == length or span.stop - span.keep_to >= margin
+        sizes.add(-(-(span.stop - span.start) // multiple) * multiple)
+    assert len(sizes) == 1  # a model is compiled for one
+    assert max(sizes) <= 48
+    if exact and length > 48:
+        assert sizes == {48}
 
 
 def test_no_more_is_computed_than_the_margins_ask() -> None:
-    down, across = grid(3000, 4000, Tiling(850, 35, 1))
-    computed = [sum(s.stop - s.start for s in found) for found in (down, across)]
-    assert computed[0] * computed[1] / (3000 * 4000) < 1.17  # 1.63 with tiles of the largest side
+    computed = 1.0
+    for length in (3000, 4000):
+        found = spans(length, Tiling(850, 35, 1))
+        computed *= sum(span.stop - span.start for span in found) / length
+    assert computed < 1.17  # 1.63 with tiles of the largest side
 
 
 @pytest.mark.parametrize("spec", ["edsr:c8b3", "edge:c16b3"])
