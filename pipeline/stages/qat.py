@@ -48,7 +48,7 @@ class QatConfig(DistillConfig):
     precision: Literal["auto", "fp32", "bf16"] = "fp32"  # 16 bits would round on their own
 
 
-@stage(version=5, resumes=True)
+@stage(version=6, resumes=True)
 def qat(
     config: QatConfig,
     target: str,
@@ -119,7 +119,9 @@ def _drawn(photos: Sequence[Photo], net: SRNet, seed: int) -> list[Photo]:
 
     Their truth is what the net makes of them in FP32: their own would draw it away from photos.
     """
-    side = max(min(photo.lr_HWC.shape[:2]) for photo in photos) * net.scale
+    # As large as most photos: the net has to run over each in FP32.
+    sides = sorted(min(photo.lr_HWC.shape[:2]) for photo in photos)
+    side = sides[len(sides) // 2] * net.scale
     drawn = []
     for number in range(len(photos) // _PER_PAGE):
         lr_HWC = downscale(page(side, number, seed, TO_TRAIN), net.scale)
