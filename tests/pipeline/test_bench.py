@@ -1,5 +1,6 @@
 """The bench on sessions of our own: what it keeps, and what it refuses to believe."""
 
+import mmap
 import os
 import re
 import statistics
@@ -331,15 +332,22 @@ def test_from_bytes_to_bytes_takes_longer_than_the_bare_call() -> None:
     assert latency.at_s[0] == 0.0
 
 
+def taken(size: int) -> mmap.mmap:
+    """Pages of their own: what numpy is given may be some that this process had before."""
+    found = mmap.mmap(-1, size)
+    found.write(b"1" * size)
+    return found
+
+
 class Hungry:
     """Takes memory when it is opened, and more at its first inference."""
 
     def __init__(self) -> None:
-        self.held = [np.ones(30_000_000, np.uint8)]
+        self.held = [taken(30_000_000)]
 
     def run(self, lr_NCHW: FloatArray) -> FloatArray:
         if len(self.held) == 1:
-            self.held.append(np.ones(50_000_000, np.uint8))
+            self.held.append(taken(50_000_000))
         return np.repeat(np.repeat(lr_NCHW, 2, axis=2), 2, axis=3)
 
     def close(self) -> None:
@@ -356,4 +364,4 @@ def test_load_and_memory_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert latency.load_s is not None
         assert latency.load_s > 0
         assert latency.memory_bytes is not None
-        assert 79e6 < latency.memory_bytes < 120e6
+        assert 75e6 < latency.memory_bytes < 250e6  # and what was written there, in passing
