@@ -15,6 +15,7 @@ from mipkd.core import memory
 from mipkd.core.errors import MissingError, StageError, UsageError, nearest
 from mipkd.core.images import ByteArray, list_images, resize_bicubic
 from mipkd.core.records import Built
+from pipeline.bench.latency import rise
 from pipeline.bench.tiles import Tiling, bands, spans
 from pipeline.bundle import check, manifest
 from pipeline.pictures import Picture, joined, read_picture
@@ -153,16 +154,18 @@ class _Cutter:
     ) -> None:
         self.built = built
         self._model, self._memory_bytes, self._side = model, memory_bytes, side
-        self._per_pixel, self._left, self._size = 0, 0, (0, 0)
+        self._looked, self._per_pixel, self._left, self._size = False, 0, 0, (0, 0)
 
     def look(self, picture: Picture) -> int | None:
         """Find out what a pixel takes, once, and what cutting this picture changes in levels; in
         a session of its own, for one keeps the memory of all that it ran."""
-        if self._left:
+        if self._looked:
             return None
+        self._looked = True
         with closing(find(self._model.target).open(self.built)) as session:
-            self._per_pixel = _bytes_per_pixel(session, self._model)
-            self._left = max(1, self._memory_bytes - (memory.resident_bytes() or 0))
+            if self._side is None:
+                self._per_pixel = _bytes_per_pixel(session, self._model)
+                self._left = self._memory_bytes - (memory.resident_bytes() or 0)
             return difference(session, picture.rgb_HWC, self.tiling(picture), self._model.scale)
 
     def tiling(self, picture: Picture) -> Tiling:
@@ -248,10 +251,6 @@ def _bytes_per_pixel(session: Session, model: manifest.Model) -> int:
         upscale(session, image, scale=model.scale, multiple=model.multiple)
 
     run(_SMALL)
-    memory.reset_peak()
-    before = memory.resident_bytes()
-    run(_TRIED)
-    peak = memory.peak_bytes()
-    if before is None or peak is None:
-        return _PER_PIXEL
-    return max(peak - before, _TRIED**2) // _TRIED**2
+    with rise() as bytes_more:
+        run(_TRIED)
+    return max(bytes_more[0], _TRIED**2) // _TRIED**2 if bytes_more else _PER_PIXEL

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mipkd.distill.settings import DistillConfig
 
-_PAYS_FROM = 5000  # steps: compiling takes a minute the first time, and is remembered by torch
+_PAYS_FROM = 5000  # steps: compiling takes 12 to 21 s, of which each saves 1 to 11 ms
 
 
 def pays(config: DistillConfig, device: torch.device) -> bool:

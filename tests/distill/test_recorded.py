@@ -16,7 +16,10 @@ from mipkd.distill.recorded import Recorded, _NoCoins
 from mipkd.distill.settings import METHODS, DistillConfig
 from mipkd.distill.step import Step
 
-on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+
+def on_a_gpu(test: Any) -> Any:
+    absent = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+    return pytest.mark.gpu(absent(test))
 
 
 class Noise:

@@ -143,6 +143,7 @@ def test_memory_that_is_too_small_names_a_batch_that_fits(
     assert trained(photos, tmp_path / "parts", batch=8, accumulate=4, steps=1).steps == 1
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("method", ["scratch", "mipkd"])
 def test_it_trains_and_is_validated_on_a_gpu(photos: Path, tmp_path: Path, method: str) -> None:
