@@ -48,7 +48,7 @@ class QatConfig(DistillConfig):
     precision: Literal["auto", "fp32", "bf16"] = "fp32"  # 16 bits would round on their own
 
 
-@stage(version=6, resumes=True)
+@stage(version=7, resumes=True)
 def qat(
     config: QatConfig,
     target: str,

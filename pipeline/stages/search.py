@@ -66,7 +66,7 @@ class QuantizeConfig(BaseModel):
         return Bounds(self.max_drop_db, self.max_worst_drop_db)
 
 
-@stage(version=2)
+@stage(version=3)
 def hold_out(config: QuantizeConfig, photos: Photos, split_seed: int, out: Path) -> Holdout:
     """Crops that a search is judged on; `split_seed` is calibration's, which parts the photos."""
     return holdout.hold(
