@@ -148,7 +148,7 @@ class CoreMl:
             StageError: the weight file is not the one that was built.
             UnsupportedError: an operation that the simulation does not know.
         """
-        from targets._mil import check_weights, read_spec
+        from targets._mil_file import check_weights, read_spec
 
         units = built.options.get("compute_units", "ALL")
         if units not in COMPUTE_UNITS:
@@ -325,7 +325,7 @@ def _settle(package: Path) -> None:
 
     So that a changed weight shows, and the same net gives the same files.
     """
-    from targets._mil import WEIGHTS_SHA256, model_file, read_spec, weight_file
+    from targets._mil_file import WEIGHTS_SHA256, model_file, read_spec, weight_file
 
     spec = read_spec(package)
     noted = spec.description.metadata.userDefined

@@ -285,7 +285,7 @@ def test_a_package_for_apps_takes_and_gives_8_bit_images(
 
 
 def test_a_package_says_whose_it_is_and_what_it_takes(package: Callable[[str, str], Built]) -> None:
-    from targets._mil import read_spec
+    from targets._mil_file import read_spec
 
     built = package("swinir", "w8")
     assert built.notes[-1] == "activations are FP16"
@@ -328,7 +328,7 @@ def test_one_flipped_bit_in_the_weights_is_noticed(
 
 
 def changed(built: Built, change: Callable[[Any], None]) -> Built:
-    from targets._mil import model_file, read_spec
+    from targets._mil_file import model_file, read_spec
 
     spec = read_spec(built.file)
     change(spec)
@@ -339,7 +339,7 @@ def changed(built: Built, change: Callable[[Any], None]) -> Built:
 def test_weights_are_read_from_the_file(
     package: Callable[[str, str], Built], tmp_path: Path
 ) -> None:
-    from targets._mil import WEIGHTS_SHA256
+    from targets._mil_file import WEIGHTS_SHA256
 
     def forget(spec: Any) -> None:
         del spec.description.metadata.userDefined[WEIGHTS_SHA256]

@@ -44,7 +44,7 @@ def graph_of(model: Any, net: Any, folder: Path) -> Graph:
 
 
 def operations(package: Path) -> Any:
-    from targets._mil import read_spec
+    from targets._mil_file import read_spec
 
     functions = read_spec(package).mlProgram.functions
     (block,) = functions["main"].block_specializations.values()
@@ -54,7 +54,7 @@ def operations(package: Path) -> Any:
 def test_all_but_the_first_and_the_last_convolution_compute_on_8_bits(
     noise: PatchSet, tmp_path: Path
 ) -> None:
-    from targets._mil import read_spec
+    from targets._mil_file import read_spec
 
     preset = ROOT / "pipeline/presets/teacher_x2.safetensors"
     model, net = identify(preset, role="student", options=TeacherOptions())
@@ -103,15 +103,15 @@ def test_ranges_leave_out_what_is_rare_and_start_at_zero_where_nothing_is_negati
 
 @pytest.mark.parametrize("kind", ["uint8", "int8"])
 def test_the_simulation_quantizes_as_torch_does(kind: str) -> None:
-    from targets._mil import _OPS
+    from targets._mil_ops import OPS
 
     x = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     scale = 0.013  # some values are clipped
     zero, low, high = {"uint8": (128, 0, 255), "int8": (0, -128, 127)}[kind]
     given = {"scale": torch.tensor(scale), "zero_point": torch.tensor(zero)}
-    codes = _OPS["quantize"](torch, {"input": x, "output_dtype": kind, **given})
+    codes = OPS["quantize"](torch, {"input": x, "output_dtype": kind, **given})
     assert torch.equal(codes, codes.to(getattr(torch, kind)).float())
-    back = _OPS["dequantize"](torch, {"input": codes, **given})
+    back = OPS["dequantize"](torch, {"input": codes, **given})
     wanted = torch.fake_quantize_per_tensor_affine(x, scale, zero, low, high)
     torch.testing.assert_close(back, wanted)
 
