@@ -284,9 +284,8 @@ def _plan(
                 hint="give a checkpoint, or leave out --qat",
             )
         taught_by = teacher if config.qat.taught_by == "teacher" else None
-        bounds, size = config.quantize.bounds, config.quantize.size
         trained_on = (net.source, taught_by, net.graph, patches, pixels, held)
-        settled = (bounds, size, config.calibrate.seed, versions)
+        settled = (config.quantize.size, config.calibrate.seed, versions)
         tuned.append(run.step(qat, config.qat, name, *trained_on, *settled, label=label))
     searched = (name, net.graph, patches, held, versions, host, *tuned)
     return run.step(search, config.quantize, *searched, label=label)

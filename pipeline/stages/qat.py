@@ -11,7 +11,6 @@ from pydantic import Field
 
 from calibration.pages import TO_TRAIN, page
 from calibration.patches import split
-from calibration.search import Bounds
 from mipkd.archs.base import SRNet
 from mipkd.core.errors import UnsupportedError
 from mipkd.core.images import ByteArray, downscale
@@ -58,7 +57,6 @@ def qat(
     patches: PatchSet,
     photos: Photos,
     held: Holdout,
-    bounds: Bounds,
     size: tuple[int, int],
     split_seed: int,
     versions: dict[str, str],
@@ -68,7 +66,7 @@ def qat(
 
     Without a `teacher` its own FP32 teaches it. Photos that `held` is cropped from, by
     `split_seed`, are not trained on. Float while it is trained is what brings most for its time
-    within `bounds`, at LR `size`.
+    at LR `size`.
 
     Raises:
         UnsupportedError: several processes, or no INT8 of the target and net can be trained for.
@@ -86,7 +84,7 @@ def qat(
         raise UnsupportedError(
             f"qat: {target} has a fixed recipe for {graph.family}", hint="leave out --qat"
         )
-    floats = worth_their_time(judge, size, bounds, config.spare) if config.spare else []
+    floats = worth_their_time(judge, size, config.spare) if config.spare else []
     net = teachers.load(model)
     student = Rounded(net, judge.tuner.rounding(floats))
     sampler = PatchSampler(photos, patch=config.patch, batch=config.batch, seed=config.seed)

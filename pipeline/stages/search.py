@@ -229,10 +229,11 @@ def judged(
     return judge
 
 
-def worth_their_time(
-    judge: Judge, size: tuple[int, int], bounds: Bounds, share: float
-) -> list[str]:
-    """The floats that bring most for `share` of the time that everything in INT8 takes."""
+def worth_their_time(judge: Judge, size: tuple[int, int], share: float) -> list[str]:
+    """The floats that bring most for `share` of the time that everything in INT8 takes.
+
+    What they bring is weighed by the default bounds: other bounds need no other training.
+    """
     judge.settle_rest(size, _PACE)
     ranges = judge.tuner.ranges[0]
     base_ms, costs_ms = judge.costs_ms(ranges, size, _PACE)
@@ -241,7 +242,7 @@ def worth_their_time(
         judge.operations,
         harms=harms,
         costs_ms={name: rounded(ms) for name, ms in costs_ms.items()},
-        bounds=bounds,
+        bounds=QuantizeConfig().bounds,
         budget_ms=share * base_ms,
     )
 

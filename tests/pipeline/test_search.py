@@ -134,7 +134,6 @@ def test_training_on_with_the_rounding_is_kept_where_it_helps(
         patches,
         photos,
         held,
-        SMALL.bounds,
         SMALL.size,
         0,
         {},
