@@ -134,12 +134,21 @@ def most_worth(
     bounds: Bounds,
     budget_ms: float,
 ) -> list[str]:
-    """The floats that bring most for a budget of time, in the graph's order."""
-    taken, left = set[str](), budget_ms
-    for name in _by_worth(operations, harms, costs_ms, bounds, frozenset()):
-        if costs_ms[name] <= left and harms[name].mean_db > 0:
-            taken.add(name)
-            left -= costs_ms[name]
+    """The floats that bring most for a budget of time, in the graph's order.
+
+    The best of all choices, not the greedy one: that one spends a little too much on small layers
+    and has no room for the last convolution, one of those that harm most.
+    """
+    worth = {name: _used(harm, bounds) for name, harm in harms.items() if harm.mean_db > 0}
+    unit = min(costs_ms.values())  # costs are powers of two
+    best: dict[int, tuple[float, frozenset[str]]] = {0: (0.0, frozenset())}  # by units spent
+    for name, brings in worth.items():
+        units = round(costs_ms[name] / unit)
+        for spent, (brought, taken) in sorted(best.items(), reverse=True):
+            more = spent + units
+            if more * unit <= budget_ms and brought + brings > best.get(more, (0.0, None))[0]:
+                best[more] = brought + brings, taken | {name}
+    _, taken = max(best.values(), key=lambda found: found[0])
     return [op.name for op in operations if op.name in taken]
 
 
@@ -161,12 +170,15 @@ def _by_worth(
     """Names by harm over cost, the most first."""
 
     def worth(op: Operation) -> float:
-        harm = harms[op.name]
-        used = harm.mean_db / bounds.mean_db + max(harm.worst_db, 0) / bounds.worst_db
-        return used / costs_ms[op.name]
+        return _used(harms[op.name], bounds) / costs_ms[op.name]
 
     names = [op.name for op in sorted(operations, key=worth, reverse=True)]
     return [name for name in names if name not in forced]
+
+
+def _used(harm: Loss, bounds: Bounds) -> float:
+    """The share of the bounds that a harm uses up."""
+    return harm.mean_db / bounds.mean_db + max(harm.worst_db, 0) / bounds.worst_db
 
 
 def _fewest(

@@ -11,6 +11,7 @@ from calibration.search import (
     Found,
     Loss,
     Operation,
+    most_worth,
     rounded,
     search,
 )
@@ -114,3 +115,27 @@ def test_noise_of_a_tenth_in_the_timing_rarely_moves_a_cost() -> None:
     assert rounded(1.0) == rounded(1.3) == rounded(0.8)
     assert rounded(1.0, parts=2) == rounded(1.1, parts=2) == rounded(0.92, parts=2)
     assert rounded(4.0) == 4.0
+
+
+def worth(budget_ms: float, harms: dict[str, float], costs: dict[str, float]) -> list[str]:
+    return most_worth(
+        [Operation(name, "Conv", name) for name in harms],
+        harms={name: Loss(harm, harm) for name, harm in harms.items()},
+        costs_ms=costs,
+        bounds=Bounds(1, 1),
+        budget_ms=budget_ms,
+    )
+
+
+def test_a_budget_is_spent_on_what_brings_most_together() -> None:
+    """By harm over cost the two small ones come first, and leave no room for the large one."""
+    harms = {"small": 0.3, "smaller": 0.2, "large": 1.0}
+    costs = {"small": 1.0, "smaller": 1.0, "large": 4.0}
+    assert worth(4.5, harms, costs) == ["large"]
+    assert worth(5.0, harms, costs) == ["small", "large"]
+    assert worth(2.5, harms, costs) == ["small", "smaller"]
+    assert worth(0.5, harms, costs) == []
+
+
+def test_what_harms_nothing_takes_no_time() -> None:
+    assert worth(9.0, {"good": 0.1, "idle": -0.1}, {"good": 1.0, "idle": 1.0}) == ["good"]
