@@ -140,7 +140,7 @@ def most_worth(
     and has no room for the last convolution, one of those that harm most.
     """
     worth = {name: _used(harm, bounds) for name, harm in harms.items() if harm.mean_db > 0}
-    unit = min(costs_ms.values())  # costs are powers of two
+    unit = min(costs_ms.values(), default=1.0)  # costs are powers of two
     best: dict[int, tuple[float, frozenset[str]]] = {0: (0.0, frozenset())}  # by units spent
     for name, brings in worth.items():
         units = round(costs_ms[name] / unit)

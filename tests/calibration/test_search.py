@@ -139,3 +139,4 @@ def test_a_budget_is_spent_on_what_brings_most_together() -> None:
 
 def test_what_harms_nothing_takes_no_time() -> None:
     assert worth(9.0, {"good": 0.1, "idle": -0.1}, {"good": 1.0, "idle": 1.0}) == ["good"]
+    assert worth(9.0, {}, {}) == []
