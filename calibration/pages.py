@@ -31,8 +31,7 @@ def page(side: int, number: int, seed: int, use: int) -> ByteArray:
     """A square page of (side, side, 3) bytes, another one for each number, seed and use.
 
     The first papers are those that broke INT8 most; of the others every second has any colour.
-    Large letters matter: their edges go from plain black to plain white, further than any in
-    photos, and ranges that photos fill cut them off.
+    Large letters matter: INT8 lost most along their outlines (docs/decisions/0010-qat.md).
     """
     rng = np.random.default_rng((seed, use, number))
     paper = np.array(_PAPERS[number % len(_PAPERS)])
