@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import json
-import logging
 import uuid
-import warnings
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mipkd.core.errors import MipkdError, MissingError, StageError
+from mipkd.core.quiet import quiet
 from mipkd.core.records import Graph
 from targets import _torch_net
 from targets.base import version_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 INPUT, OUTPUT = "lr", "sr"
+LOGGERS = ("coremltools", "torch.export")
 INSTALL = 'pip install "mipkd-pipeline[coreml]"'
 _MOST = 2048  # LR pixels a side of a flexible package: Core ML wants a bound
 _SURE = 32  # least LR side where a net's own least gives torch no sizes that all hold
@@ -40,7 +36,7 @@ def load_coremltools() -> Any:
     """
     if not version_of("coremltools"):
         raise MissingError("coreml: coremltools is not installed", hint=INSTALL)
-    with quiet():
+    with quiet(*LOGGERS):
         import coremltools
     return coremltools
 
@@ -175,23 +171,3 @@ def settle(package: Path) -> None:
     }
     manifest["rootModelIdentifier"] = lasting[manifest["rootModelIdentifier"]]
     (package / "Manifest.json").write_text(json.dumps(manifest, indent=4))
-
-
-@contextlib.contextmanager
-def quiet(names: Sequence[str] = ("coremltools", "torch.export")) -> Iterator[None]:
-    """Keep the converter's progress and advice out of the user's terminal."""
-    loggers = [logging.getLogger(name) for name in names]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)

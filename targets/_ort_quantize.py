@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from mipkd.core.errors import UnsupportedError
+from mipkd.core.quiet import quiet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from mipkd.core.records import Graph, PatchSet, QuantPlan, Rounding
@@ -80,7 +77,7 @@ def prepared(graph: Graph, folder: Path) -> Any:
             hint="give the float model that it was made from",
         )
     file = folder / "prepared.onnx"
-    with _quiet():
+    with quiet("root"):
         quant_pre_process(str(graph.file), str(file), skip_symbolic_shape=True)
     model = onnx.load(file)
     file.unlink()
@@ -124,7 +121,7 @@ def everything(
         def get_next(self) -> dict[str, FloatArray] | None:
             return next(self.left, None)
 
-    with _quiet():
+    with quiet("root"):
         quantize_static(
             copy,
             str(file),
@@ -180,16 +177,3 @@ def _images(model: Any) -> list[str]:
         if node.op_type == "Pad" and node.input[0] in found:
             found.append(node.output[0])
     return found
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the quantiser's advice out of the user's terminal."""
-    before = logging.root.level
-    logging.root.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.root.setLevel(before)

@@ -1,16 +1,11 @@
-"""OpenVINO's package on this machine: loading it quietly, and what it tells of the devices."""
+"""OpenVINO's package on this machine, and what it tells of the devices."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import io
-import os
-import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from mipkd.core.quiet import unreported
 
 INSTALL = 'pip install "mipkd-pipeline[openvino]"'
 # What makes a device appear: its driver on Linux, and in a container the way to it.
@@ -72,34 +67,3 @@ def facts(device: str) -> dict[str, str]:
     known = set(core().get_property(device, "SUPPORTED_PROPERTIES"))
     told = {ours: of for of, ours in _FACTS.items() if of in known}
     return {ours: str(core().get_property(device, of)) for ours, of in told.items()}
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the converter's and NNCF's advice out of the user's terminal."""
-    with (
-        unreported(),
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        yield
-
-
-@contextlib.contextmanager
-def unreported() -> Iterator[None]:
-    """Let nobody be told that somebody uses this.
-
-    Importing openvino or nncf and converting a model are reported to their maker, without
-    asking, unless the user has opted out or the program seems to run in CI.
-    """
-    before = os.environ.get("CI")
-    os.environ["CI"] = "true"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["CI"]
-        else:
-            os.environ["CI"] = before

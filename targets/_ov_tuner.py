@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from calibration.search import Operation
+from mipkd.core.quiet import quiet
 from mipkd.core.records import Rounding
 from targets import _ov
 from targets._ov_ends import last_bias_in_fp32
@@ -41,7 +42,7 @@ class OvTuner:
         self._patches, self._out = patches, out
         self._device, self._options = device, options
         self._made: dict[str, Any] = {}
-        with _ov.quiet():
+        with quiet():
             self._file = graph.file
             self._original = _ov.package().convert_model(str(graph.file))
             name_as_in(self._original, graph.file)
@@ -80,7 +81,7 @@ class OvTuner:
         if ranges not in self._made:
             file, whole = self._out / f"{ranges}.xml", self._out / f"{ranges}.whole"
             if not whole.is_file():
-                with _ov.quiet():
+                with quiet():
                     made = everything(
                         self._original,
                         self._patches,

@@ -13,16 +13,17 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from mipkd.core.errors import MissingError, UnsupportedError, UsageError
+from mipkd.core.quiet import quiet
 from mipkd.core.records import Built, Graph, PatchSet, Told
 from targets import _coreml_int8, _torch_net
 from targets._coreml_convert import (
     INPUT,
     INSTALL,
+    LOGGERS,
     OUTPUT,
     converted,
     describe,
     load_coremltools,
-    quiet,
     settle,
     with_small_weights,
 )
@@ -43,7 +44,7 @@ class CoreMlSession:
 
     def __init__(self, file: Path, units: str) -> None:
         coremltools = load_coremltools()
-        with quiet():
+        with quiet(*LOGGERS):
             self._model: Any = coremltools.models.MLModel(
                 str(file), compute_units=coremltools.ComputeUnit[units]
             )
@@ -179,7 +180,7 @@ class CoreMl:
         package = out / ("images.mlpackage" if images else "model.mlpackage")
         out.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(package, ignore_errors=True)
-        with quiet():
+        with quiet(*LOGGERS):
             model, notes = converted(net, graph, precision, images=images)
             if precision == "w8":
                 model, kept = with_small_weights(model), ("activations are FP16",)

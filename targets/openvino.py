@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mipkd.core.errors import MissingError, UnsupportedError
+from mipkd.core.quiet import quiet
 from mipkd.core.records import Built, Graph, PatchSet, QuantPlan, Rounding, Told
 from targets import _ov
 from targets._ov_ends import last_bias_in_fp32
@@ -115,7 +116,7 @@ class OpenVino:
         """The model on uint8, by OpenVINO's own pre- and post-processing."""
         from targets._bytes import NOTE, openvino_on_bytes
 
-        with _ov.quiet():
+        with quiet():
             openvino = _ov.package()
             model = openvino_on_bytes(_ov.core().read_model(str(built.file)))
             made = built.file.with_name("bytes") / built.file.name
@@ -170,7 +171,7 @@ class OpenVino:
         on: Told | None,
     ) -> tuple[str, ...]:
         notes: tuple[str, ...] = ()
-        with _ov.quiet():
+        with quiet():
             openvino = _ov.package()
             model: Any = openvino.convert_model(str(graph.file))
             if precision == "int8":

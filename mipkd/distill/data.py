@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 Pair = tuple[str, ByteArray, ByteArray]  # name, LR, HR
 _SAMPLE_TEST_SIZE = 256  # HR pixels a side
 _LEAST_LR = 16  # pixels a side: room for an SSIM window inside the borders, and for net windows
+_NAMED = 3  # skipped files that are told one by one where there are many
 
 
 def prepare_photos(source: Path | None, *, scale: int, patch: int, out: Path) -> Photos:
@@ -62,6 +63,7 @@ def prepare_photos(source: Path | None, *, scale: int, patch: int, out: Path) ->
                 continue
             writer.add(name, hr, downscale(hr, scale))
             digest.update(hr.data)
+    _tell(skipped, len(files))
     if not writer.index:
         raise UsageError(
             f"{label}: none of {len(files)} photos can be used; the first: {skipped[0]}",
@@ -101,6 +103,7 @@ def prepare_tests(source: Path | None, *, scale: int, out: Path) -> TestSet:
             digest.update(np.ascontiguousarray(hr).data)
             digest.update(lr.data)
             names.append(name)
+    _tell(skipped, len(files))
     if not names:
         raise UsageError(
             f"{label}: none of {len(files)} test images can be used; the first: {skipped[0]}",
@@ -244,8 +247,17 @@ def _read(file: Path, skipped: list[str]) -> ByteArray | None:
 
 
 def _skip(skipped: list[str], file: Path, why: str) -> None:
-    log.warning("skipped %s: %s", file.name, why)
     skipped.append(f"{file.name}: {why}")
+
+
+def _tell(skipped: Sequence[str], count: int) -> None:
+    """Name what was skipped of `count` files, or of many the first."""
+    named = skipped if len(skipped) <= 2 * _NAMED else skipped[:_NAMED]
+    for one in named:
+        log.warning("skipped %s", one)
+    if len(named) < len(skipped):
+        told = "skipped %d of %d images in all; results.json names each"
+        log.warning(told, len(skipped), count)
 
 
 def _size(image_HWC: ByteArray) -> str:

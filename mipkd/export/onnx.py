@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import hashlib
-import io
-import logging
-import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -20,6 +16,7 @@ from torch import Tensor, nn
 
 from mipkd.archs.base import SRNet
 from mipkd.core.errors import StageError
+from mipkd.core.quiet import quiet
 from mipkd.core.records import Graph
 
 OPSET = 20
@@ -164,29 +161,14 @@ def _program(net: SRNet) -> Any:
         least = net.smallest
         height, width = (torch.export.Dim(n, min=least, max=8192) for n in ("height", "width"))
     example = torch.rand(1, 3, _EXAMPLE, _EXAMPLE + net.multiple * 2)
-    noise = io.StringIO()
-    loggers = [logging.getLogger(n) for n in ("torch.onnx", "onnxscript", "onnx_ir")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(noise),
-            contextlib.redirect_stderr(noise),
-            torch.no_grad(),
-        ):
-            warnings.simplefilter("ignore")
-            return torch.onnx.export(
-                _Tapped(net).eval().cpu().float(),
-                (example,),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                dynamic_shapes={"lr": {2: height, 3: width}},
-                verbose=False,
-            )
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
+    with quiet("torch.onnx", "onnxscript", "onnx_ir"), torch.no_grad():
+        return torch.onnx.export(
+            _Tapped(net).eval().cpu().float(),
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes={"lr": {2: height, 3: width}},
+            verbose=False,
+        )

@@ -63,6 +63,18 @@ def test_photos_smaller_than_a_patch_are_skipped_and_named(
     assert [r.levelname for r in caplog.records] == ["WARNING"]
 
 
+def test_of_many_skipped_photos_the_first_are_named_and_all_are_kept(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(50):
+        (photos / f"broken-{number:02}.jpg").write_bytes(b"\xff\xd8 not a photo")
+    store = prepared(photos, tmp_path)
+    assert len(store.skipped) == 50
+    *first, last = (record.getMessage() for record in caplog.records)
+    assert [one.split(":")[0] for one in first] == [f"skipped broken-0{n}.jpg" for n in range(3)]
+    assert last == "skipped 50 of 52 images in all; results.json names each"
+
+
 def test_photos_all_smaller_than_a_patch_are_refused_with_their_size(
     photos: Path, tmp_path: Path
 ) -> None:

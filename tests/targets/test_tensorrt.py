@@ -5,10 +5,6 @@ TensorRT-RTX parses and builds without a GPU; its pixels are then ONNX Runtime's
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +20,7 @@ from calibration import half, qdq
 from mipkd.core import plugins
 from mipkd.core.errors import MissingError, UnsupportedError
 from mipkd.core.images import crop_to_multiple, downscale, list_images, psnr_y, read_rgb
+from mipkd.core.quiet import quiet
 from mipkd.core.records import Graph, PatchSet
 from mipkd.distill.teacher import TeacherOptions, identify
 from mipkd.export.onnx import export
@@ -68,21 +65,6 @@ def stored(images_NHWC: Any, folder: Path) -> PatchSet:
     return PatchSet(folder / "patches.npy", "", "test", len(images_NHWC), size)
 
 
-@contextlib.contextmanager
-def quietly() -> Any:
-    """The quantisers' own advice is not what is tested."""
-    before = logging.root.level
-    logging.root.setLevel(logging.CRITICAL)
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        yield
-    logging.root.setLevel(before)
-
-
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 @pytest.mark.parametrize("family", TINY)
 def test_every_student_parses_and_builds(
@@ -114,7 +96,7 @@ def test_onnx_runtimes_default_is_refused_before_the_builder_sees_it(
             return next(self.left, None)
 
     file = tmp_path / "ort.onnx"
-    with quietly():
+    with quiet("root"):
         quantize_static(graphs["edsr"].file, file, Two())
     with pytest.raises(UnsupportedError, match=r"DequantizeLinear '.*' reads the INT32 bias") as e:
         TARGET.build(replace(graphs["edsr"], file=file), "fp32", None, tmp_path / "out")
@@ -129,7 +111,7 @@ def test_nncfs_default_is_refused_before_the_builder_sees_it(
 ) -> None:
     model = onnx.load(graphs["edsr"].file)
     images = [{"lr": np.random.default_rng(0).random((1, 3, 16, 16), np.float32)}]
-    with quietly():
+    with quiet("root"):
         import nncf
 
         quantized = nncf.quantize(model, nncf.Dataset(images), subset_size=1)
