@@ -1,10 +1,11 @@
 """A finished run's INT8 beside what the same library makes of the same model by its defaults.
 
-`python -m benchmarks.defaults RUN --data PHOTOS [--size 128x128]`
+`python -m benchmarks.defaults RUN --data PHOTOS [--val SET] [--size 128x128]`
 
 RUN is a run's folder with FP32 and INT8 of `openvino` (NNCF) or `cpu` (ONNX Runtime's
 `quantize_static`). The library gets the run's FP32 model and 300 random patches of PHOTOS, nothing
-else. Losses are PSNR-Y below FP32 on the run's test images, latencies are interleaved.
+else. Losses are PSNR-Y below FP32 on the run's test images or those of SET, latencies are
+interleaved.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from benchmarks.calibration import random_patches
 from calibration.patches import as_batches
 from mipkd.core.images import psnr_y, read_rgb
 from mipkd.core.records import Built, PatchSet
-from mipkd.distill.data import prepare_photos
+from mipkd.distill.data import prepare_photos, prepare_tests
 from pipeline.bench.host import describe_host
 from pipeline.bench.latency import BenchSettings, compare
 from pipeline.bundle import manifest
@@ -41,12 +42,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="folder of photos")
+    parser.add_argument("--val", type=Path, help="another set than the run's")
     parser.add_argument("--size", default="128x128", help="LR width x height")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     asked = parser.parse_args()
     width, height = (int(side) for side in asked.size.split("x"))
     with tempfile.TemporaryDirectory() as folder:
-        found = list(_rows(asked.run, asked.data, (height, width), Path(folder)))
+        found = list(_rows(asked.run, asked.data, asked.val, (height, width), Path(folder)))
     if asked.json:
         print(
             json.dumps({"host": describe_host().cpu, "size": asked.size, "rows": found}, indent=1)
@@ -61,14 +63,19 @@ def main() -> None:
         )
 
 
-def _rows(run: Path, data: Path, size: tuple[int, int], folder: Path) -> Iterator[dict[str, Any]]:
+def _rows(
+    run: Path, data: Path, val: Path | None, size: tuple[int, int], folder: Path
+) -> Iterator[dict[str, Any]]:
     bundle = run / "bundle"
     models = manifest.read(bundle).models
     scale, multiple = models[0].scale, models[0].multiple
     (folder / "photos").mkdir()
     photos = prepare_photos(data, scale=scale, patch=_SIDE, out=folder / "photos")
     patches = random_patches(photos, count=_COUNT, size=_SIDE, seed=0, out=folder)
-    tests = max(run.glob("tests/*/hr"), key=lambda made: made.stat().st_mtime).parent
+    if val:
+        tests = prepare_tests(val, scale=scale, out=folder / "tests").folder
+    else:
+        tests = max(run.glob("tests/*/hr"), key=lambda made: made.stat().st_mtime).parent
     for target, quantise in _BY_DEFAULT.items():
         built = {m.precision: m.built(bundle) for m in models if m.target == target}
         if not {"fp32", "int8"} <= set(built):

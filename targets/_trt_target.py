@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _OFFERED = ("fp32", "fp16", "int8")
 _KNOWN = ("fp32", "fp16", "bf16", "int8")  # bf16 when asked for, or where fp16 would overflow
-_MAKERS = ("onnx", "onnxruntime", "nncf", "numpy")
+MAKERS = ("onnx", "onnxruntime", "nncf", "nvidia-modelopt", "numpy")
 NO_GPU = "no NVIDIA GPU and driver found; sudo ubuntu-drivers install, until nvidia-smi lists it"
 _PATCHES = 8  # of the calibration's that probe FP16's range, beside the extreme images
 _PROBED = 48  # LR pixels a side of these extreme images
@@ -57,7 +57,7 @@ class TensorRt:
 
     def versions(self) -> dict[str, str]:
         """The runtime, what makes its graph, and the GPU's facts that an engine depends on."""
-        return {self._flavour.name: self._flavour.load().__version__, **facts(*_MAKERS)}
+        return {self._flavour.name: self._flavour.load().__version__, **facts(*MAKERS)}
 
     def build(
         self,

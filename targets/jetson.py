@@ -13,7 +13,7 @@ from mipkd.core.errors import MipkdError, MissingError
 from mipkd.core.records import Built, Graph, PatchSet, Told
 from targets._cuda import gpu, is_jetson
 from targets._trt import Flavour, Profile, refuse_old
-from targets._trt_target import TensorRt, facts
+from targets._trt_target import MAKERS, TensorRt, facts
 from targets.base import version_of
 
 _NO_GPU = "the GPU does not answer; sudo usermod -aG video,render $USER, and log in again"
@@ -43,7 +43,7 @@ class Jetson(TensorRt):
 
     def versions(self) -> dict[str, str]:
         """What makes the graph, and on a Jetson what builds and runs the engine."""
-        made = facts("onnx", "onnxruntime", "nncf", "numpy")
+        made = facts(*MAKERS)
         return made if self.simulated else {"tensorrt": self._flavour.load().__version__, **made}
 
     def build(

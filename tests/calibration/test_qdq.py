@@ -1,0 +1,64 @@
+"""Explicit Q/DQ for TensorRT, by each library that makes it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from calibration import qdq
+from calibration.scopes import model_scopes
+from mipkd.core import plugins
+from mipkd.core.errors import MissingError
+from mipkd.core.records import PatchSet
+from mipkd.export.onnx import export
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    arch = plugins.load("mipkd.archs", "edsr", "ARCH")
+    net = arch.make(replace(arch.paper(2), channels=32, blocks=2)).eval()
+    out = tmp_path_factory.mktemp("graph")
+    graph = export(net, out=out, metadata={}, role="student", family="edsr")
+    return onnx.load(graph.file)
+
+
+@pytest.fixture
+def patches(tmp_path: Path) -> PatchSet:
+    noise = np.random.default_rng(0).integers(0, 256, (4, 24, 24, 3), dtype=np.uint8)
+    np.save(tmp_path / "patches.npy", noise)
+    return PatchSet(tmp_path / "patches.npy", "", "test", 4, (24, 24))
+
+
+@pytest.mark.parametrize("maker", ["nncf", "modelopt"])
+def test_ends_and_additions_stay_float_and_the_rest_is_signed_and_symmetric(
+    maker: str, model: Any, patches: PatchSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(maker, reason=f"needs {maker}, which is not installed here")
+    monkeypatch.setattr(qdq, "_MAKERS", {maker: qdq._MAKERS[maker]})
+    made, notes = qdq.quantized(model, patches)
+    qdq.check(made)
+    found = model_scopes(model)
+    rounded = {node.output[0] for node in made.graph.node if node.op_type == "DequantizeLinear"}
+    fed = {
+        node.name: rounded & set(node.input)
+        for node in made.graph.node
+        if node.op_type in {"Conv", "Add"}
+    }
+    floats = {*found.head, *found.tail, *found.adds}
+    assert {name for name, by in fed.items() if not by} == floats
+    assert all(len(by) == 2 for name, by in fed.items() if name not in floats)  # values, weights
+    assert "stay float" in notes[0]
+
+
+def test_without_a_library_that_makes_it_the_cure_is_named(
+    model: Any, patches: PatchSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(qdq, "find_spec", lambda name: None)
+    with pytest.raises(MissingError, match="int8 needs nncf") as caught:
+        qdq.quantized(model, patches)
+    assert caught.value.hint == "pip install nncf"
