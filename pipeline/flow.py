@@ -274,7 +274,7 @@ def _plan(
     if net.graph.record:
         check_floats(config.quantize, net.graph.record)
     label = f"{told.target} {net.name}" if is_rival(net.name) else told.target
-    held = run.step(hold_out, config.quantize, pixels, config.calibrate.seed)
+    held = run.step(hold_out, config.quantize.holdout, pixels, config.calibrate.seed)
     name, versions = told.target, told.versions
     tuned = []
     if config.qat.run:

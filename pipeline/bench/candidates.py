@@ -19,19 +19,22 @@ import numpy as np
 import numpy.typing as npt
 
 from calibration.search import Loss
-from mipkd.core.images import PSNR_OF_EQUAL_DB, luma
+from mipkd.core.images import luma
 from mipkd.core.records import Holdout
 from pipeline.bench.latency import BenchSettings, compare
 from targets.base import ByteArray, Session, Tuner, upscale
 
 log = logging.getLogger(__name__)
 
+_UNSEEN = 45.0  # dB, an error of 1.4 levels of 255: nobody sees what is lost above
 _QUICK = 4  # a harm is measured on each fourth crop
 _CLEARLY = 0.9  # of the time of a finer precision
 _LEAST = 0.01  # of the whole: what is timed together costs at least that; less cannot be measured
 _AS_FAST = 1.02  # of another's time: hardly to be told from it
 _ALIKE = 12  # of operations that take the same time, this many are timed together
 _AT_ONCE = 8  # candidates timed in turns
+
+_FLOOR = 255**2 / 10 ** (_UNSEEN / 10)
 
 Planes = list[npt.NDArray[np.float32]]
 
@@ -52,7 +55,7 @@ class Crops:
         ]
 
     def psnrs(self, session: Session) -> list[float]:
-        """PSNR-Y of each crop in dB."""
+        """PSNR-Y of each crop in dB, at most `_UNSEEN`."""
         return [_psnr(y, hr) for y, hr in zip(self.seen(session), self.truth, strict=True)]
 
     def loss(self, before: Sequence[float], after: Sequence[float]) -> Loss:
@@ -162,7 +165,7 @@ class Judge:
                 planes = self._crops.seen(session, _QUICK)
             truth = self._crops.truth[::_QUICK]
             losses = [
-                10 * float(np.log10(1 + _mse(y, p) / max(_mse(p, hr), 1e-2)))
+                10 * float(np.log10(1 + _mse(y, p) / max(_mse(p, hr), _FLOOR)))
                 for y, p, hr in zip(planes, plain, truth, strict=True)
             ]
             return asdict(Loss(statistics.fmean(losses), max(losses)))
@@ -271,7 +274,4 @@ def _mse(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
 
 
 def _psnr(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
-    error = _mse(a, b)
-    return (
-        min(PSNR_OF_EQUAL_DB, 10 * float(np.log10(255**2 / error))) if error else PSNR_OF_EQUAL_DB
-    )
+    return 10 * float(np.log10(255**2 / max(_mse(a, b), _FLOOR)))

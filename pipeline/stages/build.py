@@ -21,7 +21,7 @@ class BuildConfig(BaseModel):
     pixels: Literal["float32", "uint8"] = "float32"
 
 
-@stage(version=8)
+@stage(version=9)
 def build(
     config: BuildConfig,
     precision: str,

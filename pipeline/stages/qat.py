@@ -47,7 +47,7 @@ class QatConfig(DistillConfig):
     precision: Literal["auto", "fp32", "bf16"] = "fp32"  # 16 bits would round on their own
 
 
-@stage(version=8, resumes=True)
+@stage(version=9, resumes=True)
 def qat(
     config: QatConfig,
     target: str,

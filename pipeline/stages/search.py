@@ -44,20 +44,25 @@ _SLACK = 0.01  # of the time with everything in INT8: nobody can tell it from no
 _FOR_RANGES, _FOR_HARMS = 0.4, 0.8  # shares of the time limit by which they should be done
 
 
-class QuantizeConfig(BaseModel):
-    """What INT8 may lose on photos that nothing was calibrated on, and how long to search."""
+class HoldoutConfig(BaseModel):
+    """What candidates are judged on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    photos: int = Field(40, ge=2)  # crops of photos that calibration does not use
+    pages: int = Field(6, ge=0)  # drawn pages with letters and flat colours
+    crop: int = Field(80, ge=16)  # LR pixels a side of both
+    seed: int = 0
+
+
+class QuantizeConfig(HoldoutConfig):
+    """What INT8 may lose on photos that nothing was calibrated on, and how long to search."""
 
     search: bool = True  # without it each target's fixed recipe
     max_drop_db: Decibels = 0.05  # PSNR-Y below the target's own FP32, mean over the holdout
     max_worst_drop_db: Decibels = 0.3  # the same, on the crop that loses most
     limit_s: Seconds = 300.0  # after it the search ends with the best so far
-    photos: int = Field(40, ge=2)  # crops of photos that calibration does not use
-    pages: int = Field(6, ge=0)  # drawn pages with letters and flat colours
-    crop: int = Field(80, ge=16)  # LR pixels a side of both
     size: tuple[int, int] = (128, 128)  # LR height and width at which costs are measured
-    seed: int = 0
     float: tuple[str, ...] = ()  # operations of the ONNX graph that stay float in any case
 
     @property
@@ -65,9 +70,14 @@ class QuantizeConfig(BaseModel):
         """What a candidate may lose."""
         return Bounds(self.max_drop_db, self.max_worst_drop_db)
 
+    @property
+    def holdout(self) -> HoldoutConfig:
+        """What the crops depend on, and nothing else: other bounds need no other training."""
+        return HoldoutConfig(**{name: getattr(self, name) for name in HoldoutConfig.model_fields})
 
-@stage(version=3)
-def hold_out(config: QuantizeConfig, photos: Photos, split_seed: int, out: Path) -> Holdout:
+
+@stage(version=4)
+def hold_out(config: HoldoutConfig, photos: Photos, split_seed: int, out: Path) -> Holdout:
     """Crops that a search is judged on; `split_seed` is calibration's, which parts the photos."""
     return holdout.hold(
         photos,
@@ -80,7 +90,7 @@ def hold_out(config: QuantizeConfig, photos: Photos, split_seed: int, out: Path)
     )
 
 
-@stage(version=9, resumes=True)
+@stage(version=10, resumes=True)
 def search(
     config: QuantizeConfig,
     target: str,

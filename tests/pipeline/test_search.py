@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from calibration.patches import choose
+from calibration.search import Loss
 from mipkd.core import plugins, records
 from mipkd.core.errors import UsageError
 from mipkd.core.images import crop_to_multiple, downscale, read_rgb, write_png
@@ -19,11 +20,16 @@ from mipkd.core.records import Graph, Holdout, PatchSet, Photos, QuantPlan
 from mipkd.core.samples import sample_photos
 from mipkd.distill import teacher as teachers
 from mipkd.export.onnx import export
+from pipeline.bench.candidates import Crops
 from pipeline.bench.host import describe_host
+from pipeline.config import load
+from pipeline.flow import flow
+from pipeline.run import Run
 from pipeline.stages.build import BuildConfig, build
 from pipeline.stages.calibrate import CalibrateConfig, calibrate
 from pipeline.stages.qat import QatConfig, qat
 from pipeline.stages.search import QuantizeConfig, check_floats, hold_out, search
+from targets.base import FloatArray
 
 SMALL = QuantizeConfig(photos=4, pages=1, crop=24, size=(24, 24))
 
@@ -105,6 +111,44 @@ def test_layers_asked_for_stay_float_and_unknown_ones_are_refused(
     with pytest.raises(UsageError, match="no operation 'node_conv2d_l'") as caught:
         check_floats(SMALL.model_copy(update={"float": ("node_conv2d_l",)}), graph)
     assert caught.value.hint.startswith("the nearest: node_conv2d")
+
+
+class Brighter:
+    """Doubles a grey image and adds some levels."""
+
+    def __init__(self, levels: float) -> None:
+        self.levels = levels
+
+    def run(self, lr_NCHW: FloatArray) -> FloatArray:
+        return lr_NCHW.repeat(2, axis=2).repeat(2, axis=3) + np.float32(self.levels / 255)
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_loss_that_nobody_sees_counts_as_none(tmp_path: Path) -> None:
+    for name, side in (("lr", 16), ("hr", 32)):
+        np.save(tmp_path / f"{name}.npy", np.full((1, side, side, 3), 128, np.uint8))
+    files = (tmp_path / "lr.npy", tmp_path / "hr.npy")
+    crops = Crops(Holdout(*files, "", "grey", 1, 0, (16, 16), 2), multiple=1)
+    equal, near, far = (crops.psnrs(Brighter(levels)) for levels in (0, 1, 4))
+    assert crops.loss(equal, near) == Loss(0.0, 0.0)  # 100 dB and 49
+    assert crops.loss(near, far).worst_db == pytest.approx(45 - 37.4, abs=0.2)
+
+
+def test_other_bounds_need_no_other_training(tmp_path: Path) -> None:
+    (tmp_path / "net.pth").write_bytes(b"only planned")
+
+    def keys(**quantize: float) -> dict[str, str]:
+        run = Run(tmp_path / "run", dry=True)
+        asked = {"model": tmp_path / "net.pth", "target": ("openvino",), "qat": {"run": True}}
+        flow(load(asked | {"quantize": quantize}), run)
+        return run.keys
+
+    usual, loose = keys(), keys(max_drop_db=0.5, max_worst_drop_db=2.0)
+    differing = {step for step in usual if usual[step] != loose[step]}
+    assert "qat openvino" in usual
+    assert differing == {"search openvino", "build openvino student int8", "measure openvino"}
 
 
 @pytest.mark.parametrize("helps", [True, False])
