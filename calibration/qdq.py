@@ -17,13 +17,14 @@ from mipkd.core.errors import MissingError, UnsupportedError
 from mipkd.core.quiet import quiet
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from mipkd.core.records import PatchSet
 
 ATTENTION_FLOAT = "window attention and its MLPs stay float: INT8 holds convolutions only"
 
 _CLIPPED = 1e-4  # share of values that a range leaves out
+_WIDTH = 32  # channels, by NVIDIA's advice
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -40,11 +41,10 @@ def quantized(model: Any, patches: PatchSet) -> tuple[Any, tuple[str, ...]]:
     if maker is None:
         raise MissingError("int8 needs nncf, which is not installed", hint="pip install nncf")
     found = model_scopes(model)
-    floats, kinds = (*found.head, *found.tail, *found.adds), ("MatMul",) * found.attention
+    floats, kinds = tuple(found.sensitive), ("MatMul",) * found.attention
     with quiet():
         made = maker(model, patches, floats, kinds)
-    kept = f"{len(found.head) + len(found.tail)} convolutions (first, last)"
-    notes = [f"{kept} and {len(found.adds)} skip additions stay float"]
+    notes = [found.told("float"), *_of_channels(model, floats)]
     return made, (*notes, ATTENTION_FLOAT) if found.attention else tuple(notes)
 
 
@@ -87,6 +87,22 @@ def check(model: Any) -> None:
                 f"tensorrt: {_shown(node)} has a zero point other than 0",
                 hint="quantise weights and activations symmetrically",
             )
+
+
+def _of_channels(model: Any, floats: Collection[str]) -> list[str]:
+    """A note where INT8 convolutions give other numbers of channels than NVIDIA advises."""
+    weights = {t.name: t for t in model.graph.initializer}
+    counts = [
+        weights[node.input[1]].dims[0]
+        for node in model.graph.node
+        if node.op_type == "Conv" and node.name not in floats and node.input[1] in weights
+    ]
+    if not (odd := sorted({count for count in counts if count % _WIDTH})):
+        return []
+    return [
+        f"{sum(count in odd for count in counts)} of {len(counts)} INT8 convolutions have "
+        f"{', '.join(map(str, odd))} channels: TensorRT's INT8 is fastest in multiples of {_WIDTH}"
+    ]
 
 
 def _by_nncf(model: Any, patches: PatchSet, floats: Sequence[str], kinds: Sequence[str]) -> Any:

@@ -1,7 +1,8 @@
 """Which layers stay float, read from the graph alone.
 
 Measured on SR nets: 8 bits cost most at the first and the last convolution and where skips
-are added, because these carry the image itself rather than a correction to it.
+are added, because these carry the image itself rather than a correction to it. Channel
+attention's convolutions see one pixel, so that floats cost nothing, and scale a whole feature map.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ ATTENTION_NOTE = "window attention: 16 bits were faster than INT8 wherever we me
 _POINTWISE = {"Sub", "Subtract", "Mul", "Multiply", "Add", "Div", "Divide", "Clip", "Clamp"}
 _PASSED = _POINTWISE | {"DepthToSpace", "Identity", "Cast", "Convert", "Pad"}
 _CONVOLUTIONS = {"Conv", "Convolution"}
+_POOLS = {"GlobalAveragePool", "ReduceMean"}
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,25 @@ class Scopes:
     head: tuple[str, ...]  # convolutions that see the image
     tail: tuple[str, ...]  # convolutions whose output is the image
     adds: tuple[str, ...]  # sums of two feature maps
+    gates: tuple[str, ...]  # convolutions of pooled values: channel attention's
     attention: bool  # has matrix products of two feature maps
     ends: tuple[str, ...]  # pointwise operations between an image and the nearest convolution
+
+    @property
+    def sensitive(self) -> dict[str, str]:
+        """What to leave float where nothing is measured, and what each of it is."""
+        parts = dict.fromkeys(self.gates, "channel attention")
+        parts |= dict.fromkeys(self.head, "first convolution")
+        parts |= dict.fromkeys(self.tail, "last convolution")
+        return parts | dict.fromkeys(self.adds, "skip addition")
+
+    def told(self, kind: str) -> str:
+        """A note that says that it is `kind` which these stay."""
+        gates = f", {len(self.gates)} of channel attention" if self.gates else ""
+        return (
+            f"{len(self.head) + len(self.tail)} convolutions (first, last){gates} and "
+            f"{len(self.adds)} skip additions stay {kind}"
+        )
 
 
 def scopes(nodes: Sequence[Node], *, image: str, result: str) -> Scopes:
@@ -47,6 +66,7 @@ def scopes(nodes: Sequence[Node], *, image: str, result: str) -> Scopes:
         head=head,
         tail=tail,
         adds=tuple(n.name for n in nodes if n.kind == "Add" and len(n.inputs) == 2),
+        gates=_pooled(nodes),
         attention=any(n.kind == "MatMul" and len(n.inputs) == 2 for n in nodes),
         ends=tuple(dict.fromkeys((*before, *after))),
     )
@@ -70,6 +90,17 @@ def model_scopes(model: Any) -> Scopes:
     ]
     image = next(i.name for i in graph.input if i.name not in constants)
     return scopes(nodes, image=image, result=graph.output[0].name)
+
+
+def _pooled(nodes: Iterable[Node]) -> tuple[str, ...]:
+    """Convolutions of nothing but what a pool over the image gives."""
+    found, pooled = [], set[str]()
+    for node in nodes:
+        if node.kind in _POOLS or (node.inputs and pooled >= set(node.inputs)):
+            pooled |= set(node.outputs)
+            if node.kind in _CONVOLUTIONS:
+                found.append(node.name)
+    return tuple(found)
 
 
 def _reached(

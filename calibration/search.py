@@ -25,7 +25,7 @@ class Operation:
     name: str
     kind: str
     alike: str
-    part: str = ""  # "first convolution", "last convolution", "skip addition" or ""
+    part: str = ""  # "first convolution", "skip addition" and the like, or ""
 
 
 @dataclass(frozen=True)

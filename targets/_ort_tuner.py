@@ -42,10 +42,7 @@ class OrtTuner:
 
     def operations(self) -> tuple[Operation, ...]:
         """Convolutions and products with weights, in the graph's order."""
-        found = model_scopes(self._original)
-        parts = dict.fromkeys(found.head, "first convolution")
-        parts |= dict.fromkeys(found.tail, "last convolution")
-        parts |= dict.fromkeys(found.adds, "skip addition")
+        parts = model_scopes(self._original).sensitive
         nodes = edits.operations(self._quantized(self.ranges[0]))
         alike = _alike(self._original)
         return tuple(

@@ -56,12 +56,11 @@ def quantized(
         )
         return edited, (f"{plan.counted} stay {rest.upper()}",)
     found = scopes_of(model)
-    fixed = [*found.head, *found.tail, *found.adds]
+    fixed = list(found.sensitive)
     made = _by_nncf(
         model, patches, device, CLIPPED, fixed, attention=found.attention, saturates=saturates
     )
-    kept = f"{len(found.head) + len(found.tail)} convolutions (first, last)"
-    notes = [f"{kept} and {len(found.adds)} skip additions stay {rest.upper()}"]
+    notes = [found.told(rest.upper())]
     return made, (*notes, ATTENTION_NOTE) if found.attention else tuple(notes)
 
 

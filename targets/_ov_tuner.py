@@ -49,10 +49,7 @@ class OvTuner:
 
     def operations(self) -> tuple[Operation, ...]:
         """What NNCF puts into INT8, in the graph's order."""
-        found = scopes_of(self._original)
-        parts = dict.fromkeys(found.head, "first convolution")
-        parts |= dict.fromkeys(found.tail, "last convolution")
-        parts |= dict.fromkeys(found.adds, "skip addition")
+        parts = scopes_of(self._original).sensitive
         sized = _sized(self._quantized(self.ranges[0]))
         return tuple(
             Operation(

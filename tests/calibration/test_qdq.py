@@ -20,11 +20,13 @@ from mipkd.export.onnx import export
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return wide(32, tmp_path_factory.mktemp("graph"))
+
+
+def wide(channels: int, out: Path) -> Any:
     arch = plugins.load("mipkd.archs", "edsr", "ARCH")
-    net = arch.make(replace(arch.paper(2), channels=32, blocks=2)).eval()
-    out = tmp_path_factory.mktemp("graph")
-    graph = export(net, out=out, metadata={}, role="student", family="edsr")
-    return onnx.load(graph.file)
+    net = arch.make(replace(arch.paper(2), channels=channels, blocks=2)).eval()
+    return onnx.load(export(net, out=out, metadata={}, role="student", family="edsr").file)
 
 
 @pytest.fixture
@@ -49,10 +51,16 @@ def test_ends_and_additions_stay_float_and_the_rest_is_signed_and_symmetric(
         for node in made.graph.node
         if node.op_type in {"Conv", "Add"}
     }
-    floats = {*found.head, *found.tail, *found.adds}
+    floats = set(found.sensitive)
     assert {name for name, by in fed.items() if not by} == floats
     assert all(len(by) == 2 for name, by in fed.items() if name not in floats)  # values, weights
-    assert "stay float" in notes[0]
+    assert notes == (found.told("float"),)
+
+
+def test_a_width_that_nvidia_advises_against_is_told(patches: PatchSet, tmp_path: Path) -> None:
+    pytest.importorskip("nncf", reason="needs nncf, which is not installed here")
+    _, notes = qdq.quantized(wide(20, tmp_path), patches)
+    assert any("20, 80 channels: TensorRT's INT8 is fastest in multiples of 32" in n for n in notes)
 
 
 def test_without_a_library_that_makes_it_the_cure_is_named(

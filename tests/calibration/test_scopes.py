@@ -56,6 +56,33 @@ def test_a_skip_from_the_image_adds_both_ends() -> None:
     assert (found.head, found.tail, found.adds) == (("Conv a",), ("Conv b",), ("Add result",))
 
 
+def test_convolutions_of_pooled_values_are_channel_attention() -> None:
+    nodes = [
+        node("Conv", "image", to="a"),
+        node("ReduceMean", "a", to="pooled"),
+        node("Conv", "pooled", to="b"),
+        node("Relu", "b", to="c"),
+        node("Conv", "c", to="d"),
+        node("Sigmoid", "d", to="gate"),
+        node("Mul", "a", "gate", to="scaled"),
+        node("Conv", "scaled", to="e"),
+        node("Add", "a", "e", to="f"),
+        node("Conv", "f", to="result"),
+    ]
+    found = scopes(nodes, image="image", result="result")
+    assert found.gates == ("Conv b", "Conv d")
+    assert found.sensitive == {
+        "Conv b": "channel attention",
+        "Conv d": "channel attention",
+        "Conv a": "first convolution",
+        "Conv result": "last convolution",
+        "Add f": "skip addition",
+    }
+    assert found.told("float") == (
+        "2 convolutions (first, last), 2 of channel attention and 1 skip additions stay float"
+    )
+
+
 def test_products_of_two_feature_maps_are_attention_and_of_weights_are_not(
     tmp_path: Path,
 ) -> None:
