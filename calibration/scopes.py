@@ -17,7 +17,7 @@ ATTENTION_NOTE = "window attention: 16 bits were faster than INT8 wherever we me
 _POINTWISE = {"Sub", "Subtract", "Mul", "Multiply", "Add", "Div", "Divide", "Clip", "Clamp"}
 _PASSED = _POINTWISE | {"DepthToSpace", "Identity", "Cast", "Convert", "Pad"}
 _CONVOLUTIONS = {"Conv", "Convolution"}
-_POOLS = {"GlobalAveragePool", "ReduceMean"}
+_POOLS = {"GlobalAveragePool", "ReduceMean", "ReduceSum", "Shape", "ShapeOf"}  # no image is left
 
 
 @dataclass(frozen=True)
