@@ -41,11 +41,12 @@ from pipeline.stages.calibrate import calibrate
 from pipeline.stages.distill import distill
 from pipeline.stages.export import export
 from pipeline.stages.fit import fit, largest_within
+from pipeline.stages.hold_out import hold_out
 from pipeline.stages.measure import measure, measure_there
 from pipeline.stages.prepare import photos, tests
 from pipeline.stages.qat import qat
 from pipeline.stages.reference import FP32_ON, reference
-from pipeline.stages.search import check_floats, hold_out, search
+from pipeline.stages.search import check_floats, search
 from pipeline.stages.train import Trained, train
 from pipeline.study import Subject
 from targets.base import PRECISIONS, QUANTIZED, find, is_tunable

@@ -27,14 +27,13 @@ from targets.base import ByteArray, Session, Tuner, upscale
 log = logging.getLogger(__name__)
 
 _UNSEEN = 45.0  # dB, an error of 1.4 levels of 255: nobody sees what is lost above
+_FLOOR = 255**2 / 10 ** (_UNSEEN / 10)  # the same as a mean squared error
 _QUICK = 4  # a harm is measured on each fourth crop
 _CLEARLY = 0.9  # of the time of a finer precision
 _LEAST = 0.01  # of the whole: what is timed together costs at least that; less cannot be measured
 _AS_FAST = 1.02  # of another's time: hardly to be told from it
 _ALIKE = 12  # of operations that take the same time, this many are timed together
 _AT_ONCE = 8  # candidates timed in turns
-
-_FLOOR = 255**2 / 10 ** (_UNSEEN / 10)
 
 Planes = list[npt.NDArray[np.float32]]
 

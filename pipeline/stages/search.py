@@ -8,9 +8,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from calibration import holdout
 from calibration import search as core
 from calibration.search import Bounds, Candidate, Found, Loss, Operation, rounded
 from mipkd.core.errors import UsageError
@@ -21,13 +20,13 @@ from mipkd.core.records import (
     Holdout,
     Host,
     PatchSet,
-    Photos,
     QuantPlan,
     Tuned,
 )
 from pipeline.bench.candidates import Crops, Judge
 from pipeline.bench.latency import BenchSettings
 from pipeline.run import stage
+from pipeline.stages.hold_out import HoldoutConfig
 from targets.base import Tuner, find, tuner_of
 
 log = logging.getLogger(__name__)
@@ -42,17 +41,6 @@ _PACE = BenchSettings(
 
 _SLACK = 0.01  # of the time with everything in INT8: nobody can tell it from noise
 _FOR_RANGES, _FOR_HARMS = 0.4, 0.8  # shares of the time limit by which they should be done
-
-
-class HoldoutConfig(BaseModel):
-    """What candidates are judged on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    photos: int = Field(40, ge=2)  # crops of photos that calibration does not use
-    pages: int = Field(6, ge=0)  # drawn pages with letters and flat colours
-    crop: int = Field(80, ge=16)  # LR pixels a side of both
-    seed: int = 0
 
 
 class QuantizeConfig(HoldoutConfig):
@@ -74,20 +62,6 @@ class QuantizeConfig(HoldoutConfig):
     def holdout(self) -> HoldoutConfig:
         """What the crops depend on, and nothing else: other bounds need no other training."""
         return HoldoutConfig(**{name: getattr(self, name) for name in HoldoutConfig.model_fields})
-
-
-@stage(version=4)
-def hold_out(config: HoldoutConfig, photos: Photos, split_seed: int, out: Path) -> Holdout:
-    """Crops that a search is judged on; `split_seed` is calibration's, which parts the photos."""
-    return holdout.hold(
-        photos,
-        count=config.photos,
-        pages=config.pages,
-        size=config.crop,
-        seed=config.seed,
-        split_seed=split_seed,
-        out=out,
-    )
 
 
 @stage(version=10, resumes=True)

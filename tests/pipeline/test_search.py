@@ -27,8 +27,9 @@ from pipeline.flow import flow
 from pipeline.run import Run
 from pipeline.stages.build import BuildConfig, build
 from pipeline.stages.calibrate import CalibrateConfig, calibrate
+from pipeline.stages.hold_out import hold_out
 from pipeline.stages.qat import QatConfig, qat
-from pipeline.stages.search import QuantizeConfig, check_floats, hold_out, search
+from pipeline.stages.search import QuantizeConfig, check_floats, search
 from targets.base import FloatArray
 
 SMALL = QuantizeConfig(photos=4, pages=1, crop=24, size=(24, 24))

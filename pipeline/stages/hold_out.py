@@ -1,0 +1,34 @@
+"""The crops that searches are judged on."""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from calibration import holdout
+from mipkd.core.records import Holdout, Photos
+from pipeline.run import stage
+
+
+class HoldoutConfig(BaseModel):
+    """What candidates are judged on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    photos: int = Field(40, ge=2)  # crops of photos that calibration does not use
+    pages: int = Field(6, ge=0)  # drawn pages with letters and flat colours
+    crop: int = Field(80, ge=16)  # LR pixels a side of both
+    seed: int = 0
+
+
+@stage(version=4)
+def hold_out(config: HoldoutConfig, photos: Photos, split_seed: int, out: Path) -> Holdout:
+    """Crops that a search is judged on; `split_seed` is calibration's, which parts the photos."""
+    return holdout.hold(
+        photos,
+        count=config.photos,
+        pages=config.pages,
+        size=config.crop,
+        seed=config.seed,
+        split_seed=split_seed,
+        out=out,
+    )
