@@ -107,6 +107,8 @@ def search(
     size = (len(left) + 1) // 2
     while left and size and not late():
         for start in range(0, len(left), size):
+            if late():
+                break
             less = attempt(best.floats - set(left[start : start + size]))
             if bounds.hold(less.loss):
                 best = less

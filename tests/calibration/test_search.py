@@ -63,6 +63,27 @@ def test_of_what_takes_hardly_longer_the_one_that_loses_least_is_taken() -> None
     assert found(Bounds(0.05, 1.0), slack_ms=2.0).best.floats == {"add", "head", "b"}
 
 
+def test_nothing_more_is_tried_once_it_is_late() -> None:
+    names = [f"op{number:02}" for number in range(64)]
+    tried: list[frozenset[str]] = []
+
+    def evaluate(floats: frozenset[str]) -> Loss:
+        """Kept with the first 40 as floats, and with none of them in INT8."""
+        tried.append(floats)
+        return Loss(0.01 if floats.issuperset(names[:40]) else 0.1, 0.0)
+
+    result = search(
+        [Operation(name, "Conv", "") for name in names],
+        harms={name: Loss(0.01, 0.01) for name in names},
+        costs_ms=dict.fromkeys(names, 1.0),
+        bounds=Bounds(0.05, 1.0),
+        evaluate=evaluate,
+        late=lambda: len(tried) >= 12,
+    )
+    assert result.met
+    assert len(tried) == 12
+
+
 def test_what_was_asked_for_stays_float() -> None:
     assert found(Bounds(0.05, 1.0), frozenset({"a"})).best.floats == {"a", "add", "head"}
 
