@@ -39,12 +39,38 @@ def grids(model: Any) -> tuple[Grid, ...]:
     from onnx import numpy_helper
 
     constants = {t.name: t for t in model.graph.initializer}
-    stored, found = _stored(model), []
-    for node in model.graph.node:
-        if node.op_type == _DQ and node.output[0] not in stored:
-            scale, zero = (numpy_helper.to_array(constants[name]) for name in node.input[1:3])
-            found.append(Grid(_readers(model, node.output[0]), float(scale), int(zero)))
+    found = []
+    for node in _of_features(model):
+        scale, zero = (numpy_helper.to_array(constants[name]) for name in node.input[1:3])
+        found.append(Grid(_readers(model, node.output[0]), float(scale), int(zero)))
     return tuple(found)
+
+
+def put_on(model: Any, learned: Iterable[Grid]) -> None:
+    """Give the grids of a quantised model the scales of those with the same readers, in place.
+
+    Raises:
+        StageError: none has them.
+    """
+    import numpy as np
+    from onnx import numpy_helper
+
+    constants = {t.name: t for t in model.graph.initializer}
+    maker = {node.output[0]: node for node in model.graph.node}
+    scales = {grid.readers: grid.scale for grid in learned}
+    for node in _of_features(model):
+        if (readers := _readers(model, node.output[0])) not in scales:
+            raise StageError(f"int8: no grid was learned for what {readers} read")
+        for name in {node.input[1], maker[node.input[0]].input[1]}:
+            kind = numpy_helper.to_array(constants[name]).dtype
+            scale = np.array(scales[readers], kind)
+            constants[name].CopyFrom(numpy_helper.from_array(scale, name))
+
+
+def _of_features(model: Any) -> list[Any]:
+    """The nodes that give rounded feature maps."""
+    stored = _stored(model)
+    return [n for n in model.graph.node if n.op_type == _DQ and n.output[0] not in stored]
 
 
 def _readers(model: Any, tensor: str) -> tuple[tuple[str, int], ...]:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from calibration.floats import grids, operations, put_on
 from calibration.patches import as_batches
 from calibration.scopes import model_scopes
 from mipkd.core.errors import MissingError, UnsupportedError
 from mipkd.core.quiet import quiet
+from mipkd.core.records import Rounding
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -26,13 +29,18 @@ ATTENTION_FLOAT = "window attention and its MLPs stay float: INT8 holds convolut
 _CLIPPED = 1e-4  # share of values that a range leaves out
 _WIDTH = 32  # channels, by NVIDIA's advice
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
+_MOST = 127  # the integer that a channel's largest weight becomes
+_MIDDLE = 128  # of a grid's 0 to 255: a signed 0
 
 
-def quantized(model: Any, patches: PatchSet) -> tuple[Any, tuple[str, ...]]:
+def quantized(
+    model: Any, patches: PatchSet, learned: Rounding | None = None
+) -> tuple[Any, tuple[str, ...]]:
     """A copy of an ONNX model with symmetric Q/DQ, and notes of what stays float.
 
     The first and the last convolution, skip additions and attention stay float. NNCF loses least
     (docs/decisions/0003-int8-recipes.md); ModelOpt is asked where it is there and NNCF is not.
+    Activations are on the grids of `learned` where the model's weights were learned with them.
 
     Raises:
         MissingError: neither is installed.
@@ -43,9 +51,18 @@ def quantized(model: Any, patches: PatchSet) -> tuple[Any, tuple[str, ...]]:
     found = model_scopes(model)
     floats, kinds = tuple(found.sensitive), ("MatMul",) * found.attention
     with quiet():
-        made = maker(model, patches, floats, kinds)
+        made = maker(model, patches, floats, kinds, learned=learned is not None)
+    if learned:
+        put_on(made, learned.grids)
     notes = [found.told("float"), *_of_channels(model, floats)]
     return made, (*notes, ATTENTION_FLOAT) if found.attention else tuple(notes)
+
+
+def rounding(model: Any, patches: PatchSet) -> Rounding:
+    """All that `quantized` rounds of a model."""
+    made, _ = quantized(model, patches)
+    weights = tuple((node.name, _MOST) for node in operations(made))
+    return Rounding(tuple(replace(grid, zero=_MIDDLE) for grid in grids(made)), weights)
 
 
 def check(model: Any) -> None:
@@ -105,7 +122,9 @@ def _of_channels(model: Any, floats: Collection[str]) -> list[str]:
     ]
 
 
-def _by_nncf(model: Any, patches: PatchSet, floats: Sequence[str], kinds: Sequence[str]) -> Any:
+def _by_nncf(
+    model: Any, patches: PatchSet, floats: Sequence[str], kinds: Sequence[str], *, learned: bool
+) -> Any:
     import nncf
 
     logging.getLogger("nncf").setLevel(logging.ERROR)  # its own call alters shared handlers
@@ -115,14 +134,16 @@ def _by_nncf(model: Any, patches: PatchSet, floats: Sequence[str], kinds: Sequen
         nncf.Dataset([{image: batch} for batch in as_batches(patches)]),
         preset=nncf.QuantizationPreset.PERFORMANCE,
         subset_size=patches.count,
-        advanced_parameters=_ranges(),
+        advanced_parameters=_advanced(correct_biases=not learned),
         ignored_scope=nncf.IgnoredScope(names=[*floats], types=[*kinds]),
     )
     _sign(made)
     return made
 
 
-def _by_modelopt(model: Any, patches: PatchSet, floats: Sequence[str], kinds: Sequence[str]) -> Any:
+def _by_modelopt(
+    model: Any, patches: PatchSet, floats: Sequence[str], kinds: Sequence[str], *, learned: bool
+) -> Any:
     import onnx
     from modelopt.onnx.quantization import quantize
 
@@ -195,7 +216,7 @@ def _sign(model: Any) -> None:
     del model.graph.value_info[:]  # they state the old types
 
 
-def _ranges() -> Any:
+def _advanced(*, correct_biases: bool) -> Any:
     """Ranges of activations: of each patch all but 1 value in 10,000, over all the widest."""
     from nncf import AdvancedQuantizationParameters
     from nncf.quantization.range_estimator import (
@@ -214,4 +235,5 @@ def _ranges() -> Any:
     )
     return AdvancedQuantizationParameters(
         activations_range_estimator_params=RangeEstimatorParameters(low, high),
+        disable_bias_correction=not correct_biases,
     )

@@ -49,7 +49,7 @@ from pipeline.stages.reference import FP32_ON, reference
 from pipeline.stages.search import check_floats, search
 from pipeline.stages.train import Trained, train
 from pipeline.study import Subject
-from targets.base import PRECISIONS, QUANTIZED, find, is_tunable
+from targets.base import PRECISIONS, QUANTIZED, find, is_teachable, is_tunable
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ def _flow(config: Config, run: Run, rivals: Sequence[Named], device: Device | No
         for net, precision in _wanted(config, told, nets):
             with row(failures, name, precision, "build", net.name):
                 plan = None
-                if precision == "int8" and _searches(config, told, device):
+                if precision == "int8" and _plans(config, told, device):
                     plan = _plan(config, run, told, net, teacher, pixels, patches, host)
                     plans[net.name].append(plan)
                 elif precision == "int8" and net.name == "student":
@@ -255,9 +255,14 @@ def _tell_left_out(config: Config, target: str) -> None:
         log.warning("%s: INT8 by its fixed recipe leaves out %s", target, " and ".join(left))
 
 
-def _searches(config: Config, told: Told, device: Device | None) -> bool:
-    """What a layer costs on another machine is not known here: there INT8 has a fixed recipe."""
-    return config.quantize.search and is_tunable(find(told.target)) and not device
+def _plans(config: Config, told: Told, device: Device | None) -> bool:
+    """Whether floats are searched, or a student is trained for a fixed recipe.
+
+    What a layer costs on another machine is not known here: there INT8 has a fixed recipe.
+    """
+    target = find(told.target)
+    searched = config.quantize.search and is_tunable(target) and not device
+    return searched or (config.qat.run and is_teachable(target))
 
 
 def _plan(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mipkd.core.errors import MissingError, UnsupportedError
-from mipkd.core.records import Built, Graph, PatchSet, Told
+from mipkd.core.records import Built, Graph, PatchSet, Rounding, Told
 from targets import _trt
 from targets._cuda import gpu
 from targets._trt_session import PlanSession, SimulatedSession
@@ -67,8 +67,12 @@ class TensorRt:
         out: Path,
         *,
         on: Told | None = None,
+        rounding: Rounding | None = None,
     ) -> Built:
-        """`out`/model.onnx in its final types, and the engine under `out`/engines."""
+        """`out`/model.onnx in its final types, and the engine under `out`/engines.
+
+        INT8 is on the grids of `rounding` where it was learned with the weights of `graph`.
+        """
         if precision not in _KNOWN:
             raise UnsupportedError(
                 f"{self.name}: no precision {precision!r}", hint="known: " + ", ".join(_KNOWN)
@@ -78,11 +82,9 @@ class TensorRt:
                 f"{self.name} int8 needs calibration patches", hint="give photos: --data"
             )
         self._require()
-        import onnx
-
         from calibration.qdq import check
 
-        model, kind, notes = _typed(onnx.load(graph.file), graph, precision, calibration)
+        model, kind, notes = _typed(graph, precision, calibration, rounding)
         check(model)
         data = model.SerializeToString()
         out.mkdir(parents=True, exist_ok=True)
@@ -100,6 +102,14 @@ class TensorRt:
             options={"profile": str(profile)},
             notes=notes,
         )
+
+    def rounding(self, graph: Graph, patches: PatchSet) -> Rounding:
+        """What its INT8 of `graph` rounds; what is float is taken for exact."""
+        import onnx
+
+        from calibration.qdq import rounding
+
+        return rounding(onnx.load(graph.file), patches)
 
     def open(self, built: Built) -> Session:
         """The engine for this GPU; one that was built elsewhere is built anew."""
@@ -122,18 +132,21 @@ class TensorRt:
 
 
 def _typed(
-    model: Any, graph: Graph, precision: str, calibration: PatchSet | None
+    graph: Graph, precision: str, calibration: PatchSet | None, rounding: Rounding | None
 ) -> tuple[Any, str, tuple[str, ...]]:
     """The model in the types to compute in, the precision that became, and notes."""
+    import onnx
+
     from calibration import half, qdq
 
+    model = onnx.load(graph.file)
     if precision == "fp32":
         return model, precision, ()
     kind, notes = (half.BF16, ()) if precision == half.BF16 else sixteen_bits(graph, calibration)
     if precision != "int8":
         return half.halved(model, kind), kind, notes
     assert calibration is not None
-    quantized, kept = qdq.quantized(model, calibration)
+    quantized, kept = qdq.quantized(model, calibration, rounding)
     notes = (*kept, f"what is float is {kind.upper()}", *notes)
     return half.halved(quantized, kind), precision, notes
 

@@ -120,6 +120,25 @@ class Tunable(Protocol):
         """As every target, and "int8" by a plan."""
 
 
+class Teachable(Protocol):
+    """A target whose INT8 is a fixed recipe that a student can be trained for."""
+
+    def rounding(self, graph: Graph, patches: PatchSet) -> Rounding:
+        """All that its INT8 of `graph` rounds."""
+
+    def build(
+        self,
+        graph: Graph,
+        precision: str,
+        calibration: PatchSet | None,
+        out: Path,
+        *,
+        on: Told | None = None,
+        rounding: Rounding | None = None,
+    ) -> Built:
+        """As every target, and "int8" on grids that were learned with the weights of `graph`."""
+
+
 class OnBytes(Protocol):
     """A target whose models can be made to take and give uint8."""
 
@@ -188,6 +207,11 @@ def tuner_of(
 def is_tunable(target: Target) -> bool:
     """Whether the target can search for its float layers."""
     return hasattr(target, "tuner")
+
+
+def is_teachable(target: Target) -> bool:
+    """Whether a student can be trained for the target's fixed recipe."""
+    return hasattr(target, "rounding") and "int8" in target.precisions()
 
 
 @runtime_checkable

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mipkd.core.errors import MipkdError, MissingError
-from mipkd.core.records import Built, Graph, PatchSet, Told
+from mipkd.core.records import Built, Graph, PatchSet, Rounding, Told
 from targets._cuda import gpu, is_jetson
 from targets._trt import Flavour, Profile, refuse_old
 from targets._trt_target import MAKERS, TensorRt, facts
@@ -54,6 +54,7 @@ class Jetson(TensorRt):
         out: Path,
         *,
         on: Told | None = None,
+        rounding: Rounding | None = None,
     ) -> Built:
         """`out`/model.onnx in its final types; the engine is built where it is opened.
 
@@ -63,7 +64,7 @@ class Jetson(TensorRt):
         """
         if on and not on.simulated:
             _accept(on)
-        return super().build(graph, precision, calibration, out, on=on)
+        return super().build(graph, precision, calibration, out, on=on, rounding=rounding)
 
     def _prepare(self, file: Path, data: bytes, profile: Profile) -> tuple[str, ...]:
         return ("the engine is built on the Jetson, when it is first opened there",)

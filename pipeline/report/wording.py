@@ -76,7 +76,7 @@ def float_layers(plan: PlanResult) -> str:
         f"ranges: {plan.ranges}. "
     )
     if plan.fixed:
-        how = "By the target's fixed recipe: nets of this kind are not searched. "
+        how = "By the target's fixed recipe; nothing was searched. "
     return (
         f"{how}Predicted loss against the target's own FP32: {loss} of {plan.holdout_photos} crops "
         f"of photos that calibration does not use and {plan.holdout_pages} drawn pages, {kept}."

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from mipkd.core.errors import UnsupportedError
 from mipkd.core.records import Built, Graph, PatchSet, QuantPlan, Told
 from pipeline.run import stage
-from targets.base import OnBytes, Tunable, find
+from targets.base import OnBytes, Teachable, Tunable, find
 
 
 class BuildConfig(BaseModel):
@@ -47,15 +47,17 @@ def build(
         raise UnsupportedError(
             f"build.pixels: {target} has no models on uint8 here", hint="leave it at float32"
         )
-    if plan is None or plan.fixed:
-        built = chosen.build(graph, precision, calibration, out, on=on)
+    tuned = plan.tuned if plan else None
+    given = (tuned.graph if tuned else graph, precision, calibration, out)
+    if plan and not plan.fixed:
+        built = cast("Tunable", chosen).build(*given, on=on, plan=plan)
+    elif tuned:
+        built = cast("Teachable", chosen).build(*given, on=on, rounding=tuned.rounding)
     else:
-        tunable, tuned = cast("Tunable", chosen), plan.tuned
-        of = tuned.graph if tuned else graph
-        built = tunable.build(of, precision, calibration, out, on=on, plan=plan)
-        if tuned:
-            note = f"trained on with INT8's rounding: {tuned.steps} steps, {tuned.seconds:.0f} s"
-            built = replace(built, notes=(*built.notes, note))
+        built = chosen.build(*given, on=on)
+    if tuned:
+        note = f"trained on with INT8's rounding: {tuned.steps} steps, {tuned.seconds:.0f} s"
+        built = replace(built, notes=(*built.notes, note))
     if on_bytes:
         built = cast("OnBytes", chosen).on_bytes(built)
     return replace(built, versions=versions)

@@ -188,7 +188,7 @@ def _searched(plan: QuantPlan) -> Iterator[Gate]:
         if figure is not None:
             reason = f"the best of INT8 with {plan.counted} float"
             if plan.fixed:
-                reason = "the fixed recipe for nets of this kind"
+                reason = "the target's fixed recipe"
             well = _passes(figure <= bound)
             yield Gate(name, f"{plan.target} int8", well, figure, bound, "dB", reason)
 

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from mipkd.archs.base import SRNet
 from mipkd.core.errors import UnsupportedError
 from mipkd.core.images import ByteArray, downscale
 from mipkd.core.photos import Photo
-from mipkd.core.records import Distilled, Graph, Holdout, Model, PatchSet, Photos, Tuned
+from mipkd.core.records import Distilled, Graph, Holdout, Model, PatchSet, Photos, Rounding, Tuned
 from mipkd.distill import ranks
 from mipkd.distill import teacher as teachers
 from mipkd.distill.data import PatchSampler
@@ -25,6 +25,7 @@ from mipkd.export import onnx
 from mipkd.export.rounded import Rounded
 from pipeline.run import stage
 from pipeline.stages.search import judged, worth_their_time
+from targets.base import Teachable, find, is_teachable
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class QatConfig(DistillConfig):
     precision: Literal["auto", "fp32", "bf16"] = "fp32"  # 16 bits would round on their own
 
 
-@stage(version=9, resumes=True)
+@stage(version=10, resumes=True)
 def qat(
     config: QatConfig,
     target: str,
@@ -77,21 +78,11 @@ def qat(
             hint="run the same command again without torchrun: finished steps are remembered",
         )
     model = source.model if isinstance(source, Distilled) else source
-    quantised = out / "ptq"
-    quantised.mkdir(exist_ok=True)
-    judge = judged(target, graph, None, patches, held, quantised)
-    if judge is None:
-        raise UnsupportedError(
-            f"qat: {target} has a fixed recipe for {graph.family}", hint="leave out --qat"
-        )
-    floats = worth_their_time(judge, size, config.spare) if config.spare else []
     net = teachers.load(model)
-    student = Rounded(net, judge.tuner.rounding(floats))
+    student = Rounded(net, _rounding(config, target, graph, patches, held, size, out / "ptq"))
     sampler = PatchSampler(photos, patch=config.patch, batch=config.batch, seed=config.seed)
     sampler.photos, _ = split(photos, split_seed)
     sampler.photos += _drawn(sampler.photos, net, config.seed)
-    told = "%s: trains on with %d roundings, %d of %d operations float"
-    log.info(told, target, len(student.rounding().grids), len(floats), len(judge.operations))
     trained = train(
         config,
         student=student,
@@ -110,6 +101,34 @@ def qat(
         seconds=trained.seconds,
         losses=trained.losses,
     )
+
+
+def _rounding(
+    config: QatConfig,
+    target: str,
+    graph: Graph,
+    patches: PatchSet,
+    held: Holdout,
+    size: tuple[int, int],
+    folder: Path,
+) -> Rounding:
+    """What the target's INT8 rounds beside what is worth its time as a float."""
+    folder.mkdir(exist_ok=True)
+    chosen = find(target)
+    told = "%s: trains on with %d roundings, %s"
+    if judge := judged(target, graph, None, patches, held, folder):
+        floats = worth_their_time(judge, size, config.spare) if config.spare else []
+        found = judge.tuner.rounding(floats)
+        left = f"{len(floats)} of {len(judge.operations)} operations float"
+    elif is_teachable(chosen):
+        found = cast("Teachable", chosen).rounding(graph, patches)
+        left = "those of its fixed recipe"
+    else:
+        raise UnsupportedError(
+            f"qat: {target} has a fixed recipe for {graph.family}", hint="leave out --qat"
+        )
+    log.info(told, target, len(found.grids), left)
+    return found
 
 
 def _drawn(photos: Sequence[Photo], net: SRNet, seed: int) -> list[Photo]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from time import monotonic
-from typing import Annotated
+from typing import Annotated, cast
 
 from pydantic import Field
 
@@ -14,6 +14,7 @@ from calibration import search as core
 from calibration.search import Bounds, Candidate, Found, Loss, Operation, rounded
 from mipkd.core.errors import UsageError
 from mipkd.core.records import (
+    Built,
     FloatLayer,
     FrontPoint,
     Graph,
@@ -27,7 +28,7 @@ from pipeline.bench.candidates import Crops, Judge
 from pipeline.bench.latency import BenchSettings
 from pipeline.run import stage
 from pipeline.stages.hold_out import HoldoutConfig
-from targets.base import Tuner, find, tuner_of
+from targets.base import Teachable, Tuner, find, tuner_of
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ _PACE = BenchSettings(
 
 
 _SLACK = 0.01  # of the time with everything in INT8: nobody can tell it from noise
+_NO_HELP = "%s: training on has not helped INT8: left out"
 _FOR_RANGES, _FOR_HARMS = 0.4, 0.8  # shares of the time limit by which they should be done
 
 
@@ -90,7 +92,7 @@ def search(
     if judge is None:
         if config.float:
             log.warning("%s: its recipe for %s leaves out quantize.float", target, graph.family)
-        return _by_recipe(config, bounds, target, graph, patches, held, out)
+        return _by_recipe(config, target, graph, patches, held, tuned, out)
     tuner, operations = judge.tuner, judge.operations
     forced = frozenset(op.name for op in operations) & frozenset(config.float)
     if tuned and (trained := judged(target, graph, tuned, patches, held, out / "tuned")):
@@ -106,7 +108,7 @@ def search(
             judge, tuner, operations = trained, trained.tuner, trained.operations
             forced -= spared
         else:
-            log.warning("%s: training on has not helped INT8: left out", target)
+            log.warning(_NO_HELP, target)
             tuned = None
     judge.settle_rest(config.size, _PACE)
     ranges = _best_ranges(
@@ -159,23 +161,34 @@ def search(
 
 def _by_recipe(
     config: QuantizeConfig,
-    bounds: Bounds,
     target: str,
     graph: Graph,
     patches: PatchSet,
     held: Holdout,
+    tuned: Tuned | None,
     out: Path,
 ) -> QuantPlan:
     """What the target's fixed recipe loses on the holdout; nothing is searched."""
     chosen, crops = find(target), Crops(held, multiple=graph.multiple)
-    psnrs = []
-    for precision in ("fp32", "int8"):
-        built = chosen.build(graph, precision, patches, out / precision)
+
+    def psnrs(built: Built) -> list[float]:
         with closing(chosen.open(built)) as session:
-            psnrs.append(crops.psnrs(session))
-    loss = crops.loss(*psnrs)
+            return crops.psnrs(session)
+
+    fp32 = psnrs(chosen.build(graph, "fp32", patches, out / "fp32"))
+    loss = crops.loss(fp32, psnrs(chosen.build(graph, "int8", patches, out / "int8")))
     told = "%s: INT8 by its fixed recipe loses %.3f dB on the holdout, worst crop %.3f"
     log.info(told, target, loss.mean_db, loss.worst_db)
+    if tuned:
+        teachable, of, learned = cast("Teachable", chosen), tuned.graph, tuned.rounding
+        built = teachable.build(of, "int8", patches, out / "tuned", rounding=learned)
+        trained = crops.loss(fp32, psnrs(built))
+        log.info("%s: trained on %.3f, %.3f", target, trained.mean_db, trained.worst_db)
+        if config.bounds.share(trained) < config.bounds.share(loss):
+            loss = trained
+        else:
+            log.warning(_NO_HELP, target)
+            tuned = None
     return QuantPlan(
         target=target,
         ranges="",
@@ -183,11 +196,12 @@ def _by_recipe(
         floats=(),
         drop_db=loss.mean_db,
         worst_db=loss.worst_db,
-        met=bounds.hold(loss),
+        met=config.bounds.hold(loss),
         max_drop_db=config.max_drop_db,
         max_worst_db=config.max_worst_drop_db,
         holdout=held,
         fixed=True,
+        tuned=tuned,
     )
 
 

@@ -137,24 +137,26 @@ def test_a_loss_that_nobody_sees_counts_as_none(tmp_path: Path) -> None:
     assert crops.loss(near, far).worst_db == pytest.approx(45 - 37.4, abs=0.2)
 
 
-def test_other_bounds_need_no_other_training(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["openvino", "jetson"])
+def test_other_bounds_need_no_other_training(target: str, tmp_path: Path) -> None:
     (tmp_path / "net.pth").write_bytes(b"only planned")
 
     def keys(**quantize: float) -> dict[str, str]:
         run = Run(tmp_path / "run", dry=True)
-        asked = {"model": tmp_path / "net.pth", "target": ("openvino",), "qat": {"run": True}}
+        asked = {"model": tmp_path / "net.pth", "target": (target,), "qat": {"run": True}}
         flow(load(asked | {"quantize": quantize}), run)
         return run.keys
 
     usual, loose = keys(), keys(max_drop_db=0.5, max_worst_drop_db=2.0)
     differing = {step for step in usual if usual[step] != loose[step]}
-    assert "qat openvino" in usual
-    assert differing == {"search openvino", "build openvino student int8", "measure openvino"}
+    assert f"qat {target}" in usual
+    assert differing == {f"search {target}", f"build {target} student int8", f"measure {target}"}
 
 
+@pytest.mark.parametrize("target", ["cpu", "jetson"])
 @pytest.mark.parametrize("helps", [True, False])
 def test_training_on_with_the_rounding_is_kept_where_it_helps(
-    helps: bool, photos: Photos, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    helps: bool, target: str, photos: Photos, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     arch = plugins.load("mipkd.archs", "edge", "ARCH")  # enlarges before it is trained
@@ -172,7 +174,7 @@ def test_training_on_with_the_rounding_is_kept_where_it_helps(
     (tmp_path / "qat").mkdir()
     tuned = qat.function(
         config,
-        "cpu",
+        target,
         model,
         None,
         graph,
@@ -194,7 +196,7 @@ def test_training_on_with_the_rounding_is_kept_where_it_helps(
     (tmp_path / "search").mkdir()
     loose = SMALL.model_copy(update={"max_drop_db": 1.0, "max_worst_drop_db": 1000.0})
     plan = search.function(
-        loose, "cpu", graph, patches, held, {}, describe_host(), tuned, out=tmp_path / "search"
+        loose, target, graph, patches, held, {}, describe_host(), tuned, out=tmp_path / "search"
     )
     assert (plan.tuned is not None) == helps
     assert ("has not helped" in caplog.text) != helps
@@ -203,7 +205,7 @@ def test_training_on_with_the_rounding_is_kept_where_it_helps(
         assert plan.met
         (tmp_path / "built").mkdir()
         built = build.function(
-            BuildConfig(), "int8", "cpu", graph, patches, {}, plan, out=tmp_path / "built"
+            BuildConfig(), "int8", target, graph, patches, {}, plan, out=tmp_path / "built"
         )
         assert "trained on with INT8's rounding: 20 steps" in built.notes[-1]
 

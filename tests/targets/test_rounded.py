@@ -5,12 +5,15 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
 import pytest
 import torch
 
+from calibration import qdq
+from calibration.floats import grids
 from calibration.scopes import onnx_scopes
 from mipkd.archs.base import SRNet
 from mipkd.core import plugins
@@ -18,7 +21,7 @@ from mipkd.core.errors import UnsupportedError
 from mipkd.core.records import Graph, Grid, PatchSet, QuantPlan, Rounding, Tuned
 from mipkd.export.onnx import export, with_weights
 from mipkd.export.rounded import Rounded
-from targets.base import FloatArray, Target, Tuner, tuner_of
+from targets.base import FloatArray, Target, Teachable, Tuner, find, is_teachable, tuner_of
 
 
 def made(family: str) -> SRNet:
@@ -137,6 +140,30 @@ def test_what_it_was_trained_with_as_floats_stays_float(
     assert f"{len(floats)} of 9 operations stay FP32" in built.notes[0]
     with closing(target.open(built)) as session:
         assert np.array_equal(session.run(image()), seen)
+
+
+def test_after_training_a_fixed_recipe_computes_what_torch_did(
+    net: SRNet, graph: Graph, patches: PatchSet, tmp_path: Path
+) -> None:
+    """Signed, symmetric, 16 bits beside it: the Jetson's graph, run by ONNX Runtime."""
+    jetson = find("jetson")
+    assert is_teachable(jetson)
+    target = cast("Teachable", jetson)
+    before = target.rounding(graph, patches)
+    assert {grid.zero for grid in before.grids} == {128}
+    student = trained(net, before)
+    learned = student.rounding()
+    made = with_weights(graph, student.weights(), out=tmp_path)
+    quantized, _ = qdq.quantized(onnx.load(made.file), patches, learned)
+    assert [grid.scale for grid in grids(quantized)] == pytest.approx(
+        [grid.scale for grid in learned.grids], rel=1e-6
+    )
+    built = target.build(made, "int8", patches, tmp_path / "built", rounding=learned)
+    with closing(jetson.open(built)) as session:
+        seen = np.array(session.run(image()))
+    lost, expected = error(seen, by_torch(net)), error(by_torch(student), by_torch(net))
+    assert lost == pytest.approx(expected, rel=0.15)
+    assert error(seen, by_torch(student)) < 1.2 * expected
 
 
 def test_a_processor_that_saturates_has_weights_of_seven_bits(
