@@ -27,6 +27,7 @@ ByteArray = npt.NDArray[np.uint8]
 Plane = npt.NDArray[np.float64]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+UNSEEN_DB = 45.0  # PSNR of an error of 1.4 levels of 255: nobody sees what is lost above
 PSNR_OF_EQUAL_DB = 100.0  # stands for infinity, which JSON cannot hold
 _SSIM_WINDOW = 11
 _BLOCK = 2**16  # values resized at a time, so that they stay in the processor's cache

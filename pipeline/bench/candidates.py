@@ -19,15 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from calibration.search import Loss
-from mipkd.core.images import luma
+from mipkd.core.images import UNSEEN_DB, luma
 from mipkd.core.records import Holdout
 from pipeline.bench.latency import BenchSettings, compare
 from targets.base import ByteArray, Session, Tuner, upscale
 
 log = logging.getLogger(__name__)
 
-_UNSEEN = 45.0  # dB, an error of 1.4 levels of 255: nobody sees what is lost above
-_FLOOR = 255**2 / 10 ** (_UNSEEN / 10)  # the same as a mean squared error
+_FLOOR = 255**2 / 10 ** (UNSEEN_DB / 10)  # the same as a mean squared error
 _QUICK = 4  # a harm is measured on each fourth crop
 _CLEARLY = 0.9  # of the time of a finer precision
 _LEAST = 0.01  # of the whole: what is timed together costs at least that; less cannot be measured
@@ -54,7 +53,7 @@ class Crops:
         ]
 
     def psnrs(self, session: Session) -> list[float]:
-        """PSNR-Y of each crop in dB, at most `_UNSEEN`."""
+        """PSNR-Y of each crop in dB, at most `UNSEEN_DB`."""
         return [_psnr(y, hr) for y, hr in zip(self.seen(session), self.truth, strict=True)]
 
     def loss(self, before: Sequence[float], after: Sequence[float]) -> Loss:

@@ -79,9 +79,9 @@ def training(metrics: Path | None) -> Trace:
     curves = [curve for curve in curves if len(curve.xs) > 1 and max(curve.ys) > 0]
     losses = psnr = ""
     if curves:
-        losses = lines(
-            curves, title="Losses over the steps", x="step", y="loss (log scale)", log=True
-        )
+        log = min(y for curve in curves for y in curve.ys) >= 0  # dB may be below 0
+        y = "loss (log scale)" if log else "loss"
+        losses = lines(curves, title="Losses over the steps", x="step", y=y, log=log)
     steps, psnr_db = _series(rows, "psnr_y_db")
     if len(steps) > 1:
         title = f"Validation PSNR-Y, from {psnr_db[0]:.2f} to {psnr_db[-1]:.2f} dB"
