@@ -38,7 +38,7 @@ class QatConfig(DistillConfig):
 
     run: bool = False
     taught_by: Literal["itself", "teacher"] = "itself"
-    losses: tuple[dict[str, Any], ...] = ({"name": "logits"}, {"name": "pixel"})
+    losses: tuple[dict[str, Any], ...] = ({"name": "psnr_drop"},)
     spare: float = Field(0.05, ge=0)  # share of the time of all in INT8 that floats may cost
     steps: int = 800
     batch: int = 8
