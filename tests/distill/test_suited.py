@@ -78,7 +78,7 @@ def test_a_loss_that_was_asked_for_is_refused_and_the_possible_ones_named(
 
 
 def test_without_blocks_it_teaches_by_its_image(caplog: pytest.LogCaptureFixture) -> None:
-    assert possible(teacher(blocks=False)) == ["dukd", "logits", "pixel"]
+    assert possible(teacher(blocks=False)) == ["dukd", "logits", "pixel", "psnr_drop"]
     with caplog.at_level(logging.WARNING):
         learner = Learner(config(), student(), teacher(blocks=False))
     assert "mixture_of_priors is left out" in caplog.text
