@@ -189,6 +189,7 @@ def _searched(plan: QuantPlan) -> Iterator[Gate]:
             reason = f"the best of INT8 with {plan.counted} float"
             if plan.fixed:
                 reason = "the target's fixed recipe"
+                reason += "; the student was trained on for it" if plan.tuned else ""
             well = _passes(figure <= bound)
             yield Gate(name, f"{plan.target} int8", well, figure, bound, "dB", reason)
 
