@@ -62,7 +62,7 @@ class TorchTensorRt(TensorRt):
         on: Told | None = None,
         rounding: Rounding | None = None,
     ) -> Built:
-        """`out`/model.plan, for this machine's GPU and TensorRT only.
+        """`out`/model.plan, for this machine's GPU and TensorRT only; it has no INT8 to round to.
 
         Raises:
             StageError: torch-tensorrt does not convert the net.

@@ -115,7 +115,6 @@ def _rounding(
     """What the target's INT8 rounds beside what is worth its time as a float."""
     folder.mkdir(exist_ok=True)
     chosen = find(target)
-    told = "%s: trains on with %d roundings, %s"
     if judge := judged(target, graph, None, patches, held, folder):
         floats = worth_their_time(judge, size, config.spare) if config.spare else []
         found = judge.tuner.rounding(floats)
@@ -127,7 +126,7 @@ def _rounding(
         raise UnsupportedError(
             f"qat: {target} has a fixed recipe for {graph.family}", hint="leave out --qat"
         )
-    log.info(told, target, len(found.grids), left)
+    log.info("%s: trains on with %d roundings, %s", target, len(found.grids), left)
     return found
 
 
