@@ -29,10 +29,12 @@ from benchmarks.train_step import LEAST_OVER_PLAIN, device_name, wait
 from mipkd.core.images import crop_to_multiple, downscale, list_images, read_rgb, write_png
 from mipkd.core.samples import sample_photos
 from mipkd.distill import student as students
+from mipkd.distill.batch import Batch
 from mipkd.distill.data import PatchSampler, prepare_photos
 from mipkd.distill.learner import Learner
 from mipkd.distill.resident import near
 from mipkd.distill.settings import DistillConfig
+from mipkd.losses.base import TeacherPass
 
 
 def main() -> None:
@@ -102,9 +104,9 @@ class Decoded:
         )
         self._batches = self._forever()
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+    def batch(self, step: int, wants: TeacherPass = "none") -> Batch:
         """The next one, whatever the step."""
-        return next(self._batches)
+        return Batch(*next(self._batches))
 
     def _forever(self) -> Iterator[tuple[Tensor, Tensor]]:
         while True:

@@ -25,8 +25,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mipkd.distill import student as students
+from mipkd.distill.batch import Sampler
 from mipkd.distill.data import PatchSampler, prepare_photos
-from mipkd.distill.learner import Learner, Sampler
+from mipkd.distill.learner import Learner
 from mipkd.distill.resident import near
 from mipkd.distill.settings import DistillConfig
 from mipkd.losses.base import Pass
@@ -100,9 +101,9 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
 
 def _phases(learner: Learner, sampler: Sampler) -> dict[str, Callable[[], object]]:
     """The whole step, and each part of it on inputs that were made before."""
-    lr, hr = learner._batch(sampler)
+    batch = learner._batch(sampler)
     with torch.no_grad():
-        seen = learner.plain.seen(lr, hr, (0, len(lr)))
+        seen = learner.plain.seen(batch, (0, len(batch)))
     loss, helper = learner.losses["mixture_of_priors"], learner.helpers["mixture_of_priors"]
     alone = loss.model_copy(update={"block_weight": 0.0})
     pixel, logits = learner.losses["pixel"], learner.losses["logits"]
@@ -115,11 +116,11 @@ def _phases(learner: Learner, sampler: Sampler) -> dict[str, Callable[[], object
 
     def taught() -> None:
         with torch.no_grad(), autocast():
-            teacher.tapped(lr, learner.positions.teacher)
+            teacher.tapped(batch.lr_NCHW, learner.positions.teacher)
 
     def learnt() -> None:
         with autocast():
-            image, features = student.tapped(lr, learner.positions.student)
+            image, features = student.tapped(batch.lr_NCHW, learner.positions.student)
             now = _leaf(seen, features, image)
             terms = {**pixel(now, None), **logits(now, None)}
             total = torch.stack([t.float() for t in terms.values()]).sum()

@@ -33,6 +33,8 @@ from mipkd.core.images import (
 from mipkd.core.photos import PhotoWriter, open_photos
 from mipkd.core.records import Photos, TestSet
 from mipkd.core.samples import sample_photos, sample_tests
+from mipkd.distill.batch import Batch
+from mipkd.losses.base import TeacherPass
 
 log = logging.getLogger(__name__)
 
@@ -149,8 +151,8 @@ class PatchSampler:
         mine.rows = slice(rank * rows, (rank + 1) * rows)
         return mine
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """LR (N, 3, P, P) and HR (N, 3, S*P, S*P) of a step: random photo, place, flip, turn."""
+    def batch(self, step: int, wants: TeacherPass = "none") -> Batch:
+        """Patches of a step: random photo, place, flip and turn."""
         p, s = self.patch, self.scale
         draws = self.draws(step)
         lr = np.empty((len(draws), p, p, 3), np.uint8)
@@ -160,7 +162,7 @@ class PatchSampler:
             lr[row] = _turned(photo.lr_HWC[top : top + p, left : left + p], turn)
             high, low = top * s, left * s
             hr[row] = _turned(photo.hr_HWC[high : high + p * s, low : low + p * s], turn)
-        return _as_tensor(lr), _as_tensor(hr)
+        return Batch(_as_tensor(lr), _as_tensor(hr))
 
     def draws(self, step: int) -> npt.NDArray[np.int64]:
         """Photo, top and left in LR pixels, and turn (0 to 7) of each patch of a step, (N, 4)."""

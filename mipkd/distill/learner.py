@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from copy import deepcopy
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from mipkd.archs.base import SRNet, pair_positions, params
 from mipkd.core.errors import StageError, UsageError
 from mipkd.distill import ranks
+from mipkd.distill.batch import Batch, Sampler
 from mipkd.distill.fused import fuse, pays
 from mipkd.distill.hardware import autocast_type, find_device
 from mipkd.distill.ranks import Ranks
@@ -31,12 +32,6 @@ from mipkd.distill.suited import suited
 from mipkd.losses.base import Loss, Positions
 
 log = logging.getLogger(__name__)
-
-
-class Sampler(Protocol):
-    """Gives the LR (N, 3, P, P) and HR (N, 3, S*P, S*P) patches of a step."""
-
-    def batch(self, step: int) -> tuple[Tensor, Tensor]: ...
 
 
 class Learner:
@@ -73,6 +68,7 @@ class Learner:
             self.losses,
             self.positions,
             seed=config.seed,
+            steps=config.steps,
             device=self.device,
             autocast=self.autocast,
             ranks=self.ranks,
@@ -81,7 +77,7 @@ class Learner:
         self._gradients: Backward = self._launched
         if config.cuda_graphs and self._can_record():
             self._gradients = Recorded(self._launched, self.plain)
-        self._next: tuple[int, tuple[Tensor, Tensor]] | None = None
+        self._next: tuple[int, Batch] | None = None
         self._groups = [list(self.student.parameters()), list(self.helpers.parameters())]
         trained = [p for group in self._groups for p in group]
         self.optimiser = torch.optim.Adam(trained, config.lr, config.betas, fused=True)
@@ -94,13 +90,13 @@ class Learner:
             StageError: a term or a gradient is not finite, or the GPU's memory is too small; no
                 weight of the student or its helpers has been changed.
         """
-        lr, hr = self._batch(sampler)
+        batch = self._batch(sampler)
         try:
             with self.ranks.alive():
                 self.plain.draw(self.step)
-                terms = self._gradients(lr, hr)
+                terms = self._gradients(batch)
         except torch.OutOfMemoryError as error:
-            raise self._too_large(lr, hr) from error
+            raise self._too_large(batch) from error
         norms = self._clip()
         means = self.ranks.mean(torch.stack(list(terms.values())))
         figures = torch.stack([*means, *norms])
@@ -164,59 +160,58 @@ class Learner:
         alone = self.ranks.count == 1 and self.config.accumulate == 1
         return self.device.type == "cuda" and alone and ours
 
-    def _batch(self, sampler: Sampler) -> tuple[Tensor, Tensor]:
+    def _batch(self, sampler: Sampler) -> Batch:
         if self._next is not None and self._next[0] == self.step:
             return self._next[1]
         return self._cut(sampler, self.step)
 
-    def _cut(self, sampler: Sampler, step: int) -> tuple[Tensor, Tensor]:
-        lr, hr = (t.to(self.device, non_blocking=True) for t in sampler.batch(step))
-        return (lr, hr) if lr.is_floating_point() else (lr.float() / 255, hr.float() / 255)
+    def _cut(self, sampler: Sampler, step: int) -> Batch:
+        return sampler.batch(step, self.plain.wants_at(step)).to(self.device)
 
-    def _launched(self, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
+    def _launched(self, batch: Batch) -> dict[str, Tensor]:
         with _fastest_kernels():
-            return self._backward(lr, hr, self._shared_step)
+            return self._backward(batch, self._shared_step)
 
-    def _backward(self, lr: Tensor, hr: Tensor, step: nn.Module) -> dict[str, Tensor]:
+    def _backward(self, batch: Batch, step: nn.Module) -> dict[str, Tensor]:
         """Leave the gradients of these images' mean loss; the terms."""
         self.optimiser.zero_grad(set_to_none=True)
-        parts = list(zip(*(t.chunk(self.config.accumulate) for t in (lr, hr)), strict=True))
-        first, whole = self.ranks.rank * len(lr), self.ranks.count * len(lr)
+        parts = batch.parts(self.config.accumulate)
+        first, whole = self.ranks.rank * len(batch), self.ranks.count * len(batch)
         terms: dict[str, Tensor] = {}
-        for number, (low, high) in enumerate(parts):
+        for number, part in enumerate(parts):
             if number:
                 self.plain.draw(self.step)  # for all rows again
             # Gradients are averaged over the processes once, with the last part.
             with nullcontext() if number + 1 == len(parts) else _unshared(step):
-                found = step(low, high, (first, whole))
+                found = step(part, (first, whole))
                 total = torch.stack(list(found.values())).sum() / len(parts)
                 total.backward()  # type: ignore[no-untyped-call]
             for name, term in found.items():
                 terms[name] = terms.get(name, 0) + term.detach() / len(parts)
-            first += len(low)
+            first += len(part)
         return terms
 
-    def _too_large(self, lr: Tensor, hr: Tensor) -> StageError:
+    def _too_large(self, batch: Batch) -> StageError:
         """What to say when memory ran out: the batch and the patch that were tried and fit."""
-        batch, fits = len(lr), 0
-        while batch > 1 and not fits:
-            batch //= 2
+        size, fits = len(batch), 0
+        while size > 1 and not fits:
+            size //= 2
             # What is compiled would be compiled anew for each size.
             with suppress(torch.OutOfMemoryError), torch.compiler.set_stance("force_eager"):
-                self._backward(lr[:batch], hr[:batch], self.plain)
-                fits = batch
+                self._backward(batch.rows(slice(size)), self.plain)
+                fits = size
         self.optimiser.zero_grad(set_to_none=True)
         hint = "lower distill.patch, or take a smaller teacher or student"
         if fits:
             step = 8 * self.student.multiple
-            side = int(self.config.patch * math.sqrt(fits / len(lr))) // step * step
+            side = int(self.config.patch * math.sqrt(fits / len(batch))) // step * step
             hint = f"this fits: --set distill.batch={fits * self.ranks.count}"
             hint += f", or about --set distill.patch={side}" if side else ""
-            parts = self.config.accumulate * -(-len(lr) // fits)
+            parts = self.config.accumulate * -(-len(batch) // fits)
             hint += f"; or the same batch in parts: --set distill.accumulate={parts}"
-        size = f"a batch of {len(lr)} patches of {self.config.patch}x{self.config.patch}"
+        tried = f"a batch of {len(batch)} patches of {self.config.patch}x{self.config.patch}"
         return StageError(
-            f"distill: {size} is too large for the memory of {self.device}", hint=hint
+            f"distill: {tried} is too large for the memory of {self.device}", hint=hint
         )
 
     def _clip(self) -> list[Tensor]:

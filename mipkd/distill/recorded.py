@@ -13,13 +13,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from mipkd.distill.batch import Batch
 from mipkd.distill.step import Step
 
 log = logging.getLogger(__name__)
 
 _LAUNCHED_FIRST = 3  # steps kernel by kernel: libraries choose their kernels in them
 
-Backward = Callable[[Tensor, Tensor], dict[str, Tensor]]
+Backward = Callable[[Batch], dict[str, Tensor]]
 
 
 class Recorded:
@@ -29,7 +30,7 @@ class Recorded:
     Python decides by tossing coins cannot be replayed: such steps go on kernel by kernel.
 
     Args:
-        backward: leaves gradients of LR (N, 3, H, W) and HR images and gives the loss terms.
+        backward: leaves the gradients of a batch and gives the loss terms.
         step: whose chance it uses.
     """
 
@@ -37,26 +38,26 @@ class Recorded:
         self._backward, self._step = backward, step
         self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._images: tuple[Tensor, ...] = ()
+        self._batch: Batch | None = None
         self._terms: dict[str, Tensor] = {}
 
-    def __call__(self, lr_NCHW: Tensor, hr_NCHW: Tensor) -> dict[str, Tensor]:
-        """The loss terms, valid until the next call; images are of one size for ever."""
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """The loss terms, valid until the next call; batches are of one size for ever."""
         self._calls += 1
         if self._calls == _LAUNCHED_FIRST + 1:
-            self._record(lr_NCHW, hr_NCHW)
-        if self._graph is None:
-            return self._backward(lr_NCHW, hr_NCHW)
-        for mine, given in zip(self._images, (lr_NCHW, hr_NCHW), strict=True):
+            self._record(batch)
+        if self._graph is None or self._batch is None:
+            return self._backward(batch)
+        for mine, given in zip(self._batch.tensors(), batch.tensors(), strict=True):
             mine.copy_(given)
         self._graph.replay()
         return self._terms
 
-    def _record(self, lr_NCHW: Tensor, hr_NCHW: Tensor) -> None:
+    def _record(self, batch: Batch) -> None:
         """Nothing is computed by it."""
         graph, coins = torch.cuda.CUDAGraph(), self._step.coins
         graph.register_generator_state(self._step.generator)
-        self._images = lr_NCHW.clone(), hr_NCHW.clone()
+        self._batch = batch.copied()
         self._step.coins = _NoCoins()
         try:
             # A thread that reads patches ahead may call CUDA meanwhile; a recording that breaks
@@ -65,12 +66,12 @@ class Recorded:
                 torch.cuda.stream(torch.cuda.current_stream()),
                 torch.cuda.graph(graph, capture_error_mode="thread_local"),
             ):
-                self._terms = self._backward(*self._images)
+                self._terms = self._backward(self._batch)
             self._graph = graph
         except RuntimeError as error:
             why = str(error.__context__ or error).splitlines()[0]
             log.info("steps are launched kernel by kernel: %s", why)
-            self._images, self._terms = (), {}
+            self._batch, self._terms = None, {}
             self._step.renew()
         finally:
             self._step.coins = coins

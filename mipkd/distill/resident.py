@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from mipkd.core.images import ByteArray
+from mipkd.distill.batch import Batch, Sampler
 from mipkd.distill.data import PatchSampler
-from mipkd.distill.learner import Sampler
+from mipkd.losses.base import TeacherPass
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +43,11 @@ class ResidentSampler:
         self._lr = _Pixels([p.lr_HWC for p in sampler.photos], device)
         self._hr = _Pixels([p.hr_HWC for p in sampler.photos], device)
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """LR (N, 3, P, P) and HR (N, 3, S*P, S*P) of a step, float32 on the device."""
+    def batch(self, step: int, wants: TeacherPass = "none") -> Batch:
+        """The batch of a step, on the device."""
         draws = torch.from_numpy(self._sampler.draws(step)).to(self._device, non_blocking=True)
         patch, scale = self._sampler.patch, self._sampler.scale
-        return self._lr.cut(draws, patch, 1), self._hr.cut(draws, patch * scale, scale)
+        return Batch(self._lr.cut(draws, patch, 1), self._hr.cut(draws, patch * scale, scale))
 
 
 class _Pixels:
@@ -83,14 +84,14 @@ class ReadAhead:
     def __init__(self, sampler: PatchSampler) -> None:
         self._sampler = sampler
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="patches")
-        self._next: dict[int, Future[tuple[Tensor, Tensor]]] = {}
+        self._next: dict[tuple[int, TeacherPass], Future[Batch]] = {}
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """LR (N, 3, P, P) and HR (N, 3, S*P, S*P) of a step, float32 in pinned memory."""
-        ready = self._next.pop(step, None) or self._thread.submit(self._made, step)
-        self._next = {step + 1: self._thread.submit(self._made, step + 1)}
+    def batch(self, step: int, wants: TeacherPass = "none") -> Batch:
+        """The batch of a step, in pinned memory."""
+        ready = self._next.pop((step, wants), None) or self._thread.submit(self._made, step, wants)
+        self._next = {(step + 1, wants): self._thread.submit(self._made, step + 1, wants)}
         return ready.result()
 
-    def _made(self, step: int) -> tuple[Tensor, Tensor]:
-        lr, hr = self._sampler.batch(step)
-        return (lr.pin_memory(), hr.pin_memory()) if torch.cuda.is_available() else (lr, hr)
+    def _made(self, step: int, wants: TeacherPass) -> Batch:
+        batch = self._sampler.batch(step, wants)
+        return batch.pinned() if torch.cuda.is_available() else batch

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from mipkd.archs.base import SRNet
+from mipkd.distill.batch import Batch
 from mipkd.distill.ranks import Ranks
-from mipkd.losses.base import Loss, Pass, Positions
+from mipkd.losses.base import PASSES, Loss, Pass, Positions, TeacherPass
 
 
 class Step(nn.Module):
@@ -32,6 +33,7 @@ class Step(nn.Module):
         positions: Positions,
         *,
         seed: int,
+        steps: int,
         device: torch.device,
         autocast: torch.dtype | None,
         ranks: Ranks,
@@ -39,54 +41,69 @@ class Step(nn.Module):
         super().__init__()
         self.student, self.helpers = student, helpers
         self._teacher = (teacher,)  # a tuple, so that its weights are not this module's
-        self.losses, self.positions, self.seed = losses, positions, seed
+        self.losses, self.positions = losses, positions
+        self.seed, self.steps = seed, steps
         self.autocast, self.ranks = autocast, ranks
         self.generator, self.coins = torch.Generator(device), random.Random()
         self.draw(0)
 
     def draw(self, step: int) -> None:
-        """Make all chance of the next forward that of this step."""
+        """Make all chance of the next forward that of this step, and its losses those at work."""
+        self.active = self.active_at(step)
         chance = np.random.SeedSequence([self.seed, step]).generate_state(2, np.uint64)
         self.generator.manual_seed(int(chance[0] >> np.uint64(1)))
         self.coins = random.Random(int(chance[1]))
+
+    def active_at(self, step: int) -> dict[str, Loss]:
+        """The losses that do not rest yet."""
+        return {n: loss for n, loss in self.losses.items() if step < loss.until * self.steps}
+
+    def wants_at(self, step: int) -> TeacherPass:
+        """What the losses of a step read of the teacher's plain forward."""
+        reads = [loss.reads for loss in self.active_at(step).values()]
+        return max(reads, key=PASSES.index, default="none")
 
     def renew(self) -> None:
         """A generator in the state of the present one, which a failed recording has spoiled."""
         seed = self.generator.initial_seed()
         self.generator = torch.Generator(self.generator.device).manual_seed(seed)
 
-    def forward(self, lr_NCHW: Tensor, hr_NCHW: Tensor, rows: tuple[int, int]) -> dict[str, Tensor]:
-        """Every loss's terms, weighted, in float32; `rows` as in `Pass`."""
-        kind, on = lr_NCHW.device.type, self.autocast is not None
+    def forward(self, batch: Batch, rows: tuple[int, int]) -> dict[str, Tensor]:
+        """The terms of the losses at work, weighted, in float32; `rows` as in `Pass`."""
+        kind, on = batch.lr_NCHW.device.type, self.autocast is not None
         with torch.autocast(kind, self.autocast, enabled=on):
-            seen = self.seen(lr_NCHW, hr_NCHW, rows)
+            seen = self.seen(batch, rows)
             terms: dict[str, Tensor] = {}
-            for name, loss in self.losses.items():
+            for name, loss in self.active.items():
                 helper = self.helpers[name] if name in self.helpers else None  # noqa: SIM401
                 for term, value in loss(seen, helper).items():
                     # Two losses may have a term of one name.
                     terms[f"{name}.{term}" if term in terms else term] = value.float()
         return terms
 
-    def seen(self, lr_NCHW: Tensor, hr_NCHW: Tensor, rows: tuple[int, int]) -> Pass:
-        """Both plain forwards, done once for all losses."""
+    def seen(self, batch: Batch, rows: tuple[int, int]) -> Pass:
+        """The plain forwards, done once for all losses; the teacher's only where it is not kept."""
         (teacher,) = self._teacher
-        image, features = self.student.tapped(lr_NCHW, self.positions.student)
+        wants = max((x.reads for x in self.active.values()), key=PASSES.index, default="none")
+        taps = wants in ("latents", "features")
+        image, features = self.student.tapped(batch.lr_NCHW, self.positions.student if taps else ())
         seen = Pass(
-            lr_NCHW=lr_NCHW,
-            hr_NCHW=hr_NCHW,
+            lr_NCHW=batch.lr_NCHW,
+            hr_NCHW=batch.hr_NCHW,
             student=self.student,
             student_image=image,
             student_features=features,
             teacher=teacher,
+            teacher_image=batch.teacher_image,
+            teacher_latents=batch.teacher_latents,
             positions=self.positions,
             generator=self.generator,
             coins=self.coins,
             rows=rows,
             mean=self.ranks.mean,
         )
-        if teacher is not None:
+        if teacher is not None and wants != "none" and batch.teacher_image is None:
             with torch.no_grad():
-                taught = teacher.tapped(lr_NCHW, self.positions.teacher)
+                taught = teacher.tapped(batch.lr_NCHW, self.positions.teacher if taps else ())
             seen.teacher_image, seen.teacher_features = taught
         return seen

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from mipkd.archs.base import SRNet
 from mipkd.distill import checkpoint, ranks
+from mipkd.distill.batch import Sampler
 from mipkd.distill.data import PatchSampler
 from mipkd.distill.interrupt import Interrupt
-from mipkd.distill.learner import Learner, Sampler
+from mipkd.distill.learner import Learner
 from mipkd.distill.resident import near
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.validate import Pair, Validation

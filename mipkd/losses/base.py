@@ -11,10 +11,15 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from mipkd.archs.base import SRNet
+
+# How much of the teacher's plain forward a loss reads, the least first. Latents are its features
+# in the principal directions of their position.
+TeacherPass = Literal["none", "image", "latents", "features"]
+PASSES: tuple[TeacherPass, ...] = ("none", "image", "latents", "features")
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,8 @@ class Pass:
     student_features: list[Tensor] = field(default_factory=list)
     teacher: SRNet | None = None
     teacher_image: Tensor | None = None
-    teacher_features: list[Tensor] = field(default_factory=list)
+    teacher_features: list[Tensor] = field(default_factory=list)  # empty where latents are kept
+    teacher_latents: tuple[Tensor, ...] = ()  # kept ones
     positions: Positions = Positions((), ())
     # All chance of a step is drawn from these two, seeded from (seed, step), so that a resumed
     # run repeats it. `coins` decides what Python branches on: no wait for the device.
@@ -74,6 +80,14 @@ class Loss(BaseModel):
     needs_features: ClassVar[bool] = False
 
     weight: float = 1.0
+    until: float = Field(1.0, gt=0, le=1)  # share of the steps after which it rests
+
+    @property
+    def reads(self) -> TeacherPass:
+        """What it reads of the teacher's plain forward; it may run the teacher besides."""
+        if self.needs_features:
+            return "features"
+        return "image" if self.needs_teacher else "none"
 
     def helper(
         self, student: SRNet, teacher: SRNet | None, positions: Positions

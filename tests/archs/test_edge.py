@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mipkd.archs.edge import ARCH, Branched, Edge, Hyper
+from mipkd.distill.batch import Batch
 from mipkd.distill.learner import Learner
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.teacher import TeacherOptions, describe, identify, save
+from mipkd.losses.base import TeacherPass
 
 HYPER = Hyper(2, channels=9, blocks=3)
 
@@ -128,10 +130,10 @@ def test_a_student_inherits_the_image_too_and_is_trained_in_branches(folded: boo
 class Noise:
     """Patches that are drawn from the step."""
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+    def batch(self, step: int, wants: TeacherPass = "none") -> Batch:
         chance = torch.Generator().manual_seed(step)
         hr = torch.rand(2, 3, 16, 16, generator=chance)
-        return F.avg_pool2d(hr, 2), hr
+        return Batch(F.avg_pool2d(hr, 2), hr)
 
 
 def test_training_in_branches_goes_on_exactly_and_its_average_folds() -> None:

@@ -116,8 +116,10 @@ def test_a_batch_is_a_function_of_seed_and_step(photos: Path, tmp_path: Path) ->
     one = PatchSampler(store, patch=16, batch=3, seed=7)
     other = PatchSampler(store, patch=16, batch=3, seed=7)
     other.batch(0)
-    assert all(a.equal(b) for a, b in zip(one.batch(5), other.batch(5), strict=True))
-    assert not one.batch(5)[0].equal(one.batch(6)[0])
+    assert all(
+        a.equal(b) for a, b in zip(one.batch(5).tensors(), other.batch(5).tensors(), strict=True)
+    )
+    assert not one.batch(5).lr_NCHW.equal(one.batch(6).lr_NCHW)
 
 
 def test_lr_and_hr_patches_show_the_same_place(photos: Path, tmp_path: Path) -> None:
@@ -125,7 +127,7 @@ def test_lr_and_hr_patches_show_the_same_place(photos: Path, tmp_path: Path) -> 
     write_png(photos / "0.png", np.repeat(smooth[..., None], 3, 2).astype(np.uint8))
     (photos / "1.png").unlink()
     store = prepared(photos, tmp_path)
-    lr, hr = PatchSampler(store, patch=16, batch=16, seed=0).batch(0)
+    lr, hr = PatchSampler(store, patch=16, batch=16, seed=0).batch(0).tensors()
     assert lr.shape == (16, 3, 16, 16)
     means = hr.unfold(2, 2, 2).unfold(3, 2, 2).mean((-1, -2))
     assert (means - lr)[..., 2:-2, 2:-2].abs().max() < 0.02

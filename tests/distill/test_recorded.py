@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from mipkd.archs import edsr, rlfn
 from mipkd.archs.base import SRNet
+from mipkd.distill.batch import Batch
 from mipkd.distill.learner import Learner
 from mipkd.distill.recorded import Recorded, _NoCoins
 from mipkd.distill.settings import METHODS, DistillConfig
 from mipkd.distill.step import Step
+from mipkd.losses.base import TeacherPass
 
 
 def on_a_gpu(test: Any) -> Any:
@@ -25,9 +26,9 @@ def on_a_gpu(test: Any) -> Any:
 class Noise:
     """Other patches at each step."""
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+    def batch(self, step: int, wants: TeacherPass = "none") -> Batch:
         chance = torch.Generator().manual_seed(step)
-        return tuple(torch.rand(4, 3, side, side, generator=chance) for side in (16, 32))  # type: ignore[return-value]
+        return Batch(*(torch.rand(4, 3, side, side, generator=chance) for side in (16, 32)))
 
 
 def learner(student: SRNet, **settings: Any) -> Learner:

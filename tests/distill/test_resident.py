@@ -30,7 +30,9 @@ def test_patches_are_the_plain_samplers(sampler: PatchSampler, kind: str) -> Non
     device = torch.device("cpu")
     other = ResidentSampler(sampler, device) if kind == "resident" else ReadAhead(sampler)
     for step in (0, 1, 5, 2):
-        for mine, theirs in zip(other.batch(step), sampler.batch(step), strict=True):
+        for mine, theirs in zip(
+            other.batch(step).tensors(), sampler.batch(step).tensors(), strict=True
+        ):
             assert mine.shape == theirs.shape
             assert torch.equal(mine, theirs)
 
@@ -43,6 +45,8 @@ def test_a_cpu_keeps_the_plain_sampler(sampler: PatchSampler) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_a_gpu_holds_photos_that_fit(sampler: PatchSampler) -> None:
     device = torch.device("cuda")
-    for mine, theirs in zip(near(sampler, device).batch(0), sampler.batch(0), strict=True):
+    for mine, theirs in zip(
+        near(sampler, device).batch(0).tensors(), sampler.batch(0).tensors(), strict=True
+    ):
         assert mine.device.type == "cuda"
         assert torch.allclose(mine.cpu(), theirs, atol=1e-6)

@@ -11,9 +11,11 @@ from mipkd.archs import edsr
 from mipkd.archs._hooked import Blocks, Hooked
 from mipkd.core import plugins
 from mipkd.core.errors import UsageError
+from mipkd.distill.batch import Batch
 from mipkd.distill.learner import Learner
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.suited import possible, suited
+from mipkd.losses.base import TeacherPass
 
 SERVED = ("at", "dukd", "fakd", "fitnet", "logits", "mixture_of_priors", "pixel", "rkd")
 
@@ -33,9 +35,9 @@ def teacher(*, blocks: bool = True) -> Hooked:
 
 
 class Noise:
-    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(self, step: int, wants: TeacherPass = "none") -> Batch:
         chance = torch.Generator().manual_seed(step)
-        return torch.rand(3, 3, 8, 8, generator=chance), torch.rand(3, 3, 16, 16, generator=chance)
+        return Batch(*(torch.rand(3, 3, side, side, generator=chance) for side in (8, 16)))
 
 
 def config(**settings: Any) -> DistillConfig:

@@ -21,6 +21,7 @@ from mipkd.distill.data import PatchSampler, load_tests, prepare_photos, prepare
 from mipkd.distill.step import Step
 from mipkd.distill.trainer import DistillConfig, TrainResult, train
 from mipkd.distill.watch import curves_file
+from mipkd.losses.base import TeacherPass
 
 TEACHER = edsr.Hyper(2, channels=10, blocks=3)
 STUDENT = edsr.Hyper(2, channels=8, blocks=2)
@@ -72,10 +73,10 @@ def test_an_interrupted_training_ends_bit_for_bit_as_an_uninterrupted_one(
     whole = trained(photos, tmp_path / "whole")
     batch = PatchSampler.batch
 
-    def interrupted(self: PatchSampler, step: int) -> Any:
+    def interrupted(self: PatchSampler, step: int, wants: TeacherPass = "none") -> Any:
         if step == 7:
             os.kill(os.getpid(), signal.SIGINT)
-        return batch(self, step)
+        return batch(self, step, wants)
 
     with monkeypatch.context() as patched:
         patched.setattr(PatchSampler, "batch", interrupted)

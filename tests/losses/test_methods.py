@@ -5,11 +5,12 @@ from typing import get_args
 
 import pytest
 import torch
-from torch import Tensor
 
 from mipkd.archs.base import SRNet
+from mipkd.distill.batch import Batch
 from mipkd.distill.learner import Learner
 from mipkd.distill.settings import DistillConfig, Method
+from mipkd.losses.base import TeacherPass
 
 RIVALS = ("fitnet", "at", "rkd", "fakd", "crosskd")
 
@@ -17,10 +18,9 @@ RIVALS = ("fitnet", "at", "rkd", "fakd", "crosskd")
 class Noise:
     """Patches of noise."""
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+    def batch(self, step: int, wants: TeacherPass = "none") -> Batch:
         chance = torch.Generator().manual_seed(step)
-        lr, hr = (torch.rand(3, 3, side, side, generator=chance) for side in (8, 16))
-        return lr, hr
+        return Batch(*(torch.rand(3, 3, side, side, generator=chance) for side in (8, 16)))
 
 
 def stepped(config: DistillConfig, student: SRNet, teacher: SRNet) -> dict[str, float]:
