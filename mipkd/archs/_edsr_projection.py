@@ -1,0 +1,143 @@
+"""EDSR's closed forms: a narrow, shallow net that starts as a wide one's projection.
+
+Shapes: N patches, C teacher channels, K student channels, H W low-res size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mipkd.archs._projection import (
+    along,
+    assign,
+    fit,
+    read_through,
+    reading_basis,
+    spans,
+)
+from mipkd.archs._regression import Regression
+from mipkd.archs.base import SRNet
+
+_CANDIDATES = 4  # times a block's channels: from so many of the teacher's the best are taken,
+_MOST_CANDIDATES = 128  # but not from more
+
+
+@torch.no_grad()
+def project(student: SRNet, teacher: SRNet, lr_NCHW: Tensor) -> None:
+    """Fit head, residual blocks and tail of an EDSR to a larger one, on these patches."""
+    places = spans(len(student.blocks) - 1, len(teacher.blocks) - 1)
+    basis_KC = stream_basis(student, teacher, lr_NCHW, {to for _, to in places})
+    shallow_NCHW, shallow_NKHW = fit_head(student, teacher, basis_KC, lr_NCHW)
+    theirs, mine = shallow_NCHW, shallow_NKHW
+    for block, (first, last) in zip(student.blocks, places, strict=False):
+        candidates = [*_hidden(teacher, theirs, mine, first, max(last, first + 1))]
+        for index in range(first, last):
+            theirs = teacher.blocks[index](theirs)
+        _fit_block(block, mine, along(basis_KC, theirs), candidates)
+        mine = block(mine)
+    deep_NCHW, deep_NKHW = fit_end(student, teacher, basis_KC, theirs, mine)
+    fit_tail(student, teacher, deep_NKHW + shallow_NKHW, deep_NCHW + shallow_NCHW)
+
+
+def stream_basis(student: SRNet, teacher: SRNet, lr_NCHW: Tensor, after: set[int]) -> Tensor:
+    """The directions (K, C) of the stream that a student of that width keeps: of the shallow
+    features, of what the tail reads, and of the stream after so many of the teacher's blocks."""
+    stream = shallow = teacher.head(lr_NCHW)
+    kept = [shallow]
+    for number, block in enumerate(teacher.blocks, 1):
+        stream = block(stream)
+        if number in after:
+            kept.append(stream)
+    kept.append(stream + shallow)
+    readers = [_first_conv(block) for block in teacher.blocks]
+    return reading_basis(kept, _first_conv(teacher.up), readers, student.width)
+
+
+def fit_head(
+    student: SRNet, teacher: SRNet, basis_KC: Tensor, lr_NCHW: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The teacher's head in the basis, exactly; both nets' shallow features."""
+    lift = cast("nn.Conv2d", teacher.lift)
+    weight = torch.einsum("kc,cihw->kihw", basis_KC, lift.weight)
+    assign(cast("nn.Conv2d", student.lift), weight, basis_KC @ cast("Tensor", lift.bias))
+    return teacher.head(lr_NCHW), student.head(lr_NCHW)
+
+
+def fit_end(
+    student: SRNet, teacher: SRNet, basis_KC: Tensor, theirs_NCHW: Tensor, mine_NKHW: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Fit the convolution after the body; both nets' features behind it."""
+    end = cast("nn.Conv2d", student.blocks[-1])
+    deep_NCHW = teacher.blocks[-1](theirs_NCHW)
+    fit(end, mine_NKHW, along(basis_KC, deep_NCHW))
+    return deep_NCHW, end(mine_NKHW)
+
+
+def fit_tail(student: SRNet, teacher: SRNet, mine_NKHW: Tensor, theirs_NCHW: Tensor) -> None:
+    """Fit the upsampler, step by step, and the last convolution, to the teacher's image.
+
+    Between the steps the student keeps the directions that the next convolution reads most.
+    """
+    mine, theirs = mine_NKHW, theirs_NCHW
+    steps = [*_steps(teacher.up)]
+    readers = [*(layer for layer, _ in steps[1:]), teacher.last]
+    for (layer, shuffle), (wide, _), reader in zip(_steps(student.up), steps, readers, strict=True):
+        theirs = shuffle(wide(theirs))
+        wanted = theirs
+        if isinstance(reader, nn.Conv2d):
+            width = layer.out_channels // shuffle.upscale_factor**2
+            wanted = along(reading_basis([theirs], reader, [reader], width), theirs)
+        fit(layer, mine, F.pixel_unshuffle(wanted, shuffle.upscale_factor))
+        mine = shuffle(layer(mine))
+    if isinstance(student.last, nn.Conv2d):
+        fit(student.last, mine, cast("nn.Conv2d", teacher.last)(theirs))
+
+
+def _hidden(
+    teacher: SRNet, stream_NCHW: Tensor, mine_NKHW: Tensor, first: int, last: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """For each block of a span its first convolution, read through the student's features, and
+    how much its second one reads of each of its channels: weight, bias, energy (C,)."""
+    for block in list(teacher.blocks)[first : min(last, len(teacher.blocks) - 1)]:
+        before, after = cast("nn.Conv2d", block.body[0]), cast("nn.Conv2d", block.body[2])
+        yield *read_through(before, mine_NKHW, stream_NCHW), after.weight.square().sum((0, 2, 3))
+        stream_NCHW = block(stream_NCHW)
+
+
+def _fit_block(
+    block: nn.Module,
+    stream_NKHW: Tensor,
+    wanted_NKHW: Tensor,
+    candidates: list[tuple[Tensor, Tensor, Tensor]],
+) -> None:
+    """Take the hidden channels that the way to the wanted stream needs most, and fit the second
+    convolution to what they lack."""
+    before, after = cast("nn.Conv2d", block.body[0]), cast("nn.Conv2d", block.body[2])
+    weight, bias, read_C = (torch.cat(parts) for parts in zip(*candidates, strict=True))
+    hidden = F.conv2d(stream_NKHW, weight, bias, padding=1).relu()
+    most = min(_CANDIDATES * before.out_channels, _MOST_CANDIDATES)
+    strength_C = hidden.square().mean((0, 2, 3)) * read_C
+    some = (
+        strength_C.topk(min(len(strength_C), max(most, before.out_channels))).indices.sort().values
+    )
+    wanted = (wanted_NKHW - stream_NKHW) / float(block.res_scale)
+    best = Regression.of(hidden[:, some], wanted, 3).strongest_inputs(before.out_channels)
+    kept = some[best]
+    assign(before, weight[kept], bias[kept])
+    fit(after, hidden[:, kept], wanted)
+
+
+def _first_conv(module: nn.Module) -> nn.Conv2d:
+    return next(m for m in module.modules() if isinstance(m, nn.Conv2d))
+
+
+def _steps(up: nn.Module) -> list[tuple[nn.Conv2d, nn.PixelShuffle]]:
+    """The upsampler's convolutions, each with the pixel shuffle after it."""
+    layers = list(cast("nn.Sequential", up))
+    pairs = zip(layers[::2], layers[1::2], strict=True)
+    return cast("list[tuple[nn.Conv2d, nn.PixelShuffle]]", list(pairs))

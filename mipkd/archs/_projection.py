@@ -1,0 +1,99 @@
+"""A student that starts as its teacher's projection: what the families' closed forms share.
+
+Layer by layer, in the order in which they run: the student's own features of some patches are
+what a layer sees, the teacher's features in the student's channels are what it should give, and
+its weights are a regression from the one to the other. So each layer makes good what those before
+it lost. No labels, no steps; deterministic for given patches.
+
+Shapes: N patches, C teacher channels, K student channels, O outputs, H W low-res size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from mipkd.archs._regression import Regression, second_moments
+
+_BLOCKS_SHARE = 0.3  # how much the blocks' reading counts beside the tail's, for the basis
+
+
+def spans(few: int, many: int) -> list[tuple[int, int]]:
+    """Which of `many` blocks each of `few` stands for: from, to; all of them, in order.
+
+    A deeper student than teacher gets empty spans, whose blocks have nothing to do.
+    """
+    bounds = [round(i * many / few) for i in range(few + 1)]
+    return list(zip(bounds, bounds[1:], strict=False))
+
+
+def fit(layer: nn.Conv2d, inputs_NKHW: Tensor, targets_NOHW: Tensor) -> None:
+    """Give a convolution the weights that take these features to those."""
+    size = layer.kernel_size[0]
+    assign(layer, *Regression.of(inputs_NKHW, targets_NOHW, size).solve())
+
+
+def assign(layer: nn.Module, weight: Tensor, bias: Tensor) -> None:
+    """Set the weights of a convolution or a linear layer."""
+    with torch.no_grad():
+        cast("Tensor", layer.weight).copy_(weight)
+        cast("Tensor", layer.bias).copy_(bias)
+
+
+def reading_basis(
+    features_NCHW: Sequence[Tensor], tail: nn.Conv2d, blocks: Sequence[nn.Conv2d], width: int
+) -> Tensor:
+    """`width` directions (K, C) of a stream that hold most of what its readers read of it.
+
+    Principal directions in the metric of the reading weights: the covariance of the stream at
+    several places, each of unit trace, seen through the square root of the readers' Gram matrix.
+    Rows have unit length.
+    """
+    reads = _unit(_gram(tail.weight))
+    reads = reads + _BLOCKS_SHARE * torch.stack([_unit(_gram(b.weight)) for b in blocks]).mean(0)
+    return metric_directions([second_moments(f) for f in features_NCHW], reads, width)
+
+
+def metric_directions(covariances_CC: Sequence[Tensor], reads_CC: Tensor, width: int) -> Tensor:
+    """The leading `width` directions (K, C) of covariances in the metric `reads`, float32."""
+    covariance = torch.stack([_unit(c) for c in covariances_CC]).sum(0)
+    channels = len(reads_CC)
+    metric = _unit(reads_CC) + 1e-3 * torch.eye(channels, dtype=torch.float64) / channels
+    values, vectors = torch.linalg.eigh(metric)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    _, found = torch.linalg.eigh(root @ covariance @ root)
+    directions_KC = found[:, -width:].flip(1).T @ root
+    directions_KC = directions_KC / directions_KC.norm(dim=1, keepdim=True)
+    largest = directions_KC.abs().argmax(1, keepdim=True)  # the sign of an eigenvector is free
+    return (directions_KC * directions_KC.gather(1, largest).sign()).float()
+
+
+def along(directions_KC: Tensor, features_NCHW: Tensor) -> Tensor:
+    """Features in these directions, (N, K, H, W)."""
+    return torch.einsum("kc,nchw->nkhw", directions_KC, features_NCHW)
+
+
+def read_through(
+    layer: nn.Conv2d, inputs_NKHW: Tensor, teacher_NCHW: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A teacher's convolution as one of the student's features: weight (O, K, k, k) and bias.
+
+    The teacher's features are estimated from the student's by a linear map, and the map is folded
+    into the convolution.
+    """
+    map_CK11, offset_C = Regression.of(inputs_NKHW, teacher_NCHW, 1).solve()
+    weight = torch.einsum("ockl,ci->oikl", layer.weight, map_CK11[:, :, 0, 0])
+    return weight, cast("Tensor", layer.bias) + layer.weight.sum((2, 3)) @ offset_C
+
+
+def _gram(weight_OCkk: Tensor) -> Tensor:
+    """How much a convolution reads of each pair of input channels, (C, C)."""
+    weight = weight_OCkk.double()
+    return torch.einsum("ockl,odkl->cd", weight, weight)
+
+
+def _unit(matrix_CC: Tensor) -> Tensor:
+    return matrix_CC / matrix_CC.trace().clamp(min=1e-30)

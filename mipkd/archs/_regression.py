@@ -1,0 +1,120 @@
+"""Closed forms that turn a wide net's features into a narrow one's: regressions and bases.
+
+Shapes: N patches, C and K channels, H W low-res size, P places of all patches, k kernel side.
+A layer's inputs are its unfolded k x k neighbourhoods and a constant for the bias.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_AT_ONCE = 2**25  # unfolded values in memory: 128 MiB
+_ROUNDS = 8  # of elimination, at least, each an eighth of what is still too many
+_EDGE = 2  # places at a patch's border that are left out: whole photos have few of them
+
+
+@dataclass
+class Regression:
+    """The normal equations of a convolution: what it would have to learn, summed over places."""
+
+    gram_II: Tensor  # of the unfolded inputs and the constant, float64
+    cross_IO: Tensor  # with the targets
+    size: int  # k
+
+    @classmethod
+    def of(cls, inputs_NKHW: Tensor, targets_NCHW: Tensor, size: int) -> Regression:
+        """From the features that the layer will see and those that it should give."""
+        width = inputs_NKHW.shape[1] * size**2 + 1
+        gram = torch.zeros(width, width, dtype=torch.float64)
+        cross = torch.zeros(width, targets_NCHW.shape[1], dtype=torch.float64)
+        step = max(1, _AT_ONCE // (width * inputs_NKHW[0, 0].numel()))
+        for seen, wanted in zip(inputs_NKHW.split(step), targets_NCHW.split(step), strict=True):
+            x_PI, y_PO = _unfolded(seen, size), _places(wanted)
+            gram += (x_PI.T @ x_PI).double()
+            cross += (x_PI.T @ y_PO).double()
+        return cls(gram, cross, size)
+
+    def solve(self, damping: float = 1e-5) -> tuple[Tensor, Tensor]:
+        """Weight (C, K, k, k) and bias (C,) by ridge regression; `damping` is relative to the
+        mean of the inputs' energy. The bias is not damped."""
+        solution_IO = torch.linalg.solve(self._damped(damping), self.cross_IO)
+        return self._as_kernel(solution_IO)
+
+    def strongest_inputs(self, count: int, damping: float = 1e-5) -> list[int]:
+        """The `count` input channels without which the targets would be missed most, rising.
+
+        Backward elimination: the channels whose loss can best be made good by the others go
+        first (optimal brain surgeon, Hassibi and Stork 1993, for groups of weights); a part of
+        those that are too many at a time.
+        """
+        group = self.size**2
+        left = list(range((len(self.gram_II) - 1) // group))
+        inverse_II = torch.linalg.inv(self._damped(damping))
+        weights_IO = inverse_II @ self.cross_IO
+        while len(left) > count:
+            harms = _harms(inverse_II, weights_IO, len(left), group)
+            few = -(-(len(left) - count) // _ROUNDS)
+            goes = harms.topk(few, largest=False).indices.sort().values.tolist()
+            inverse_II, weights_IO = _without(inverse_II, weights_IO, goes, group)
+            left = [channel for at, channel in enumerate(left) if at not in goes]
+        return left
+
+    def _damped(self, damping: float) -> Tensor:
+        diagonal = torch.full((len(self.gram_II),), float(self.gram_II.diagonal()[:-1].mean()))
+        diagonal[-1] = 0
+        return self.gram_II + damping * diagonal.double().diag()
+
+    def _as_kernel(self, solution_IO: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = solution_IO.shape[1]
+        weight = solution_IO[:-1].T.reshape(outputs, -1, self.size, self.size)
+        return weight.float(), solution_IO[-1].float()
+
+
+def _harms(inverse_II: Tensor, weights_IO: Tensor, count: int, group: int) -> Tensor:
+    """What each of the first `count` groups of inputs would add to the squared error, (count,)."""
+    used = count * group
+    square = inverse_II[:used, :used].view(count, group, count, group)
+    block_Ggg = square.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    weight_GgO = weights_IO[:used].view(count, group, -1)
+    return (weight_GgO * torch.linalg.solve(block_Ggg, weight_GgO)).sum((1, 2))
+
+
+def _without(
+    inverse_II: Tensor, weights_IO: Tensor, goes: list[int], group: int
+) -> tuple[Tensor, Tensor]:
+    """Inverse and solution of the smaller problem, by the block inverse."""
+    gone = torch.zeros(len(inverse_II), dtype=torch.bool)
+    for at in goes:
+        gone[at * group : (at + 1) * group] = True
+    across_Ig = inverse_II[:, gone]
+    solved = torch.linalg.solve(across_Ig[gone], torch.cat([across_Ig.T, weights_IO[gone]], 1))
+    inverse_II = inverse_II - across_Ig @ solved[:, : len(inverse_II)]
+    weights_IO = weights_IO - across_Ig @ solved[:, len(across_Ig) :]
+    return inverse_II[~gone][:, ~gone], weights_IO[~gone]
+
+
+def _inner(features_NCHW: Tensor) -> Tensor:
+    return features_NCHW[..., _EDGE:-_EDGE, _EDGE:-_EDGE]
+
+
+def _places(features_NCHW: Tensor) -> Tensor:
+    """(P, C), the borders left out."""
+    return _inner(features_NCHW).permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _unfolded(features_NKHW: Tensor, size: int) -> Tensor:
+    """(P, K * k * k + 1) of the same places; the last column is the constant."""
+    reach = _EDGE - size // 2
+    inner = features_NKHW[..., reach:-reach, reach:-reach] if reach else features_NKHW
+    columns = F.unfold(inner, size).transpose(1, 2).flatten(0, 1)
+    return F.pad(columns, (0, 1), value=1.0)
+
+
+def second_moments(features_NCHW: Tensor) -> Tensor:
+    """The covariance (C, C) of features over all places, float64."""
+    x_PC = _places(features_NCHW).double()
+    return torch.cov(x_PC.T, correction=0).reshape(x_PC.shape[1], -1)
