@@ -196,7 +196,7 @@ def train_flow(config: Config, run: Run, spec: str) -> Trained:
     """Train the net that `spec` names from random weights, on photos alone."""
     scale = config.scale or 4
     settings = config.distill.model_copy(update={"method": "scratch", "losses": ()})
-    if settings.init == "teacher":
+    if settings.init in ("project", "inherit"):
         settings = settings.model_copy(update={"init": "random"})
     test_set = run.step(tests, None, scale, folder_of(config.val))
     pixels = run.step(photos, settings.patch, scale, folder_of(config.data))

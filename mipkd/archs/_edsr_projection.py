@@ -6,7 +6,7 @@ Shapes: N patches, C teacher channels, K student channels, H W low-res size.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,30 +21,35 @@ from mipkd.archs._projection import (
     spans,
 )
 from mipkd.archs._regression import Regression
-from mipkd.archs.base import SRNet
+
+if TYPE_CHECKING:
+    from mipkd.archs.edsr import EDSR, ResBlock, ShiftedNet
 
 _CANDIDATES = 4  # times a block's channels: from so many of the teacher's the best are taken,
 _MOST_CANDIDATES = 128  # but not from more
 
 
 @torch.no_grad()
-def project(student: SRNet, teacher: SRNet, lr_NCHW: Tensor) -> None:
+def project(student: EDSR, teacher: EDSR, lr_NCHW: Tensor) -> None:
     """Fit head, residual blocks and tail of an EDSR to a larger one, on these patches."""
     places = spans(len(student.blocks) - 1, len(teacher.blocks) - 1)
     basis_KC = stream_basis(student, teacher, lr_NCHW, {to for _, to in places})
     shallow_NCHW, shallow_NKHW = fit_head(student, teacher, basis_KC, lr_NCHW)
     theirs, mine = shallow_NCHW, shallow_NKHW
     for block, (first, last) in zip(student.blocks, places, strict=False):
-        candidates = [*_hidden(teacher, theirs, mine, first, max(last, first + 1))]
+        source = min(first, len(teacher.blocks) - 2)
+        candidates = [*_hidden(teacher, theirs, mine, source, max(last, source + 1))]
         for index in range(first, last):
             theirs = teacher.blocks[index](theirs)
-        _fit_block(block, mine, along(basis_KC, theirs), candidates)
+        _fit_block(cast("ResBlock", block), mine, along(basis_KC, theirs), candidates)
         mine = block(mine)
     deep_NCHW, deep_NKHW = fit_end(student, teacher, basis_KC, theirs, mine)
     fit_tail(student, teacher, deep_NKHW + shallow_NKHW, deep_NCHW + shallow_NCHW)
 
 
-def stream_basis(student: SRNet, teacher: SRNet, lr_NCHW: Tensor, after: set[int]) -> Tensor:
+def stream_basis(
+    student: ShiftedNet, teacher: ShiftedNet, lr_NCHW: Tensor, after: set[int]
+) -> Tensor:
     """The directions (K, C) of the stream that a student of that width keeps: of the shallow
     features, of what the tail reads, and of the stream after so many of the teacher's blocks."""
     stream = shallow = teacher.head(lr_NCHW)
@@ -59,17 +64,20 @@ def stream_basis(student: SRNet, teacher: SRNet, lr_NCHW: Tensor, after: set[int
 
 
 def fit_head(
-    student: SRNet, teacher: SRNet, basis_KC: Tensor, lr_NCHW: Tensor
+    student: ShiftedNet, teacher: ShiftedNet, basis_KC: Tensor, lr_NCHW: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The teacher's head in the basis, exactly; both nets' shallow features."""
-    lift = cast("nn.Conv2d", teacher.lift)
-    weight = torch.einsum("kc,cihw->kihw", basis_KC, lift.weight)
-    assign(cast("nn.Conv2d", student.lift), weight, basis_KC @ cast("Tensor", lift.bias))
+    weight = torch.einsum("kc,cihw->kihw", basis_KC, teacher.lift.weight)
+    assign(student.lift, weight, basis_KC @ cast("Tensor", teacher.lift.bias))
     return teacher.head(lr_NCHW), student.head(lr_NCHW)
 
 
 def fit_end(
-    student: SRNet, teacher: SRNet, basis_KC: Tensor, theirs_NCHW: Tensor, mine_NKHW: Tensor
+    student: ShiftedNet,
+    teacher: ShiftedNet,
+    basis_KC: Tensor,
+    theirs_NCHW: Tensor,
+    mine_NKHW: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Fit the convolution after the body; both nets' features behind it."""
     end = cast("nn.Conv2d", student.blocks[-1])
@@ -78,7 +86,9 @@ def fit_end(
     return deep_NCHW, end(mine_NKHW)
 
 
-def fit_tail(student: SRNet, teacher: SRNet, mine_NKHW: Tensor, theirs_NCHW: Tensor) -> None:
+def fit_tail(
+    student: ShiftedNet, teacher: ShiftedNet, mine_NKHW: Tensor, theirs_NCHW: Tensor
+) -> None:
     """Fit the upsampler, step by step, and the last convolution, to the teacher's image.
 
     Between the steps the student keeps the directions that the next convolution reads most.
@@ -99,18 +109,19 @@ def fit_tail(student: SRNet, teacher: SRNet, mine_NKHW: Tensor, theirs_NCHW: Ten
 
 
 def _hidden(
-    teacher: SRNet, stream_NCHW: Tensor, mine_NKHW: Tensor, first: int, last: int
+    teacher: EDSR, stream_NCHW: Tensor, mine_NKHW: Tensor, first: int, last: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """For each block of a span its first convolution, read through the student's features, and
     how much its second one reads of each of its channels: weight, bias, energy (C,)."""
-    for block in list(teacher.blocks)[first : min(last, len(teacher.blocks) - 1)]:
+    residual = cast("list[ResBlock]", list(teacher.blocks)[:-1])
+    for block in residual[first:last]:
         before, after = cast("nn.Conv2d", block.body[0]), cast("nn.Conv2d", block.body[2])
         yield *read_through(before, mine_NKHW, stream_NCHW), after.weight.square().sum((0, 2, 3))
         stream_NCHW = block(stream_NCHW)
 
 
 def _fit_block(
-    block: nn.Module,
+    block: ResBlock,
     stream_NKHW: Tensor,
     wanted_NKHW: Tensor,
     candidates: list[tuple[Tensor, Tensor, Tensor]],
@@ -125,7 +136,7 @@ def _fit_block(
     some = (
         strength_C.topk(min(len(strength_C), max(most, before.out_channels))).indices.sort().values
     )
-    wanted = (wanted_NKHW - stream_NKHW) / float(block.res_scale)
+    wanted = (wanted_NKHW - stream_NKHW) / block.res_scale
     best = Regression.of(hidden[:, some], wanted, 3).strongest_inputs(before.out_channels)
     kept = some[best]
     assign(before, weight[kept], bias[kept])
@@ -136,8 +147,8 @@ def _first_conv(module: nn.Module) -> nn.Conv2d:
     return next(m for m in module.modules() if isinstance(m, nn.Conv2d))
 
 
-def _steps(up: nn.Module) -> list[tuple[nn.Conv2d, nn.PixelShuffle]]:
+def _steps(up: nn.Sequential) -> list[tuple[nn.Conv2d, nn.PixelShuffle]]:
     """The upsampler's convolutions, each with the pixel shuffle after it."""
-    layers = list(cast("nn.Sequential", up))
+    layers = list(up)
     pairs = zip(layers[::2], layers[1::2], strict=True)
     return cast("list[tuple[nn.Conv2d, nn.PixelShuffle]]", list(pairs))

@@ -11,6 +11,7 @@ Shapes: N patches, C teacher channels, K student channels, O outputs, H W low-re
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -27,7 +28,7 @@ def spans(few: int, many: int) -> list[tuple[int, int]]:
     A deeper student than teacher gets empty spans, whose blocks have nothing to do.
     """
     bounds = [round(i * many / few) for i in range(few + 1)]
-    return list(zip(bounds, bounds[1:], strict=False))
+    return list(pairwise(bounds))
 
 
 def fit(layer: nn.Conv2d, inputs_NKHW: Tensor, targets_NOHW: Tensor) -> None:
@@ -65,7 +66,7 @@ def metric_directions(covariances_CC: Sequence[Tensor], reads_CC: Tensor, width:
     values, vectors = torch.linalg.eigh(metric)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     _, found = torch.linalg.eigh(root @ covariance @ root)
-    directions_KC = found[:, -width:].flip(1).T @ root
+    directions_KC: Tensor = found[:, -width:].flip(1).T @ root
     directions_KC = directions_KC / directions_KC.norm(dim=1, keepdim=True)
     largest = directions_KC.abs().argmax(1, keepdim=True)  # the sign of an eigenvector is free
     return (directions_KC * directions_KC.gather(1, largest).sign()).float()

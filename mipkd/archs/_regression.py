@@ -32,7 +32,8 @@ class Regression:
         gram = torch.zeros(width, width, dtype=torch.float64)
         cross = torch.zeros(width, targets_NCHW.shape[1], dtype=torch.float64)
         step = max(1, _AT_ONCE // (width * inputs_NKHW[0, 0].numel()))
-        for seen, wanted in zip(inputs_NKHW.split(step), targets_NCHW.split(step), strict=True):
+        for start in range(0, len(inputs_NKHW), step):
+            seen, wanted = (t[start : start + step] for t in (inputs_NKHW, targets_NCHW))
             x_PI, y_PO = _unfolded(seen, size), _places(wanted)
             gram += (x_PI.T @ x_PI).double()
             cross += (x_PI.T @ y_PO).double()
@@ -80,7 +81,8 @@ def _harms(inverse_II: Tensor, weights_IO: Tensor, count: int, group: int) -> Te
     square = inverse_II[:used, :used].view(count, group, count, group)
     block_Ggg = square.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
     weight_GgO = weights_IO[:used].view(count, group, -1)
-    return (weight_GgO * torch.linalg.solve(block_Ggg, weight_GgO)).sum((1, 2))
+    solved_GgO: Tensor = torch.linalg.solve(block_Ggg, weight_GgO)
+    return (weight_GgO * solved_GgO).sum((1, 2))
 
 
 def _without(

@@ -10,10 +10,10 @@ import torch
 from mipkd.archs.base import Arch
 from mipkd.core import plugins
 from mipkd.core.records import Model, Photos, TestSet
-from mipkd.distill import student as students
 from mipkd.distill import teacher as teachers
 from mipkd.distill.data import PatchSampler, load_tests
 from mipkd.distill.ranks import together
+from mipkd.distill.start import patches_of, remembered, start
 from mipkd.distill.trainer import DistillConfig, TrainResult, train
 
 
@@ -38,7 +38,19 @@ def train_on(
     net = teachers.load(teacher) if teacher else None
     torch.manual_seed(config.seed)
     student = family.make(hyper)
-    students.initialise(student, family, net, config.init)
+
+    def begin() -> str:
+        return start(
+            student,
+            family,
+            net,
+            config.init,
+            lambda: patches_of(
+                photos, most=config.patch, multiple=student.multiple, seed=config.seed
+            ),
+        )
+
+    remembered(student, out, begin)
     return train(
         config,
         student=student,

@@ -33,7 +33,7 @@ class DistillConfig(BaseModel):
 
     method: Method | None = None  # None: mipkd with a teacher, scratch without
     losses: tuple[dict[str, Any], ...] = ()  # [[distill.losses]], in place of the method's
-    init: str = "teacher"  # "teacher", "random" or a checkpoint
+    init: str = "project"  # "project", "inherit" (of the teacher), "random" or a checkpoint
     steps: int = Field(10_000, ge=1)
     batch: int = Field(16, ge=1)
     accumulate: int = Field(1, ge=1, exclude=True)  # parts of a batch: less memory, same step

@@ -1,18 +1,17 @@
-"""Choose a student's size and its first weights."""
+"""Choose a student's size."""
 
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from mipkd.archs.base import Arch, SRNet, gmacs
+from mipkd.archs.base import Arch, gmacs
 from mipkd.core import plugins
 from mipkd.core.errors import UsageError, nearest
 from mipkd.core.records import Model
-from mipkd.distill.teacher import TeacherOptions, hyper_of, identify
+from mipkd.distill.teacher import hyper_of
 
 log = logging.getLogger(__name__)
 
@@ -70,33 +69,3 @@ def _family(spec: str, option: str) -> tuple[Arch, str]:
 def _sized(arch: Arch, budget: str, scale: int) -> Any:
     paper = arch.paper(scale)
     return arch.shrink(paper, budget) if budget else paper
-
-
-def initialise(student: SRNet, arch: Arch, teacher: SRNet | None, how: str) -> None:
-    """First weights: "teacher" (the strongest of its own), "random", or a checkpoint's path.
-
-    Raises:
-        UsageError: the checkpoint does not fit.
-    """
-    if how == "random":
-        return
-    if how != "teacher":
-        _copy(student, Path(how))
-        return
-    if teacher is None or type(teacher) is not type(student):
-        log.warning("init: the teacher is of another family: the student starts at random")
-        return
-    arch.inherit(student, teacher)
-
-
-def _copy(student: SRNet, path: Path) -> None:
-    _, net = identify(path, role="student", options=TeacherOptions())
-    given = net.state_dict()
-    for key, value in student.state_dict().items():
-        if key not in given or given[key].shape != value.shape:
-            there = tuple(given[key].shape) if key in given else "missing"
-            raise UsageError(
-                f"distill.init: {path}: {key} is {there}, the student's is {tuple(value.shape)}",
-                hint="give a checkpoint of the student's own size",
-            )
-    student.load_state_dict(given)
