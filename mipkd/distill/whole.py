@@ -98,7 +98,7 @@ def _side(net: SRNet) -> int:
 
 def _as_tensor(net: SRNet, lr_HWC: ByteArray) -> Tensor:
     device = next(net.parameters()).device
-    lr_NHWC = torch.from_numpy(np.ascontiguousarray(lr_HWC))[None].to(device)
+    lr_NHWC = torch.from_numpy(lr_HWC.copy())[None].to(device)
     return lr_NHWC.permute(0, 3, 1, 2).float().div_(255)
 
 
