@@ -141,8 +141,8 @@ def _pays(on: Subject, uses: Sequence[_Use], passes: Sequence[TeacherPass]) -> b
     pixels = lr_pixels(on.photos.record)
     if trained < pixels:
         log.info(
-            "teacher cache: photos have %.3g million LR pixels, trainings read %.3g: the teacher "
-            "runs at each step",
+            "teacher cache: left out: photos have %.3g million LR pixels, patches of all trainings "
+            "%.3g",
             *(pixels / 1e6, trained / 1e6),
         )
     return trained >= pixels
@@ -159,11 +159,8 @@ def _made(
     size = _size(on, found)
     most = max(use.config.cache_gb for use in uses)
     if size is not None and size > most * 1e9:
-        log.info(
-            "teacher cache: %s would take %.2g GB (distill.cache_gb is %g): the teacher runs at "
-            "each step",
-            *(label, size / 1e9, most),
-        )
+        told = "teacher cache: %s left out: %.2g GB, distill.cache_gb is %g"
+        log.info(told, label, size / 1e9, most)
         return None
     note = "" if size is None else f"{size / 1e9:.2g} GB"
     same = Means(other.record if other else None)

@@ -97,8 +97,8 @@ def test_the_teacher_runs_over_the_photos_once_for_all_that_read_its_images(
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
-        (("--set", "distill.cache_gb=0.000001", *MAY_BE_KEPT), "images would take"),
-        ((), "photos have"),
+        (("--set", "distill.cache_gb=0.000001", *MAY_BE_KEPT), "images left out: "),
+        ((), "left out: photos have "),
     ],
 )
 def test_the_teacher_runs_at_each_step_where_a_cache_is_too_large_or_does_not_pay(
