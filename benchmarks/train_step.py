@@ -35,6 +35,7 @@ from mipkd.distill.batch import Sampler
 from mipkd.distill.data import PatchSampler, prepare_photos
 from mipkd.distill.hardware import find_device
 from mipkd.distill.learner import Learner
+from mipkd.distill.positions import compared
 from mipkd.distill.principal import find_directions
 from mipkd.distill.resident import near
 from mipkd.distill.settings import DistillConfig
@@ -56,6 +57,7 @@ CACHED: dict[str, tuple[tuple[dict[str, Any], ...], float]] = {
         1.6,
     ),
 }
+_LATENTS = 24  # directions that a trained edsr:c64b5 x2 needs
 _PARTS = ("data", "teacher", "student", "mixers", "mixed path", "optimiser")
 
 
@@ -172,15 +174,16 @@ def _steps(
         arch.make(hyper)
         for arch, hyper in (students.choose_alone(spec, 2) for spec in ("edsr:c32b2", "edsr:c64b5"))
     )
-    learner, out = Learner(config, student, teacher), photos.folder / name
     cache = None
-    if learner.teacher:
+    if any(loss.needs_teacher for loss in config.chosen().values()):
+        out, found = photos.folder / name, None
         out.mkdir()
-        positions, found = learner.positions.teacher, None
-        if positions:
-            found = find_directions(teacher, photos, positions, None, out)
+        at = compared(config, config.chosen().values(), student, teacher).teacher
+        if at:
+            found = find_directions(teacher, photos, at, _LATENTS, out)
         fill_cache(teacher, photos, found, out)
         cache = TeacherCache(out, "teacher", photos.sha256, found, 0, 0.0)
+    learner = Learner(config, student, teacher)
     plain = PatchSampler(photos, patch=asked.patch, batch=asked.batch, seed=0, cache=cache)
     sampler, steps = near(plain, learner.device), iter(range(1, 10**9))
     return {
