@@ -287,7 +287,8 @@ def plan(
     flow(settings, here)
     for event in here.events:
         verb = "skip" if event.remembered else "run "
-        typer.echo(f"{verb}  {event.stage + ' ' + event.label:<32} {event.why}")
+        why = ", ".join(filter(None, (event.why, event.note)))
+        typer.echo(f"{verb}  {event.stage + ' ' + event.label:<32} {why}")
     todo = sum(not e.remembered for e in here.events)
     typer.echo(f"{todo} of {len(here.events)} steps would run, in {here.root}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from mipkd.core.records import (
     Photos,
     QuantPlan,
     Rival,
+    TeacherCache,
     TestSet,
 )
 from mipkd.distill import ranks
@@ -166,6 +167,7 @@ def made(
     teacher: Ref[Model] | None,
     pixels: Ref[Photos],
     tests: Ref[TestSet],
+    caches: Mapping[str, Ref[TeacherCache] | None],
     failures: list[Failure],
 ) -> Entrant:
     """A rival, trained and exported as the student was; a failure is a row of the report."""
@@ -175,7 +177,7 @@ def made(
         alone = ranks.current().count == 1
         failing = row(failures, "torch", "fp32", "distill", one.name) if alone else nullcontext()
         with failing:
-            inputs = (teacher, spec, pixels, tests)
+            inputs = (teacher, spec, pixels, tests, caches[one.name])
             distilled = run.step(distill, one.taught, *inputs, label=one.name)
             entrant = replace(entrant, distilled=distilled)
     if source := entrant.source:

@@ -23,9 +23,11 @@ from mipkd.core.records import (
     PatchSet,
     Photos,
     QuantPlan,
+    TeacherCache,
     TestSet,
     Told,
 )
+from pipeline import caching
 from pipeline.bench.agent import tell
 from pipeline.bench.gain import is_rival
 from pipeline.bench.host import describe_host
@@ -106,10 +108,14 @@ def _flow(config: Config, run: Run, rivals: Sequence[Named], device: Device | No
     test_set = run.step(tests, None, like, val)
     pixels = run.step(photos, config.distill.patch, like, data)
     patches = run.step(calibrate, config.calibrate, pixels, test_set)
-    distilled, spec = None, None
+    distilled, spec, caches = None, None, dict[str, Ref[TeacherCache] | None]()
     if teacher and not config.model:
         spec = _student(config, run, teacher, chosen, patches, device)
-        distilled = run.step(distill, config.distill, teacher, spec, pixels, test_set)
+        taught = {one.name: one.taught for one in rivals if one.taught}
+        subject = caching.Subject(run, teacher, spec, pixels, test_set)
+        caches = caching.keep_teacher(subject, {"student": config.distill, **taught})
+        trained_on = (teacher, spec, pixels, test_set, caches["student"])
+        distilled = run.step(distill, config.distill, *trained_on)
     graph = adopted or run.step(
         export, config.export, distilled or model, teacher, test_set, label="student"
     )
@@ -117,7 +123,7 @@ def _flow(config: Config, run: Run, rivals: Sequence[Named], device: Device | No
         check_floats(config.quantize, graph.record)
     nets, failures = [Entrant("student", distilled, model, graph)], list[Failure]()
     for entry in entries:
-        nets.append(made(config, run, entry, spec, teacher, pixels, test_set, failures))
+        nets.append(made(config, run, entry, spec, teacher, pixels, test_set, caches, failures))
         tell_of_budget(nets[0], nets[-1])
     if teacher:
         with row(failures, "onnx", "fp32", "export", "teacher"):

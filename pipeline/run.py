@@ -100,6 +100,7 @@ class Event:
     key: str
     remembered: bool
     why: str
+    note: str = ""
 
 
 @dataclass
@@ -111,8 +112,17 @@ class Run:
     events: list[Event] = field(default_factory=list)
     keys: dict[str, str] = field(default_factory=dict)  # "stage label" -> key, in order
 
-    def step(self, stage: Stage[R], config: Any, *inputs: Any, label: str = "") -> Ref[R]:
+    def remembers(self, stage: Stage[Any], config: Any, *inputs: Any) -> bool:
+        """Whether such a step has been made."""
+        key = _digest(_asked(stage, config, inputs))
+        return (self.root / stage.name / key / "record.json").is_file()
+
+    def step(
+        self, stage: Stage[R], config: Any, *inputs: Any, label: str = "", note: str = ""
+    ) -> Ref[R]:
         """The stage's record: remembered when nothing it depends on has changed, else made.
+
+        A `note` is for who reads the plan.
 
         Raises:
             MipkdError: the stage's own; the disk being full becomes a StageError.
@@ -125,7 +135,7 @@ class Run:
         known = record is not None and not spoilt
         why = "remembered" if known else self._why(stage, label, asked)
         why = "the machine was disturbed" if spoilt else why
-        self.events.append(Event(stage.name, label, key, known, why))
+        self.events.append(Event(stage.name, label, key, known, why, note))
         self.keys[f"{stage.name} {label}".strip()] = key
         if known:
             self._journal("remembered", stage=stage.name, label=label, key=key)

@@ -7,7 +7,7 @@ and one that is widened trains only what is new.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from mipkd.distill import ranks
 from mipkd.distill.settings import METHODS
 from mipkd.distill.teacher import TeacherOptions
 from mipkd.distill.trainer import DistillConfig
+from pipeline import caching
 from pipeline.bench.host import describe_host
 from pipeline.report.study import write_study
 from pipeline.run import Run, Source, commit, now
@@ -114,10 +115,13 @@ def conduct(
     trained: list[Trained] = []
     missing: list[str] = []
     student: Model | None = None
-    for arm, seed, config in _trainings(study, base, settled):
-        label = f"{arm}-{seed}"
+    trainings = _trainings(study, base, settled)
+    shared = caching.Subject(run, teacher, subject.student, pixels, sets[0])
+    caches = caching.keep_teacher(shared, {name: one[2] for name, one in trainings.items()})
+    for label, (arm, seed, config) in trainings.items():
         try:
-            made = run.step(distill, config, teacher, subject.student, pixels, sets[0], label=label)
+            inputs = (teacher, subject.student, pixels, sets[0], caches[label])
+            made = run.step(distill, config, *inputs, label=label)
             scores = run.step(assess, None, made, sets, label=label)
             trained.append(_trained(arm, seed, made.value, scores.value, run.receipts()))
             student = made.value.model
@@ -164,8 +168,10 @@ def _trained(
 
 def _trainings(
     study: StudyConfig, base: DistillConfig, settled: Mapping[str, DistillConfig]
-) -> Iterator[tuple[str, int, DistillConfig]]:
+) -> dict[str, tuple[str, int, DistillConfig]]:
     """Seed by seed, so that a study that is cut short has whole comparisons."""
-    for seed in range(base.seed, base.seed + study.seeds):
-        for arm, config in settled.items():
-            yield arm, seed, config.model_copy(update={"seed": seed})
+    return {
+        f"{arm}-{seed}": (arm, seed, config.model_copy(update={"seed": seed}))
+        for seed in range(base.seed, base.seed + study.seeds)
+        for arm, config in settled.items()
+    }

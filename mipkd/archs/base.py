@@ -50,13 +50,20 @@ class SRNet(nn.Module):
         return self.tail(features, shallow), [taps[p] for p in positions]
 
     def forward(self, lr_NCHW: Tensor) -> Tensor:
-        """The upscaled image for any H and W: padded to `multiple`, cropped back."""
+        """The upscaled image for any H and W."""
+        return self.padded(lr_NCHW)[0]
+
+    def padded(
+        self, lr_NCHW: Tensor, positions: tuple[int, ...] = ()
+    ) -> tuple[Tensor, list[Tensor]]:
+        """As `tapped`, for any H and W: padded to `multiple`, cropped back."""
         height, width = lr_NCHW.shape[-2:]
         down, right = (max(-s % self.multiple, self.least - s) for s in (height, width))
         if down or right:
             lr_NCHW = _pad_symmetric(lr_NCHW, down, right)
-        sr_NCHW, _ = self.tapped(lr_NCHW)
-        return sr_NCHW[..., : height * self.scale, : width * self.scale]
+        sr_NCHW, taps = self.tapped(lr_NCHW, positions)
+        cropped = [tap[..., :height, :width] for tap in taps]
+        return sr_NCHW[..., : height * self.scale, : width * self.scale], cropped
 
     def deployed(self) -> SRNet:
         """A net of the same images to be run: itself, unless parts were for training only."""

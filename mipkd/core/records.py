@@ -40,6 +40,37 @@ class Photos:
 
 
 @dataclass(frozen=True)
+class Directions:
+    """Principal directions of a teacher's features, fitted on patches of photos."""
+
+    file: Path
+    positions: tuple[int, ...]  # indices into the teacher's blocks
+    width: int  # of the latents at each position
+    error: float  # of restored features, in their mean magnitude, at the worst position
+
+
+@dataclass(frozen=True)
+class TeacherCache:
+    """What a teacher makes of whole photos: its images and, where it has directions, its latents.
+
+    Flat files of 16-bit floats and an index, photo by photo in the order of the photos.
+    """
+
+    folder: Path
+    teacher: str  # sha256 of its weights
+    photos: str  # sha256 of the photos
+    directions: Directions | None
+    size_bytes: int
+    seconds: float
+
+    @property
+    def contents(self) -> str:
+        """What it was made of: two of one description hold the same."""
+        positions = (self.directions.positions, self.directions.width) if self.directions else ()
+        return f"{self.teacher} {self.photos} {positions}"
+
+
+@dataclass(frozen=True)
 class TestSet:
     """Images to validate on: `<folder>/hr/*.png` and `<folder>/lr/*.png` of the same names."""
 

@@ -9,11 +9,13 @@ import errno
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from copy import copy
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,13 +33,15 @@ from mipkd.core.images import (
     write_png,
 )
 from mipkd.core.photos import PhotoWriter, open_photos
-from mipkd.core.records import Photos, TestSet
+from mipkd.core.records import Photos, TeacherCache, TestSet
 from mipkd.core.samples import sample_photos, sample_tests
 from mipkd.distill.batch import Batch
+from mipkd.distill.taught import HalfArray, Taught, open_cache
 from mipkd.losses.base import TeacherPass
 
 log = logging.getLogger(__name__)
 
+AnyArray = npt.NDArray[Any]
 Pair = tuple[str, ByteArray, ByteArray]  # name, LR, HR
 _SAMPLE_TEST_SIZE = 256  # HR pixels a side
 _LEAST_LR = 16  # pixels a side: room for an SSIM window inside the borders, and for net windows
@@ -140,9 +144,19 @@ def load_tests(tests: TestSet) -> list[Pair]:
 class PatchSampler:
     """Random patches; `batch` is a pure function of seed and step, so that a resume is exact."""
 
-    def __init__(self, photos: Photos, *, patch: int, batch: int, seed: int) -> None:
+    def __init__(
+        self,
+        photos: Photos,
+        *,
+        patch: int,
+        batch: int,
+        seed: int,
+        cache: TeacherCache | None = None,
+    ) -> None:
         self.photos = open_photos(photos)
         self.scale, self.patch, self.size, self.seed = photos.scale, patch, batch, seed
+        self.cache = cache
+        self.taught = open_cache(cache) if cache else []
         self.rows = slice(0, batch)
 
     def share(self, rank: int, count: int) -> PatchSampler:
@@ -151,18 +165,31 @@ class PatchSampler:
         mine.rows = slice(rank * rows, (rank + 1) * rows)
         return mine
 
+    def kept(self, wants: TeacherPass) -> TeacherPass:
+        """How much of that pass is kept of each photo: all of it, or nothing."""
+        if not self.taught or wants not in ("image", "latents"):
+            return "none"
+        return "none" if wants == "latents" and self.taught[0].latents_KHWL is None else wants
+
     def batch(self, step: int, wants: TeacherPass = "none") -> Batch:
         """Patches of a step: random photo, place, flip and turn."""
-        p, s = self.patch, self.scale
-        draws = self.draws(step)
-        lr = np.empty((len(draws), p, p, 3), np.uint8)
-        hr = np.empty((len(draws), p * s, p * s, 3), np.uint8)
-        for row, (index, top, left, turn) in enumerate(draws):
-            photo = self.photos[index]
-            lr[row] = _turned(photo.lr_HWC[top : top + p, left : left + p], turn)
-            high, low = top * s, left * s
-            hr[row] = _turned(photo.hr_HWC[high : high + p * s, low : low + p * s], turn)
-        return Batch(_as_tensor(lr), _as_tensor(hr))
+        draws, kept, scale = self.draws(step), self.kept(wants), self.scale
+        lr = self._cut(draws, 1, lambda index: self.photos[index].lr_HWC)
+        hr = self._cut(draws, scale, lambda index: self.photos[index].hr_HWC)
+        if kept == "none":
+            return Batch(lr, hr)
+        image = self._cut(draws, scale, lambda index: self.taught[index].image_HWC)
+        planes = latent_planes(self.taught) if kept == "latents" else ()
+        return Batch(lr, hr, image, tuple(self._cut(draws, 1, plane) for plane in planes))
+
+    def _cut(self, draws_N4: AnyArray, scale: int, image: Callable[[int], AnyArray]) -> Tensor:
+        """The patches drawn, from images `scale` times finer than LR, as float (N, C, P, P)."""
+        side, first = self.patch * scale, image(0)
+        cut = np.empty((len(draws_N4), side, side, first.shape[-1]), first.dtype)
+        for row, (index, top, left, turn) in enumerate(draws_N4):
+            high, low = top * scale, left * scale
+            cut[row] = _turned(image(index)[high : high + side, low : low + side], turn)
+        return _as_tensor(cut)
 
     def draws(self, step: int) -> npt.NDArray[np.int64]:
         """Photo, top and left in LR pixels, and turn (0 to 7) of each patch of a step, (N, 4)."""
@@ -176,7 +203,21 @@ class PatchSampler:
         return drawn[self.rows]
 
 
-def _turned(patch_HWC: ByteArray, turn: int) -> ByteArray:
+def latent_planes(taught: Sequence[Taught]) -> list[Callable[[int], HalfArray]]:
+    """For each position what gives a photo's latents there, (H, W, L)."""
+    first = taught[0].latents_KHWL
+    assert first is not None
+    return [partial(_plane, taught, k) for k in range(len(first))]
+
+
+def _plane(taught: Sequence[Taught], k: int, index: int) -> HalfArray:
+    latents_KHWL = taught[index].latents_KHWL
+    assert latents_KHWL is not None
+    plane_HWL: HalfArray = latents_KHWL[k]
+    return plane_HWL
+
+
+def _turned(patch_HWC: AnyArray, turn: int) -> AnyArray:
     """One of the eight flips and quarter turns of a square."""
     if turn & 1:
         patch_HWC = patch_HWC[::-1]
@@ -185,9 +226,10 @@ def _turned(patch_HWC: ByteArray, turn: int) -> ByteArray:
     return patch_HWC.transpose(1, 0, 2) if turn & 4 else patch_HWC
 
 
-def _as_tensor(images_NHWC: ByteArray) -> Tensor:
-    """Float NCHW over channels-last memory, as the pixels already lie."""
-    return torch.from_numpy(images_NHWC).permute(0, 3, 1, 2).float().div_(255)
+def _as_tensor(images_NHWC: AnyArray) -> Tensor:
+    """Float NCHW over channels-last memory, as the values already lie; bytes to [0, 1]."""
+    values = torch.from_numpy(images_NHWC).permute(0, 3, 1, 2)
+    return values.float().div_(255) if values.dtype == torch.uint8 else values.float()
 
 
 def _published(source: Path | None, scale: int) -> Path | None:

@@ -9,7 +9,7 @@ import torch
 
 from mipkd.archs.base import Arch
 from mipkd.core import plugins
-from mipkd.core.records import Model, Photos, TestSet
+from mipkd.core.records import Model, Photos, TeacherCache, TestSet
 from mipkd.distill import teacher as teachers
 from mipkd.distill.data import PatchSampler, load_tests
 from mipkd.distill.ranks import together
@@ -26,8 +26,11 @@ def train_on(
     photos: Photos,
     tests: TestSet,
     out: Path,
+    cache: TeacherCache | None = None,
 ) -> TrainResult:
     """The net of that family and those sizes, trained on `photos`; goes on from a saved step.
+
+    With a `cache` the teacher runs only for what that does not hold.
 
     Raises:
         UsageError: settings that do not fit the nets or each other.
@@ -55,7 +58,9 @@ def train_on(
         config,
         student=student,
         teacher=net,
-        sampler=PatchSampler(photos, patch=config.patch, batch=config.batch, seed=config.seed),
+        sampler=PatchSampler(
+            photos, patch=config.patch, batch=config.batch, seed=config.seed, cache=cache
+        ),
         tests=load_tests(tests),
         out=out,
     )

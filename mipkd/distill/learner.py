@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from copy import deepcopy
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,18 +17,19 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from mipkd.archs.base import SRNet, pair_positions, params
+from mipkd.archs.base import SRNet, params
 from mipkd.core.errors import StageError, UsageError
 from mipkd.distill import ranks
 from mipkd.distill.batch import Batch, Sampler
 from mipkd.distill.fused import fuse, pays
 from mipkd.distill.hardware import autocast_type, find_device
+from mipkd.distill.positions import compared
 from mipkd.distill.ranks import Ranks
 from mipkd.distill.recorded import Backward, Recorded
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.step import Step
 from mipkd.distill.suited import suited
-from mipkd.losses.base import Loss, Positions
+from mipkd.losses.base import Loss
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Learner:
             self._place(self.teacher).eval().requires_grad_(False)
         self.averaged = deepcopy(student)
         self.averaged.eval().requires_grad_(False)
-        self.positions = self._positions()
+        self.positions = compared(config, self.losses.values(), student, self.teacher)
         with torch.random.fork_rng([]):
             torch.manual_seed(config.seed)
             helpers = {name: self._helper(loss) for name, loss in self.losses.items()}
@@ -134,22 +134,6 @@ class Learner:
     def _place(self, net: nn.Module) -> nn.Module:
         layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
         return net.to(self.device, memory_format=layout)  # type: ignore[call-overload,no-any-return]
-
-    def _positions(self) -> Positions:
-        if self.teacher is None or not any(x.needs_features for x in self.losses.values()):
-            return Positions((), ())
-        wanted = self.config.positions
-        if isinstance(wanted, int):
-            return Positions(*pair_positions(self.student, self.teacher, wanted))
-        _check_positions(wanted.student, "student", self.student)
-        _check_positions(wanted.teacher, "teacher", self.teacher)
-        if len(wanted.student) != len(wanted.teacher):
-            raise UsageError(
-                f"distill.positions: {len(wanted.student)} of the student, "
-                f"{len(wanted.teacher)} of the teacher",
-                hint="they are compared in pairs: give as many of each",
-            )
-        return wanted
 
     def _helper(self, loss: Loss) -> nn.Module | None:
         return loss.helper(self.student, self.teacher, self.positions)
@@ -289,14 +273,4 @@ def _check_shares(config: DistillConfig, ranks: Ranks) -> None:
             f"distill.batch: {config.batch} cannot be shared by {ranks.count} processes in "
             f"{config.accumulate} parts each",
             hint=f"--set distill.batch={-(-config.batch // parts) * parts}",
-        )
-
-
-def _check_positions(given: tuple[int, ...], role: str, net: SRNet) -> None:
-    end = len(net.blocks)
-    rising = all(a < b for a, b in pairwise(given))
-    if not given or not rising or given[0] < 0 or given[-1] >= end:
-        raise UsageError(
-            f"distill.positions.{role}: {list(given)}",
-            hint=f"known: rising indices of its blocks, 0 to {end - 1}",
         )

@@ -6,15 +6,15 @@ Shapes: N batch, P patch side in LR pixels, S scale.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mipkd.core.images import ByteArray
 from mipkd.distill.batch import Batch, Sampler
-from mipkd.distill.data import PatchSampler
+from mipkd.distill.data import AnyArray, PatchSampler, latent_planes
 from mipkd.losses.base import TeacherPass
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,7 @@ def near(sampler: PatchSampler, device: torch.device) -> Sampler:
     if device.type != "cuda":
         return sampler
     size = sum(p.lr_HWC.nbytes + p.hr_HWC.nbytes for p in sampler.photos)
+    size += sum(array.nbytes for one in sampler.taught for array in one.arrays)
     free, _ = torch.cuda.mem_get_info(device)
     if size <= _SHARE * free:
         log.info("photos stay on the GPU: %.0f MB", size / 1e6)
@@ -36,26 +37,44 @@ def near(sampler: PatchSampler, device: torch.device) -> Sampler:
 
 
 class ResidentSampler:
-    """All photos on the device as uint8; a batch is one gather for LR and one for HR."""
+    """All photos on the device as uint8, and what a teacher made of them in 16 bits; a batch is
+    one gather for LR, one for HR and one for each thing more that is wanted."""
 
     def __init__(self, sampler: PatchSampler, device: torch.device) -> None:
         self._sampler, self._device = sampler, device
         self._lr = _Pixels([p.lr_HWC for p in sampler.photos], device)
         self._hr = _Pixels([p.hr_HWC for p in sampler.photos], device)
+        self._image, self._latents = list[_Pixels](), list[_Pixels]()
+        if sampler.kept("image") == "image":
+            self._image = [_Pixels([one.image_HWC for one in sampler.taught], device)]
+        if sampler.kept("latents") == "latents":
+            count = range(len(sampler.taught))
+            planes = latent_planes(sampler.taught)
+            self._latents = [_Pixels([plane(n) for n in count], device) for plane in planes]
 
     def batch(self, step: int, wants: TeacherPass = "none") -> Batch:
         """The batch of a step, on the device."""
         draws = torch.from_numpy(self._sampler.draws(step)).to(self._device, non_blocking=True)
         patch, scale = self._sampler.patch, self._sampler.scale
-        return Batch(self._lr.cut(draws, patch, 1), self._hr.cut(draws, patch * scale, scale))
+        lr, hr = self._lr.cut(draws, patch, 1), self._hr.cut(draws, patch * scale, scale)
+        kept = self._sampler.kept(wants)
+        image = [one.cut(draws, patch * scale, scale) for one in self._image if kept != "none"]
+        latents = [one.cut(draws, patch, 1) for one in self._latents if kept == "latents"]
+        return Batch(lr, hr, next(iter(image), None), tuple(latents))
 
 
 class _Pixels:
-    """Images of any sizes in one flat tensor."""
+    """Images of any sizes and one number of channels in one flat tensor."""
 
-    def __init__(self, images: list[ByteArray], device: torch.device) -> None:
-        flat = np.concatenate([image.reshape(-1, 3) for image in images])
-        self._flat = torch.from_numpy(flat).to(device)
+    def __init__(self, images: Sequence[AnyArray], device: torch.device) -> None:
+        pixels, channels = sum(i.shape[0] * i.shape[1] for i in images), images[0].shape[-1]
+        kind = torch.from_numpy(images[0][:0].copy()).dtype
+        self._flat = torch.empty(pixels, channels, dtype=kind, device=device)
+        at = 0
+        for image in images:  # one by one: they may be more than fits into memory
+            flat = torch.from_numpy(image.reshape(-1, channels).copy())
+            self._flat[at : at + len(flat)] = flat
+            at += len(flat)
         sizes = np.array([image.shape[0] * image.shape[1] for image in images])
         self._starts = torch.from_numpy(np.cumsum(sizes) - sizes).to(device)
         self._widths = torch.tensor([image.shape[1] for image in images], device=device)
@@ -75,7 +94,8 @@ class _Pixels:
         row, column = row + (top * scale)[:, None, None], column + (left * scale)[:, None, None]
         width, start = self._widths[photo][:, None, None], self._starts[photo][:, None, None]
         found = self._flat[start + row * width + column]
-        return found.permute(0, 3, 1, 2).float().div_(255)
+        values = found.permute(0, 3, 1, 2).float()
+        return values.div_(255) if self._flat.dtype == torch.uint8 else values
 
 
 class ReadAhead:

@@ -49,6 +49,9 @@ class DistillConfig(BaseModel):
     channels_last: bool = True
     cuda_graphs: bool = Field(True, exclude=True)  # the same step, launched as one
     compile: bool | None = Field(None, exclude=True)  # None: on a GPU, from 5,000 steps on
+    # Of what the teacher makes of whole photos; 0 runs it at each step instead. Whether there is
+    # such a cache is part of a training's key, how large it might have been is not.
+    cache_gb: float = Field(8.0, ge=0, exclude=True)
     device: str = "auto"
     seed: int = Field(0, ge=0)
     validate_every: int | None = Field(None, ge=1)  # None: five times in all

@@ -6,7 +6,8 @@ Shapes: N batch, C channels, H W low-res size, S scale. Images: float32 in [0, 1
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -16,6 +17,19 @@ from mipkd.archs.base import SRNet
 from mipkd.distill.batch import Batch
 from mipkd.distill.ranks import Ranks
 from mipkd.losses.base import PASSES, Loss, Pass, Positions, TeacherPass
+
+
+def most_read(losses: Iterable[Loss]) -> TeacherPass:
+    """The pass of the teacher that serves all of them."""
+    return max((loss.reads for loss in losses), key=PASSES.index, default="none")
+
+
+def shares_read(losses: Sequence[Loss]) -> dict[TeacherPass, float]:
+    """The share of the steps that each pass of the teacher serves."""
+    shares = dict.fromkeys(PASSES, 0.0)
+    for start, end in pairwise(sorted({0.0, 1.0, *(loss.until for loss in losses)})):
+        shares[most_read(loss for loss in losses if loss.until > start)] += end - start
+    return shares
 
 
 class Step(nn.Module):
@@ -60,8 +74,7 @@ class Step(nn.Module):
 
     def wants_at(self, step: int) -> TeacherPass:
         """What the losses of a step read of the teacher's plain forward."""
-        reads = [loss.reads for loss in self.active_at(step).values()]
-        return max(reads, key=PASSES.index, default="none")
+        return most_read(self.active_at(step).values())
 
     def renew(self) -> None:
         """A generator in the state of the present one, which a failed recording has spoiled."""
@@ -84,7 +97,7 @@ class Step(nn.Module):
     def seen(self, batch: Batch, rows: tuple[int, int]) -> Pass:
         """The plain forwards, done once for all losses; the teacher's only where it is not kept."""
         (teacher,) = self._teacher
-        wants = max((x.reads for x in self.active.values()), key=PASSES.index, default="none")
+        wants = most_read(self.active.values())
         taps = wants in ("latents", "features")
         image, features = self.student.tapped(batch.lr_NCHW, self.positions.student if taps else ())
         seen = Pass(

@@ -113,6 +113,15 @@ def load(model: Model) -> SRNet:
     return _filled(arch, hyper_of(arch, model), weights)
 
 
+def outline(model: Model) -> SRNet:
+    """The net of a record for what needs no weights: they are not read where it is of ours."""
+    if model.arch not in plugins.names("mipkd.archs"):
+        return load(model)
+    arch: Arch = plugins.load("mipkd.archs", model.arch, "ARCH")
+    with torch.device("meta"):
+        return arch.make(hyper_of(arch, model))
+
+
 def keep(model: Model, net: SRNet, file: Path) -> None:
     """Copy an identified model's weights into a safetensors file: `load` can read it."""
     if net.in_parts:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mipkd.archs.base import SRNet
+from mipkd.core.records import TeacherCache
 from mipkd.distill import checkpoint, ranks
 from mipkd.distill.batch import Sampler
 from mipkd.distill.data import PatchSampler
@@ -60,7 +61,7 @@ def train(
         KeyboardInterrupt: Ctrl-C, after the last whole step has been saved.
     """
     mine = ranks.current()
-    training = _Training(config, student, teacher, out)
+    training = _Training(config, student, teacher, sampler.cache, out)
     learner = training.learner
     mine.agree(learner.step)
     nearby = near(sampler.share(mine.rank, mine.count), learner.device)
@@ -107,9 +108,15 @@ class _Training:
     """A learner, the time and quality it has come to, and its checkpoint in a folder."""
 
     def __init__(
-        self, config: DistillConfig, student: SRNet, teacher: SRNet | None, out: Path
+        self,
+        config: DistillConfig,
+        student: SRNet,
+        teacher: SRNet | None,
+        cache: TeacherCache | None,
+        out: Path,
     ) -> None:
         settings = config.model_dump_json(exclude={"save_every"})
+        settings += cache.contents if cache else ""
         self.fits = checkpoint.fingerprint(settings, student, teacher)
         self.learner = Learner(config, student, teacher)
         self.psnr_y_db, self.out = float("nan"), out

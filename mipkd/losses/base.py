@@ -89,6 +89,11 @@ class Loss(BaseModel):
             return "features"
         return "image" if self.needs_teacher else "none"
 
+    @property
+    def reads_width(self) -> int | None:
+        """Of the latents it reads at each position; None: as many as restore the features."""
+        return None
+
     def helper(
         self, student: SRNet, teacher: SRNet | None, positions: Positions
     ) -> nn.Module | None:

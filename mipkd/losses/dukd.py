@@ -2,9 +2,10 @@
 
 Paper: Zhang et al., "Data Upcycling Knowledge Distillation for Image Super-Resolution",
 arXiv 2309.14162, 2023. The student sees each such image inverted, flipped or transposed, and must
-give what the teacher gives for the plain one, changed back. The chance of each change is that of
-the authors' code; they draw per image and change crops alone, here one draw a step serves the
-whole batch and both kinds of images. Costs two more forwards of either net.
+give what the teacher gives for the plain one, changed back. These images are new at each step, so
+the teacher runs on them also where its images of the photos are kept. The chance of each change is
+that of the authors' code; they draw per image and change crops alone, here one draw a step serves
+the whole batch and both kinds of images. Costs two more forwards of either net.
 
 Shapes: N batch, H W low-res size, S scale. Images: float32 in [0, 1], RGB.
 """

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mipkd.core.records import Distilled, Model, Photos, TestSet
+from mipkd.core.records import Distilled, Model, Photos, TeacherCache, TestSet
 from mipkd.distill import student as students
 from mipkd.distill import teacher as teachers
 from mipkd.distill.job import train_on
@@ -10,18 +10,22 @@ from mipkd.distill.trainer import DistillConfig
 from pipeline.run import stage
 
 
-@stage(version=2, resumes=True)
+@stage(version=3, resumes=True)
 def distill(
     config: DistillConfig,
     teacher: Model,
     spec: str | None,
     photos: Photos,
     tests: TestSet,
+    cache: TeacherCache | None,
     out: Path,
 ) -> Distilled:
-    """The student that `spec` names, trained on `photos`; goes on from a saved step."""
+    """The student that `spec` names, trained on `photos`; goes on from a saved step.
+
+    Without a `cache` the teacher runs at each step.
+    """
     arch, hyper = students.choose(teacher, spec)
-    trained = train_on(config, arch.name, hyper, teacher, photos, tests, out)
+    trained = train_on(config, arch.name, hyper, teacher, photos, tests, out, cache)
     file = out / "student.safetensors"
     teachers.save(trained.student, arch, hyper, file, licence=teacher.licence)
     return Distilled(

@@ -57,11 +57,13 @@ def started(count: int, command: list[str], out: Path) -> subprocess.Popen[str]:
     )
 
 
-def studied(teacher: Path, photos: Path, steps: int, **settings: Any) -> list[str]:
+def studied(
+    teacher: Path, photos: Path, steps: int, methods: str = "mipkd", **settings: Any
+) -> list[str]:
     settings = {"batch": 4, "patch": 16, "precision": "'fp32'", "validate_every": 25, **settings}
     sets = [f"--set=distill.{name}={value}" for name, value in settings.items()]
     where = ["--teacher", str(teacher), "--data", str(photos), "--val", str(photos)]
-    chosen = ["--student", "edsr:c8b2", "--methods", "mipkd", "--seeds", "1"]
+    chosen = ["--student", "edsr:c8b2", "--methods", methods, "--seeds", "1"]
     return ["study", *where, *chosen, "--steps", str(steps), *sets]
 
 
@@ -80,12 +82,16 @@ def far(one: list[dict[str, float]], other: list[dict[str, float]]) -> float:
     )
 
 
-def test_two_processes_train_as_one_does(teacher: Path, photos: Path, tmp_path: Path) -> None:
-    command = studied(teacher, photos, 50)
+@pytest.mark.parametrize(("method", "caches"), [("mipkd", 0), ("logits", 1)])
+def test_two_processes_train_as_one_does(
+    teacher: Path, photos: Path, tmp_path: Path, method: str, caches: int
+) -> None:
+    command = studied(teacher, photos, 50, method)
     runs = {count: started(count, command, tmp_path / str(count)) for count in (1, 2)}
     for count, process in runs.items():
         _, told = process.communicate()
         assert process.returncode == 0, f"{count}: {told}"
+        assert len(list((tmp_path / str(count)).glob("teacher_cache/*"))) == caches
     one, two = curve(tmp_path / "1"), curve(tmp_path / "2")
     assert len(one) == 51  # with the state before the first step
     assert far(one, two) < 1e-5

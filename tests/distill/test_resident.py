@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from mipkd.archs import edsr
 from mipkd.core.images import write_png
+from mipkd.core.records import TeacherCache
 from mipkd.distill.data import PatchSampler, prepare_photos
+from mipkd.distill.principal import find_directions
 from mipkd.distill.resident import ReadAhead, ResidentSampler, near
+from mipkd.distill.teacher_cache import fill_cache
+from mipkd.losses.base import PASSES
 
 
 @pytest.fixture(params=[2, 3])
@@ -22,19 +27,27 @@ def sampler(request: pytest.FixtureRequest, tmp_path: Path) -> PatchSampler:
     store = prepare_photos(
         tmp_path / "photos", scale=request.param, patch=16, out=tmp_path / "store"
     )
-    return PatchSampler(store, patch=16, batch=24, seed=3)  # all eight turns
+    torch.manual_seed(0)
+    teacher = edsr.EDSR(edsr.Hyper(request.param, channels=8, blocks=2))
+    found = find_directions(teacher, store, (0, 2), 4, tmp_path)
+    fill_cache(teacher, store, found, store.folder)
+    cache = TeacherCache(store.folder, "teacher", store.sha256, found, 0, 0.0)
+    return PatchSampler(store, patch=16, batch=24, seed=3, cache=cache)  # all eight turns
 
 
 @pytest.mark.parametrize("kind", ["resident", "ahead"])
 def test_patches_are_the_plain_samplers(sampler: PatchSampler, kind: str) -> None:
     device = torch.device("cpu")
     other = ResidentSampler(sampler, device) if kind == "resident" else ReadAhead(sampler)
-    for step in (0, 1, 5, 2):
-        for mine, theirs in zip(
-            other.batch(step).tensors(), sampler.batch(step).tensors(), strict=True
-        ):
-            assert mine.shape == theirs.shape
-            assert torch.equal(mine, theirs)
+    for wants in PASSES:
+        for step in (0, 1, 5, 2):
+            for mine, theirs in zip(
+                other.batch(step, wants).tensors(),
+                sampler.batch(step, wants).tensors(),
+                strict=True,
+            ):
+                assert mine.shape == theirs.shape
+                assert torch.equal(mine, theirs)
 
 
 def test_a_cpu_keeps_the_plain_sampler(sampler: PatchSampler) -> None:
@@ -46,7 +59,9 @@ def test_a_cpu_keeps_the_plain_sampler(sampler: PatchSampler) -> None:
 def test_a_gpu_holds_photos_that_fit(sampler: PatchSampler) -> None:
     device = torch.device("cuda")
     for mine, theirs in zip(
-        near(sampler, device).batch(0).tensors(), sampler.batch(0).tensors(), strict=True
+        near(sampler, device).batch(0, "latents").tensors(),
+        sampler.batch(0, "latents").tensors(),
+        strict=True,
     ):
         assert mine.device.type == "cuda"
         assert torch.allclose(mine.cpu(), theirs, atol=1e-6)

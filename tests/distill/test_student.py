@@ -102,6 +102,10 @@ def test_a_student_no_smaller_than_its_teacher_is_warned_of(
     assert "no smaller than its teacher" in caplog.text
 
 
+def no_patches() -> torch.Tensor:
+    raise AssertionError("nothing is fitted")
+
+
 def test_another_familys_teacher_leaves_the_student_at_random(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -110,7 +114,7 @@ def test_another_familys_teacher_leaves_the_student_at_random(
     before = {k: v.clone() for k, v in student.state_dict().items()}
     teacher = made(rcan, rcan.shrink(rcan.paper(2), "c8g1b1"))
     with caplog.at_level(logging.WARNING):
-        initialise(student, edsr, teacher, "teacher")
+        assert start(student, edsr, teacher, "project", no_patches) == "random"
     assert "another family" in caplog.text
     assert all(torch.equal(before[k], v) for k, v in student.state_dict().items())
 
@@ -121,12 +125,12 @@ def test_a_checkpoint_gives_the_first_weights_if_it_fits(tmp_path: Path) -> None
     given, file = made(edsr, small, 1), tmp_path / "given.safetensors"
     save(given, edsr, small, file, licence="MIT")
     student = made(edsr, small, 0)
-    initialise(student, edsr, None, str(file))
+    start(student, edsr, None, str(file), no_patches)
     assert all(torch.equal(given.state_dict()[k], v) for k, v in student.state_dict().items())
     with pytest.raises(UsageError, match=r"lift\.weight is \(8, 3, 3, 3\), the student's is \(12"):
-        initialise(made(edsr, large), edsr, None, str(file))
+        start(made(edsr, large), edsr, None, str(file), no_patches)
     with pytest.raises(UsageError, match="no such file"):
-        initialise(student, edsr, None, str(tmp_path / "absent.pth"))
+        start(student, edsr, None, str(tmp_path / "absent.pth"), no_patches)
 
 
 def test_fewer_blocks_of_a_real_teacher_start_far_above_bicubic(assets: Path) -> None:
@@ -140,13 +144,13 @@ def test_fewer_blocks_of_a_real_teacher_start_far_above_bicubic(assets: Path) ->
         read_rgb(folder / part) for part in ("LR_bicubic/X2/butterflyx2.png", "HR/butterfly.png")
     )
     figures = {}
-    for spec, how in (("edsr:b4", "teacher"), ("edsr:b4", "random"), ("edsr:c60", "teacher")):
+    for spec, how in (("edsr:b4", "inherit"), ("edsr:b4", "random"), ("edsr:c60", "inherit")):
         arch, hyper = choose(model, spec)
         student = made(arch, hyper)
-        initialise(student, arch, teacher, how)
+        start(student, arch, teacher, how, no_patches)
         with torch.inference_mode():
             sr = student(torch.from_numpy(lr).permute(2, 0, 1)[None] / 255)
         image = sr[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
         figures[spec, how] = psnr_y(image, hr, border=2)
-    assert figures["edsr:b4", "teacher"] > 32  # bicubic: 27.4 dB
-    assert figures["edsr:c60", "teacher"] > figures["edsr:b4", "random"] + 10
+    assert figures["edsr:b4", "inherit"] > 32  # bicubic: 27.4 dB
+    assert figures["edsr:c60", "inherit"] > figures["edsr:b4", "random"] + 10

@@ -17,8 +17,11 @@ import torch
 from mipkd.archs import edsr
 from mipkd.core.errors import StageError, UsageError
 from mipkd.core.images import resize_bicubic, write_png
+from mipkd.core.records import TeacherCache
+from mipkd.distill.batch import Batch
 from mipkd.distill.data import PatchSampler, load_tests, prepare_photos, prepare_tests
 from mipkd.distill.step import Step
+from mipkd.distill.teacher_cache import fill_cache
 from mipkd.distill.trainer import DistillConfig, TrainResult, train
 from mipkd.distill.watch import curves_file
 from mipkd.losses.base import TeacherPass
@@ -37,7 +40,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def trained(photos: Path, out: Path, teacher: bool = True, **settings: Any) -> TrainResult:
+def trained(
+    photos: Path, out: Path, teacher: bool = True, cached: bool = False, **settings: Any
+) -> TrainResult:
     out.mkdir(exist_ok=True)
     store = out.with_name(out.name + "-store")
     store.mkdir(exist_ok=True)
@@ -46,16 +51,15 @@ def trained(photos: Path, out: Path, teacher: bool = True, **settings: Any) -> T
     torch.manual_seed(0)
     student = edsr.EDSR(STUDENT)
     torch.manual_seed(1)
+    taught, pixels = edsr.EDSR(TEACHER), prepare_photos(photos, scale=2, patch=16, out=store)
+    cache = TeacherCache(store, "teacher", pixels.sha256, None, 0, 0.0) if cached else None
+    if cached:
+        fill_cache(taught, pixels, None, store)
     return train(
         config,
         student=student,
-        teacher=edsr.EDSR(TEACHER) if teacher else None,
-        sampler=PatchSampler(
-            prepare_photos(photos, scale=2, patch=16, out=store),
-            patch=16,
-            batch=config.batch,
-            seed=0,
-        ),
+        teacher=taught if teacher else None,
+        sampler=PatchSampler(pixels, patch=16, batch=config.batch, seed=0, cache=cache),
         tests=load_tests(prepare_tests(photos, scale=2, out=store)),
         out=out,
     )
@@ -67,10 +71,11 @@ def same(a: TrainResult, b: TrainResult) -> bool:
     return weights and a.curves.read_text() == b.curves.read_text()
 
 
+@pytest.mark.parametrize(("method", "cached"), [("mipkd", False), ("logits", True)])
 def test_an_interrupted_training_ends_bit_for_bit_as_an_uninterrupted_one(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, cached: bool
 ) -> None:
-    whole = trained(photos, tmp_path / "whole")
+    whole = trained(photos, tmp_path / "whole", method=method, cached=cached)
     batch = PatchSampler.batch
 
     def interrupted(self: PatchSampler, step: int, wants: TeacherPass = "none") -> Any:
@@ -81,10 +86,19 @@ def test_an_interrupted_training_ends_bit_for_bit_as_an_uninterrupted_one(
     with monkeypatch.context() as patched:
         patched.setattr(PatchSampler, "batch", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            trained(photos, tmp_path / "parts")
+            trained(photos, tmp_path / "parts", method=method, cached=cached)
     rows = curves_file(tmp_path / "parts").read_text().splitlines()
     assert json.loads(rows[-1])["step"] == 8  # the step in progress was ended, and kept
-    assert same(whole, trained(photos, tmp_path / "parts"))
+    assert same(whole, trained(photos, tmp_path / "parts", method=method, cached=cached))
+
+
+def test_a_training_without_its_cache_is_another_training(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained(photos, tmp_path / "run", method="logits", cached=True)
+    with caplog.at_level(logging.WARNING):
+        trained(photos, tmp_path / "run", method="logits")
+    assert "it belongs to another training" in caplog.text
 
 
 def test_a_killed_training_goes_on_from_its_last_save(photos: Path, tmp_path: Path) -> None:
@@ -127,12 +141,10 @@ def test_memory_that_is_too_small_names_a_batch_that_fits(
 ) -> None:
     forward = Step.forward
 
-    def limited(
-        self: Step, lr: torch.Tensor, hr: torch.Tensor, rows: tuple[int, int]
-    ) -> dict[str, torch.Tensor]:
-        if len(lr) > 2:
+    def limited(self: Step, batch: Batch, rows: tuple[int, int]) -> dict[str, torch.Tensor]:
+        if len(batch) > 2:
             raise torch.OutOfMemoryError("out of memory")
-        return forward(self, lr, hr, rows)
+        return forward(self, batch, rows)
 
     monkeypatch.setattr(Step, "forward", limited)
     assert trained(photos, tmp_path / "fits", steps=1).steps == 1

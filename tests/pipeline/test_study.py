@@ -67,6 +67,61 @@ def test_a_study_compares_arms_and_goes_on_where_it_was(
     assert "| two | mipkd+dukd | 2 |" in (report / "study.md").read_text()
 
 
+MAY_BE_KEPT = ("--set", "distill.batch=8")  # two steps read more pixels than the photos have
+
+
+def test_the_teacher_runs_over_the_photos_once_for_all_that_read_its_images(
+    command: tuple[str, ...], tmp_path: Path
+) -> None:
+    study = tmp_path / "study"
+    asked = (*command, *MAY_BE_KEPT, "--methods", "scratch,logits,logits+dukd,fitnet")
+    ended = CliRunner().invoke(cli.app, [*asked, "--seeds", "1"])
+    assert ended.exit_code == 0, ended.stderr
+    assert "teacher cache: 2 of 2 photos" in ended.stderr.replace("\n", " ")
+    ended = CliRunner().invoke(cli.app, [*asked, "--seeds", "2"])
+    assert ended.exit_code == 0, ended.stderr
+    events = [json.loads(line) for line in (study / "journal.jsonl").read_text().splitlines()]
+    ran = [e["event"] for e in events if e["stage"] == "teacher_cache"]
+    assert ran == ["start", "done", "remembered"]
+    assert len(trainings(study)) == 8
+    (cache,) = (study / "teacher_cache").iterdir()
+    asked_for = {
+        receipt["label"]: receipt["asked"]["inputs"][-1]
+        for receipt in (json.loads(f.read_text()) for f in study.glob("distill/*/receipt.json"))
+    }
+    kept = {label.rpartition("-")[0] for label, key in asked_for.items() if key == cache.name}
+    assert kept == {"logits", "logits+dukd"}
+    assert asked_for["scratch-0"] is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        (("--set", "distill.cache_gb=0.000001", *MAY_BE_KEPT), "images left out: "),
+        ((), "left out: photos have "),
+    ],
+)
+def test_the_teacher_runs_at_each_step_where_a_cache_is_too_large_or_does_not_pay(
+    command: tuple[str, ...], tmp_path: Path, settings: tuple[str, ...], why: str
+) -> None:
+    asked = [*command, *settings, "--methods", "logits", "--seeds", "1"]
+    ended = CliRunner().invoke(cli.app, asked)
+    assert ended.exit_code == 0, ended.stderr
+    assert why in " ".join(ended.stderr.split())
+    assert not (tmp_path / "study/teacher_cache").exists()
+
+
+def test_what_was_trained_without_a_cache_stays_so_where_more_is_trained(
+    command: tuple[str, ...], tmp_path: Path
+) -> None:
+    for seeds in (1, 3):  # of three seeds it would pay
+        asked = [*command, "--methods", "logits", "--seeds", str(seeds)]
+        ended = CliRunner().invoke(cli.app, asked)
+        assert ended.exit_code == 0, ended.stderr
+    assert trainings(tmp_path / "study") == ["logits-0", "logits-1", "logits-2"]
+    assert not (tmp_path / "study/teacher_cache").exists()
+
+
 def test_one_arm_that_fails_stops_no_other(command: tuple[str, ...], tmp_path: Path) -> None:
     config = tmp_path / "c.toml"
     config.write_text("[study.arms.wild]\nmethod = 'scratch'\nlr = 1e30\nclip_grad_norm = 1e30\n")

@@ -1,0 +1,176 @@
+"""What of the teacher is kept for which training, and whether that is worth its time and disk."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mipkd.core.errors import UsageError
+from mipkd.core.records import Directions, Model, Photos, TeacherCache, TestSet
+from mipkd.distill import student as students
+from mipkd.distill import teacher as teachers
+from mipkd.distill.positions import compared
+from mipkd.distill.step import shares_read
+from mipkd.distill.suited import suited
+from mipkd.distill.teacher_cache import cache_bytes, lr_pixels
+from mipkd.distill.trainer import DistillConfig
+from mipkd.losses.base import Loss, TeacherPass
+from pipeline.run import Means, Ref, Run
+from pipeline.stages.distill import distill
+from pipeline.stages.teacher_cache import directions, teacher_cache
+
+log = logging.getLogger(__name__)
+
+Cache = Ref[TeacherCache]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the trainings of a run share."""
+
+    run: Run
+    teacher: Ref[Model]
+    student: str | None
+    photos: Ref[Photos]
+    tests: Ref[TestSet]
+
+
+def keep_teacher(on: Subject, trainings: Mapping[str, DistillConfig]) -> dict[str, Cache | None]:
+    """The cache of each training; None where the teacher runs at each step, or at none.
+
+    The images of a teacher do not depend on who reads them: they have a cache of their own, that
+    more trainings later do not change. It shares its file with a cache of latents.
+    """
+    uses = [_use(on, config) for config in trainings.values()]
+    found = dict[_Latents | None, Cache | None]({None: None})
+    for use in uses:
+        if use.latents not in found:
+            found[use.latents] = _latents(on, [one for one in uses if one.latents == use.latents])
+    without = [use for use in uses if not found[use.latents]]
+    images = _images(on, without, next(filter(None, found.values()), None))
+    return {
+        name: found[use.latents] or (images if use.served["image"] else None)
+        for name, use in zip(trainings, uses, strict=True)
+    }
+
+
+@dataclass(frozen=True)
+class _Latents:
+    """At which of the teacher's positions, and how wide; None: as restores its features."""
+
+    positions: tuple[int, ...]
+    width: int | None
+
+
+@dataclass(frozen=True)
+class _Use:
+    """What a training reads of a teacher's plain forward that a cache can hold."""
+
+    config: DistillConfig
+    served: Mapping[TeacherPass, float]  # LR pixels of its patches, by the pass they need
+    latents: _Latents | None = None
+
+
+def _use(on: Subject, config: DistillConfig) -> _Use:
+    nothing = _Use(config, {"image": 0.0, "latents": 0.0})
+    if not config.cache_gb:
+        return nothing
+    try:
+        teacher = teachers.outline(on.teacher.record) if on.teacher.record else None
+        chosen = suited(config, teacher) if teacher else config.chosen()
+        losses = list(chosen.values())
+        pixels = config.steps * config.batch * config.patch**2
+        served = {name: share * pixels for name, share in shares_read(losses).items()}
+        if not served["latents"]:
+            return _Use(config, served)
+        if teacher and not teacher.in_parts:  # features of a foreign net want patches of some size
+            return _Use(config, served | {"latents": 0.0})
+        width = next(loss.reads_width for loss in losses if loss.reads == "latents")
+        return _Use(config, served, _Latents(_positions(on, config, losses), width))
+    except UsageError:
+        return nothing  # told by the training itself
+
+
+def _positions(on: Subject, config: DistillConfig, losses: Sequence[Loss]) -> tuple[int, ...]:
+    """Of the teacher; none while it is only planned."""
+    if on.teacher.record is None:
+        return ()
+    arch, hyper = students.choose(on.teacher.record, on.student)
+    with torch.device("meta"):
+        student = arch.make(hyper)
+    return compared(config, losses, student, teachers.outline(on.teacher.record)).teacher
+
+
+def _latents(on: Subject, uses: Sequence[_Use]) -> Cache | None:
+    latents = uses[0].latents
+    assert latents is not None
+    inputs = (latents.width, on.teacher, on.photos, latents.positions, uses[0].config.device)
+    there = on.run.remembers(directions, *inputs)
+    if not there and (_trained_without(on, uses) or not _pays(on, uses, ("image", "latents"))):
+        return None
+    at = ",".join(map(str, latents.positions))
+    found = on.run.step(directions, *inputs, label=at)
+    return _made(on, uses, found, None, f"latents {at}".strip())
+
+
+def _images(on: Subject, uses: Sequence[_Use], other: Cache | None) -> Cache | None:
+    uses = [use for use in uses if use.served["image"]]
+    if not uses:
+        return None
+    inputs = (on.teacher, on.photos, None, uses[0].config.device, Means(None))
+    there = on.run.remembers(teacher_cache, None, *inputs)
+    if not there and (_trained_without(on, uses) or not (other or _pays(on, uses, ("image",)))):
+        return None
+    return _made(on, uses, None, other, "images")
+
+
+def _trained_without(on: Subject, uses: Sequence[_Use]) -> bool:
+    """Whether some have been trained already: they, and what is compared with them, stay so."""
+    inputs = (on.teacher, on.student, on.photos, on.tests, None)
+    return any(on.run.remembers(distill, use.config, *inputs) for use in uses)
+
+
+def _pays(on: Subject, uses: Sequence[_Use], passes: Sequence[TeacherPass]) -> bool:
+    """Whether the teacher would see more pixels in all trainings than the photos have."""
+    if on.photos.record is None:
+        return True
+    trained = sum(use.served[name] for use in uses for name in passes)
+    pixels = lr_pixels(on.photos.record)
+    if trained < pixels:
+        log.info(
+            "teacher cache: left out: photos have %.3g million LR pixels, patches of all trainings "
+            "%.3g",
+            *(pixels / 1e6, trained / 1e6),
+        )
+    return trained >= pixels
+
+
+def _made(
+    on: Subject,
+    uses: Sequence[_Use],
+    found: Ref[Directions] | None,
+    other: Cache | None,
+    label: str,
+) -> Cache | None:
+    """The cache, if it is small enough."""
+    size = _size(on, found)
+    most = max(use.config.cache_gb for use in uses)
+    if size is not None and size > most * 1e9:
+        told = "teacher cache: %s left out: %.2g GB, distill.cache_gb is %g"
+        log.info(told, label, size / 1e9, most)
+        return None
+    note = "" if size is None else f"{size / 1e9:.2g} GB"
+    same = Means(other.record if other else None)
+    inputs = (on.teacher, on.photos, found, uses[0].config.device, same)
+    return on.run.step(teacher_cache, None, *inputs, label=label, note=note)
+
+
+def _size(on: Subject, found: Ref[Directions] | None) -> int | None:
+    """Bytes; None while it is only planned."""
+    photos = on.photos.record
+    if photos is None or (found and found.record is None):
+        return None
+    return cache_bytes(lr_pixels(photos), photos.scale, found.record if found else None)
