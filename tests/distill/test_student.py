@@ -13,6 +13,7 @@ from mipkd.core import plugins
 from mipkd.core.errors import UsageError
 from mipkd.core.images import psnr_y, read_rgb
 from mipkd.core.records import Model
+from mipkd.distill.start import start
 from mipkd.distill.student import choose
 from mipkd.distill.teacher import TeacherOptions, identify, save
 
