@@ -292,3 +292,12 @@ def test_shift_layers_that_were_trained_are_folded_in(name: str, direct: bool) -
     with torch.no_grad():
         wanted = shifted("add", plain(shifted("sub", image() * 255))) / 255
         assert torch.allclose(again(image()), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ARCHS)
+def test_an_image_of_any_size_has_features_of_that_size(name: str) -> None:
+    net, lr = made(name), image()
+    with torch.no_grad():
+        sr, (features,) = net.padded(lr, (0,))
+        assert torch.equal(sr, net(lr))
+    assert features.shape == (1, net.width, *lr.shape[-2:])

@@ -17,7 +17,7 @@ from mipkd.archs.edsr import Hyper
 from mipkd.core import plugins
 from mipkd.core.errors import MipkdError, UsageError
 from mipkd.core.images import psnr_y, read_rgb, ssim_y
-from mipkd.distill.teacher import TeacherOptions, identify, load, save
+from mipkd.distill.teacher import TeacherOptions, identify, load, outline, save
 
 TINY = Hyper(scale=2, channels=8, blocks=2)
 ASIS = TeacherOptions()
@@ -93,6 +93,16 @@ def test_our_own_files_need_no_probe(
 class Code:
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, ("echo this must not run",)
+
+
+def test_an_outline_has_the_nets_shape_and_no_weights(tmp_path: Path) -> None:
+    save(tiny(), EDSR, TINY, tmp_path / "t.safetensors", licence="")
+    model, net = identify(tmp_path / "t.safetensors", role="teacher", options=TeacherOptions())
+    model.file.unlink()
+    found = outline(model)
+    mine, theirs = found.state_dict(), net.state_dict()
+    assert {k: v.shape for k, v in mine.items()} == {k: v.shape for k, v in theirs.items()}
+    assert all(parameter.is_meta for parameter in found.parameters())
 
 
 def _bad(folder: Path, kind: str) -> Path:
