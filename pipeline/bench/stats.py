@@ -166,11 +166,12 @@ def ratio_of_means(tops: Sequence[float], bottoms: Sequence[float]) -> Ratio:
     above, below = (np.asarray(values, dtype=np.float64) for values in (tops, bottoms))
     top, bottom, count = float(above.mean()), float(below.mean()), len(above)
     spread = np.cov(above, below) * _t(0.95, count - 1) ** 2 / count
-    square = bottom**2 - spread[1, 1]
+    (of_top, shared), (_, of_bottom) = spread.tolist()
+    square = bottom**2 - of_bottom
     if square <= 0:
         return Ratio(top / bottom, -float("inf"), float("inf"))
-    middle = top * bottom - spread[0, 1]
-    reach = math.sqrt(max(0.0, middle**2 - square * (top**2 - spread[0, 0])))
+    middle = top * bottom - shared
+    reach = math.sqrt(max(0.0, middle**2 - square * (top**2 - of_top)))
     return Ratio(top / bottom, (middle - reach) / square, (middle + reach) / square)
 
 
