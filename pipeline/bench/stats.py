@@ -122,10 +122,10 @@ def mean_over_images(values: Sequence[float], *, level: float = 0.95) -> Interva
 def _skewness(values: npt.NDArray[np.float64]) -> float:
     """Sample skewness with Fisher's correction for few samples; 0 where all are alike."""
     count, apart = len(values), values - values.mean()
-    square = float((apart**2).mean())
-    if count < 3 or square == 0:
+    deviation = float(values.std())
+    if count < 3 or deviation == 0:
         return 0.0
-    return float((apart**3).mean()) / square**1.5 * math.sqrt(count * (count - 1)) / (count - 2)
+    return float(((apart / deviation) ** 3).mean()) * math.sqrt(count * (count - 1)) / (count - 2)
 
 
 def _unskewed(quantile: float, skewness: float, count: int) -> float:
@@ -134,7 +134,8 @@ def _unskewed(quantile: float, skewness: float, count: int) -> float:
         return quantile
     root = math.sqrt(count)
     cube = 1 + skewness * (quantile / root - skewness / (6 * count))
-    return 3 * root / skewness * (float(np.cbrt(cube)) - 1)
+    third = math.copysign(abs(cube) ** (1 / 3), cube)
+    return 3 * root / skewness * (third - 1)
 
 
 def mean_over_seeds_and_images(values_SI: Sequence[Sequence[float]]) -> Interval:
