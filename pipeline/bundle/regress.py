@@ -145,7 +145,7 @@ def _mean_loss(bound: Bound, now: Measurement, lost: Sequence[float]) -> Iterato
     why = f"{100 * SURE:g} % interval {found.low:+.4f} to {found.high:+.4f}, {images} images"
     outcome = Outcome.PASS if found.high < bound else Outcome.FAIL
     if images < FEWEST_IMAGES:
-        why = f"{images} images, at least {FEWEST_IMAGES} are needed to tell"
+        why = f"{images} images, at least {FEWEST_IMAGES} are needed to pass"
     unsure = images < FEWEST_IMAGES or (outcome is Outcome.FAIL and found.low <= 0)
     if unsure and found.mean < bound:
         outcome, why = Outcome.INVALID, f"inconclusive: {why}"
