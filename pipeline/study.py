@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -129,9 +130,8 @@ def conduct(
     """
     settled = arms(study, base)
     shared = _prepare(base, subject, run)
-    teacher_scores = run.step(assess, None, shared.teacher, shared.sets, label="teacher").value
-    bicubic_scores = run.step(assess, None, None, shared.sets, label="bicubic").value
     paces = _paces(settled, shared, run) if study.seconds else {}
+    facts = _facts(study, base, settled, shared, run)
     missing: list[str] = []
     entered = [Arm(name, config) for name, config in settled.items()]
     entered += list(_at_equal_time(settled, paces, study.seconds, missing))
@@ -146,27 +146,16 @@ def conduct(
                 raise  # what the other processes are at is not known
             log.error("%s: %s", arm.label(seed), error.what)
             missing.append(f"{arm_name(arm.name, arm.budget_s)}, seed {seed}: {error.what}")
-        if not trained:
-            continue
-        found = Study(
-            name=run.root.name,
-            command=command,
-            created=now(),
-            commit=commit(),
-            host=describe_host(),
-            teacher=shared.teacher.value,
-            student=student,
-            photos=shared.photos.value,
-            config={"distill": base.model_dump(mode="json", exclude_none=True)}
-            | {"study": study.model_dump(mode="json", exclude_none=True)},
-            teacher_scores=teacher_scores,
-            bicubic_scores=bicubic_scores,
-            trained=tuple(trained),
-            against=tuple(name for name in study.against if name in settled),
-            missing=tuple(missing),
-            paces=paces,
-        )
-        write_study(found, run.root / "report" / "latest")
+        if trained:
+            found = facts(
+                command=command,
+                created=now(),
+                student=student,
+                trained=tuple(trained),
+                missing=tuple(missing),
+                paces=paces,
+            )
+            write_study(found, run.root / "report" / "latest")
     if found is None:
         raise StageError(f"study: no training ended; the first: {missing[0]}")
     return found
@@ -184,6 +173,29 @@ def _prepare(base: DistillConfig, subject: Subject, run: Run) -> _Shared:
     pixels = run.step(photos, base.patch, teacher, subject.data)
     run.step(keep_apart, None, pixels, sets)
     return _Shared(teacher, subject.student, pixels, sets)
+
+
+def _facts(
+    study: StudyConfig,
+    base: DistillConfig,
+    settled: Mapping[str, DistillConfig],
+    shared: _Shared,
+    run: Run,
+) -> partial[Study]:
+    """All of a study that its trainings do not change."""
+    return partial(
+        Study,
+        name=run.root.name,
+        commit=commit(),
+        host=describe_host(),
+        teacher=shared.teacher.value,
+        photos=shared.photos.value,
+        config={"distill": base.model_dump(mode="json", exclude_none=True)}
+        | {"study": study.model_dump(mode="json", exclude_none=True)},
+        teacher_scores=run.step(assess, None, shared.teacher, shared.sets, label="teacher").value,
+        bicubic_scores=run.step(assess, None, None, shared.sets, label="bicubic").value,
+        against=tuple(name for name in study.against if name in settled),
+    )
 
 
 def _paces(settled: Mapping[str, DistillConfig], shared: _Shared, run: Run) -> dict[str, Pace]:
