@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -24,6 +25,7 @@ from pipeline.stages.teacher_cache import directions, teacher_cache
 
 log = logging.getLogger(__name__)
 
+N = TypeVar("N")  # what a training is named by
 Cache = Ref[TeacherCache]
 
 
@@ -38,7 +40,7 @@ class Subject:
     tests: Ref[TestSet]
 
 
-def keep_teacher(on: Subject, trainings: Mapping[str, DistillConfig]) -> dict[str, Cache | None]:
+def keep_teacher(on: Subject, trainings: Mapping[N, DistillConfig]) -> dict[N, Cache | None]:
     """The cache of each training; None where the teacher runs at each step, or at none.
 
     The images of a teacher do not depend on who reads them: they have a cache of their own, that

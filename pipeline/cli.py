@@ -210,6 +210,9 @@ def study(
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="Trainings of each method.", min=1)] = None,
     steps: Steps = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Train each arm for so long too, beside equal steps.")
+    ] = None,
     scale: Scale = None,
     out: Out = None,
     config: ConfigFile = None,
@@ -224,7 +227,7 @@ def study(
     from pipeline.study import conduct
 
     flags = _flags(teacher, None, None, student, data, None, None, steps, scale, out)
-    flags["study"] = {"methods": _listed(methods), "seeds": seeds}
+    flags["study"] = {"methods": _listed(methods), "seeds": seeds, "seconds": seconds}
     tests = [Path(name) for name in _listed(val) or ()]
     if tests:
         flags["val"] = tests[0]

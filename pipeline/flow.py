@@ -44,6 +44,7 @@ from pipeline.stages.distill import distill
 from pipeline.stages.export import export
 from pipeline.stages.fit import fit, largest_within
 from pipeline.stages.hold_out import hold_out
+from pipeline.stages.keep_apart import keep_apart
 from pipeline.stages.measure import measure, measure_there
 from pipeline.stages.prepare import photos, tests
 from pipeline.stages.qat import qat
@@ -107,7 +108,8 @@ def _flow(config: Config, run: Run, rivals: Sequence[Named], device: Device | No
 
     test_set = run.step(tests, None, like, val)
     pixels = run.step(photos, config.distill.patch, like, data)
-    patches = run.step(calibrate, config.calibrate, pixels, test_set)
+    run.step(keep_apart, None, pixels, [test_set])
+    patches = run.step(calibrate, config.calibrate, pixels)
     distilled, spec, caches = None, None, dict[str, Ref[TeacherCache] | None]()
     if teacher and not config.model:
         spec = _student(config, run, teacher, chosen, patches, device)
@@ -206,6 +208,7 @@ def train_flow(config: Config, run: Run, spec: str) -> Trained:
         settings = settings.model_copy(update={"init": "random"})
     test_set = run.step(tests, None, scale, folder_of(config.val))
     pixels = run.step(photos, settings.patch, scale, folder_of(config.data))
+    run.step(keep_apart, None, pixels, [test_set])
     return run.step(train, settings, spec, scale, pixels, test_set).value
 
 

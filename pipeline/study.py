@@ -7,14 +7,16 @@ and one that is widened trains only what is new.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mipkd.core.errors import MipkdError, StageError, UsageError, nearest
-from mipkd.core.records import Distilled, Model, SetScores, Study, Trained
+from mipkd.core.records import Model, Pace, Photos, Study, TestSet, Trained, arm_name
 from mipkd.distill import ranks
 from mipkd.distill.settings import METHODS
 from mipkd.distill.teacher import TeacherOptions
@@ -22,10 +24,12 @@ from mipkd.distill.trainer import DistillConfig
 from pipeline import caching
 from pipeline.bench.host import describe_host
 from pipeline.report.study import write_study
-from pipeline.run import Run, Source, commit, now
+from pipeline.run import Ref, Run, Source, commit, now
 from pipeline.stages.assess import assess
 from pipeline.stages.distill import distill
 from pipeline.stages.identify import identify
+from pipeline.stages.keep_apart import keep_apart
+from pipeline.stages.pace import pace
 from pipeline.stages.prepare import photos
 from pipeline.stages.prepare import tests as prepare_tests
 
@@ -40,6 +44,7 @@ class StudyConfig(BaseModel):
     methods: tuple[str, ...] = ("scratch", "logits", "fakd", "mipkd", "mipkd+dukd")
     arms: dict[str, dict[str, Any]] = {}  # [study.arms.NAME]: settings of [distill] that differ
     seeds: int = Field(3, ge=1)
+    seconds: float | None = Field(None, gt=0)  # each arm once more, with so long to train
     against: tuple[str, ...] = ("scratch", "logits")  # the arms that differences are taken to
 
 
@@ -52,6 +57,19 @@ class Subject:
     student: str | None
     data: Source | None
     tests: tuple[Source | None, ...]  # the first is validated on while training
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way of teaching, and the seconds that its steps were fitted to."""
+
+    name: str
+    config: DistillConfig
+    budget_s: float | None = None
+
+    def label(self, seed: int) -> str:
+        """How the steps of one of its trainings are called."""
+        return f"{arm_name(self.name, self.budget_s)}-{seed}"
 
 
 def arms(study: StudyConfig, distill: DistillConfig) -> dict[str, DistillConfig]:
@@ -90,6 +108,16 @@ def by_method(name: str, base: DistillConfig, *, setting: str) -> DistillConfig:
     return found
 
 
+@dataclass(frozen=True)
+class _Shared:
+    """What all trainings of a study start from, made or remembered."""
+
+    teacher: Ref[Model]
+    spec: str | None
+    photos: Ref[Photos]
+    sets: tuple[Ref[TestSet], ...]
+
+
 def conduct(
     study: StudyConfig, base: DistillConfig, subject: Subject, run: Run, *, command: str
 ) -> Study:
@@ -98,80 +126,157 @@ def conduct(
     One arm's failure is told and the others go on.
 
     Raises:
+        UsageError: an unknown method or setting, or a test image is among the photos.
         StageError: every training failed.
     """
     settled = arms(study, base)
-    teacher = run.step(
-        identify, subject.options, subject.teacher, "teacher", subject.tests[0], label="teacher"
-    )
-    sets = [
-        run.step(prepare_tests, None, teacher, source, label=str(number))
-        for number, source in enumerate(subject.tests)
-    ]
-    pixels = run.step(photos, base.patch, teacher, subject.data)
-    theirs = run.step(assess, None, teacher, sets, label="teacher")
-    bicubic = run.step(assess, None, None, sets, label="bicubic")
-    found: Study | None = None
-    trained: list[Trained] = []
+    shared = _prepare(base, subject, run)
+    caches = _caches(study, settled, shared, run)
+    paces = _paces(settled, shared, caches, run) if study.seconds else {}
+    facts = _facts(study, base, settled, shared, run)
     missing: list[str] = []
-    student: Model | None = None
-    trainings = _trainings(study, base, settled)
-    shared = caching.Subject(run, teacher, subject.student, pixels, sets[0])
-    caches = caching.keep_teacher(shared, {name: one[2] for name, one in trainings.items()})
-    for label, (arm, seed, config) in trainings.items():
+    entered = [Arm(name, config) for name, config in settled.items()]
+    entered += list(_at_equal_time(settled, paces, study.seconds, missing))
+    trained: list[Trained] = []
+    found: Study | None = None
+    for arm, seed in _trainings(study, base, entered):
         try:
-            inputs = (teacher, subject.student, pixels, sets[0], caches[label])
-            made = run.step(distill, config, *inputs, label=label)
-            scores = run.step(assess, None, made, sets, label=label)
-            trained.append(_trained(arm, seed, made.value, scores.value, run.receipts()))
-            student = made.value.model
+            one, student = _train(arm, seed, shared, caches[arm.name], run)
+            trained.append(one)
         except MipkdError as error:
             if ranks.current().count > 1:
                 raise  # what the other processes are at is not known
-            log.error("%s: %s", label, error.what)
-            missing.append(f"{arm}, seed {seed}: {error.what}")
-        if student is None:
-            continue
-        found = Study(
-            name=run.root.name,
-            command=command,
-            created=now(),
-            commit=commit(),
-            host=describe_host(),
-            teacher=teacher.value,
-            student=student,
-            photos=pixels.value,
-            config={"distill": base.model_dump(mode="json", exclude_none=True)}
-            | {"study": study.model_dump(mode="json", exclude_none=True)},
-            teacher_scores=theirs.value,
-            bicubic_scores=bicubic.value,
-            trained=tuple(trained),
-            against=tuple(name for name in study.against if name in settled),
-            missing=tuple(missing),
-        )
-        write_study(found, run.root / "report" / "latest")
+            log.error("%s: %s", arm.label(seed), error.what)
+            missing.append(f"{arm_name(arm.name, arm.budget_s)}, seed {seed}: {error.what}")
+        if trained:
+            found = facts(
+                command=command,
+                created=now(),
+                student=student,
+                trained=tuple(trained),
+                missing=tuple(missing),
+                paces=paces,
+            )
+            write_study(found, run.root / "report" / "latest")
     if found is None:
         raise StageError(f"study: no training ended; the first: {missing[0]}")
     return found
 
 
-def _trained(
-    arm: str,
-    seed: int,
-    made: Distilled,
-    scores: tuple[SetScores, ...],
-    receipts: Mapping[str, Mapping[str, Any]],
-) -> Trained:
-    peak = receipts.get(f"distill {arm}-{seed}", {}).get("peak_rss_bytes")
-    return Trained(arm, seed, made.steps, made.seconds, peak, made.curves, scores)
+def _prepare(base: DistillConfig, subject: Subject, run: Run) -> _Shared:
+    first = subject.tests[0]
+    teacher = run.step(
+        identify, subject.options, subject.teacher, "teacher", first, label="teacher"
+    )
+    sets = tuple(
+        run.step(prepare_tests, None, teacher, source, label=str(number))
+        for number, source in enumerate(subject.tests)
+    )
+    pixels = run.step(photos, base.patch, teacher, subject.data)
+    run.step(keep_apart, None, pixels, sets)
+    return _Shared(teacher, subject.student, pixels, sets)
+
+
+def _facts(
+    study: StudyConfig,
+    base: DistillConfig,
+    settled: Mapping[str, DistillConfig],
+    shared: _Shared,
+    run: Run,
+) -> partial[Study]:
+    """All of a study that its trainings do not change."""
+    return partial(
+        Study,
+        name=run.root.name,
+        commit=commit(),
+        host=describe_host(),
+        teacher=shared.teacher.value,
+        photos=shared.photos.value,
+        config={"distill": base.model_dump(mode="json", exclude_none=True)}
+        | {"study": study.model_dump(mode="json", exclude_none=True)},
+        teacher_scores=run.step(assess, None, shared.teacher, shared.sets, label="teacher").value,
+        bicubic_scores=run.step(assess, None, None, shared.sets, label="bicubic").value,
+        against=tuple(name for name in study.against if name in settled),
+    )
+
+
+def _caches(
+    study: StudyConfig, settled: Mapping[str, DistillConfig], shared: _Shared, run: Run
+) -> dict[str, Ref[TeacherCache] | None]:
+    """What is kept of the teacher for each arm, all of its seeds counted."""
+    subject = caching.Subject(run, shared.teacher, shared.spec, shared.photos, shared.sets[0])
+    trainings = {
+        (name, seed): config.model_copy(update={"seed": seed})
+        for name, config in settled.items()
+        for seed in range(config.seed, config.seed + study.seeds)
+    }
+    found = caching.keep_teacher(subject, trainings)
+    return {name: cache for (name, _), cache in found.items()}
+
+
+def _paces(
+    settled: Mapping[str, DistillConfig],
+    shared: _Shared,
+    caches: Mapping[str, Ref[TeacherCache] | None],
+    run: Run,
+) -> dict[str, Pace]:
+    """What a step of each arm takes here; timed anew where anything that its speed depends on
+    has changed."""
+    launched = {
+        name: [config.accumulate, config.cuda_graphs, config.compile]
+        for name, config in settled.items()
+    }
+    under = {"torch": version("torch"), "processes": ranks.current().count, "launched": launched}
+    kept = [caches[name] for name in settled]
+    inputs = (shared.teacher, shared.spec, shared.photos, kept, describe_host(), under)
+    return run.step(pace, settled, *inputs).value
+
+
+def _at_equal_time(
+    settled: Mapping[str, DistillConfig],
+    paces: Mapping[str, Pace],
+    budget_s: float | None,
+    missing: list[str],
+) -> Iterator[Arm]:
+    """The arms with as many steps as they can do in `budget_s`, so that a training is the same
+    again; why one has none goes to `missing`."""
+    for name, found in paces.items():
+        assert budget_s is not None, "there are paces of arms with a budget alone"
+        steps = steps_within(found, budget_s)
+        if not steps:
+            why = found.why_not or f"its start alone takes {found.start_s:.1f} s"
+            missing.append(f"{arm_name(name, budget_s)}: {why}")
+            continue
+        changed = {"steps": steps, "compile": found.compiled}
+        yield Arm(name, settled[name].model_copy(update=changed), budget_s)
+
+
+def steps_within(found: Pace, budget_s: float) -> int:
+    """Whole steps that fit, rounded down to three digits; 0 where none does."""
+    steps = 0 if found.why_not else int(max(0.0, budget_s - found.start_s) / found.step_s)
+    unit: int = 10 ** max(0, len(str(steps)) - 3)
+    return steps // unit * unit
+
+
+def _train(
+    arm: Arm, seed: int, shared: _Shared, cache: Ref[TeacherCache] | None, run: Run
+) -> tuple[Trained, Model]:
+    config, label = arm.config.model_copy(update={"seed": seed}), arm.label(seed)
+    inputs = (shared.teacher, shared.spec, shared.photos, shared.sets[0], cache)
+    step = run.step(distill, config, *inputs, label=label)
+    scores = run.step(assess, None, step, shared.sets, label=label).value
+    made = step.value
+    peak = run.receipts().get(f"distill {label}", {}).get("peak_rss_bytes")
+    trained = Trained(
+        arm.name, seed, made.steps, made.seconds, peak, made.curves, scores, arm.budget_s
+    )
+    return trained, made.model
 
 
 def _trainings(
-    study: StudyConfig, base: DistillConfig, settled: Mapping[str, DistillConfig]
-) -> dict[str, tuple[str, int, DistillConfig]]:
+    study: StudyConfig, base: DistillConfig, entered: Sequence[Arm]
+) -> Iterator[tuple[Arm, int]]:
     """Seed by seed, so that a study that is cut short has whole comparisons."""
-    return {
-        f"{arm}-{seed}": (arm, seed, config.model_copy(update={"seed": seed}))
-        for seed in range(base.seed, base.seed + study.seeds)
-        for arm, config in settled.items()
-    }
+    for seed in range(base.seed, base.seed + study.seeds):
+        for arm in entered:
+            yield arm, seed

@@ -421,6 +421,16 @@ class SetScores:
 
 
 @dataclass(frozen=True)
+class Pace:
+    """What a training takes on one machine, validation and checkpoints apart."""
+
+    start_s: float  # once: the first weights, what is computed ahead, what the first step adds
+    step_s: float  # mean over the whole schedule
+    compiled: bool = False  # whether the steps were
+    why_not: str = ""  # why it could not be timed
+
+
+@dataclass(frozen=True)
 class Trained:
     """One arm from one seed."""
 
@@ -431,6 +441,17 @@ class Trained:
     peak_rss_bytes: int | None
     curves: Path
     scores: tuple[SetScores, ...]
+    budget_s: float | None = None  # of training; None: the steps are given, not the seconds
+
+    @property
+    def name(self) -> str:
+        """Of its row in tables."""
+        return arm_name(self.arm, self.budget_s)
+
+
+def arm_name(arm: str, budget_s: float | None) -> str:
+    """An arm, and its seconds where it has a budget: "mipkd, 60 s"."""
+    return arm if budget_s is None else f"{arm}, {budget_s:g} s"
 
 
 @dataclass(frozen=True)
@@ -451,3 +472,4 @@ class Study:
     trained: tuple[Trained, ...]
     against: tuple[str, ...]
     missing: tuple[str, ...]  # trainings that failed, and why
+    paces: dict[str, Pace] = field(default_factory=dict)  # by arm, where they got equal time

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from mipkd.core.records import Measurement
 from pipeline.bench.against import Size, reference, speedup, students, valid_sizes
-from pipeline.bench.stats import Interval, Ratio, mean_of_many, ratio_of_means
+from pipeline.bench.stats import Interval, Ratio, mean_over_images, ratio_of_means
 
 NO_GAIN = "no gain in FP32 to keep"
 _OURS = ("student", "teacher", "bicubic")
@@ -63,7 +63,7 @@ def over(rival: str, measurements: Sequence[Measurement]) -> Over:
     return Over(
         rival=rival,
         images=len(fp32),
-        fp32_db=None if why_not else mean_of_many(list(fp32.values())),
+        fp32_db=None if why_not else mean_over_images(list(fp32.values())),
         why_not=why_not,
         on=tuple(
             _gain(m, _of(rival, m, measurements), fp32) for m in students(measurements) if m.scores
@@ -87,7 +87,7 @@ def _gain(m: Measurement, theirs: Measurement | None, fp32: Mapping[str, float])
         images=len(found),
         psnr_y_db=_mean(m, found),
         rival_psnr_y_db=_mean(theirs, found),
-        gain_db=None if _too_few(found) else mean_of_many(list(found.values())),
+        gain_db=None if _too_few(found) else mean_over_images(list(found.values())),
         retained=retained,
         speed=speedup(m, theirs, size) if size else None,
         size=size,
@@ -101,9 +101,10 @@ def _retained(here: Mapping[str, float], fp32: Mapping[str, float]) -> tuple[str
     if why_not := _too_few(both):
         return why_not, None
     tops, bottoms = [here[image] for image in both], [fp32[image] for image in both]
-    if mean_of_many(bottoms).low <= 0:
+    share = ratio_of_means(tops, bottoms)
+    if mean_over_images(bottoms).low <= 0 or math.isinf(share.high):
         return NO_GAIN, None
-    return "", ratio_of_means(tops, bottoms)
+    return "", share
 
 
 def _differences(ours: Measurement | None, theirs: Measurement | None) -> dict[str, float]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from mipkd.core.errors import UsageError
-from pipeline.bench.stats import mean_of_many
+from pipeline.bench.stats import mean_over_images
 from pipeline.report.figures import SHAPES
 from pipeline.report.plots import COLOURS, Point, scatter
 from pipeline.report.results import load
@@ -124,7 +124,7 @@ def _over(one: Seen, m: MeasurementResult, first: Seen, base: MeasurementResult 
     ]
     if len(differences) < 2:
         return NONE
-    found = mean_of_many(differences)
+    found = mean_over_images(differences)
     low, high = signed(found.low, 3), signed(found.high, 3)
     return f"{signed(found.mean, 3)} ({low} to {high})"
 

@@ -393,7 +393,7 @@ class IntervalResult(_Part):
     value: float
     """The mean, or the share of two means."""
     low: float
-    """Lower end of the 95 % interval, by bootstrap over the images."""
+    """Lower end of the 95 % interval over the images."""
     high: float
     """Upper end of it."""
 

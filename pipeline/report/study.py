@@ -14,14 +14,45 @@ from markupsafe import Markup
 from pydantic_core import to_jsonable_python
 
 from mipkd.core.records import ImageScore, SetScores, Study
-from pipeline.bench.stats import Interval, mean_of_few, mean_of_many
+from pipeline.bench.stats import Interval, mean_over_seeds, mean_over_seeds_and_images
 from pipeline.report.figures import series
 from pipeline.report.plots import COLOURS, Curve, Span, lines, spans
-from pipeline.report.wording import number, signed
+from pipeline.report.wording import NONE, number, signed
 from pipeline.report.write import environment, replace_folder
 
-REPEATS = "95 % interval of the mean over seeds (Student's t)"
-IMAGES = "95 % interval over images (bootstrap) of the difference, mean over seeds"
+REPEATS = "95 % interval of the mean over seeds, on these images"
+EQUAL_TIME = (
+    "Rows with seconds had that long to train, first weights and all that is computed ahead "
+    "included, validation and checkpoints not: their steps are what fits, by a pace that was "
+    "measured on this machine beforehand; their differences are to the other arm's same row"
+)
+# What an arm is that is there to be compared with, not to be used.
+ABOUT = {
+    "control": "control is the mixture of priors with nothing in the mixture: no element of the "
+    "student's in the mask and no block of the teacher's, so that the thing under test is absent"
+}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """dB of PSNR-Y over another arm, and how many seeds and images both have."""
+
+    db: Interval
+    seeds: int
+    images: int
+
+    @property
+    def known(self) -> bool:
+        """Whether there is an interval: one training, or one image, tells no spread."""
+        return math.isfinite(self.db.high)
+
+    @property
+    def over(self) -> str:
+        """What the figures are over, and what is not known."""
+        images = f"{self.images} images" if self.images > 1 else "one image"
+        if self.seeds == 1:
+            return f"over {images}; spread over trainings not known: one seed"
+        return f"over {self.seeds} seeds and {images}"
 
 
 @dataclass(frozen=True)
@@ -33,8 +64,9 @@ class Line:
     seeds: int
     psnr_y_db: Interval
     ssim_y: Interval
-    against: dict[str, Interval | None]  # dB of PSNR-Y over another arm
-    steps_per_s: float | None
+    against: dict[str, Difference | None]  # other arms, at the same steps or seconds
+    steps: int | None
+    seconds: float | None  # median of the trainings, validation and checkpoints included
     peak_rss_bytes: int | None
 
 
@@ -44,7 +76,7 @@ def lines_of(study: Study) -> list[Line]:
     for number_of_set, bicubic in enumerate(study.bicubic_scores):
         name = set_name(bicubic)
         found.append(_fixed(name, "bicubic", bicubic, study))
-        for arm in dict.fromkeys(t.arm for t in study.trained):
+        for arm in _arms(study):
             found.append(_line(name, arm, number_of_set, study))
         found.append(_fixed(name, "teacher", study.teacher_scores[number_of_set], study))
     return found
@@ -74,7 +106,7 @@ def write_study(study: Study, out: Path) -> Path:
             legend=[(arm, i % COLOURS) for i, arm in enumerate(_arms(study))],
             config=tomli_w.dumps(study.config),
             repeats=REPEATS,
-            images=IMAGES,
+            notes=_notes(study, table),
         )
     )
     replace_folder(out, partial)
@@ -83,12 +115,13 @@ def write_study(study: Study, out: Path) -> Path:
 
 def markdown(study: Study) -> str:
     """The table and what it was made with."""
-    head = _head(study)
-    rows = [head, ["---"] * len(head), *(_cells(line, study) for line in lines_of(study))]
+    head, found = _head(study), lines_of(study)
+    rows = [head, ["---"] * len(head), *(_cells(line, study) for line in found)]
+    said = _notes(study, found)
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     notes = "".join(f"\nNot trained: {line}\n" for line in study.missing)
     return (
-        f"# {study.name}\n\n{table}\n\nPSNR-Y and SSIM-Y: {REPEATS}. Differences: {IMAGES}.\n"
+        f"# {study.name}\n\n{table}\n\nPSNR-Y and SSIM-Y: {REPEATS}. {' '.join(said)}\n"
         f"{notes}\nTeacher {study.teacher.arch} {study.teacher.params:,} parameters, student "
         f"{study.student.arch} {study.student.params:,}; photos: {study.photos.count} of "
         f"{study.photos.source}; {study.host.cpu}, {study.host.cores} cores; {study.created}, "
@@ -102,7 +135,7 @@ def table_of(study: Study) -> tuple[list[str], list[list[str]]]:
 
 
 def _line(name: str, arm: str, index: int, study: Study) -> Line:
-    trained = [t for t in study.trained if t.arm == arm]
+    trained = [t for t in study.trained if t.name == arm]
     psnr = [_mean(t.scores[index].images, "psnr_y_db") for t in trained]
     ssim = [_mean(t.scores[index].images, "ssim_y") for t in trained]
     peaks = [t.peak_rss_bytes for t in trained if t.peak_rss_bytes]
@@ -110,29 +143,28 @@ def _line(name: str, arm: str, index: int, study: Study) -> Line:
         test=name,
         arm=arm,
         seeds=len(trained),
-        psnr_y_db=mean_of_few(psnr),
-        ssim_y=mean_of_few(ssim),
+        psnr_y_db=mean_over_seeds(psnr),
+        ssim_y=mean_over_seeds(ssim),
         against={other: difference(study, arm, other, index) for other in study.against},
-        steps_per_s=statistics.median(t.steps / max(t.seconds, 1e-3) for t in trained),
+        steps=trained[0].steps,
+        seconds=statistics.median(t.seconds for t in trained),
         peak_rss_bytes=max(peaks, default=None),
     )
 
 
-def difference(study: Study, arm: str, other: str, index: int) -> Interval | None:
-    """dB of PSNR-Y that `arm` has over `other`: paired by image, of the seeds both have."""
-    if arm == other:
-        return None
-    mine, theirs = (
-        {t.seed: t.scores[index].images for t in study.trained if t.arm == name}
-        for name in (arm, other)
-    )
-    seeds = sorted(set(mine) & set(theirs))
-    if not seeds:
-        return None
+def difference(study: Study, arm: str, other: str, index: int) -> Difference | None:
+    """dB of PSNR-Y that the row `arm` has over the arm `other` at the same steps or seconds:
+    paired by image, of the seeds both have."""
+    mine = {t.seed: t for t in study.trained if t.name == arm and t.arm != other}
     each = [
-        [a.psnr_y_db - b.psnr_y_db for a, b in zip(mine[s], theirs[s], strict=True)] for s in seeds
+        [a.psnr_y_db - b.psnr_y_db for a, b in zip(*pair, strict=True)]
+        for t in study.trained
+        if t.arm == other and t.seed in mine and t.budget_s == mine[t.seed].budget_s
+        for pair in [(mine[t.seed].scores[index].images, t.scores[index].images)]
     ]
-    return mean_of_many([statistics.fmean(column) for column in zip(*each, strict=True)])
+    if not each:
+        return None
+    return Difference(mean_over_seeds_and_images(each), len(each), len(each[0]))
 
 
 def _fixed(name: str, arm: str, scores: SetScores, study: Study) -> Line:
@@ -147,6 +179,7 @@ def _fixed(name: str, arm: str, scores: SetScores, study: Study) -> Line:
         dict.fromkeys(study.against),
         None,
         None,
+        None,
     )
 
 
@@ -156,18 +189,29 @@ def _mean(images: Sequence[ImageScore], kind: str) -> float:
 
 def _head(study: Study) -> list[str]:
     gains = [f"dB over {other}" for other in study.against]
-    return ["Test set", "Arm", "Seeds", "PSNR-Y dB", "SSIM-Y", *gains, "steps/s", "peak MB"]
+    return [
+        "Test set",
+        "Arm",
+        "Seeds",
+        "PSNR-Y dB",
+        "SSIM-Y",
+        *gains,
+        "Steps",
+        "Seconds",
+        "Peak MB",
+    ]
 
 
 def _cells(line: Line, study: Study) -> list[str]:
     return [
         line.test,
         line.arm,
-        str(line.seeds) if line.seeds else "–",
+        str(line.seeds or NONE),
         _with_reach(line.psnr_y_db, 3),
         _with_reach(line.ssim_y, 4),
         *(_gain(line.against[other]) for other in study.against),
-        number(line.steps_per_s, 1),
+        str(line.steps or NONE),
+        number(line.seconds, 0),
         number(line.peak_rss_bytes / 1e6 if line.peak_rss_bytes else None, 0),
     ]
 
@@ -178,14 +222,32 @@ def _with_reach(interval: Interval, digits: int) -> str:
     return number(interval.mean, digits) + known
 
 
-def _gain(interval: Interval | None) -> str:
-    if interval is None:
-        return "–"
-    return f"{signed(interval.mean, 3)} ({signed(interval.low, 3)} to {signed(interval.high, 3)})"
+def _gain(found: Difference | None) -> str:
+    if found is None:
+        return NONE
+    spread = f"{signed(found.db.low, 3)} to {signed(found.db.high, 3)}"
+    if not found.known:
+        spread = "not known: one seed" if found.seeds == 1 else "not known: one image"
+    return f"{signed(found.db.mean, 3)} ({spread})"
+
+
+def _notes(study: Study, table: Sequence[Line]) -> list[str]:
+    """Over what the differences are, what rows at equal time are, and what a control is."""
+    sets: dict[str, list[str]] = {}
+    for line in table:
+        for found in (found for found in line.against.values() if found):
+            named = sets.setdefault(found.over, [])
+            named += [line.test] if line.test not in named else []
+    over = ". ".join(f"{', '.join(named)}: {what}" for what, named in sets.items())
+    notes = [f"Differences and their 95 % intervals, {over}."] if over else []
+    if any(t.budget_s for t in study.trained):
+        notes.append(f"{EQUAL_TIME}.")
+    arms = {t.arm for t in study.trained}
+    return notes + [f"{about}." for arm, about in ABOUT.items() if arm in arms]
 
 
 def _arms(study: Study) -> list[str]:
-    return list(dict.fromkeys(t.arm for t in study.trained))
+    return list(dict.fromkeys(t.name for t in study.trained))
 
 
 def _plots(study: Study, table: Sequence[Line]) -> Iterator[tuple[str, str]]:
@@ -195,9 +257,9 @@ def _plots(study: Study, table: Sequence[Line]) -> Iterator[tuple[str, str]]:
     other = study.against[-1]
     for name in dict.fromkeys(line.test for line in table):
         drawn = [
-            Span(line.arm, found.mean, found.low, found.high, _arms(study).index(line.arm))
+            Span(line.arm, found.db.mean, found.db.low, found.db.high, _arms(study).index(line.arm))
             for line in table
-            if line.test == name and (found := line.against.get(other))
+            if line.test == name and (found := line.against.get(other)) and found.known
         ]
         if drawn:
             yield name, spans(drawn, title=f"{name}: PSNR-Y over {other}", x=f"dB over {other}")
@@ -207,7 +269,7 @@ def _curves(study: Study) -> str:
     """Validation PSNR over the steps, mean over seeds."""
     drawn = []
     for colour, arm in enumerate(_arms(study)):
-        found = [series(t.curves, "psnr_y_db") for t in study.trained if t.arm == arm]
+        found = [series(t.curves, "psnr_y_db") for t in study.trained if t.name == arm]
         steps = sorted(set.intersection(*(set(xs) for xs, _ in found)))[1:]  # not the start
         values = [statistics.fmean(dict(zip(*f, strict=True))[x] for f in found) for x in steps]
         if len(steps) > 1:

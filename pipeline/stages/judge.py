@@ -31,6 +31,7 @@ from pipeline.bench.against import (
     valid_sizes,
 )
 from pipeline.bench.gain import Gain, Over, is_rival, over
+from pipeline.bench.stats import Ratio
 from targets.base import QUANTIZED
 
 NOT_MEASURED = "not measured on the device; its pixels were simulated on this machine"
@@ -220,10 +221,7 @@ def _speedup(
         f"95 % interval {ratio.low:.2f} to {ratio.high:.2f}, against the teacher in {precision} "
         f"at LR {size[1]}x{size[0]}, the least of {len(found)} sizes"
     )
-    outcome = _passes(ratio.low >= bound)
-    if ratio.low < bound <= ratio.high:
-        outcome, reason = Outcome.INVALID, f"inconclusive: {reason}"
-    yield Gate(name, subject(m), outcome, ratio.value, bound, "x", reason)
+    yield _by_interval(name, subject(m), ratio, bound, "x", reason)
 
 
 def _gains_retained(
@@ -252,7 +250,7 @@ def _gain_retained(name: str, one: Gain, found: Over, bound: float) -> Gate:
         f"{share.high:.2f}; {gain.mean:+.3f} dB ({gain.low:+.3f} to {gain.high:+.3f}) "
         f"of {found.fp32_db.mean:+.3f} in FP32, {one.images} images"
     )
-    return Gate(name, on, _passes(share.value >= bound), share.value, bound, unit, reason)
+    return _by_interval(name, on, share, bound, unit, reason)
 
 
 def _remarks(measurements: Sequence[Measurement]) -> Iterator[str]:
@@ -287,6 +285,16 @@ def _not_run(
     lost = [failure for failure in failures if not is_rival(failure.role)]
     if not lost and not students(measurements):
         yield _invalid("measured", "student", 0.0, "", "no target was measured")
+
+
+def _by_interval(
+    name: str, subject: str, found: Ratio, bound: float, unit: str, reason: str
+) -> Gate:
+    """PASS above the bound, FAIL below it; an interval that holds the bound is inconclusive."""
+    outcome = _passes(found.low >= bound)
+    if found.low < bound <= found.high:
+        outcome, reason = Outcome.INVALID, f"inconclusive: {reason}"
+    return Gate(name, subject, outcome, found.value, bound, unit, reason)
 
 
 def _invalid(name: str, subject: str, bound: float, unit: str, reason: str) -> Gate:

@@ -22,11 +22,13 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a folder `shown` of test images in it."""
     folder = tmp_path_factory.mktemp("photos")
+    (folder / "shown").mkdir()
     rng = np.random.default_rng(0)
-    for index in range(3):
+    for name in ("0", "1", "2", "shown/0"):
         coarse = rng.integers(0, 256, (9, 11, 3), dtype=np.uint8)
-        write_png(folder / f"{index}.png", resize_bicubic(coarse, (96, 88)))
+        write_png(folder / f"{name}.png", resize_bicubic(coarse, (96, 88)))
     return folder
 
 
@@ -62,7 +64,7 @@ def studied(
 ) -> list[str]:
     settings = {"batch": 4, "patch": 16, "precision": "'fp32'", "validate_every": 25, **settings}
     sets = [f"--set=distill.{name}={value}" for name, value in settings.items()]
-    where = ["--teacher", str(teacher), "--data", str(photos), "--val", str(photos)]
+    where = ["--teacher", str(teacher), "--data", str(photos), "--val", str(photos / "shown")]
     chosen = ["--student", "edsr:c8b2", "--methods", methods, "--seeds", "1"]
     return ["study", *where, *chosen, "--steps", str(steps), *sets]
 

@@ -17,6 +17,7 @@ from mipkd.core.images import ByteArray, downscale, read_rgb, write_png
 from mipkd.core.samples import sample_photos, sample_tests
 from mipkd.distill.teacher import TeacherOptions, identify
 from mipkd.export.onnx import export
+from pipeline.bundle.regress import FEWEST_IMAGES
 from pipeline.settings import merged
 
 ROOT = Path(__file__).parents[2]
@@ -78,10 +79,12 @@ def _photos(folder: Path) -> None:
 
 
 def _test_set(folder: Path, seed: int) -> None:
+    """As many images as `check` needs to find nothing lost."""
     for kind in ("HR", "LR_bicubic/X2", "LR_bicubic/X4"):
         (folder / kind).mkdir(parents=True)
-    for number, file in enumerate(sample_tests()[:2]):
-        hr = _piece(file, 8 * seed)
+    files = sample_tests()
+    for number in range(FEWEST_IMAGES):
+        hr = _piece(files[number % len(files)], 8 * seed + number)
         write_png(folder / f"HR/{number}.png", hr)
         for scale in (2, 4):
             write_png(folder / f"LR_bicubic/X{scale}/{number}x{scale}.png", downscale(hr, scale))

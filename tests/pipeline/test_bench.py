@@ -201,24 +201,22 @@ def test_default_sizes_are_height_by_width() -> None:
     assert BenchSettings().sizes == ((64, 64), (128, 128), (180, 320))
 
 
-def test_percentiles_and_ratio_are_those_of_the_samples() -> None:
+def test_percentiles_are_those_of_the_samples() -> None:
     samples = tuple(i / 100 for i in range(101))
     found = percentiles(samples)
     assert (found.p50_s, found.p90_s, found.p99_s) == pytest.approx((0.5, 0.9, 0.99))
     for low, high in (found.p50_range_s, found.p90_range_s, found.p99_range_s):
         assert low < high
-    one = ratio_of_medians([2.0], [1.0])
-    assert (one.value, one.low, one.high) == (2.0, 2.0, 2.0)
 
 
 def test_interval_holds_the_true_ratio_though_the_machine_drifts() -> None:
     random = np.random.default_rng(1)
     held = 0
-    for trial in range(40):
+    for _ in range(40):
         pace = 1 + 0.2 * np.sin(np.linspace(0, 3, 200))  # common to both
         slow = 3.0 * pace * (1 + random.gamma(1.0, 0.05, 200))
         fast = 1.0 * np.repeat(pace, 3) * (1 + random.gamma(1.0, 0.05, 600))
-        ratio = ratio_of_medians(tuple(slow), tuple(fast), seed=trial)
+        ratio = ratio_of_medians(tuple(slow), tuple(fast))
         held += ratio.low <= 3.0 <= ratio.high
         assert ratio.low <= ratio.value <= ratio.high < ratio.low * 1.1
     assert held >= 34  # of 40; 95 % would be 38

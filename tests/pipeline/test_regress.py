@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mipkd.core.records import Gate, Host, ImageScore, Latency, Measurement, Outcome
-from pipeline.bundle.regress import BaselineConfig, Beside, regress
+from pipeline.bundle.regress import FEWEST_IMAGES, BaselineConfig, Beside, regress
 
 HOST = Host("a", "a CPU", 2, 2**34, "Linux", ())
 SIZE = (64, 64)
@@ -173,3 +173,24 @@ def test_every_bound_can_be_lifted() -> None:
     now = replace(measured(np.random.default_rng(1)), size_bytes=9000)
     gates = regress(lifted, [now], [before], Beside({}))
     assert {gate.name for gate in gates} == {"there"}
+
+
+@pytest.mark.parametrize("images", [1, FEWEST_IMAGES - 1, FEWEST_IMAGES])
+def test_few_images_do_not_show_that_nothing_is_lost(images: int) -> None:
+    one = measured(np.random.default_rng(0))
+    few = replace(one, scores=one.scores[:images])
+    (found,) = (
+        gate
+        for gate in regress(BaselineConfig(), [few], [few], Beside({}))
+        if gate.name == "mean loss"
+    )
+    enough = images == FEWEST_IMAGES
+    assert found.outcome is (Outcome.PASS if enough else Outcome.INVALID)
+    assert (f"at least {FEWEST_IMAGES} are needed to pass" in found.reason) != enough
+
+
+def test_a_loss_over_the_bound_fails_on_few_images_too() -> None:
+    one = measured(np.random.default_rng(0))
+    before = replace(one, scores=one.scores[:3])
+    scores = tuple(replace(s, psnr_y_db=s.psnr_y_db - 0.1) for s in before.scores)
+    assert judged(replace(before, scores=scores), before)["mean loss"] is Outcome.FAIL

@@ -26,8 +26,8 @@ from pipeline.config import load
 from pipeline.flow import flow
 from pipeline.run import Run
 from pipeline.stages.build import BuildConfig, build
-from pipeline.stages.calibrate import CalibrateConfig, calibrate
 from pipeline.stages.hold_out import hold_out
+from pipeline.stages.keep_apart import keep_apart
 from pipeline.stages.qat import QatConfig, qat
 from pipeline.stages.search import QuantizeConfig, check_floats, search
 from targets.base import FloatArray
@@ -219,4 +219,4 @@ def test_a_test_image_among_the_photos_is_refused(photos: Photos, tmp_path: Path
         folder=tmp_path, sha256="", source="tests", scale=2, images=("seen",), lr_from="bicubic"
     )
     with pytest.raises(UsageError, match="is the test image seen of tests"):
-        calibrate.function(CalibrateConfig(), photos, tests, out=tmp_path)
+        keep_apart.function(None, photos, [tests], out=tmp_path)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +13,13 @@ from typer.testing import CliRunner
 
 from mipkd.archs import edsr
 from mipkd.core.images import resize_bicubic, write_png
-from mipkd.core.records import Host, ImageScore, Model, Photos, SetScores, Study, Trained
+from mipkd.core.records import Host, ImageScore, Model, Pace, Photos, SetScores, Study, Trained
 from mipkd.distill.teacher import save
 from pipeline import cli
-from pipeline.bench.stats import mean_of_few, mean_of_many
-from pipeline.report.study import difference, lines_of, markdown
+from pipeline.report.study import ABOUT, difference, lines_of, markdown
+from pipeline.study import steps_within
 
+T_OF_2 = 12.7062  # Student's t of two, 97.5 %
 TINY = ("--steps", "2", "--set", "distill.batch=2", "--set", "distill.patch=16")
 
 
@@ -27,14 +29,14 @@ def command(tmp_path: Path) -> tuple[str, ...]:
     hyper = edsr.Hyper(scale=2, channels=8, blocks=2)
     save(edsr.EDSR(hyper), edsr.ARCH, hyper, tmp_path / "t.safetensors", licence="CC0-1.0")
     rng = np.random.default_rng(0)
-    for name in ("one", "two"):
+    for name in ("photos", "one", "two"):
         (tmp_path / name).mkdir()
         for index in range(2):
             coarse = rng.integers(0, 256, (8, 9, 3), dtype=np.uint8)
             write_png(tmp_path / name / f"{index}.png", resize_bicubic(coarse, (64, 72)))
     return (
         *("study", "--teacher", str(tmp_path / "t.safetensors"), "--student", "edsr:c8b1"),
-        *("--data", str(tmp_path / "one"), "--val", f"{tmp_path / 'one'},{tmp_path / 'two'}"),
+        *("--data", str(tmp_path / "photos"), "--val", f"{tmp_path / 'one'},{tmp_path / 'two'}"),
         *("--out", str(tmp_path / "study"), *TINY),
     )
 
@@ -60,8 +62,11 @@ def test_a_study_compares_arms_and_goes_on_where_it_was(
     assert [line["arm"] for line in lines] == 2 * ["bicubic", *each, "teacher"]
     mine = next(line for line in lines if (line["test"], line["arm"]) == ("two", "mipkd+dukd"))
     assert mine["seeds"] == 2
-    assert mine["against"]["logits"]["low"] <= mine["against"]["logits"]["high"]
+    over = mine["against"]["logits"]
+    assert (over["seeds"], over["images"]) == (2, 2)
+    assert over["db"]["low"] <= over["db"]["mean"] <= over["db"]["high"]
     page = (report / "index.html").read_text()
+    assert "one, two: over 2 seeds and 2 images" in page
     assert "two: PSNR-Y over logits" in page
     assert "NaN" not in page
     assert "| two | mipkd+dukd | 2 |" in (report / "study.md").read_text()
@@ -144,13 +149,42 @@ def test_an_unknown_method_is_told_before_any_work(command: tuple[str, ...]) -> 
     assert "mipkd" in ended.stderr.split("hint:")[1]
 
 
-def test_intervals_against_hand_worked_ones() -> None:
-    few = mean_of_few([1.0, 2.0, 3.0])
-    assert (few.mean, few.high) == (2.0, pytest.approx(2 + 4.30265 / math.sqrt(3), abs=1e-4))
-    assert math.isnan(mean_of_few([1.0]).high)
-    many = mean_of_many([1.0] * 10 + [3.0] * 10)
-    assert many.mean == 2.0
-    assert many.high - many.low == pytest.approx(2 * 1.96 / math.sqrt(20), rel=0.1)
+def test_arms_of_equal_time_stand_beside_equal_steps(
+    command: tuple[str, ...], tmp_path: Path
+) -> None:
+    methods = ("--methods", "scratch,mipkd", "--seeds", "1", "--seconds", "1")
+    ended = CliRunner().invoke(cli.app, [*command, *methods])
+    assert ended.exit_code == 0, ended.stderr
+    report = json.loads((tmp_path / "study/report/latest/study.json").read_text())
+    rows = {line["arm"]: line for line in report["lines"] if line["test"] == "one"}
+    assert list(rows)[1:-1] == ["scratch", "mipkd", "scratch, 1 s", "mipkd, 1 s"]
+    assert rows["mipkd"]["steps"] == 2
+    for name, pace in report["study"]["paces"].items():
+        fits = steps_within(Pace(**pace), 1)
+        assert rows[f"{name}, 1 s"]["steps"] == fits > 0
+    slow, fast = (report["study"]["paces"][name]["step_s"] for name in ("mipkd", "scratch"))
+    assert slow > fast  # it runs the teacher too
+    again = CliRunner().invoke(cli.app, [*command, *methods])
+    assert again.exit_code == 0, again.stderr
+    assert len(trainings(tmp_path / "study")) == 4  # the pace is remembered, and so are they
+
+
+def test_too_little_time_is_told_and_stops_no_other(
+    command: tuple[str, ...], tmp_path: Path
+) -> None:
+    methods = ("--methods", "scratch", "--seeds", "1", "--seconds", "1e-6")
+    ended = CliRunner().invoke(cli.app, [*command, *methods])
+    assert ended.exit_code == 7, ended.stderr
+    notes = (tmp_path / "study/report/latest/study.md").read_text()
+    assert "Not trained: scratch, 1e-06 s: its start alone takes" in notes
+
+
+def test_test_images_among_the_photos_are_refused(command: tuple[str, ...], tmp_path: Path) -> None:
+    shutil.copy(tmp_path / "two/1.png", tmp_path / "photos/holiday.png")
+    ended = CliRunner().invoke(cli.app, [*command, "--methods", "scratch"])
+    assert ended.exit_code == 2
+    assert f"holiday of {tmp_path / 'photos'} is the test image 1 of" in ended.stderr
+    assert trainings(tmp_path / "study") == []
 
 
 def scored(*psnr_y_db: float) -> tuple[SetScores, ...]:
@@ -190,11 +224,60 @@ def test_differences_are_paired_by_image_and_seed() -> None:
         replace(base, arm="mipkd", seed=1, scores=scored(31.4, 36.3)),
         replace(base, arm="mipkd", seed=2, scores=scored(99.0, 99.0)),  # logits has no seed 2
     )
-    found = difference(study, "mipkd", "logits", 0)
+    found = difference(study, "mipkd", "logits", 0)  # 0.2 and 0.1 dB, then 0.4 and 0.3
     assert found is not None
-    assert found.mean == pytest.approx(0.25)
-    assert (found.low, found.high) == (pytest.approx(0.2), pytest.approx(0.3))
+    assert found.over == "over 2 seeds and 2 images"
+    assert found.db.mean == pytest.approx(0.25)
+    variances = 0.1**2, 0.05**2  # of the mean: by the seeds' means, by the images'
+    reach = T_OF_2 * sum(variances) / math.sqrt(sum(variances))
+    assert found.db.high == pytest.approx(0.25 + reach, abs=1e-4)
+    assert found.db.low == pytest.approx(0.25 - reach, abs=1e-4)
     assert difference(study, "mipkd", "scratch", 0) is None
     line = next(line for line in lines_of(study) if line.arm == "mipkd")
-    assert (line.seeds, line.steps_per_s) == (3, 2.0)
-    assert "+0.250 (+0.200 to +0.300)" in markdown(study)
+    assert (line.seeds, line.steps, line.seconds) == (3, 10, 5.0)
+    assert "Set5: over 2 seeds and 2 images" in markdown(study)
+
+
+def test_one_seed_has_a_difference_and_no_interval() -> None:
+    base = Trained("logits", 0, 10, 5.0, None, Path(), scored(30.0, 35.0))
+    study = study_of(base, replace(base, arm="mipkd", scores=scored(30.2, 35.1)))
+    found = difference(study, "mipkd", "logits", 0)
+    assert found is not None
+    assert found.db.mean == pytest.approx(0.15)
+    assert math.isnan(found.db.low)
+    assert not found.known
+    page = markdown(study)
+    assert "+0.150 (not known: one seed)" in page
+    assert "over 2 images; spread over trainings not known: one seed" in page
+
+
+def test_equal_time_is_compared_with_equal_time() -> None:
+    base = Trained("logits", 0, 10, 5.0, None, Path(), scored(30.0, 35.0))
+    timed = replace(base, scores=scored(31.0, 36.0), budget_s=60.0)
+    better = replace(base, arm="mipkd", scores=scored(30.5, 35.5))
+    slower = replace(timed, arm="mipkd", steps=4, scores=scored(30.9, 35.9))
+    study = study_of(base, timed, better, slower)
+    rows = {line.arm: line for line in lines_of(study)}
+    assert rows["mipkd"].against["logits"] is not None
+    assert rows["mipkd"].against["logits"].db.mean == pytest.approx(0.5)
+    at_time = rows["mipkd, 60 s"].against["logits"]
+    assert at_time is not None
+    assert at_time.db.mean == pytest.approx(-0.1)
+    assert rows["logits, 60 s"].against["logits"] is None
+    assert "validation and checkpoints not" in markdown(study)
+    assert "validation and checkpoints not" not in markdown(study_of(base, better))
+
+
+def test_a_control_is_explained_where_there_is_one() -> None:
+    base = Trained("logits", 0, 10, 5.0, None, Path(), scored(30.0, 35.0))
+    assert ABOUT["control"] in markdown(study_of(base, replace(base, arm="control")))
+    assert ABOUT["control"] not in markdown(study_of(base))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "steps"), [(0.5, 0), (1.01, 0), (1.05, 2), (3.0, 83), (60.0, 2450), (1e4, 416_000)]
+)
+def test_steps_that_fit_are_rounded_down_to_three_digits(seconds: float, steps: int) -> None:
+    pace = Pace(start_s=1.0, step_s=0.024)
+    assert steps_within(pace, seconds) == steps
+    assert steps_within(replace(pace, why_not="no memory"), seconds) == 0

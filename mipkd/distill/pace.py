@@ -1,0 +1,94 @@
+"""How long steps of several trainings take on this machine, timed in turns."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections.abc import Mapping
+from time import perf_counter
+from typing import Any
+
+from mipkd.core.errors import MipkdError
+from mipkd.core.records import Model, Pace, Photos, TeacherCache
+from mipkd.distill import ranks
+from mipkd.distill.fused import pays
+from mipkd.distill.job import open_training
+from mipkd.distill.learner import Learner
+from mipkd.distill.resident import near
+from mipkd.distill.settings import DistillConfig
+
+log = logging.getLogger(__name__)
+
+_PLACES = 6  # of the schedule, evenly spread: a loss may rest for a part of it
+_ROUNDS = 4  # through all places; the first one warms up
+
+
+@ranks.together
+def time_paces(
+    configs: Mapping[str, DistillConfig],
+    arch: str,
+    hyper: Any,
+    teacher: Model | None,
+    photos: Photos,
+    caches: Mapping[str, TeacherCache | None],
+) -> dict[str, Pace]:
+    """The pace of each training, by name; what fails says why. No weights are kept."""
+    opened: dict[str, _Timed] = {}
+    failed: dict[str, Pace] = {}
+    for name, config in configs.items():
+        try:
+            opened[name] = _Timed(config, arch, hyper, teacher, photos, caches[name])
+        except MipkdError as error:
+            failed[name] = _failure(name, error)
+    for number in range(_ROUNDS):
+        for place in range(_PLACES):
+            for name, timed in list(opened.items()):
+                try:
+                    timed.advance(place, kept=number > 0)
+                except MipkdError as error:
+                    failed[name] = _failure(name, error)
+                    del opened[name]
+    return failed | {name: timed.pace() for name, timed in opened.items()}
+
+
+class _Timed:
+    """A training that is advanced here and there in its schedule."""
+
+    def __init__(
+        self,
+        config: DistillConfig,
+        arch: str,
+        hyper: Any,
+        teacher: Model | None,
+        photos: Photos,
+        cache: TeacherCache | None,
+    ) -> None:
+        start = perf_counter()
+        nets = open_training(config, arch, hyper, teacher, photos, cache)
+        self._learner, mine = Learner(config, nets.student, nets.teacher), ranks.current()
+        self._sampler = near(nets.sampler.share(mine.rank, mine.count), self._learner.device)
+        self._learner.advance(self._sampler)
+        self._start_s = perf_counter() - start
+        self._seconds: list[list[float]] = [[] for _ in range(_PLACES)]
+
+    def advance(self, place: int, *, kept: bool) -> None:
+        """Two steps there: the first, which may have to make ready for it, is not timed."""
+        self._learner.step = int((place + 0.5) / _PLACES * self._learner.config.steps)
+        self._learner.advance(self._sampler)
+        start = perf_counter()
+        self._learner.advance(self._sampler)
+        if kept:
+            self._seconds[place].append(perf_counter() - start)
+
+    def pace(self) -> Pace:
+        """Median of the rounds at each place, mean over the places."""
+        step_s = statistics.fmean(statistics.median(found) for found in self._seconds)
+        compiled = pays(self._learner.config, self._learner.device)
+        return Pace(max(0.0, self._start_s - step_s), step_s, compiled)
+
+
+def _failure(name: str, error: MipkdError) -> Pace:
+    if ranks.current().count > 1:
+        raise error  # what the other processes are at is not known
+    log.error("%s: %s", name, error.what)
+    return Pace(0.0, 0.0, why_not=error.what)
