@@ -101,6 +101,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
 
 def _phases(learner: Learner, sampler: Sampler) -> dict[str, Callable[[], object]]:
     """The whole step, and each part of it on inputs that were made before."""
+    learner.start(sampler)
     batch = learner._batch(sampler)
     with torch.no_grad():
         seen = learner.plain.seen(batch, (0, len(batch)))

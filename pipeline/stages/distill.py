@@ -10,7 +10,7 @@ from mipkd.distill.trainer import DistillConfig
 from pipeline.run import stage
 
 
-@stage(version=2, resumes=True)
+@stage(version=3, resumes=True)
 def distill(
     config: DistillConfig,
     teacher: Model,

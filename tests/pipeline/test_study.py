@@ -13,10 +13,12 @@ from typer.testing import CliRunner
 from mipkd.archs import edsr
 from mipkd.core.images import resize_bicubic, write_png
 from mipkd.core.records import Host, ImageScore, Model, Photos, SetScores, Study, Trained
+from mipkd.distill.settings import DistillConfig
 from mipkd.distill.teacher import save
 from pipeline import cli
 from pipeline.bench.stats import mean_of_few, mean_of_many
 from pipeline.report.study import difference, lines_of, markdown
+from pipeline.study import StudyConfig, arms, by_method
 
 TINY = ("--steps", "2", "--set", "distill.batch=2", "--set", "distill.patch=16")
 
@@ -143,3 +145,14 @@ def test_differences_are_paired_by_image_and_seed() -> None:
     line = next(line for line in lines_of(study) if line.arm == "mipkd")
     assert (line.seeds, line.steps_per_s) == (3, 2.0)
     assert "+0.250 (+0.200 to +0.300)" in markdown(study)
+
+
+def test_a_method_brings_its_recipe_and_an_arm_may_change_it() -> None:
+    base = DistillConfig(steps=7)
+    one = by_method("paper+dukd", base, setting="study.methods")
+    assert (one.steps, one.lr, one.init, one.schedule) == (7, 1e-4, "random", "multistep")
+    assert list(one.chosen()) == ["pixel", "logits", "mixture_of_priors", "dukd"]
+    assert by_method("mipkd", base, setting="study.methods").lr == base.lr
+    study = StudyConfig(methods=(), arms={"slow": {"method": "paper", "ema": 0.99}})
+    slow = arms(study, base)["slow"]
+    assert (slow.steps, slow.lr, slow.init, slow.ema) == (7, 1e-4, "random", 0.99)
