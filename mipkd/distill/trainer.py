@@ -16,6 +16,7 @@ from mipkd.archs.base import SRNet
 from mipkd.distill import checkpoint, ranks
 from mipkd.distill.batch import Sampler
 from mipkd.distill.data import PatchSampler
+from mipkd.distill.health import PROBE_PATCHES, Health
 from mipkd.distill.interrupt import Interrupt
 from mipkd.distill.learner import Learner
 from mipkd.distill.resident import near
@@ -63,24 +64,28 @@ def train(
     training = _Training(config, student, teacher, out)
     learner = training.learner
     mine.agree(learner.step)
+    learner.start(sampler)
     nearby = near(sampler.share(mine.rank, mine.count), learner.device)
     if mine.rank:
         return _followed(training, nearby)
     validation = Validation(tests, teacher, out / "pictures", learner.device)
+    health = Health(learner, sampler.batch(0).rows(slice(PROBE_PATCHES)))
     watch = Watch(out, step=learner.step, steps=config.steps)
     try:
         with Interrupt() as interrupt:
             if learner.step == 0:
                 training.psnr_y_db = validation(learner.averaged, 0)
-                watch.note(0, {}, 0.0, training.psnr_y_db)
+                watch.note(0, {}, 0.0, training.psnr_y_db, health.figures())
             while learner.step < config.steps:
                 terms = learner.advance(nearby)
                 stops = mine.any(interrupt.asked)
                 last = learner.step == config.steps
-                psnr = None
+                psnr, figures = None, dict[str, float]()
                 if last or learner.step % config.validation_period == 0:
                     psnr = training.psnr_y_db = validation(learner.averaged, learner.step)
-                watch.note(learner.step, terms, learner.rate, psnr)
+                    figures = health.figures()
+                    health.warn(figures)
+                watch.note(learner.step, terms, learner.rate, psnr, figures)
                 if last or stops or (learner.step % config.save_every == 0 and training.due()):
                     training.save()
                 if stops:
