@@ -16,7 +16,16 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mipkd.core.errors import MipkdError, StageError, UsageError, nearest
-from mipkd.core.records import Model, Pace, Photos, Study, TestSet, Trained, arm_name
+from mipkd.core.records import (
+    Model,
+    Pace,
+    Photos,
+    Study,
+    TeacherCache,
+    TestSet,
+    Trained,
+    arm_name,
+)
 from mipkd.distill import ranks
 from mipkd.distill.settings import METHODS
 from mipkd.distill.teacher import TeacherOptions
@@ -81,7 +90,7 @@ def arms(study: StudyConfig, distill: DistillConfig) -> dict[str, DistillConfig]
     found = {name: by_method(name, distill, setting="study.methods") for name in study.methods}
     for name, changed in study.arms.items():
         try:
-            found[name] = DistillConfig.model_validate(dict(distill) | changed)
+            found[name] = DistillConfig.model_validate(_chosen(distill) | changed)
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
@@ -93,8 +102,13 @@ def arms(study: StudyConfig, distill: DistillConfig) -> dict[str, DistillConfig]
     return found
 
 
+def _chosen(distill: DistillConfig) -> dict[str, Any]:
+    """What the user set: an arm's method may have other defaults for the rest."""
+    return {name: getattr(distill, name) for name in distill.model_fields_set}
+
+
 def by_method(name: str, base: DistillConfig, *, setting: str) -> DistillConfig:
-    """`base` but for its losses: those of a method, and of others joined by "+".
+    """`base` but for the losses and settings of a method, and other losses joined by "+".
 
     Raises:
         UsageError: an unknown method or loss; `setting` is where it was named.
@@ -102,8 +116,9 @@ def by_method(name: str, base: DistillConfig, *, setting: str) -> DistillConfig:
     method, *more = name.split("+")
     if method not in METHODS:
         raise UsageError(f"{setting}: unknown method {method!r}", hint=nearest(method, METHODS))
-    losses = tuple({"name": loss} for loss in (*METHODS[method], *more))
-    found = base.model_copy(update={"method": None, "losses": losses})
+    chosen = METHODS[method]
+    losses = (*chosen.losses, *({"name": loss} for loss in more))
+    found = base.model_copy(update={**chosen.overrides, "method": None, "losses": losses})
     found.chosen()
     return found
 

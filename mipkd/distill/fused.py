@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,12 @@ def fuse(*nets: nn.Module) -> None:
     for net in nets:
         for part in net.children():
             _compile(part)
+
+
+def eagerly(device: torch.device) -> AbstractContextManager[object]:
+    """Run nothing compiled: for sizes that are met once. On a CPU nothing is compiled."""
+    cuda = device.type == "cuda"
+    return torch.compiler.set_stance("force_eager") if cuda else nullcontext()
 
 
 def _compile(part: nn.Module) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from copy import deepcopy
 from typing import Any
@@ -21,24 +21,40 @@ from mipkd.archs.base import SRNet, params
 from mipkd.core.errors import StageError, UsageError
 from mipkd.distill import ranks
 from mipkd.distill.batch import Batch, Sampler
-from mipkd.distill.fused import fuse, pays
+from mipkd.distill.fused import eagerly, fuse, pays
 from mipkd.distill.hardware import autocast_type, find_device
 from mipkd.distill.positions import compared
 from mipkd.distill.ranks import Ranks
-from mipkd.distill.recorded import Backward, Recorded
+from mipkd.distill.recorded import Backward, Graphs, Recorded
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.step import Step
 from mipkd.distill.suited import suited
-from mipkd.losses.base import Loss
+from mipkd.losses._principal import PrincipalDirections
+from mipkd.losses.base import Carrier, Loss
 
 log = logging.getLogger(__name__)
 
+_START_PATCHES = 32  # that helpers start from
+
 
 class Learner:
-    """A student on its way: `advance` is one step, `state_dict` is all that the next one needs."""
+    """A student on its way: `advance` is one step, `state_dict` is all that the next one needs.
 
-    def __init__(self, config: DistillConfig, student: SRNet, teacher: SRNet | None) -> None:
+    Args:
+        principal: the directions of the teacher's features that a sampler's latents are in, one
+            for each position; without any they are found in the first patches.
+    """
+
+    def __init__(
+        self,
+        config: DistillConfig,
+        student: SRNet,
+        teacher: SRNet | None,
+        *,
+        principal: Sequence[PrincipalDirections] = (),
+    ) -> None:
         self.config, self.step, self.rate = config, 0, 0.0
+        self.carried: dict[Carrier, int] = {"student": 0, "teacher": 0}
         self.ranks = ranks.current()
         self.losses = suited(config, teacher)
         taught = any(loss.needs_teacher for loss in self.losses.values())
@@ -46,6 +62,7 @@ class Learner:
         _check_fit(config, student, self.teacher)
         _check_shares(config, self.ranks)
         self.device = find_device(config.device)
+        self.principal = tuple(directions.to(self.device) for directions in principal)
         self.autocast = autocast_type(config.precision, self.device)
         self.student = student
         self._place(student).train()
@@ -73,15 +90,39 @@ class Learner:
             autocast=self.autocast,
             ranks=self.ranks,
         )
-        self._shared_step = self.ranks.wrapped(self.plain)
-        self._gradients: Backward = self._launched
-        if config.cuda_graphs and self._can_record():
-            self._gradients = Recorded(self._launched, self.plain)
         self._next: tuple[int, Batch] | None = None
+        self._started = False
+        self._shared_step: nn.Module | None = None
+        self._prepare()
+        self._tell()
+
+    def start(self, sampler: Sampler) -> None:
+        """Give the helpers their first weights, from the first patches of all processes, where
+        they do not have them already, and join the processes. `advance` does it for one alone."""
+        if self._shared_step is not None:
+            return
+        starting = [n for n, x in self.losses.items() if type(x).start is not Loss.start]
+        if starting and not self._started:
+            batch = _first_patches(sampler).to(self.device)
+            with torch.no_grad(), eagerly(self.device):
+                seen = self.plain.seen(batch, (0, len(batch)))
+                seen.principal = self.principal
+                for name in starting:
+                    self.losses[name].start(seen, self.helpers[name])
+            self._place(self.helpers)
+            self._prepare()
+        self._started = True
+        self._shared_step = self.ranks.wrapped(self.plain)
+
+    def _prepare(self) -> None:
+        """Make what has to know all weights that are trained."""
         self._groups = [list(self.student.parameters()), list(self.helpers.parameters())]
         trained = [p for group in self._groups for p in group]
-        self.optimiser = torch.optim.Adam(trained, config.lr, config.betas, fused=True)
-        self._tell()
+        self._gradients: Backward = self._launched
+        if self.config.cuda_graphs and self._can_record():
+            graphs = Graphs(self._launched, self.plain, trained)
+            self._gradients = Recorded(self._launched, self.plain, graphs.record)
+        self.optimiser = torch.optim.Adam(trained, self.config.lr, self.config.betas, fused=True)
 
     def advance(self, sampler: Sampler) -> dict[str, float]:
         """One step of the optimiser; the loss terms, weighted.
@@ -90,6 +131,7 @@ class Learner:
             StageError: a term or a gradient is not finite, or the GPU's memory is too small; no
                 weight of the student or its helpers has been changed.
         """
+        self.start(sampler)
         batch = self._batch(sampler)
         try:
             with self.ranks.alive():
@@ -112,6 +154,7 @@ class Learner:
         values = figures.tolist()  # a GPU is waited for once a step, when it has all its work
         names = [*terms, "gradient of the student", "gradient of the helpers"]
         self._check_finite(dict(zip(names, values, strict=False)))
+        self._count()
         self.step += 1
         return dict(zip(terms, values, strict=False))
 
@@ -123,13 +166,17 @@ class Learner:
             "averaged": self.averaged.state_dict(),
             "helpers": self.helpers.state_dict(),
             "optimiser": self.optimiser.state_dict(),
+            "carried": dict(self.carried),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to where `state_dict` was taken."""
-        for name in ("student", "averaged", "helpers", "optimiser"):
+        for name in ("student", "averaged", "helpers"):
             getattr(self, name).load_state_dict(state[name])
-        self.step = state["step"]
+        self._started, self._shared_step = True, None
+        self._prepare()
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.carried = state["step"], dict(state["carried"])
 
     def _place(self, net: nn.Module) -> nn.Module:
         layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
@@ -153,6 +200,7 @@ class Learner:
         return sampler.batch(step, self.plain.wants_at(step)).to(self.device)
 
     def _launched(self, batch: Batch) -> dict[str, Tensor]:
+        assert self._shared_step is not None
         with _fastest_kernels():
             return self._backward(batch, self._shared_step)
 
@@ -181,7 +229,7 @@ class Learner:
         while size > 1 and not fits:
             size //= 2
             # What is compiled would be compiled anew for each size.
-            with suppress(torch.OutOfMemoryError), torch.compiler.set_stance("force_eager"):
+            with suppress(torch.OutOfMemoryError), eagerly(self.device):
                 self._backward(batch.rows(slice(size)), self.plain)
                 fits = size
         self.optimiser.zero_grad(set_to_none=True)
@@ -202,7 +250,15 @@ class Learner:
         """The gradients' norms. The helpers' are clipped apart: theirs are often the larger, and
         would otherwise shrink the student's."""
         most = self.config.clip_grad_norm or math.inf
-        return [nn.utils.clip_grad_norm_(group, most) for group in self._groups if group]
+        groups = [group for group in self._groups if any(p.grad is not None for p in group)]
+        return [nn.utils.clip_grad_norm_(group, most) for group in groups]
+
+    def _count(self) -> None:
+        """Note who carried the mixed streams of this step, where blocks were left to run."""
+        end = len(self.teacher.blocks) - 1 if self.teacher is not None else 0
+        for toss in self.plain.tosses.values():
+            for place, carrier in zip(self.positions.teacher, toss, strict=False):
+                self.carried[carrier] += place < end
 
     def _check_finite(self, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -243,6 +299,18 @@ def _fastest_kernels() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.benchmark = before
+
+
+def _first_patches(sampler: Sampler) -> Batch:
+    """Those of the first steps, without what is kept of the teacher."""
+    batches = [sampler.batch(0)]
+    while sum(map(len, batches)) < _START_PATCHES:
+        batches.append(sampler.batch(len(batches)))
+    lr_NCHW, hr_NCHW = (
+        torch.cat(parts)
+        for parts in zip(*((batch.lr_NCHW, batch.hr_NCHW) for batch in batches), strict=True)
+    )
+    return Batch(lr_NCHW, hr_NCHW).rows(slice(_START_PATCHES))
 
 
 def _unshared(step: nn.Module) -> AbstractContextManager[None]:

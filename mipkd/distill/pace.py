@@ -14,6 +14,7 @@ from mipkd.distill import ranks
 from mipkd.distill.fused import pays
 from mipkd.distill.job import open_training
 from mipkd.distill.learner import Learner
+from mipkd.distill.principal import principal_of
 from mipkd.distill.resident import near
 from mipkd.distill.settings import DistillConfig
 
@@ -65,7 +66,9 @@ class _Timed:
     ) -> None:
         start = perf_counter()
         nets = open_training(config, arch, hyper, teacher, photos, cache)
-        self._learner, mine = Learner(config, nets.student, nets.teacher), ranks.current()
+        principal, mine = principal_of(cache), ranks.current()
+        self._learner = Learner(config, nets.student, nets.teacher, principal=principal)
+        self._learner.start(nets.sampler)
         self._sampler = near(nets.sampler.share(mine.rank, mine.count), self._learner.device)
         self._learner.advance(self._sampler)
         self._start_s = perf_counter() - start

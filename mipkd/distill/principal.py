@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mipkd.archs.base import SRNet
 from mipkd.core.photos import open_photos
-from mipkd.core.records import Directions, Photos
+from mipkd.core.records import Directions, Photos, TeacherCache
 from mipkd.distill.data import PatchSampler
 from mipkd.distill.files import read_state, write_state
 from mipkd.losses._principal import PrincipalDirections, choose_width, relative_error
@@ -50,6 +50,11 @@ def read_directions(directions: Directions) -> list[PrincipalDirections]:
         PrincipalDirections(state[f"{k}.mean_C"], state[f"{k}.directions_CL"])
         for k in range(len(directions.positions))
     ]
+
+
+def principal_of(cache: TeacherCache | None) -> list[PrincipalDirections]:
+    """The directions that a cache's latents are in; none where it has no latents."""
+    return read_directions(cache.directions) if cache and cache.directions else []
 
 
 def _patches(photos: Photos) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -11,18 +13,70 @@ from mipkd.core import plugins
 from mipkd.core.errors import UsageError, nearest
 from mipkd.losses.base import Loss, Positions
 
-Method = Literal["mipkd", "logits", "scratch", "fitnet", "at", "rkd", "fakd", "crosskd"]
+MethodName = Literal[
+    "mipkd",
+    "feature_prior",
+    "control",
+    "paper",
+    "logits",
+    "scratch",
+    "fitnet",
+    "at",
+    "rkd",
+    "fakd",
+    "crosskd",
+]
 
-# dukd is none of these: it is listed in [[distill.losses]] beside any of them.
-METHODS: dict[Method, tuple[str, ...]] = {
-    "scratch": ("pixel",),
-    "logits": ("pixel", "logits"),
-    "fitnet": ("pixel", "logits", "fitnet"),
-    "at": ("pixel", "logits", "at"),
-    "rkd": ("pixel", "logits", "rkd"),
-    "fakd": ("pixel", "logits", "fakd"),
-    "crosskd": ("pixel", "crosskd"),  # its paper's point: in place of matching the outputs
-    "mipkd": ("pixel", "logits", "mixture_of_priors"),
+
+@dataclass(frozen=True)
+class Method:
+    """Losses, as in `[[distill.losses]]`, and the settings of training that go with them."""
+
+    losses: tuple[dict[str, Any], ...]
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _taught(name: str, **settings: Any) -> Method:
+    """A loss beside pixel and logits."""
+    return Method(({"name": "pixel"}, {"name": "logits"}, {"name": name, **settings}))
+
+
+# What was read as the published recipe. "cnn": the auto-encoder is learned.
+_PAPER_LOSS = {
+    "until": 1.0,
+    "feature_weight": 1.0,
+    "block_weight": 0.1,
+    "mask_ratio": 0.5,
+    "student_share": 0.5,
+    "encoder": "cnn",
+    "mixed_path": "chain",
+}
+_PAPER_RECIPE = {"init": "random", "lr": 1e-4, "schedule": "multistep", "warmup": 0.0}
+
+# dukd is none of these: it is listed in [[distill.losses]] beside any of them. The defaults of
+# mixture_of_priors are those of mipkd.
+METHODS: dict[MethodName, Method] = {
+    "scratch": Method(({"name": "pixel"},)),
+    "logits": Method(({"name": "pixel"}, {"name": "logits"})),
+    "fitnet": _taught("fitnet"),
+    "at": _taught("at"),
+    "rkd": _taught("rkd"),
+    "fakd": _taught("fakd"),
+    # Its paper's point: in place of matching the outputs.
+    "crosskd": Method(({"name": "pixel"}, {"name": "crosskd"})),
+    "mipkd": _taught("mixture_of_priors"),
+    # Nothing is mixed: the student's features alone against the teacher's.
+    "feature_prior": _taught("mixture_of_priors", mask_ratio=1.0, block_weight=0.0),
+    # MiPKD without what it is about: no student's element in a mixture and no teacher's block.
+    # Its one stream starts anew at the last position, so that the student's body is not taught.
+    "control": _taught(
+        "mixture_of_priors",
+        mask_ratio=0.0,
+        student_share=1.0,
+        feature_weight=0.0,
+        mixed_path="chain",
+    ),
+    "paper": replace(_taught("mixture_of_priors", **_PAPER_LOSS), overrides=_PAPER_RECIPE),
 }
 
 
@@ -31,7 +85,7 @@ class DistillConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: Method | None = None  # None: mipkd with a teacher, scratch without
+    method: MethodName | None = None  # None: mipkd with a teacher, scratch without
     losses: tuple[dict[str, Any], ...] = ()  # [[distill.losses]], in place of the method's
     init: str = "project"  # "project", "inherit" (of the teacher), "random" or a checkpoint
     steps: int = Field(10_000, ge=1)
@@ -57,6 +111,16 @@ class DistillConfig(BaseModel):
     validate_every: int | None = Field(None, ge=1)  # None: five times in all
     save_every: int = Field(100, ge=1)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_the_methods_settings(cls, given: Any) -> Any:
+        """The method's own recipe, where the user says nothing else."""
+        name = given.get("method") if isinstance(given, dict) else None
+        for known, method in METHODS.items():
+            if known == name:
+                return {**method.overrides, **given}
+        return given
+
     @model_validator(mode="after")
     def _one_way(self) -> DistillConfig:
         if self.method and self.losses:
@@ -71,7 +135,7 @@ class DistillConfig(BaseModel):
                 loss that needs a teacher when there is none.
         """
         method = self.method or ("mipkd" if teacher else "scratch")
-        entries = self.losses or tuple({"name": name} for name in METHODS[method])
+        entries = self.losses or METHODS[method].losses
         found: dict[str, Loss] = {}
         for entry in entries:
             name, loss = _loss(entry)

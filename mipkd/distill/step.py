@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mipkd.archs.base import SRNet
 from mipkd.distill.batch import Batch
 from mipkd.distill.ranks import Ranks
-from mipkd.losses.base import PASSES, Loss, Pass, Positions, TeacherPass
+from mipkd.losses.base import PASSES, Loss, Pass, Positions, TeacherPass, Toss
 
 
 def most_read(losses: Iterable[Loss]) -> TeacherPass:
@@ -61,12 +61,24 @@ class Step(nn.Module):
         self.generator, self.coins = torch.Generator(device), random.Random()
         self.draw(0)
 
+    @property
+    def teacher(self) -> SRNet | None:
+        """The frozen net, if there is one."""
+        return self._teacher[0]
+
     def draw(self, step: int) -> None:
         """Make all chance of the next forward that of this step, and its losses those at work."""
         self.active = self.active_at(step)
         chance = np.random.SeedSequence([self.seed, step]).generate_state(2, np.uint64)
         self.generator.manual_seed(int(chance[0] >> np.uint64(1)))
         self.coins = random.Random(int(chance[1]))
+        self.tosses = {n: x.toss(self.coins, self.positions) for n, x in self.active.items()}
+
+    @property
+    def key(self) -> tuple[tuple[str, Toss], ...]:
+        """What the next forward will compute, as far as that changes from step to step: the
+        losses at work, and who carries their mixed streams."""
+        return tuple(self.tosses.items())
 
     def active_at(self, step: int) -> dict[str, Loss]:
         """The losses that do not rest yet."""
@@ -83,20 +95,27 @@ class Step(nn.Module):
 
     def forward(self, batch: Batch, rows: tuple[int, int]) -> dict[str, Tensor]:
         """The terms of the losses at work, weighted, in float32; `rows` as in `Pass`."""
+        terms: dict[str, Tensor] = {}
+        for name, found in self.by_loss(batch, rows).items():
+            for term, value in found.items():
+                # Two losses may have a term of one name.
+                terms[f"{name}.{term}" if term in terms else term] = value
+        return terms
+
+    def by_loss(self, batch: Batch, rows: tuple[int, int]) -> dict[str, dict[str, Tensor]]:
+        """The same, of each loss apart."""
         kind, on = batch.lr_NCHW.device.type, self.autocast is not None
         with torch.autocast(kind, self.autocast, enabled=on):
             seen = self.seen(batch, rows)
-            terms: dict[str, Tensor] = {}
+            found = {}
             for name, loss in self.active.items():
                 helper = self.helpers[name] if name in self.helpers else None  # noqa: SIM401
-                for term, value in loss(seen, helper).items():
-                    # Two losses may have a term of one name.
-                    terms[f"{name}.{term}" if term in terms else term] = value.float()
-        return terms
+                found[name] = {t: v.float() for t, v in loss(seen, helper).items()}
+        return found
 
     def seen(self, batch: Batch, rows: tuple[int, int]) -> Pass:
         """The plain forwards, done once for all losses; the teacher's only where it is not kept."""
-        (teacher,) = self._teacher
+        teacher = self.teacher
         wants = most_read(self.active.values())
         taps = wants in ("latents", "features")
         image, features = self.student.tapped(batch.lr_NCHW, self.positions.student if taps else ())
@@ -112,11 +131,19 @@ class Step(nn.Module):
             positions=self.positions,
             generator=self.generator,
             coins=self.coins,
+            tosses=self.tosses,
             rows=rows,
             mean=self.ranks.mean,
         )
-        if teacher is not None and wants != "none" and batch.teacher_image is None:
+        if teacher is not None and not _holds(batch, wants):
             with torch.no_grad():
                 taught = teacher.tapped(batch.lr_NCHW, self.positions.teacher if taps else ())
             seen.teacher_image, seen.teacher_features = taught
         return seen
+
+
+def _holds(batch: Batch, wants: TeacherPass) -> bool:
+    """Whether all that is wanted of the teacher's plain forward came with the patches."""
+    image = batch.teacher_image is not None
+    latents = image and bool(batch.teacher_latents)
+    return {"none": True, "image": image, "latents": latents, "features": False}[wants]

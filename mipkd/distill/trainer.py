@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mipkd.archs.base import SRNet
+from mipkd.core.health import BEFORE
 from mipkd.core.records import TeacherCache
 from mipkd.distill import checkpoint, ranks
 from mipkd.distill.batch import Sampler
 from mipkd.distill.data import PatchSampler
+from mipkd.distill.health import PROBE_PATCHES, Health
 from mipkd.distill.interrupt import Interrupt
 from mipkd.distill.learner import Learner
+from mipkd.distill.principal import principal_of
 from mipkd.distill.resident import near
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.validate import Pair, Validation
@@ -50,10 +53,12 @@ def train(
     sampler: PatchSampler,
     tests: Sequence[Pair],
     out: Path,
+    inherited: SRNet | None = None,
 ) -> TrainResult:
     """Train `student` in place for `config.steps`, going on from a checkpoint in `out`.
 
-    `teacher` is frozen and put into eval mode, its weights are never written.
+    `teacher` is frozen and put into eval mode, its weights are never written. `inherited` is what
+    the student would have been without a projection, scored beside it before the first step.
 
     Raises:
         UsageError: settings that do not fit the nets or each other.
@@ -64,24 +69,29 @@ def train(
     training = _Training(config, student, teacher, sampler.cache, out)
     learner = training.learner
     mine.agree(learner.step)
+    learner.start(sampler)
     nearby = near(sampler.share(mine.rank, mine.count), learner.device)
     if mine.rank:
         return _followed(training, nearby)
     validation = Validation(tests, teacher, out / "pictures", learner.device)
+    health = Health(learner, sampler.batch(0).rows(slice(PROBE_PATCHES)))
     watch = Watch(out, step=learner.step, steps=config.steps)
     try:
         with Interrupt() as interrupt:
             if learner.step == 0:
                 training.psnr_y_db = validation(learner.averaged, 0)
-                watch.note(0, {}, 0.0, training.psnr_y_db)
+                figures = health.figures() | _beside(validation, training.psnr_y_db, inherited)
+                watch.note(0, {}, 0.0, training.psnr_y_db, figures)
             while learner.step < config.steps:
                 terms = learner.advance(nearby)
                 stops = mine.any(interrupt.asked)
                 last = learner.step == config.steps
-                psnr = None
+                psnr, figures = None, dict[str, float]()
                 if last or learner.step % config.validation_period == 0:
                     psnr = training.psnr_y_db = validation(learner.averaged, learner.step)
-                watch.note(learner.step, terms, learner.rate, psnr)
+                    figures = health.figures()
+                    health.warn(figures)
+                watch.note(learner.step, terms, learner.rate, psnr, figures)
                 if last or stops or (learner.step % config.save_every == 0 and training.due()):
                     training.save()
                 if stops:
@@ -91,6 +101,16 @@ def train(
         watch.close()
     checkpoint.drop_older(out)
     return training.result(watch.file)
+
+
+def _beside(validation: Validation, start_db: float, inherited: SRNet | None) -> dict[str, float]:
+    """What a projected start is held against, PSNR-Y in dB; nothing for another start."""
+    if inherited is None or not validation.tests:
+        return {}
+    found = validation.beside(inherited)
+    others = ", ".join(f"{name} {value:.2f}" for name, value in found.items())
+    log.info("before the first step: PSNR-Y %.2f dB; %s", start_db, others)
+    return {BEFORE + name: value for name, value in found.items()}
 
 
 def _followed(training: _Training, sampler: Sampler) -> TrainResult:
@@ -118,7 +138,7 @@ class _Training:
         settings = config.model_dump_json(exclude={"save_every"})
         settings += cache.contents if cache else ""
         self.fits = checkpoint.fingerprint(settings, student, teacher)
-        self.learner = Learner(config, student, teacher)
+        self.learner = Learner(config, student, teacher, principal=principal_of(cache))
         self.psnr_y_db, self.out = float("nan"), out
         self._before, self._start = 0.0, time.perf_counter()
         self._next_save = 0.0

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from mipkd.archs.base import SRNet
 from mipkd.core.images import ByteArray, psnr_y, resize_bicubic, write_png
 from mipkd.distill.checkpoint import writing
+from mipkd.distill.fused import eagerly
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,17 @@ class Validation:
                 self._show(name, lr, sr, hr, step)
         return float(np.mean(scores)) if scores else float("nan")
 
+    def beside(self, inherited: SRNet) -> dict[str, float]:
+        """Mean PSNR-Y in dB of bicubic, of a student that only inherited, and of the teacher."""
+        scores: dict[str, list[float]] = {"bicubic": [], "inherited": [], "teacher": []}
+        nets = {"inherited": inherited.to(self.device).eval(), "teacher": self.teacher}
+        for _, lr, hr in self.tests:
+            images = {name: self._upscaled(net, lr) for name, net in nets.items() if net}
+            images["bicubic"] = resize_bicubic(lr, (hr.shape[0], hr.shape[1]))
+            for name, image in images.items():
+                scores[name].append(psnr_y(image, hr, border=inherited.scale))
+        return {name: float(np.mean(found)) for name, found in scores.items() if found}
+
     def _show(self, name: str, lr: ByteArray, sr: ByteArray, hr: ByteArray, step: int) -> None:
         height, width = (min(side, _SIDE) for side in lr.shape[:2])
         top, left = (lr.shape[0] - height) // 2, (lr.shape[1] - width) // 2
@@ -66,14 +77,9 @@ class Validation:
             self.folder.mkdir(exist_ok=True)
             write_png(file, np.concatenate([bicubic, sr[high], *taught, hr[high]], axis=1))
 
-    def _uncompiled(self) -> AbstractContextManager[object]:
-        """Images are of many sizes, and each would be compiled for; on a CPU nothing is."""
-        cuda = self.device.type == "cuda"
-        return torch.compiler.set_stance("force_eager") if cuda else nullcontext()
-
     def _upscaled(self, net: SRNet, lr_HWC: ByteArray) -> ByteArray:
         lr = torch.from_numpy(lr_HWC).permute(2, 0, 1)[None].to(self.device) / 255
-        with torch.inference_mode(), self._uncompiled():
+        with torch.inference_mode(), eagerly(self.device):
             sr = net(lr)[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0)
         image: ByteArray = sr.cpu().numpy()
         return image

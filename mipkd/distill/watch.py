@@ -65,9 +65,15 @@ class Watch:
             self._task = self._bar.add_task("distill", total=steps, completed=step, shown="")
 
     def note(
-        self, step: int, terms: Mapping[str, float], rate: float, psnr_y_db: float | None
+        self,
+        step: int,
+        terms: Mapping[str, float],
+        rate: float,
+        psnr_y_db: float | None,
+        health: Mapping[str, float],
     ) -> None:
-        """One finished step, or 0 with no terms for the start; a PSNR when it was validated.
+        """One finished step, or 0 with no terms for the start; a PSNR and figures of its health
+        when it was validated.
 
         Raises:
             StageError: the disk is full.
@@ -77,6 +83,7 @@ class Watch:
             row |= {"total": sum(terms.values()), **terms, "lr": rate}
         if psnr_y_db is not None:
             row["psnr_y_db"] = psnr_y_db
+        row |= health
         with writing(self.file):
             self._lines.write(json.dumps(row) + "\n")
             self._lines.flush()
@@ -84,14 +91,14 @@ class Watch:
                 for name, value in row.items():
                     if name != "step":
                         self._board.add_scalar(name, value, step)
-        self._show(step, terms, psnr_y_db)
+        self._show(step, {**terms, **health}, psnr_y_db)
 
     @property
     def _board_period(self) -> int:
         return -(-self._steps // _BOARD_POINTS)
 
-    def _show(self, step: int, terms: Mapping[str, float], psnr_y_db: float | None) -> None:
-        shown = " ".join(f"{name} {value:.4g}" for name, value in terms.items())
+    def _show(self, step: int, figures: Mapping[str, float], psnr_y_db: float | None) -> None:
+        shown = " ".join(f"{name} {value:.4g}" for name, value in figures.items())
         if psnr_y_db is not None:
             shown += f"  PSNR-Y {psnr_y_db:.2f} dB"
         now = time.monotonic()

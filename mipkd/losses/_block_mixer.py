@@ -10,24 +10,22 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from mipkd.archs.base import SRNet
-from mipkd.losses._feature_mixer import Carrier, FeatureMixer, Latents
-from mipkd.losses.base import Pass
+from mipkd.losses._feature_mixer import FeatureMixer, Mixture
+from mipkd.losses._principal_mixer import PrincipalMixer
+from mipkd.losses.base import Carrier, Pass, Toss
+
+Mixer = FeatureMixer | PrincipalMixer
 
 
-def toss(count: int, *, student_share: float, coins: random.Random) -> tuple[Carrier, ...]:
-    """Who carries the stream on after each position; one toss for the whole batch.
-
-    No coin where there is no choice: a step that takes coins cannot be recorded.
-    """
-    if student_share in (0, 1):
-        return ("student" if student_share else "teacher",) * count
+def toss(count: int, *, student_share: float, coins: random.Random) -> Toss:
+    """Who carries the stream on after each position; one toss for the whole batch."""
     return tuple("student" if coins.random() < student_share else "teacher" for _ in range(count))
 
 
 def chain(
     seen: Pass,
-    mixers: Sequence[FeatureMixer],
-    latents: Sequence[Latents],
+    mixers: Sequence[Mixer],
+    mixtures: Sequence[Mixture],
     carriers: Sequence[Carrier],
 ) -> Tensor:
     """The image of one stream that may change nets at each position.
@@ -36,25 +34,35 @@ def chain(
     place of its carrier's own features in that position's mixture.
     """
     ends = [*_starts(seen)[1:], _ends(seen)]
-    stream = mixers[0].enhanced(latents[0], carriers[0])
+    stream = mixers[0].decode(mixtures[0].mixed, carriers[0])
     for k, (carrier, start) in enumerate(zip(carriers, _starts(seen), strict=True)):
         if k > 0:
-            stream = mixers[k].remixed(latents[k], stream, carriers[k - 1], carrier)
+            mixture = _replaced(mixers[k], mixtures[k], stream, carriers[k - 1])
+            stream = mixers[k].decode(mixture.mixed, carrier)
         stream = _through(_net(seen, carrier), stream, start[carrier], ends[k][carrier])
     return _tail(seen, carriers[-1], stream)
 
 
+def _replaced(mixer: Mixer, mixture: Mixture, stream_NCHW: Tensor, source: Carrier) -> Mixture:
+    """The mixture with a stream that net `source` computed in place of its own features."""
+    if source == "student":
+        latents_NLHW = mixer.encode_student(stream_NCHW)
+        return Mixture(latents_NLHW, mixture.teacher_NLHW, mixture.mask_NLHW)
+    latents_NLHW = mixer.encode_teacher(stream_NCHW).to(mixture.student_NLHW.dtype)
+    return Mixture(mixture.student_NLHW, latents_NLHW, mixture.mask_NLHW)
+
+
 def branches(
     seen: Pass,
-    mixers: Sequence[FeatureMixer],
-    latents: Sequence[Latents],
+    mixers: Sequence[Mixer],
+    mixtures: Sequence[Mixture],
     carriers: Sequence[Carrier],
 ) -> list[Tensor]:
     """An image for each position: its mixture through the whole rest of one net."""
-    triples = zip(mixers, latents, carriers, strict=True)
+    triples = zip(mixers, mixtures, carriers, strict=True)
     return [
-        rest(seen, k, mixer.enhanced(latent, carrier), carrier)
-        for k, (mixer, latent, carrier) in enumerate(triples)
+        rest(seen, k, mixer.decode(mixture.mixed, carrier), carrier)
+        for k, (mixer, mixture, carrier) in enumerate(triples)
     ]
 
 

@@ -23,12 +23,14 @@ SLOWEST_RATE = 0.01  # of the running mean of the magnitude, after its first 100
 
 
 def pairs(seen: Pass, loss: str) -> list[tuple[Tensor, Tensor]]:
-    """The student's and the teacher's features (N, C, H, W) of each position.
+    """The student's and the teacher's features (N, C, H, W) of each position; the teacher's
+    latents where those are kept.
 
     Raises:
         UsageError: they differ in H or W, so that no place of one is a place of the other.
     """
-    found = list(zip(seen.student_features, seen.teacher_features, strict=True))
+    theirs_K = seen.teacher_features or seen.teacher_latents
+    found = list(zip(seen.student_features, theirs_K, strict=True))
     for k, (mine, theirs) in enumerate(found):
         if mine.shape[-2:] != theirs.shape[-2:]:
             raise UsageError(

@@ -6,7 +6,7 @@ Shapes: N batch, C channels, H W low-res size, S scale. Images: float32 in [0, 1
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -15,11 +15,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from mipkd.archs.base import SRNet
+from mipkd.losses._principal import PrincipalDirections
 
 # How much of the teacher's plain forward a loss reads, the least first. Latents are its features
 # in the principal directions of their position.
 TeacherPass = Literal["none", "image", "latents", "features"]
 PASSES: tuple[TeacherPass, ...] = ("none", "image", "latents", "features")
+
+Carrier = Literal["student", "teacher"]
+Toss = tuple[Carrier, ...]  # who carries a mixed stream on after each position
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class Pass:
     # What is drawn for each image is drawn for all rows, so that any split draws the same.
     rows: tuple[int, int] | None = None
     mean: Callable[[Tensor], Tensor] = field(default=lambda values: values)  # over the shares
+    principal: tuple[PrincipalDirections, ...] = ()  # that the kept latents are in
+    tosses: Mapping[str, Toss] = field(default_factory=dict)  # of this step, by the loss's name
 
 
 def l1(a: Tensor, b: Tensor) -> Tensor:
@@ -99,6 +105,17 @@ class Loss(BaseModel):
     ) -> nn.Module | None:
         """Modules trained beside the student and dropped afterwards; their buffers are saved."""
         return None
+
+    def start(self, seen: Pass, helper: nn.Module | None) -> None:
+        """Give the helper its first weights from patches that both nets have seen, the teacher's
+        features included. Called once, before the first step; a resumed training has them."""
+
+    def toss(self, coins: random.Random, positions: Positions) -> Toss:
+        """Who carries the mixed stream on in a step; empty for a loss that mixes no blocks.
+
+        Drawn before the step, so that a GPU can replay a recording of what was drawn.
+        """
+        return ()
 
     def served_by(self, teacher: SRNet) -> Loss | None:
         """This loss without what `teacher` does not offer; None if nothing is left."""

@@ -1,13 +1,18 @@
-"""MiPKD: the teacher's and the student's features mixed in a latent space, their blocks in a chain.
+"""MiPKD: features mixed in a latent space, and blocks of both nets assembled at random.
 
 Paper: "Knowledge Distillation with Multi-granularity Mixture of Priors for Image
 Super-Resolution", ICLR 2025, arXiv 2404.02573. What texts about the paper do not settle (mask
-ratio, latent width, chain or branches, the auto-encoder's weight, normalisation) is a setting.
-Reconstruction and logits are losses of their own (`pixel`, `logits`).
+ratio, latent space, chain or branches, normalisation) is a setting. Reconstruction and logits
+are losses of their own (`pixel`, `logits`).
+
+The latent space is by default that of the teacher's principal directions ("pca"): fixed, so that
+the mixture is never blurred by an auto-encoder that has not learned yet. "cnn" and "mlp" are the
+paper's learned ones.
 """
 
 from __future__ import annotations
 
+import random
 from typing import ClassVar, Literal, cast
 
 import torch
@@ -15,53 +20,90 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mipkd.archs.base import SRNet
-from mipkd.losses._block_mixer import branches, chain, toss
-from mipkd.losses._feature_mixer import Encoder, FeatureMixer, Latents, Mask, latent_width
+from mipkd.losses import _block_mixer
+from mipkd.losses._block_mixer import Mixer, branches, chain
+from mipkd.losses._feature_mixer import FeatureMixer, Mixture, latent_width, mix
 from mipkd.losses._features import Normalise, Units, pairs
-from mipkd.losses.base import Loss, Pass, Positions, l1
+from mipkd.losses._principal import PrincipalDirections, choose_width
+from mipkd.losses._principal_mixer import PrincipalMixer
+from mipkd.losses.base import Loss, Pass, Positions, TeacherPass, Toss, l1
 
-NAME = "mixture_of_priors"  # in messages
+NAME = "mixture_of_priors"  # in messages, and of its tosses
+_LEARNED = ("autoencoder_weight", "normalise")  # settings of an auto-encoder that is learned
 
 
 class MixtureOfPriors(Loss):
     """Feature Prior Mixer and Block Prior Mixer, for nets of any depth, width and family.
 
-    A mixer of weight 0 is left out: the paper's ablations are settings. `mixed_path` "branches"
-    sends each mixture through the whole rest of one net.
+    A mixer of weight 0 is left out. `mixed_path` "branches" sends each mixture through the whole
+    rest of one net, "chain" one stream through parts of both.
     """
 
     needs_features: ClassVar[bool] = True
 
-    # Weights and shares: docs/decisions/0006-mipkd-settings.md, also for the paper's.
-    feature_weight: float = Field(0.03, ge=0)
-    autoencoder_weight: float = Field(1.0, ge=0)  # within the feature term
-    block_weight: float = Field(3.0, ge=0)
-    mask: Mask = "random"
-    mask_ratio: float = Field(0.1, ge=0, le=1)  # share of latent elements that are the student's
-    student_share: float = Field(1.0, ge=0, le=1)  # chance that the student carries the stream on
-    encoder: Encoder = "cnn"
-    shared_encoder: bool = False  # but for the first layer, where the nets' widths differ
-    latent_width: int | None = Field(None, ge=1)  # None: the teacher's, or 64 when it is wider
-    mixed_path: Literal["chain", "branches"] = "chain"
-    normalise: Normalise = "auto"
+    # Why these: docs/decisions/0006-mipkd-settings.md.
+    until: float = Field(0.5, gt=0, le=1)
+    feature_weight: float = Field(0.2, ge=0)
+    block_weight: float = Field(0.1, ge=0)
+    mask_ratio: float = Field(0.5, ge=0, le=1)  # share of latent elements that are the student's
+    student_share: float = Field(0.5, ge=0, le=1)  # chance that the student carries the stream on
+    encoder: Literal["pca", "cnn", "mlp"] = "pca"
+    latent_width: int | None = Field(None, ge=1)  # None: enough of them ("pca"), or at most 64
+    mixed_path: Literal["branches", "chain"] = "branches"
+    autoencoder_weight: float = Field(1.0, ge=0)  # within the feature term; of cnn and mlp
+    normalise: Normalise = "auto"  # of cnn and mlp
 
     @model_validator(mode="after")
     def _one_mixer(self) -> MixtureOfPriors:
         if not (self.feature_weight or self.block_weight):
             raise ValueError("feature_weight or block_weight must be more than 0")
+        if self.encoder == "pca" and (unused := self.model_fields_set.intersection(_LEARNED)):
+            raise ValueError(f"{min(unused)} is a setting of encoder cnn and mlp alone")
         return self
+
+    @property
+    def reads(self) -> TeacherPass:
+        """Its latents where their directions are fixed, so that they can be kept."""
+        return "latents" if self.encoder == "pca" else "features"
+
+    @property
+    def reads_width(self) -> int | None:
+        return self.latent_width
 
     def helper(self, student: SRNet, teacher: SRNet | None, positions: Positions) -> Mixers:
         assert teacher is not None
         latent = self.latent_width or latent_width(teacher.width)
-        return Mixers(
-            len(positions.student),
-            student.width,
-            teacher.width,
-            latent,
-            encoder=self.encoder,
-            shared=self.shared_encoder,
-        )
+        mixers: list[Mixer] = []
+        for _ in positions.student:
+            if self.encoder == "pca":
+                widest = min(latent, teacher.width)
+                mixers.append(PrincipalMixer(student.width, teacher.width, widest))
+            else:
+                widths = student.width, teacher.width, latent
+                mixers.append(FeatureMixer(*widths, encoder=self.encoder))
+        return Mixers(mixers)
+
+    def start(self, seen: Pass, helper: nn.Module | None) -> None:
+        """The principal directions of these features, or those of the kept latents, and the
+        least-squares solutions of what is learned."""
+        assert isinstance(helper, Mixers)
+        if self.encoder != "pca":
+            return
+        found = pairs(seen, NAME)
+        principal = seen.principal or self._directions([theirs for _, theirs in found])
+        for mixer, directions, features in zip(helper.each(), principal, found, strict=True):
+            cast("PrincipalMixer", mixer).start(directions, *features)
+
+    def _directions(self, teacher_K: list[Tensor]) -> tuple[PrincipalDirections, ...]:
+        width = self.latent_width or choose_width(teacher_K)
+        widest = min(width, teacher_K[0].shape[1])
+        return tuple(PrincipalDirections.fit(features, widest) for features in teacher_K)
+
+    def toss(self, coins: random.Random, positions: Positions) -> Toss:
+        if not self.block_weight:
+            return ()
+        count = len(positions.student)
+        return _block_mixer.toss(count, student_share=self.student_share, coins=coins)
 
     def served_by(self, teacher: SRNet) -> Loss | None:
         if teacher.in_parts or not self.block_weight or not teacher.blocks:
@@ -70,51 +112,52 @@ class MixtureOfPriors(Loss):
 
     def __call__(self, seen: Pass, helper: nn.Module | None) -> dict[str, Tensor]:
         assert isinstance(helper, Mixers)
-        latents = [
-            mixer.mix(
-                s,
-                t,
+        mixtures = self._mixtures(seen, helper.each())
+        terms = self._feature_terms(seen, helper, mixtures) if self.feature_weight else {}
+        if self.block_weight:
+            terms["block"] = self.block_weight * self._block_loss(seen, helper, mixtures)
+        return {name: self.weight * term for name, term in terms.items()}
+
+    def _mixtures(self, seen: Pass, mixers: list[Mixer]) -> list[Mixture]:
+        kept = not seen.teacher_features
+        return [
+            mix(
+                mixer.encode_student(mine),
+                theirs if kept else mixer.encode_teacher(theirs),
                 student_share=self.mask_ratio,
                 generator=seen.generator,
                 rows=seen.rows,
-                mask=self.mask,
             )
-            for mixer, (s, t) in zip(helper.each(), pairs(seen, NAME), strict=True)
+            for mixer, (mine, theirs) in zip(mixers, pairs(seen, NAME), strict=True)
         ]
-        terms = self._feature_terms(seen, helper, latents) if self.feature_weight else {}
-        if self.block_weight:
-            terms["block"] = self.block_weight * self._block_loss(seen, helper, latents)
-        return {name: self.weight * term for name, term in terms.items()}
 
     def _feature_terms(
-        self, seen: Pass, helper: Mixers, latents: list[Latents]
+        self, seen: Pass, helper: Mixers, mixtures: list[Mixture]
     ) -> dict[str, Tensor]:
-        """L1 of the enhanced features, and of the teacher's own through the auto-encoder."""
-        truths = seen.teacher_features
-        feature_K = torch.stack(
-            [l1(z.enhanced_NCHW, truth) for z, truth in zip(latents, truths, strict=True)]
-        )
+        """How far the mixtures are from what they would be of the teacher alone."""
+        if self.encoder == "pca":
+            apart_K = [
+                l1(mixture.mixed, mixture.teacher_NLHW) / cast("Tensor", mixer.magnitude)
+                for mixer, mixture in zip(helper.each(), mixtures, strict=True)
+            ]
+            return {"feature": self.feature_weight * torch.stack(apart_K).mean()}
+        mixed = [mixture.mixed for mixture in mixtures]
+        feature_K = helper.apart(mixed, seen.teacher_features)
         unit_K = helper.unit(seen, feature_K, self.normalise, NAME)
         terms = {"feature": self.feature_weight * (feature_K / unit_K).mean()}
         if self.autoencoder_weight:
-            restored_K = torch.stack(
-                [
-                    l1(mixer.restored(z), truth)
-                    for mixer, z, truth in zip(helper.each(), latents, truths, strict=True)
-                ]
-            )
+            restored_K = helper.apart([m.teacher_NLHW for m in mixtures], seen.teacher_features)
             weight = self.feature_weight * self.autoencoder_weight
             terms["autoencoder"] = weight * (restored_K / unit_K).mean()
         return terms
 
-    def _block_loss(self, seen: Pass, helper: Mixers, latents: list[Latents]) -> Tensor:
+    def _block_loss(self, seen: Pass, helper: Mixers, mixtures: list[Mixture]) -> Tensor:
         """L1 of the mixed net's image, or the mean over the branches', against the teacher's."""
         assert seen.teacher_image is not None
-        mixers = helper.each()
-        carriers = toss(len(mixers), student_share=self.student_share, coins=seen.coins)
+        carriers = seen.tosses.get(NAME) or self.toss(seen.coins, seen.positions)
         if self.mixed_path == "chain":
-            return l1(chain(seen, mixers, latents, carriers), seen.teacher_image)
-        images = branches(seen, mixers, latents, carriers)
+            return l1(chain(seen, helper.each(), mixtures, carriers), seen.teacher_image)
+        images = branches(seen, helper.each(), mixtures, carriers)
         return torch.stack([l1(image, seen.teacher_image) for image in images]).mean()
 
 
@@ -123,25 +166,27 @@ class Mixers(Units):
 
     mixers: nn.ModuleList
 
-    def __init__(
-        self,
-        count: int,
-        student_width: int,
-        teacher_width: int,
-        latent: int,
-        *,
-        encoder: Encoder = "cnn",
-        shared: bool = False,
-    ) -> None:
-        super().__init__(count)
-        self.mixers = nn.ModuleList(
-            FeatureMixer(student_width, teacher_width, latent, encoder=encoder, shared=shared)
-            for _ in range(count)
-        )
+    def __init__(self, mixers: list[Mixer]) -> None:
+        super().__init__(len(mixers))
+        self.mixers = nn.ModuleList(mixers)
 
-    def each(self) -> list[FeatureMixer]:
+    def each(self) -> list[Mixer]:
         """The mixers of the positions, in order."""
-        return cast("list[FeatureMixer]", list(self.mixers))
+        return cast("list[Mixer]", list(self.mixers))
+
+    def apart(self, latents_K: list[Tensor], teacher_K: list[Tensor]) -> Tensor:
+        """Mean absolute difference of the decoded latents from the teacher's features, (K,)."""
+        triples = zip(self.each(), latents_K, teacher_K, strict=True)
+        return torch.stack([l1(mixer.decode(z, "teacher"), f) for mixer, z, f in triples])
+
+    def reconstruction_error(self, teacher_K: list[Tensor]) -> Tensor:
+        """Mean absolute error of the teacher's features through encoder and decoder, over their
+        mean magnitude, at the worst position."""
+        latents = zip(self.each(), teacher_K, strict=True)
+        error_K = self.apart([mixer.encode_teacher(f) for mixer, f in latents], teacher_K)
+        return (
+            error_K / torch.stack([f.float().abs().mean().clamp(min=1e-12) for f in teacher_K])
+        ).max()
 
 
 LOSS = MixtureOfPriors

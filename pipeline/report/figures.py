@@ -8,6 +8,7 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
+from mipkd.core.health import BEFORE, is_health
 from pipeline.report.plots import COLOURS, Curve, Point, lines, scatter
 from pipeline.report.schema import MeasurementResult, PlanResult, QualityResult, Results
 from pipeline.report.tables import sizes_of
@@ -91,7 +92,7 @@ def training(metrics: Path | None) -> Trace:
 
 
 def _is_term(name: str) -> bool:
-    return name not in _NOT_TERMS and not name.startswith("_")
+    return name not in _NOT_TERMS and not is_health(name) and not name.startswith((BEFORE, "_"))
 
 
 def _point(m: MeasurementResult, results: Results, size: tuple[int, int]) -> Point | None:
@@ -137,6 +138,18 @@ def _rows(curves: Path) -> list[dict[str, float]]:
 def series(curves: Path, name: str) -> tuple[list[float], list[float]]:
     """Steps and values of one figure of a `metrics.jsonl`."""
     return _series(_rows(curves), name)
+
+
+def last_health(curves: Path) -> dict[str, float]:
+    """The last figure of each kind of a training's health; of what rested at the end, too."""
+    return {k: v for row in _rows(curves) for k, v in row.items() if is_health(k)}
+
+
+def before(curves: Path) -> dict[str, float]:
+    """PSNR-Y in dB before the first step of a projected student, with what it is held against."""
+    first = next(iter(_rows(curves)), {})
+    found = {k.removeprefix(BEFORE): v for k, v in first.items() if k.startswith(BEFORE)}
+    return {"student": first["psnr_y_db"], **found} if found else {}
 
 
 def _series(rows: list[dict[str, float]], name: str) -> tuple[list[float], list[float]]:

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import ValidationError
 
 from mipkd.core.errors import UsageError
+from mipkd.core.health import remark
 from mipkd.core.records import (
     Distilled,
     Evidence,
@@ -41,6 +42,7 @@ from pipeline.bench.against import (
 from pipeline.bench.gain import over
 from pipeline.bench.stats import Ratio, percentiles
 from pipeline.report import schema as s
+from pipeline.report.figures import before, last_health
 from pipeline.report.gains import as_interval, gain_result, sentence
 from pipeline.report.wording import as_size, megabytes, milliseconds, number, times
 
@@ -324,6 +326,11 @@ def _training(distilled: Distilled) -> s.TrainingFacts:
         seconds=distilled.seconds,
         losses=list(distilled.losses),
         psnr_y_db=_finite(distilled.psnr_y_db),
+        before=before(distilled.curves),
+        health=[
+            s.HealthResult(name=name, value=value, remark=remark(name, value))
+            for name, value in last_health(distilled.curves).items()
+        ],
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-SCHEMA_VERSION = "1.5"
+SCHEMA_VERSION = "1.6"
 
 Word = Literal["PASS", "FAIL", "INVALID"]
 
@@ -113,6 +113,19 @@ class ModelFacts(_Part):
     """Licence of the weights as far as they say."""
 
 
+class HealthResult(_Part):
+    """A figure of whether the distillation did what its name says, when it was last measured."""
+
+    name: str
+    """reconstruction_error: mean absolute error of the teacher's features through the mixers over
+    their mean magnitude; teacher_share: of the mixed path's parts, those that ran the teacher's
+    blocks; body_gradient_share/LOSS: of the gradient on the student's blocks, that loss's."""
+    value: float
+    """The figure."""
+    remark: str
+    """What is bad about it; empty where nothing is."""
+
+
 class TrainingFacts(_Part):
     """How the student was trained."""
 
@@ -124,6 +137,11 @@ class TrainingFacts(_Part):
     """Names of the loss terms."""
     psnr_y_db: float | None
     """Mean validation PSNR-Y of the exported weights."""
+    before: dict[str, float] = {}
+    """Of a student that started as its teacher's projection: mean validation PSNR-Y before the
+    first step of the student, of bicubic, of a student that only inherited and of the teacher."""
+    health: list[HealthResult] = []
+    """Figures of the distillation's health; none where nothing is distilled."""
 
 
 class GraphFacts(_Part):

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from mipkd.core.health import BODY_GRADIENT
+
 if TYPE_CHECKING:
     from pipeline.report.schema import PlanResult
 
@@ -60,6 +62,16 @@ def interval(value: float, low: float, high: float) -> str:
     """A factor with its interval."""
     digits = 0 if value >= 100 else 2
     return f"{times(value)} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def health(name: str, value: float) -> str:
+    """A figure of a training's health (`mipkd.core.health`)."""
+    words = {
+        "reconstruction_error": "reconstruction error of the teacher's features",
+        "teacher_share": "teacher's share of the mixed path",
+    }
+    loss = name.removeprefix(BODY_GRADIENT)
+    return f"{words.get(name) or f'share of {loss} in the body gradient'} {share(value)}"
 
 
 def megabytes(size_bytes: int | None) -> str:

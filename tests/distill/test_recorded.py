@@ -12,7 +12,7 @@ from mipkd.archs import edsr, rlfn
 from mipkd.archs.base import SRNet
 from mipkd.distill.batch import Batch
 from mipkd.distill.learner import Learner
-from mipkd.distill.recorded import Recorded, _NoCoins
+from mipkd.distill.recorded import Backward, Recorded, _NoCoins
 from mipkd.distill.settings import METHODS, DistillConfig
 from mipkd.distill.step import Step
 from mipkd.losses.base import TeacherPass
@@ -53,7 +53,7 @@ def test_replayed_steps_are_the_launched_ones(method: str) -> None:
         weights.append(taught.student.state_dict())
         if graphs:
             assert isinstance(taught._gradients, Recorded)
-            assert taught._gradients._graph is not None
+            assert taught._gradients.recordings
     for launched, replayed in zip(*curves, strict=True):
         assert replayed == pytest.approx(launched, rel=1e-4, abs=1e-6)
     for name, value in weights[0].items():
@@ -73,10 +73,26 @@ def test_it_goes_on_from_a_save() -> None:
 
 
 @on_a_gpu
+def test_each_outcome_of_the_tosses_is_recorded_and_replayed_as_it_was_launched() -> None:
+    curves, weights = [], []
+    for graphs in (False, True):
+        taught = learner(small(), method="mipkd", cuda_graphs=graphs)
+        curves.append([taught.advance(Noise()) for _ in range(40)])  # it rests from step 20 on
+        weights.append(taught.student.state_dict())
+        if graphs:
+            assert isinstance(taught._gradients, Recorded)
+            assert len(taught._gradients.recordings) > 3
+    for launched, replayed in zip(*curves, strict=True):
+        assert replayed == pytest.approx(launched, rel=1e-3, abs=1e-5)
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-2, atol=1e-3)
+
+
+@on_a_gpu
 def test_a_loss_that_takes_coins_is_launched_kernel_by_kernel(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    losses = ({"name": "pixel"}, {"name": "mixture_of_priors", "student_share": 0.5})
+    losses = ({"name": "pixel"}, {"name": "dukd"})
     curves = []
     for graphs in (False, True):
         with caplog.at_level(logging.INFO):
@@ -106,7 +122,79 @@ def test_other_families_are_recorded() -> None:
     for _ in range(6):
         taught.advance(Noise())
     assert isinstance(taught._gradients, Recorded)
-    assert taught._gradients._graph is not None
+    assert taught._gradients.recordings
+
+
+class Tally:
+    """Counts what is launched, recorded and replayed, and computes nothing."""
+
+    def __init__(self, step: Step) -> None:
+        self.step, self.launched, self.replayed = step, list[Any](), list[Any]()
+        self.recorded: list[Any] = []
+
+    def launch(self, batch: Batch) -> dict[str, torch.Tensor]:
+        self.launched.append(self.step.key)
+        return {}
+
+    def record(self, batch: Batch) -> Backward:
+        key = self.step.key
+        if "dukd" in self.step.active:
+            self.step.coins.random()
+        self.recorded.append(key)
+
+        def replay(batch: Batch) -> dict[str, torch.Tensor]:
+            self.replayed.append(key)
+            return {}
+
+        return replay
+
+
+def tallied(steps: int, **settings: Any) -> tuple[Tally, Recorded]:
+    step = learner(small(), device="cpu", **settings).plain
+    tally = Tally(step)
+    recorded = Recorded(tally.launch, step, tally.record)
+    for number in range(steps):
+        step.draw(number)
+        recorded(Noise().batch(number))
+    return tally, recorded
+
+
+def test_each_outcome_of_the_tosses_is_launched_once_and_then_recorded_once() -> None:
+    tally, _ = tallied(20, method="mipkd")  # of 40 steps: it does not rest yet
+    keys = set(tally.launched) | set(tally.recorded)
+    assert len(tally.recorded) == len(set(tally.recorded)) >= 4
+    assert all(tally.launched.count(key) == 1 for key in tally.launched[3:])
+    assert len(keys) > len(tally.launched[:3])
+    # What is replayed is the recording of the tosses of that step.
+    _, step = None, tally.step
+    drawn = []
+    for number in range(20):
+        step.draw(number)
+        drawn.append(step.key)
+    assert [key for key in drawn if key in tally.recorded][-1] == tally.replayed[-1]
+    assert len(tally.launched) + len(tally.replayed) == 20
+
+
+def test_a_loss_that_comes_to_rest_makes_other_recordings() -> None:
+    tally, recorded = tallied(40, method="mipkd")
+    resting = [key for key in recorded.recordings if len(dict(key)) == 2]  # type: ignore[call-overload]
+    assert len(resting) == 1
+    assert tally.launched.count(resting[0]) == 3  # once more for each set of losses
+    assert tally.replayed[-1] == resting[0]
+
+
+def test_a_failed_recording_is_not_tried_again_and_others_are_made_anew() -> None:
+    losses = ({"name": "pixel"}, {"name": "dukd", "until": 0.5})
+    tally, recorded = tallied(40, losses=losses)
+    assert len(tally.launched) == 20 + 3
+    assert list(recorded.recordings) == [(("pixel", ()),)]
+
+
+def test_there_is_a_bound_on_recordings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mipkd.distill.recorded._MOST", 2)
+    tally, recorded = tallied(20, method="mipkd")
+    assert len(recorded.recordings) == 2
+    assert len(tally.launched) + len(tally.replayed) == 20
 
 
 def test_coins_refuse_while_recorded() -> None:

@@ -50,7 +50,7 @@ def test_by_default_it_teaches_what_it_can_and_says_so(caplog: pytest.LogCapture
         learner = Learner(config(), student(), teacher())
     assert "cannot be run one by one: mixture_of_priors with block_weight=0" in caplog.text
     terms = learner.advance(Noise())
-    assert set(terms) == {"pixel", "logits", "feature", "autoencoder"}
+    assert set(terms) == {"pixel", "logits", "feature"}
 
 
 @pytest.mark.parametrize("loss", SERVED)

@@ -4,6 +4,7 @@ import logging
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -11,72 +12,188 @@ from torch import Tensor, nn
 
 from mipkd.archs.base import SRNet, pair_positions
 from mipkd.core import plugins
+from mipkd.core.errors import UsageError
+from mipkd.distill.settings import DistillConfig
 from mipkd.losses._block_mixer import branches, chain, toss
-from mipkd.losses._feature_mixer import Carrier, FeatureMixer, Latents, latent_width, student_mask
-from mipkd.losses.base import Pass, Positions, l1
+from mipkd.losses._feature_mixer import FeatureMixer, Mixture, latent_width, mix, student_mask
+from mipkd.losses._principal import PrincipalDirections, relative_error
+from mipkd.losses._principal_mixer import PrincipalMixer
+from mipkd.losses.base import Carrier, Pass, Positions, l1
 from mipkd.losses.mixture_of_priors import Mixers, MixtureOfPriors
 
 Tiny = Callable[[int, int], SRNet]
 Look = Callable[..., Pass]
 THREE = Positions((0, 1, 2), (0, 1, 2))
+ENCODERS = ("pca", "cnn")
 
 
-def transparent(count: int, width: int) -> Mixers:
+def transparent(count: int, width: int, encoder: str = "cnn") -> Mixers:
     """Mixers whose encoders and decoders change nothing."""
-    mixers = Mixers(count, width, width, width)
-    for mixer in mixers.each():
+    if encoder == "pca":
+        mixers = Mixers([PrincipalMixer(width, width, width) for _ in range(count)])
+        for mixer in cast("list[PrincipalMixer]", mixers.each()):
+            mixer.encode_student = mixer.to_student = nn.Identity()
+        return mixers
+    mixers = Mixers([FeatureMixer(width, width, width) for _ in range(count)])
+    for mixer in cast("list[FeatureMixer]", mixers.each()):
         mixer.encode_student = mixer.encode_teacher = nn.Identity()
-        mixer.decoder.trunk = nn.Identity()  # type: ignore[assignment]
-        mixer.decoder.to_teacher = nn.Identity()
+        mixer.trunk = mixer.to_teacher = nn.Identity()
     return mixers
 
 
-def mixed(seen: Pass, mixers: Mixers, student_share: float) -> list[Latents]:
+def mixed(seen: Pass, mixers: Mixers, student_share: float) -> list[Mixture]:
+    found = zip(mixers.each(), seen.student_features, seen.teacher_features, strict=True)
     return [
-        mixer.mix(s, t, student_share=student_share, generator=seen.generator)
-        for mixer, s, t in zip(
-            mixers.each(), seen.student_features, seen.teacher_features, strict=True
+        mix(
+            mixer.encode_student(s),
+            mixer.encode_teacher(t),
+            student_share=student_share,
+            generator=seen.generator,
         )
+        for mixer, s, t in found
     ]
+
+
+def started(loss: MixtureOfPriors, seen: Pass) -> Mixers:
+    helper = loss.helper(seen.student, seen.teacher, seen.positions)
+    loss.start(seen, helper)
+    return helper
 
 
 def gradient(net: nn.Module) -> float:
     return sum(float(p.grad.abs().sum()) for p in net.parameters() if p.grad is not None)
 
 
+@pytest.mark.parametrize("encoder", ENCODERS)
 def test_with_no_student_element_the_feature_loss_leaves_the_student_alone(
-    tiny: Tiny, look: Look
+    encoder: str, tiny: Tiny, look: Look
 ) -> None:
     student, teacher = tiny(4, 3), tiny(6, 3).requires_grad_(False)
-    loss = MixtureOfPriors(mask_ratio=0, block_weight=0)
-    loss(look(student, teacher, THREE), loss.helper(student, teacher, THREE))["feature"].backward()
+    loss = MixtureOfPriors(mask_ratio=0, block_weight=0, encoder=encoder)
+    seen = look(student, teacher, THREE)
+    loss(seen, started(loss, seen))["feature"].backward()
     assert gradient(student) == 0
 
 
-def test_with_only_student_elements_the_enhanced_feature_sees_no_teacher(
-    tiny: Tiny, look: Look
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_with_only_student_elements_the_mixture_sees_no_teacher(
+    encoder: str, tiny: Tiny, look: Look
 ) -> None:
-    student, teacher = tiny(4, 3), tiny(6, 3)
-    seen, mixers = look(student, teacher, THREE), Mixers(3, 4, 6, 6)
+    seen = look(tiny(4, 3), tiny(6, 3), THREE)
+    mixers = started(MixtureOfPriors(encoder=encoder), seen)
     other = replace(seen, teacher_features=[torch.randn_like(f) for f in seen.teacher_features])
     pairs = zip(mixed(seen, mixers, 1), mixed(other, mixers, 1), strict=True)
-    assert all(torch.equal(a.enhanced_NCHW, b.enhanced_NCHW) for a, b in pairs)
+    assert all(torch.equal(a.mixed, b.mixed) for a, b in pairs)
 
 
+@pytest.mark.parametrize("encoder", ENCODERS)
 @pytest.mark.parametrize("positions", [THREE, Positions((0, 2), (1, 2)), Positions((1,), (0,))])
 @pytest.mark.parametrize(("carrier", "share"), [("student", 1.0), ("teacher", 0.0)])
 def test_one_carrier_throughout_and_transparent_mixers_give_that_net(
-    carrier: Carrier, share: float, positions: Positions, tiny: Tiny, look: Look
+    carrier: Carrier, share: float, positions: Positions, encoder: str, tiny: Tiny, look: Look
 ) -> None:
     student, teacher = tiny(5, 3), tiny(5, 3)
-    seen, mixers = look(student, teacher, positions), transparent(len(positions.student), 5)
-    latents = mixed(seen, mixers, share)
+    seen = look(student, teacher, positions)
+    mixers = transparent(len(positions.student), 5, encoder)
+    mixtures = mixed(seen, mixers, share)
     whole = seen.student_image if carrier == "student" else seen.teacher_image
     assert whole is not None
-    carriers = [carrier] * len(latents)
-    assert torch.equal(chain(seen, mixers.each(), latents, carriers), whole)
-    for image in branches(seen, mixers.each(), latents, carriers):
+    carriers = [carrier] * len(mixtures)
+    images = branches(seen, mixers.each(), mixtures, carriers)
+    for image in (chain(seen, mixers.each(), mixtures, carriers), *images):
         assert torch.equal(image, whole)
+
+
+def test_the_teachers_own_features_through_its_directions_give_the_teacher(
+    tiny: Tiny, look: Look
+) -> None:
+    seen = look(tiny(4, 3), tiny(6, 3), THREE)
+    mixers = started(MixtureOfPriors(latent_width=6), seen)
+    assert float(mixers.reconstruction_error(seen.teacher_features)) < 1e-5
+    image = chain(seen, mixers.each(), mixed(seen, mixers, 0), ["teacher"] * 3)
+    torch.testing.assert_close(image, seen.teacher_image, atol=1e-5, rtol=1e-5)
+
+
+def test_fewer_directions_restore_less_and_the_error_is_of_the_worst_position(
+    tiny: Tiny, look: Look
+) -> None:
+    seen = look(tiny(4, 3), tiny(6, 3), THREE)
+    mixers = started(MixtureOfPriors(latent_width=2), seen)
+    apart = [
+        relative_error(cast("PrincipalMixer", mixer).principal, features)
+        for mixer, features in zip(mixers.each(), seen.teacher_features, strict=True)
+    ]
+    error = float(mixers.reconstruction_error(seen.teacher_features))
+    assert error == pytest.approx(max(apart), rel=1e-5)
+    assert error > 0.05
+
+
+def test_what_is_learned_starts_at_its_least_squares_solution(tiny: Tiny, look: Look) -> None:
+    """A teacher whose features are a linear map of the student's is matched at once."""
+    student = tiny(4, 3)
+    seen = look(student, tiny(6, 3), THREE)
+    chance = torch.Generator().manual_seed(1)
+    maps = torch.randn(3, 6, 4, generator=chance)
+    linear = [
+        torch.einsum("dc,nchw->ndhw", m, f.detach()) + 1
+        for m, f in zip(maps, seen.student_features, strict=True)
+    ]
+    seen = replace(seen, teacher_features=linear)
+    loss = MixtureOfPriors(latent_width=4, mask_ratio=1, block_weight=0, feature_weight=1)
+    mixers = started(loss, seen)
+    assert float(loss(seen, mixers)["feature"].detach()) < 1e-3  # of the latents' size
+    for mixer, mine, theirs in zip(mixers.each(), seen.student_features, linear, strict=True):
+        back = mixer.decode(mixer.encode_teacher(theirs), "student")
+        torch.testing.assert_close(back, mine, atol=1e-2, rtol=1e-2)
+
+
+def test_the_feature_term_does_not_depend_on_the_nets_image_range(tiny: Tiny, look: Look) -> None:
+    seen = look(tiny(4, 3), tiny(6, 3), THREE)
+    large = replace(
+        seen,
+        student_features=[f * 255 for f in seen.student_features],
+        teacher_features=[f * 255 for f in seen.teacher_features],
+    )
+    loss = MixtureOfPriors(mask_ratio=1, block_weight=0)
+    one, other = (float(loss(s, started(loss, s))["feature"].detach()) for s in (seen, large))
+    assert one == pytest.approx(other, rel=1e-3)
+
+
+def test_kept_latents_give_the_terms_of_live_ones_within_16_bits(tiny: Tiny, look: Look) -> None:
+    student, teacher = tiny(4, 3), tiny(6, 3).requires_grad_(False)
+    loss, seen = MixtureOfPriors(), look(student, teacher, THREE)
+    principal = tuple(PrincipalDirections.fit(f, 5) for f in seen.teacher_features)
+    mixers = started(loss, replace(seen, principal=principal))
+    kept = tuple(
+        directions.encode(f).half()
+        for directions, f in zip(principal, seen.teacher_features, strict=True)
+    )
+    tosses: Any = {"mixture_of_priors": ("teacher", "student", "teacher")}
+    live = loss(replace(look(student, teacher, THREE), tosses=tosses), mixers)
+    again = replace(look(student, teacher, THREE), tosses=tosses)
+    found = loss(replace(again, teacher_features=[], teacher_latents=kept), mixers)
+    assert set(found) == set(live) == {"feature", "block"}
+    for name, term in found.items():
+        assert float(term.detach()) == pytest.approx(float(live[name].detach()), rel=2**-9), name
+
+
+def test_a_saved_helper_brings_its_width_and_all_that_it_computes(tiny: Tiny, look: Look) -> None:
+    student, teacher = tiny(4, 3), tiny(6, 3)
+    loss, seen = MixtureOfPriors(), look(student, teacher, THREE)
+    principal = tuple(PrincipalDirections.fit(f, 3) for f in seen.teacher_features)
+    before = started(loss, replace(seen, principal=principal))
+    after = loss.helper(student, teacher, THREE)
+    after.load_state_dict(before.state_dict())
+    terms = [loss(look(student, teacher, THREE), helper) for helper in (before, after)]
+    assert terms[0] == terms[1]
+
+
+def test_settings_of_a_learned_auto_encoder_are_refused_without_one() -> None:
+    for setting in ({"normalise": "always"}, {"autoencoder_weight": 1.0}):
+        entry = {"name": "mixture_of_priors", **setting}
+        with pytest.raises(UsageError, match=f"{next(iter(setting))} is a setting of encoder cnn"):
+            DistillConfig(losses=(entry,)).chosen()
+        DistillConfig(losses=(entry | {"encoder": "cnn"},)).chosen()
 
 
 def test_the_chain_changes_nets_where_the_toss_says(tiny: Tiny, look: Look) -> None:
@@ -94,9 +211,8 @@ def test_the_block_loss_reaches_the_student_through_frozen_teacher_blocks(
     tiny: Tiny, look: Look
 ) -> None:
     student, teacher = tiny(4, 3), tiny(6, 3).requires_grad_(False)
-    loss = MixtureOfPriors(student_share=0, feature_weight=0, autoencoder_weight=0)
-    terms = loss(look(student, teacher, THREE), loss.helper(student, teacher, THREE))
-    terms["block"].backward()
+    loss, seen = MixtureOfPriors(student_share=0, feature_weight=0), look(student, teacher, THREE)
+    loss(seen, started(loss, seen))["block"].backward()
     assert all(float(block.weight.grad.abs().sum()) > 0 for block in student.blocks)  # type: ignore[union-attr,operator]
     assert gradient(teacher) == 0
 
@@ -114,7 +230,7 @@ def test_any_two_families_mix(student: str, teacher: str, path: str, look: Look)
     loss = MixtureOfPriors(mixed_path=path)
     for seed in range(4):  # so that every pair of carriers is met
         seen = look(small, large, positions, seed)
-        terms = loss(seen, loss.helper(small, large, positions))
+        terms = loss(seen, started(loss, seen))
         torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
     assert gradient(small) > 0
 
@@ -132,16 +248,21 @@ def test_by_hand_on_one_pixel() -> None:
     net.blocks, net.width, net.scale = nn.ModuleList([nn.Identity()]), 1, 2
     one = torch.ones(1, 1, 1, 1)
     at = Positions((0,), (0,))
-    seen = Pass(one, one, net, one * 3, [one * 2], net, one * 5, [one * 6], at)
+    seen = Pass(one, one, net, one * 3, [one * 2], net, one * 5, [one * 6], positions=at)
     for share, expected in ((0.0, 0.0), (1.0, 4.0)):
         loss = MixtureOfPriors(
-            mask_ratio=share, feature_weight=1, block_weight=0, normalise="never"
+            encoder="cnn", mask_ratio=share, feature_weight=1, block_weight=0, normalise="never"
         )
         terms = loss(seen, transparent(1, 1))
         assert {k: v.item() for k, v in terms.items()} == {"feature": expected, "autoencoder": 0}
     # In units of |F_T| = 6.
-    loss = MixtureOfPriors(mask_ratio=1, feature_weight=1, block_weight=0, normalise="always")
+    loss = MixtureOfPriors(
+        encoder="cnn", mask_ratio=1, feature_weight=1, block_weight=0, normalise="always"
+    )
     assert loss(seen, transparent(1, 1))["feature"].item() == pytest.approx(4 / 6)
+    loss, mixers = MixtureOfPriors(mask_ratio=1, block_weight=0), transparent(1, 1, "pca")
+    mixers.each()[0].magnitude.fill_(6)  # type: ignore[union-attr,operator]
+    assert loss(seen, mixers)["feature"].item() == pytest.approx(0.2 * 4 / 6)
 
 
 class OnePixel(SRNet):
@@ -174,19 +295,19 @@ def test_block_loss_by_hand(share: float, expected: float) -> None:
     one = torch.ones(1, 1, 1, 1)
     student, teacher, at = OnePixel(2), OnePixel(3), Positions((0,), (0,))
     truth = {1.0: 6.0, 0.0: 9.0}[share]  # images: 2 * 2 + 1 = 5, and 2 * 3 + 1 = 7
-    seen = Pass(one, one, student, one, [one * 2], teacher, one * truth, [one], at)
-    loss = MixtureOfPriors(mask_ratio=1, student_share=share, feature_weight=0, block_weight=0.1)
+    seen = Pass(one, one, student, one, [one * 2], teacher, one * truth, [one], positions=at)
+    loss = MixtureOfPriors(
+        encoder="cnn", mask_ratio=1, student_share=share, feature_weight=0, block_weight=0.1
+    )
     assert loss(seen, transparent(1, 1))["block"].item() == pytest.approx(expected)
 
 
 def test_each_width_has_its_head(tiny: Tiny) -> None:
-    mixer = FeatureMixer(4, 6, 5)
-    latents = mixer.mix(
-        torch.rand(1, 4, 8, 8), torch.rand(1, 6, 8, 8), student_share=0.5, generator=None
-    )
-    assert mixer.enhanced(latents, "student").shape[1] == 4
-    assert mixer.enhanced(latents, "teacher").shape[1] == 6
-    assert FeatureMixer(4, 4, 4).decoder.to_student is None
+    latents = torch.rand(1, 5, 8, 8)
+    for mixer in (FeatureMixer(4, 6, 5), PrincipalMixer(4, 6, 5)):
+        assert mixer.decode(latents, "student").shape[1] == 4
+        assert mixer.decode(latents, "teacher").shape[1] == 6
+    assert FeatureMixer(4, 4, 4).to_student is None
     assert (latent_width(32), latent_width(256)) == (32, 64)
 
 
@@ -213,7 +334,7 @@ def test_large_features_are_normalised_and_stay_so(
 ) -> None:
     student, teacher = tiny(4, 3), tiny(6, 3)
     seen = look(student, teacher, THREE)
-    loss = MixtureOfPriors(block_weight=0)
+    loss = MixtureOfPriors(encoder="cnn", block_weight=0)
     large = replace(seen, teacher_features=[f * 1e3 for f in seen.teacher_features])
     helper = loss.helper(student, teacher, THREE)
     with caplog.at_level(logging.INFO):
@@ -230,21 +351,19 @@ def test_large_features_are_normalised_and_stay_so(
 
 def test_small_features_are_left_as_they_are(tiny: Tiny, look: Look) -> None:
     student, teacher = tiny(4, 3), tiny(6, 3)
-    loss = MixtureOfPriors(feature_weight=1, mask_ratio=0.5, block_weight=0)
+    loss = MixtureOfPriors(encoder="cnn", feature_weight=1, mask_ratio=0.5, block_weight=0)
     seen, helper = look(student, teacher, THREE), loss.helper(student, teacher, THREE)
     feature = loss(seen, helper)["feature"]
     assert not bool(helper.in_use)
     seen = look(student, teacher, THREE)
-    distances = [
-        l1(z.enhanced_NCHW, f)
-        for z, f in zip(mixed(seen, helper, 0.5), seen.teacher_features, strict=True)
-    ]
+    triples = zip(helper.each(), mixed(seen, helper, 0.5), seen.teacher_features, strict=True)
+    distances = [l1(mixer.decode(z.mixed, "teacher"), f) for mixer, z, f in triples]
     torch.testing.assert_close(feature, torch.stack(distances).mean())
 
 
 def test_normalisation_is_saved_with_the_helper(tiny: Tiny, look: Look) -> None:
     student, teacher = tiny(4, 3), tiny(6, 3)
-    loss = MixtureOfPriors(normalise="always")
+    loss = MixtureOfPriors(encoder="cnn", normalise="always")
     helper = loss.helper(student, teacher, THREE)
     loss(look(student, teacher, THREE), helper)
     assert {"magnitude_K", "steps", "in_use"} <= set(helper.state_dict())

@@ -1,5 +1,6 @@
 """A report made from small real photos: what it says, in all its four files."""
 
+import html
 import json
 import re
 import xml.etree.ElementTree as ET
@@ -191,6 +192,9 @@ class EvidenceOf:
                 row |= {"feature": 0.04 * noise, "block": 0.005 * noise * step**-0.1}
                 if step % 50 == 0:
                     row["psnr_y_db"] = 31.2 - 3 / step**0.5
+                if step in (50, 100):  # it rests from step 150 on
+                    row |= {"reconstruction_error": 0.45, "teacher_share": step / 200}
+                    row |= {"body_gradient_share/mixture_of_priors": step * 1e-5}
                 lines.write(json.dumps(row) + "\n")
             lines.write('{"step": 301, "tot')  # a run that was killed leaves half a line
         return file
@@ -297,6 +301,21 @@ def test_without_teacher_and_training_the_rest_stands(make: Make) -> None:
     assert "the student is furthest from the truth here" in made["index.html"]
     assert "speed-up over teacher" not in made["index.html"]
     assert json.loads(made["results.json"])["teacher"] is None
+
+
+def test_the_last_figures_of_health_are_shown_and_bad_ones_explained(make: Make) -> None:
+    made = files(make())
+    health = json.loads(made["results.json"])["training"]["health"]
+    assert {one["name"]: one["value"] for one in health} == {
+        "reconstruction_error": 0.45,
+        "teacher_share": 0.5,
+        "body_gradient_share/mixture_of_priors": 1e-3,
+    }
+    assert [bool(one["remark"]) for one in health] == [True, False, True]
+    training = made["index.html"].split("<h2>Training</h2>")[1].split("</section>")[0]
+    assert "teacher's share of the mixed path 50\u00a0%" in html.unescape(training)
+    assert "mixture_of_priors gives 0.1% of the gradient on the student" in training
+    assert "body_gradient_share" not in training  # no curve of it among the losses
 
 
 def test_failures_are_shown_and_nothing_is_nan(make: Make) -> None:
