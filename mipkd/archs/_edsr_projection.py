@@ -5,7 +5,7 @@ Shapes: N patches, C teacher channels, K student channels, H W low-res size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
@@ -25,6 +25,7 @@ from mipkd.archs.base import SRNet
 
 _CANDIDATES = 4  # times a block's channels: from so many of the teacher's the best are taken,
 _MOST_CANDIDATES = 128  # but not from more
+_FEW = 32  # patches tell which channels are strong: all candidates of many would fill memory
 
 
 @torch.no_grad()
@@ -35,10 +36,12 @@ def project(student: SRNet, teacher: SRNet, lr_NCHW: Tensor) -> None:
     shallow_NCHW, shallow_NKHW = fit_head(student, teacher, basis_KC, lr_NCHW)
     theirs, mine = shallow_NCHW, shallow_NKHW
     for block, (first, last) in zip(student.blocks, places, strict=False):
-        candidates = [*_hidden(teacher, theirs, mine, first, max(last, first + 1))]
+        span = [*teacher.blocks][first : min(max(last, first + 1), len(teacher.blocks) - 1)]
+        candidates = [*hidden_candidates(span, theirs, mine)]
         for index in range(first, last):
             theirs = teacher.blocks[index](theirs)
-        _fit_block(block, mine, along(basis_KC, theirs), candidates)
+        wanted = (along(basis_KC, theirs) - mine) / float(block.res_scale)
+        fit_residual(block.body, mine, wanted, candidates)
         mine = block(mine)
     deep_NCHW, deep_NKHW = fit_end(student, teacher, basis_KC, theirs, mine)
     fit_tail(student, teacher, deep_NKHW + shallow_NKHW, deep_NCHW + shallow_NCHW)
@@ -54,8 +57,8 @@ def stream_basis(student: SRNet, teacher: SRNet, lr_NCHW: Tensor, after: set[int
         if number in after:
             kept.append(stream)
     kept.append(stream + shallow)
-    readers = [_first_conv(block) for block in teacher.blocks]
-    return reading_basis(kept, _first_conv(teacher.up), readers, student.width)
+    readers = [first_conv(block) for block in teacher.blocks]
+    return reading_basis(kept, first_conv(teacher.up), readers, student.width)
 
 
 def fit_head(
@@ -98,41 +101,41 @@ def fit_tail(student: SRNet, teacher: SRNet, mine_NKHW: Tensor, theirs_NCHW: Ten
         fit(student.last, mine, cast("nn.Conv2d", teacher.last)(theirs))
 
 
-def _hidden(
-    teacher: SRNet, stream_NCHW: Tensor, mine_NKHW: Tensor, first: int, last: int
+def hidden_candidates(
+    blocks: Sequence[nn.Module], stream_NCHW: Tensor, mine_NKHW: Tensor
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """For each block of a span its first convolution, read through the student's features, and
-    how much its second one reads of each of its channels: weight, bias, energy (C,)."""
-    for block in list(teacher.blocks)[first : min(last, len(teacher.blocks) - 1)]:
+    """For each of the teacher's residual blocks its first convolution, read through the student's
+    features, and how much its second one reads of each of its channels: weight, bias, energy (C,).
+    """
+    for block in blocks:
         before, after = cast("nn.Conv2d", block.body[0]), cast("nn.Conv2d", block.body[2])
         yield *read_through(before, mine_NKHW, stream_NCHW), after.weight.square().sum((0, 2, 3))
         stream_NCHW = block(stream_NCHW)
 
 
-def _fit_block(
-    block: nn.Module,
+def fit_residual(
+    body: nn.Module,
     stream_NKHW: Tensor,
     wanted_NKHW: Tensor,
-    candidates: list[tuple[Tensor, Tensor, Tensor]],
+    candidates: Sequence[tuple[Tensor, Tensor, Tensor]],
 ) -> None:
-    """Take the hidden channels that the way to the wanted stream needs most, and fit the second
-    convolution to what they lack."""
-    before, after = cast("nn.Conv2d", block.body[0]), cast("nn.Conv2d", block.body[2])
+    """Take the hidden channels that the way to what is wanted needs most, and fit the second
+    convolution to it."""
+    before, after = cast("nn.Conv2d", body[0]), cast("nn.Conv2d", body[2])
     weight, bias, read_C = (torch.cat(parts) for parts in zip(*candidates, strict=True))
-    hidden = F.conv2d(stream_NKHW, weight, bias, padding=1).relu()
+    few = F.conv2d(stream_NKHW[:_FEW], weight, bias, padding=1).relu()
     most = min(_CANDIDATES * before.out_channels, _MOST_CANDIDATES)
-    strength_C = hidden.square().mean((0, 2, 3)) * read_C
+    strength_C = few.square().mean((0, 2, 3)) * read_C
     some = (
         strength_C.topk(min(len(strength_C), max(most, before.out_channels))).indices.sort().values
     )
-    wanted = (wanted_NKHW - stream_NKHW) / float(block.res_scale)
-    best = Regression.of(hidden[:, some], wanted, 3).strongest_inputs(before.out_channels)
-    kept = some[best]
-    assign(before, weight[kept], bias[kept])
-    fit(after, hidden[:, kept], wanted)
+    hidden = F.conv2d(stream_NKHW, weight[some], bias[some], padding=1).relu()
+    best = Regression.of(hidden, wanted_NKHW, 3).strongest_inputs(before.out_channels)
+    assign(before, weight[some[best]], bias[some[best]])
+    fit(after, hidden[:, best], wanted_NKHW)
 
 
-def _first_conv(module: nn.Module) -> nn.Conv2d:
+def first_conv(module: nn.Module) -> nn.Conv2d:
     return next(m for m in module.modules() if isinstance(m, nn.Conv2d))
 
 

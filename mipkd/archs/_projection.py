@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mipkd.archs._regression import Regression, second_moments
@@ -52,18 +53,28 @@ def reading_basis(
     several places, each of unit trace, seen through the square root of the readers' Gram matrix.
     Rows have unit length.
     """
-    reads = _unit(_gram(tail.weight))
-    reads = reads + _BLOCKS_SHARE * torch.stack([_unit(_gram(b.weight)) for b in blocks]).mean(0)
+    reads = _reads(tail, blocks)
     return metric_directions([second_moments(f) for f in features_NCHW], reads, width)
+
+
+def reading_choice(
+    features_NCHW: Sequence[Tensor], tail: nn.Conv2d, blocks: Sequence[nn.Conv2d], width: int
+) -> Tensor:
+    """Like `reading_basis`, but channels of the stream as they are: rows (K, C) of the identity.
+
+    For streams that are gated channel by channel.
+    """
+    covariance = torch.stack([_unit(second_moments(f)) for f in features_NCHW]).sum(0)
+    cross = F.pad(covariance @ _root(_reads(tail, blocks)), (0, 0, 0, 1))
+    centred = torch.block_diag(covariance, torch.ones(1, 1, dtype=torch.float64))
+    kept = Regression(centred, cross, 1).strongest_inputs(width)
+    return torch.eye(len(covariance))[kept]
 
 
 def metric_directions(covariances_CC: Sequence[Tensor], reads_CC: Tensor, width: int) -> Tensor:
     """The leading `width` directions (K, C) of covariances in the metric `reads`, float32."""
     covariance = torch.stack([_unit(c) for c in covariances_CC]).sum(0)
-    channels = len(reads_CC)
-    metric = _unit(reads_CC) + 1e-3 * torch.eye(channels, dtype=torch.float64) / channels
-    values, vectors = torch.linalg.eigh(metric)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    root = _root(reads_CC)
     _, found = torch.linalg.eigh(root @ covariance @ root)
     directions_KC = found[:, -width:].flip(1).T @ root
     directions_KC = directions_KC / directions_KC.norm(dim=1, keepdim=True)
@@ -87,6 +98,20 @@ def read_through(
     map_CK11, offset_C = Regression.of(inputs_NKHW, teacher_NCHW, 1).solve()
     weight = torch.einsum("ockl,ci->oikl", layer.weight, map_CK11[:, :, 0, 0])
     return weight, cast("Tensor", layer.bias) + layer.weight.sum((2, 3)) @ offset_C
+
+
+def _reads(tail: nn.Conv2d, blocks: Sequence[nn.Conv2d]) -> Tensor:
+    """How much the tail, and to some part the blocks, read of each pair of channels, (C, C)."""
+    of_blocks = torch.stack([_unit(_gram(block.weight)) for block in blocks]).mean(0)
+    return _unit(_gram(tail.weight)) + _BLOCKS_SHARE * of_blocks
+
+
+def _root(reads_CC: Tensor) -> Tensor:
+    """The square root of a metric of trace 1, slightly damped."""
+    channels = len(reads_CC)
+    metric = _unit(reads_CC) + 1e-3 * torch.eye(channels, dtype=torch.float64) / channels
+    values, vectors = torch.linalg.eigh(metric)
+    return vectors * values.clamp(min=0).sqrt() @ vectors.T
 
 
 def _gram(weight_OCkk: Tensor) -> Tensor:

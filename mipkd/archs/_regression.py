@@ -44,8 +44,11 @@ class Regression:
         solution_IO = torch.linalg.solve(self._damped(damping), self.cross_IO)
         return self._as_kernel(solution_IO)
 
-    def strongest_inputs(self, count: int, damping: float = 1e-5) -> list[int]:
-        """The `count` input channels without which the targets would be missed most, rising.
+    def strongest_inputs(
+        self, count: int, damping: float = 1e-5, always: int = 0
+    ) -> list[int]:
+        """The `count` input channels without which the targets would be missed most, rising;
+        the first `always` are among them.
 
         Backward elimination: the channels whose loss can best be made good by the others go
         first (optimal brain surgeon, Hassibi and Stork 1993, for groups of weights); a part of
@@ -57,6 +60,7 @@ class Regression:
         weights_IO = inverse_II @ self.cross_IO
         while len(left) > count:
             harms = _harms(inverse_II, weights_IO, len(left), group)
+            harms[:always] = torch.inf
             few = -(-(len(left) - count) // _ROUNDS)
             goes = harms.topk(few, largest=False).indices.sort().values.tolist()
             inverse_II, weights_IO = _without(inverse_II, weights_IO, goes, group)

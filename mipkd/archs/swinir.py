@@ -98,6 +98,13 @@ class Layer(nn.Module):
 
     def forward(self, x_NHWC: Tensor) -> Tensor:
         """Features of the same shape."""
+        x = x_NHWC + self.attend(x_NHWC)
+        hidden = F.gelu(self.mlp["fc1"](self.norm2(x)))
+        out: Tensor = x + self.mlp["fc2"](hidden)
+        return out
+
+    def attend(self, x_NHWC: Tensor) -> Tensor:
+        """What attention adds to the features."""
         count, height, width, channels = x_NHWC.shape
         side = self.window
         rows, columns = height // side, width // side
@@ -113,10 +120,7 @@ class Layer(nn.Module):
         x = x.reshape(count, height, width, channels)
         if self.shift:
             x = torch.roll(x, (self.shift, self.shift), (1, 2))
-        x = x_NHWC + x
-        hidden = F.gelu(self.mlp["fc1"](self.norm2(x)))
-        out: Tensor = x + self.mlp["fc2"](hidden)
-        return out
+        return x
 
     def _mask(self, height: int, width: int) -> Tensor:
         """-100 between tokens that the roll brought together; computed, so sizes stay free."""

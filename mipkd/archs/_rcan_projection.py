@@ -1,0 +1,129 @@
+"""RCAN's closed forms: narrow, few groups and blocks that start as a larger net's projection.
+
+Channels are gated, so the student's are a choice of the teacher's: the same in the whole stream,
+whose groups and blocks add to it.
+
+Shapes: N patches, C teacher channels, K student channels, H W low-res size.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from mipkd.archs._edsr_projection import (
+    first_conv,
+    fit_end,
+    fit_head,
+    fit_residual,
+    fit_tail,
+    hidden_candidates,
+)
+from mipkd.archs._projection import along, assign, fit, reading_choice, spans
+from mipkd.archs._regression import Regression
+from mipkd.archs.base import SRNet
+from mipkd.archs.rcan import Block, ChannelAttention, Group
+
+_SHUT = 0.1  # a gate smaller than that is not made good
+
+
+@torch.no_grad()
+def project(student: SRNet, teacher: SRNet, lr_NCHW: Tensor) -> tuple[str, ...]:
+    """Fit head, groups and tail of an RCAN to a larger one's, on these patches."""
+    basis_KC = _choice(student, teacher, lr_NCHW)
+    shallow_NCHW, shallow_NKHW = fit_head(student, teacher, basis_KC, lr_NCHW)
+    theirs, mine = shallow_NCHW, shallow_NKHW
+    places = spans(len(student.blocks) - 1, len(teacher.blocks) - 1)
+    for group, (first, last) in zip(student.blocks, places, strict=False):
+        groups = cast("list[Group]", [*teacher.blocks][first:last])
+        for wide in groups[:-1]:
+            theirs = wide(theirs)
+        if groups:
+            theirs = _fit_group(cast("Group", group), groups[-1], basis_KC, theirs, mine)
+        else:
+            _add_nothing(cast("nn.Conv2d", cast("Group", group).body[-1]))
+        mine = group(mine)
+    deep_NCHW, deep_NKHW = fit_end(student, teacher, basis_KC, theirs, mine)
+    fit_tail(student, teacher, deep_NKHW + shallow_NKHW, deep_NCHW + shallow_NCHW)
+    return ()
+
+
+def _choice(student: SRNet, teacher: SRNet, lr_NCHW: Tensor) -> Tensor:
+    """The channels of the stream that the student keeps, as rows (K, C) of the identity."""
+    stream = shallow = teacher.head(lr_NCHW)
+    kept = [shallow]
+    for group in teacher.blocks:
+        stream = group(stream)
+    kept.append(stream + shallow)
+    readers = [first_conv(group) for group in teacher.blocks]
+    return reading_choice(kept, first_conv(teacher.up), readers, student.width)
+
+
+def _fit_group(
+    group: Group, wide: Group, basis_KC: Tensor, theirs_NCHW: Tensor, mine_NKHW: Tensor
+) -> Tensor:
+    """Fit a group to one of the teacher's; that one's output."""
+    *blocks, end = group.body
+    *wide_blocks, wide_end = wide.body
+    stream, mine = theirs_NCHW, mine_NKHW
+    for block, (first, last) in zip(blocks, spans(len(blocks), len(wide_blocks)), strict=True):
+        span = cast("list[Block]", wide_blocks[first:last])
+        if span:
+            stream = _fit_block(cast("Block", block), span, basis_KC, stream, mine)
+        else:
+            _add_nothing(block.body[2])
+        mine = block(mine)
+    theirs_NCHW = theirs_NCHW + wide_end(stream)
+    fit(cast("nn.Conv2d", end), mine, along(basis_KC, theirs_NCHW) - mine_NKHW)
+    return theirs_NCHW
+
+
+def _fit_block(
+    block: Block, span: list[Block], basis_KC: Tensor, stream_NCHW: Tensor, mine_NKHW: Tensor
+) -> Tensor:
+    """Fit a block to a span of the teacher's; the teacher's stream behind it.
+
+    The gate is that of the span's last block; the second convolution gives what the stream lacks,
+    divided by that gate.
+    """
+    candidates = [*hidden_candidates(span, stream_NCHW, mine_NKHW)]
+    for wide in span[:-1]:
+        stream_NCHW = wide(stream_NCHW)
+    *layers, wide_gate = span[-1].body
+    ungated = nn.Sequential(*layers)(stream_NCHW)
+    opening = along(basis_KC, wide_gate.conv_du(ungated.mean((2, 3), keepdim=True)))
+    stream_NCHW = stream_NCHW + wide_gate(ungated)
+    lacking = along(basis_KC, stream_NCHW) - mine_NKHW
+    fit_residual(block.body, mine_NKHW, lacking / opening.clamp(min=_SHUT), candidates)
+    mine_ungated = block.body[:3](mine_NKHW)
+    _fit_gate(block.body[3], wide_gate, basis_KC, ungated, mine_ungated)
+    return stream_NCHW
+
+
+def _fit_gate(
+    gate: ChannelAttention,
+    wide: ChannelAttention,
+    basis_KC: Tensor,
+    ungated_NCHW: Tensor,
+    mine_NKHW: Tensor,
+) -> None:
+    """The teacher's gate, read through the student's features.
+
+    Means obey the linear map that the features obey.
+    """
+    squeeze, rows = wide.conv_du[0], basis_KC.argmax(1)
+    spread, inside = wide.conv_du[2], wide.conv_du[:2](ungated_NCHW.mean((2, 3), keepdim=True))
+    strength = inside.square().mean((0, 2, 3)) * spread.weight.square().sum((0, 2, 3))
+    kept = strength.topk(gate.conv_du[0].out_channels).indices.sort().values
+    map_CK11, offset_C = Regression.of(mine_NKHW, ungated_NCHW, 1).solve()
+    reading = squeeze.weight[kept, :, 0, 0]
+    weight = reading @ map_CK11[:, :, 0, 0]
+    assign(gate.conv_du[0], weight[..., None, None], squeeze.bias[kept] + reading @ offset_C)
+    assign(gate.conv_du[2], spread.weight[rows][:, kept], spread.bias[rows])
+
+
+def _add_nothing(layer: nn.Conv2d) -> None:
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(cast("Tensor", layer.bias))
