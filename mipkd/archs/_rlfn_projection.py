@@ -8,6 +8,7 @@ Shapes: N patches, C teacher channels, K student channels, H W low-res size.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -16,90 +17,130 @@ from torch import Tensor, nn
 
 from mipkd.archs._projection import assign, fit, spans
 from mipkd.archs._regression import Regression
-from mipkd.archs.base import SRNet
+from mipkd.archs.rlfn import RLFN, SLOPE, Block, Gate
 
-_SLOPE = 0.05  # of the leaky ReLUs
 _OPEN = 4.0  # the gate's logit in a block that has nothing to do
 
 
 @torch.no_grad()
-def project(student: SRNet, teacher: SRNet, lr_NCHW: Tensor) -> tuple[str, ...]:
-    """Fit head, blocks and tail of an RLFN to a larger one, on these patches."""
-    shallow = stream = teacher.head(lr_NCHW)
+def project(student: RLFN, teacher: RLFN, lr_NCHW: Tensor) -> tuple[str, ...]:
+    """Fit head, blocks and tail of an RLFN to a larger one's, on these patches.
+
+    Nothing is left over.
+    """
     *wide_blocks, wide_end = teacher.blocks
     *blocks, end = student.blocks
-    wide_up, up = cast("nn.Sequential", teacher.up)[0], cast("nn.Sequential", student.up)[0]
+    stream = shallow = teacher.head(lr_NCHW)
     for wide in wide_blocks:
         stream = wide(stream)
     deep = wide_end(stream) + shallow
-    outer = kept = _needed(deep, wide_up(deep), up.in_channels, 3)
-    assign(student.lift, teacher.lift.weight[outer], teacher.lift.bias[outer])
+    up, wide_up = _first_conv(student.up), _first_conv(teacher.up)
+    # What the last convolution gives is added to the head's features: one choice for both.
+    outer = kept = _needed(deep, wide_up(deep), student.width, 3)
+    assign(student.lift, teacher.lift.weight[outer], cast("Tensor", teacher.lift.bias)[outer])
     stream, first = shallow, student.head(lr_NCHW)
     mine = first
     for block, (start, stop) in zip(blocks, spans(len(blocks), len(wide_blocks)), strict=True):
         if start == stop:
-            _rest(block)
+            _do_nothing(cast("Block", block))
         else:
             for wide in wide_blocks[start : stop - 1]:
                 stream = wide(stream)
-            reader = wide_blocks[stop] if stop < len(wide_blocks) else wide_end
-            before, kept = kept, None
-            stream, kept = _fit_block(block, wide_blocks[stop - 1], mine, stream, before, reader)
+            inside = _Inside.of(cast("Block", wide_blocks[stop - 1]), stream)
+            _fit_convolutions(cast("Block", block), inside, mine, kept)
+            stream = inside.out
+            kept = _read_most(stream, [*wide_blocks, wide_end][stop], student.width)
+            _fit_end_of_block(cast("Block", block), inside, mine, kept)
         mine = block(mine)
-    fit(end, mine, wide_end(stream)[:, outer])
+    fit(cast("nn.Conv2d", end), mine, wide_end(stream)[:, outer])
     fit(up, end(mine) + first, wide_up(deep))
     return ()
 
 
-def _fit_block(block, wide, mine, stream, before, reader):
-    x = [stream]
-    pre = []
-    for name in ("c1_r", "c2_r", "c3_r"):
-        pre.append(getattr(wide, name)(x[-1]))
-        x.append(F.leaky_relu(pre[-1], _SLOPE))
-    r = x[-1] + stream
-    y = wide.c5(r)
-    out = wide.esa(y)
+@dataclass
+class _Inside:
+    """What runs through one of the teacher's blocks."""
+
+    block: Block
+    linear: list[Tensor]  # of the three convolutions
+    active: list[Tensor]  # after their leaky ReLUs
+    mixed: Tensor  # of the 1x1 convolution
+    out: Tensor
+
+    @classmethod
+    def of(cls, block: Block, x_NCHW: Tensor) -> _Inside:
+        linear, active = [], [x_NCHW]
+        for layer in (block.c1_r, block.c2_r, block.c3_r):
+            linear.append(layer(active[-1]))
+            active.append(F.leaky_relu(linear[-1], SLOPE))
+        mixed = block.c5(active[-1] + x_NCHW)
+        return cls(block, linear, active[1:], mixed, block.esa(mixed))
+
+
+def _fit_convolutions(
+    block: Block, inside: _Inside, mine_NKHW: Tensor, before: list[int]
+) -> None:
+    """The three convolutions, the last one in the channels that the stream has `before`."""
     middle = block.c1_r.out_channels
-    keep2 = _needed(x[2], pre[2][:, before], middle, 3)
-    keep1 = _needed(x[1], pre[1][:, keep2], middle, 3)
-    z = mine
-    for name, p, k in (("c1_r", pre[0], keep1), ("c2_r", pre[1], keep2), ("c3_r", pre[2], before)):
-        fit(getattr(block, name), z, p[:, k])
-        z = F.leaky_relu(getattr(block, name)(z), _SLOPE)
-    z = z + mine
-    # next selection
+    second = _needed(inside.active[1], inside.linear[2][:, before], middle, 3)
+    first = _needed(inside.active[0], inside.linear[1][:, second], middle, 3)
+    layers = (block.c1_r, block.c2_r, block.c3_r)
+    for layer, linear, kept in zip(layers, inside.linear, (first, second, before), strict=True):
+        fit(layer, mine_NKHW, linear[:, kept])
+        mine_NKHW = F.leaky_relu(layer(mine_NKHW), SLOPE)
+
+
+def _fit_end_of_block(
+    block: Block, inside: _Inside, mine_NKHW: Tensor, kept: list[int]
+) -> None:
+    """The 1x1 convolution and the gate, in the channels that are `kept` after the block."""
+    added = mine_NKHW
+    for layer in (block.c1_r, block.c2_r, block.c3_r):
+        added = F.leaky_relu(layer(added), SLOPE)
+    fit(block.c5, added + mine_NKHW, inside.mixed[:, kept])
+    _fit_gate(block.esa, inside.block.esa, block.c5(added + mine_NKHW), inside.mixed, kept)
+
+
+def _read_most(stream_NCHW: Tensor, reader: nn.Module, count: int) -> list[int]:
+    """The channels that the next block, or the convolution after the last, needs most."""
     if isinstance(reader, nn.Conv2d):
-        kept = _needed(out, reader(out), block.c5.out_channels, 3)
-    else:
-        a = reader.c1_r(out)
-        b = F.conv2d(out, reader.c5.weight)
-        tgt = torch.cat([a / a.std(), b / b.std()], 1)
-        kept = _needed(out, tgt, block.c5.out_channels, 3)
-    fit(block.c5, z, y[:, kept])
-    _fit_gate(block.esa, wide.esa, block.c5(z), y, kept)
-    return out, kept
+        return _needed(stream_NCHW, reader(stream_NCHW), count, 3)
+    block = cast("Block", reader)
+    given = (block.c1_r(stream_NCHW), block.c5(stream_NCHW))  # read, and added inside
+    return _needed(stream_NCHW, torch.cat([g / g.std() for g in given], 1), count, 3)
 
 
-def _fit_gate(gate, wide, mine, y, kept):
-    own = wide.conv1(y)
-    G = gate.conv1.out_channels
-    k0 = _needed(own, wide.conv_f(own), G, 1)
-    fit(gate.conv1, mine, own[:, k0])
-    for name in ("conv2", "conv3", "conv_f"):
-        a, b = getattr(gate, name), getattr(wide, name)
-        if a.weight.shape == b.weight.shape:
-            assign(a, b.weight, b.bias)
-    if gate.conv4.in_channels == wide.conv4.in_channels:
-        assign(gate.conv4, wide.conv4.weight[kept], wide.conv4.bias[kept])
+def _fit_gate(
+    gate: Gate, wide: Gate, mine_NKHW: Tensor, theirs_NCHW: Tensor, kept: list[int]
+) -> None:
+    """Its first and its last convolution by regression, between them the teacher's: in a narrower
+    gate those of the channels that are needed most."""
+    own = wide.conv1(theirs_NCHW)
+    inner = _needed(own, wide.conv_f(own), gate.conv1.out_channels, 1)
+    fit(gate.conv1, mine_NKHW, own[:, inner])
+    for layer, source in zip(
+        (gate.conv2, gate.conv3, gate.conv_f), (wide.conv2, wide.conv3, wide.conv_f), strict=True
+    ):
+        assign(layer, source.weight[inner][:, inner], cast("Tensor", source.bias)[inner])
+    fit(gate.conv4, gate.look(mine_NKHW), wide.conv4(wide.look(theirs_NCHW))[:, kept])
 
 
-def _rest(block):
-    pass
+def _do_nothing(block: Block) -> None:
+    """Give what comes in: no convolutions, the gate wide open and made good."""
+    for layer in (block.c3_r, block.esa.conv4):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(cast("Tensor", layer.bias))
+    nn.init.constant_(cast("Tensor", block.esa.conv4.bias), _OPEN)
+    nn.init.dirac_(block.c5.weight).div_(torch.tensor(_OPEN).sigmoid())
+    nn.init.zeros_(cast("Tensor", block.c5.bias))
 
 
-def _needed(features_NCHW, given_NOHW, count, size) -> list[int]:
-    """The `count` channels without which these targets would be missed most."""
+def _needed(features_NCHW: Tensor, given_NOHW: Tensor, count: int, size: int) -> list[int]:
+    """The `count` channels without which the given features would be missed most."""
     if count == features_NCHW.shape[1]:
         return list(range(count))
     return Regression.of(features_NCHW, given_NOHW, size).strongest_inputs(count)
+
+
+def _first_conv(up: nn.Module) -> nn.Conv2d:
+    return cast("nn.Conv2d", cast("nn.Sequential", up)[0])
