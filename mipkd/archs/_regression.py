@@ -14,7 +14,6 @@ from torch import Tensor
 
 _AT_ONCE = 2**25  # unfolded values in memory: 128 MiB
 _ROUNDS = 8  # of elimination, at least, each an eighth of what is still too many
-_EDGE = 2  # places at a patch's border that are left out: whole photos have few of them
 
 
 @dataclass
@@ -101,20 +100,15 @@ def _without(
     return inverse_II[~gone][:, ~gone], weights_IO[~gone]
 
 
-def _inner(features_NCHW: Tensor) -> Tensor:
-    return features_NCHW[..., _EDGE:-_EDGE, _EDGE:-_EDGE]
-
-
 def _places(features_NCHW: Tensor) -> Tensor:
-    """(P, C), the borders left out."""
-    return _inner(features_NCHW).permute(0, 2, 3, 1).flatten(0, 2)
+    """(P, C)."""
+    return features_NCHW.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def _unfolded(features_NKHW: Tensor, size: int) -> Tensor:
-    """(P, K * k * k + 1) of the same places; the last column is the constant."""
-    reach = _EDGE - size // 2
-    inner = features_NKHW[..., reach:-reach, reach:-reach] if reach else features_NKHW
-    columns = F.unfold(inner, size).transpose(1, 2).flatten(0, 1)
+    """(P, K * k * k + 1) of the same places, zeros beyond the border as the layers see them; the
+    last column is the constant."""
+    columns = F.unfold(features_NKHW, size, padding=size // 2).transpose(1, 2).flatten(0, 1)
     return F.pad(columns, (0, 1), value=1.0)
 
 
