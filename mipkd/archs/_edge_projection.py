@@ -8,21 +8,23 @@ Shapes: N patches, C teacher channels, K student channels, H W low-res size.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
 from mipkd.archs._projection import assign, fit, spans
 from mipkd.archs._regression import Regression
-from mipkd.archs.edge import Clipped, Edge
+
+if TYPE_CHECKING:
+    from mipkd.archs.edge import Edge
 
 _IMAGE = 3  # features of the image itself
 
 
 @torch.no_grad()
-def project(student: Edge, teacher: Edge, lr_NCHW: Tensor) -> tuple[str, ...]:
-    """Fit all layers of an edge net to a larger one's, on these patches; nothing is left over."""
+def project(student: Edge, teacher: Edge, lr_NCHW: Tensor) -> None:
+    """Fit all layers of an edge net to a larger one's, on these patches."""
     wide, narrow = teacher.deployed(), student.deployed()
     layers = [*(cast("nn.Conv2d", block.conv) for block in wide.blocks), cast("nn.Conv2d", wide.up)]
     stream = wide.head(lr_NCHW)
@@ -45,7 +47,6 @@ def project(student: Edge, teacher: Edge, lr_NCHW: Tensor) -> tuple[str, ...]:
         mine = block(mine)
     fit(cast("nn.Conv2d", narrow.up), mine, layers[-1](stream))
     student.become(narrow)
-    return ()
 
 
 def _needed(stream_NCHW: Tensor, reader: nn.Conv2d, count: int, always: int = 0) -> list[int]:

@@ -8,7 +8,7 @@ Shapes: N patches, C teacher channels, K student channels, H W low-res size.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +24,15 @@ from mipkd.archs._edsr_projection import (
 from mipkd.archs._projection import along, assign, fit, reading_choice, spans
 from mipkd.archs._regression import Regression
 from mipkd.archs.base import SRNet
-from mipkd.archs.rcan import Block, ChannelAttention, Group
+
+if TYPE_CHECKING:
+    from mipkd.archs.rcan import Block, ChannelAttention, Group
 
 _SHUT = 0.1  # a gate smaller than that is not made good
 
 
 @torch.no_grad()
-def project(student: SRNet, teacher: SRNet, lr_NCHW: Tensor) -> tuple[str, ...]:
+def project(student: SRNet, teacher: SRNet, lr_NCHW: Tensor) -> None:
     """Fit head, groups and tail of an RCAN to a larger one's, on these patches."""
     basis_KC = _choice(student, teacher, lr_NCHW)
     shallow_NCHW, shallow_NKHW = fit_head(student, teacher, basis_KC, lr_NCHW)
@@ -47,7 +49,6 @@ def project(student: SRNet, teacher: SRNet, lr_NCHW: Tensor) -> tuple[str, ...]:
         mine = group(mine)
     deep_NCHW, deep_NKHW = fit_end(student, teacher, basis_KC, theirs, mine)
     fit_tail(student, teacher, deep_NKHW + shallow_NKHW, deep_NCHW + shallow_NCHW)
-    return ()
 
 
 def _choice(student: SRNet, teacher: SRNet, lr_NCHW: Tensor) -> Tensor:
@@ -85,8 +86,8 @@ def _fit_block(
 ) -> Tensor:
     """Fit a block to a span of the teacher's; the teacher's stream behind it.
 
-    The gate is that of the span's last block; the second convolution gives what the stream lacks,
-    divided by that gate.
+    Gate and what is gated are those of the span's last block, but for what the stream lacks else:
+    that is divided by the gate and added before it.
     """
     candidates = [*hidden_candidates(span, stream_NCHW, mine_NKHW)]
     for wide in span[:-1]:
@@ -95,8 +96,10 @@ def _fit_block(
     ungated = nn.Sequential(*layers)(stream_NCHW)
     opening = along(basis_KC, wide_gate.conv_du(ungated.mean((2, 3), keepdim=True)))
     stream_NCHW = stream_NCHW + wide_gate(ungated)
-    lacking = along(basis_KC, stream_NCHW) - mine_NKHW
-    fit_residual(block.body, mine_NKHW, lacking / opening.clamp(min=_SHUT), candidates)
+    gated = along(basis_KC, ungated)
+    lacking = along(basis_KC, stream_NCHW) - mine_NKHW - gated * opening
+    wanted = gated + lacking / opening.clamp(min=_SHUT)
+    fit_residual(block.body, mine_NKHW, wanted, candidates)
     mine_ungated = block.body[:3](mine_NKHW)
     _fit_gate(block.body[3], wide_gate, basis_KC, ungated, mine_ungated)
     return stream_NCHW

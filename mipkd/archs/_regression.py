@@ -43,9 +43,7 @@ class Regression:
         solution_IO = torch.linalg.solve(self._damped(damping), self.cross_IO)
         return self._as_kernel(solution_IO)
 
-    def strongest_inputs(
-        self, count: int, damping: float = 1e-5, always: int = 0
-    ) -> list[int]:
+    def strongest_inputs(self, count: int, damping: float = 1e-5, always: int = 0) -> list[int]:
         """The `count` input channels without which the targets would be missed most, rising;
         the first `always` are among them.
 

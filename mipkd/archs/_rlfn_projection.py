@@ -8,8 +8,8 @@ Shapes: N patches, C teacher channels, K student channels, H W low-res size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,17 +17,16 @@ from torch import Tensor, nn
 
 from mipkd.archs._projection import assign, fit, spans
 from mipkd.archs._regression import Regression
-from mipkd.archs.rlfn import RLFN, SLOPE, Block, Gate
+
+if TYPE_CHECKING:
+    from mipkd.archs.rlfn import RLFN, Block, Gate
 
 _OPEN = 4.0  # the gate's logit in a block that has nothing to do
 
 
 @torch.no_grad()
-def project(student: RLFN, teacher: RLFN, lr_NCHW: Tensor) -> tuple[str, ...]:
-    """Fit head, blocks and tail of an RLFN to a larger one's, on these patches.
-
-    Nothing is left over.
-    """
+def project(student: RLFN, teacher: RLFN, lr_NCHW: Tensor) -> None:
+    """Fit head, blocks and tail of an RLFN to a larger one's, on these patches."""
     *wide_blocks, wide_end = teacher.blocks
     *blocks, end = student.blocks
     stream = shallow = teacher.head(lr_NCHW)
@@ -44,61 +43,70 @@ def project(student: RLFN, teacher: RLFN, lr_NCHW: Tensor) -> tuple[str, ...]:
         if start == stop:
             _do_nothing(cast("Block", block))
         else:
-            for wide in wide_blocks[start : stop - 1]:
-                stream = wide(stream)
-            inside = _Inside.of(cast("Block", wide_blocks[stop - 1]), stream)
-            _fit_convolutions(cast("Block", block), inside, mine, kept)
-            stream = inside.out
-            kept = _read_most(stream, [*wide_blocks, wide_end][stop], student.width)
-            _fit_end_of_block(cast("Block", block), inside, mine, kept)
+            span = cast("list[Block]", wide_blocks[start:stop])
+            reader = [*wide_blocks, wide_end][stop]
+            stream, kept = _fit_block(cast("Block", block), span, reader, stream, mine, kept)
         mine = block(mine)
     fit(cast("nn.Conv2d", end), mine, wide_end(stream)[:, outer])
     fit(up, end(mine) + first, wide_up(deep))
-    return ()
 
 
-@dataclass
-class _Inside:
-    """What runs through one of the teacher's blocks."""
+def _fit_block(
+    block: Block,
+    span: Sequence[Block],
+    reader: nn.Module,
+    stream_NCHW: Tensor,
+    mine_NKHW: Tensor,
+    before: list[int],
+) -> tuple[Tensor, list[int]]:
+    """Fit a block to a span of the teacher's; the teacher's stream behind it, and which of its
+    channels the student keeps there.
 
-    block: Block
-    linear: list[Tensor]  # of the three convolutions
-    active: list[Tensor]  # after their leaky ReLUs
-    mixed: Tensor  # of the 1x1 convolution
-    out: Tensor
+    The three convolutions are those of the teacher's block that leads nearest to what the span's
+    last one mixes; the rest is that last one's.
+    """
+    streams = [stream_NCHW]
+    for wide in span[:-1]:
+        streams.append(wide(streams[-1]))
+    mixed = span[-1].c5(_added(span[-1], streams[-1]))
+    out = span[-1].esa(mixed)
+    kept = _read_most(out, reader, mine_NKHW.shape[1])
+    fits = []
+    for wide, stream in zip(span, streams, strict=True):
+        _fit_convolutions(block, wide, stream, mine_NKHW, before)
+        added = _added(block, mine_NKHW)
+        fit(block.c5, added, mixed[:, kept])
+        missed = float((block.c5(added) - mixed[:, kept]).square().mean())
+        fits.append((missed, len(fits), {k: v.clone() for k, v in block.state_dict().items()}))
+    block.load_state_dict(min(fits)[2])
+    _fit_gate(block.esa, span[-1].esa, block.c5(_added(block, mine_NKHW)), mixed, kept)
+    return out, kept
 
-    @classmethod
-    def of(cls, block: Block, x_NCHW: Tensor) -> _Inside:
-        linear, active = [], [x_NCHW]
-        for layer in (block.c1_r, block.c2_r, block.c3_r):
-            linear.append(layer(active[-1]))
-            active.append(F.leaky_relu(linear[-1], SLOPE))
-        mixed = block.c5(active[-1] + x_NCHW)
-        return cls(block, linear, active[1:], mixed, block.esa(mixed))
+
+def _added(block: Block, x_NCHW: Tensor) -> Tensor:
+    """A block's input and what its three convolutions make of it."""
+    active = x_NCHW
+    for layer in (block.c1_r, block.c2_r, block.c3_r):
+        active = F.leaky_relu(layer(active), block.slope)
+    return active + x_NCHW
 
 
 def _fit_convolutions(
-    block: Block, inside: _Inside, mine_NKHW: Tensor, before: list[int]
+    block: Block, wide: Block, stream_NCHW: Tensor, mine_NKHW: Tensor, before: list[int]
 ) -> None:
-    """The three convolutions, the last one in the channels that the stream has `before`."""
+    """Fit the three convolutions, the last one in the channels that the stream has `before`."""
+    linear, active = [], [stream_NCHW]
+    for layer in (wide.c1_r, wide.c2_r, wide.c3_r):
+        linear.append(layer(active[-1]))
+        active.append(F.leaky_relu(linear[-1], wide.slope))
     middle = block.c1_r.out_channels
-    second = _needed(inside.active[1], inside.linear[2][:, before], middle, 3)
-    first = _needed(inside.active[0], inside.linear[1][:, second], middle, 3)
-    layers = (block.c1_r, block.c2_r, block.c3_r)
-    for layer, linear, kept in zip(layers, inside.linear, (first, second, before), strict=True):
-        fit(layer, mine_NKHW, linear[:, kept])
-        mine_NKHW = F.leaky_relu(layer(mine_NKHW), SLOPE)
-
-
-def _fit_end_of_block(
-    block: Block, inside: _Inside, mine_NKHW: Tensor, kept: list[int]
-) -> None:
-    """The 1x1 convolution and the gate, in the channels that are `kept` after the block."""
-    added = mine_NKHW
-    for layer in (block.c1_r, block.c2_r, block.c3_r):
-        added = F.leaky_relu(layer(added), SLOPE)
-    fit(block.c5, added + mine_NKHW, inside.mixed[:, kept])
-    _fit_gate(block.esa, inside.block.esa, block.c5(added + mine_NKHW), inside.mixed, kept)
+    second = _needed(active[2], linear[2][:, before], middle, 3)
+    first = _needed(active[1], linear[1][:, second], middle, 3)
+    for layer, wanted, kept in zip(
+        (block.c1_r, block.c2_r, block.c3_r), linear, (first, second, before), strict=True
+    ):
+        fit(layer, mine_NKHW, wanted[:, kept])
+        mine_NKHW = F.leaky_relu(layer(mine_NKHW), block.slope)
 
 
 def _read_most(stream_NCHW: Tensor, reader: nn.Module, count: int) -> list[int]:

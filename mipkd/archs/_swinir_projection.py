@@ -10,7 +10,7 @@ Shapes: N patches, C teacher channels, K student channels, H W low-res size, D E
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +18,16 @@ from torch import Tensor, nn
 
 from mipkd.archs._projection import along, assign, fit, metric_directions, spans
 from mipkd.archs._regression import Regression, second_moments
-from mipkd.archs.swinir import Attention, Group, Layer, SwinIR
+
+if TYPE_CHECKING:
+    from mipkd.archs.swinir import Group, Layer, SwinIR
 
 _TINY = 1e-6  # of the mean second moment: directions that a head does not use
 
 
 @torch.no_grad()
-def project(student: SwinIR, teacher: SwinIR, lr_NCHW: Tensor) -> tuple[str, ...]:
-    """Fit all of a SwinIR to a larger one's, on these patches; nothing is left over."""
+def project(student: SwinIR, teacher: SwinIR, lr_NCHW: Tensor) -> None:
+    """Fit all of a SwinIR to a larger one's, on these patches."""
     height, width = (side - side % teacher.multiple for side in lr_NCHW.shape[-2:])
     lr_NCHW = lr_NCHW[..., :height, :width]
     shallow_NCHW = teacher.head(lr_NCHW)
@@ -46,7 +48,6 @@ def project(student: SwinIR, teacher: SwinIR, lr_NCHW: Tensor) -> tuple[str, ...
             _zero(cast("Group", group).conv)
         mine = _through(cast("Group", group), mine)
     _fit_tail(student, teacher, outer_KC, (theirs, shallow_NCHW), (mine, shallow_NKHW))
-    return ()
 
 
 def _stream_basis(student: SwinIR, teacher: SwinIR, shallow_NCHW: Tensor) -> Tensor:
@@ -82,9 +83,7 @@ def _keeping_means(covariance_CC: Tensor, width: int) -> Tensor:
     return turned.float()
 
 
-def _fit_start(
-    student: SwinIR, teacher: SwinIR, basis_KC: Tensor, shallow_NCHW: Tensor
-) -> Tensor:
+def _fit_start(student: SwinIR, teacher: SwinIR, basis_KC: Tensor, shallow_NCHW: Tensor) -> Tensor:
     """Fit head and first norm; the directions (K, C) of the shallow features.
 
     The first norm's output is the stream, so its weights cannot go into what is fitted after it:
@@ -167,9 +166,7 @@ def _head_directions(wide: Layer, narrow: int, stream_NHWC: Tensor) -> Tensor:
     return torch.cat([head for kept in found for head in kept], -1)
 
 
-def _score_directions(
-    query_NHWD: Tensor, key_NHWD: Tensor, narrow: int
-) -> tuple[Tensor, Tensor]:
+def _score_directions(query_NHWD: Tensor, key_NHWD: Tensor, narrow: int) -> tuple[Tensor, Tensor]:
     """Maps (E, D) of queries and keys whose inner products come nearest to the teacher's.
 
     The best products of that rank for independent queries and keys; the softmax does not see what

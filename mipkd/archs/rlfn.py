@@ -26,7 +26,6 @@ from mipkd.archs._parts import (
 )
 from mipkd.archs.base import SRNet, StateDict
 
-SLOPE = 0.05  # of the leaky ReLUs
 _SEEN = 15  # pixels a side from which the gate's pooling gives its first value
 
 
@@ -75,6 +74,8 @@ class Gate(nn.Module):
 class Block(nn.Module):
     """Three convolutions added to the input, a 1x1 convolution and the gate (RLFB)."""
 
+    slope = 0.05  # of the leaky ReLUs
+
     def __init__(self, hyper: Hyper) -> None:
         super().__init__()
         channels, middle = hyper.channels, hyper.middle
@@ -88,7 +89,7 @@ class Block(nn.Module):
         """Features of the same shape."""
         residual = x_NCHW
         for layer in (self.c1_r, self.c2_r, self.c3_r):
-            residual = F.leaky_relu(layer(residual), SLOPE)
+            residual = F.leaky_relu(layer(residual), self.slope)
         gated: Tensor = self.esa(self.c5(residual + x_NCHW))
         return gated
 
