@@ -20,11 +20,12 @@ from mipkd.archs._projection import (
     reading_basis,
     spans,
 )
-from mipkd.archs._regression import Regression
+from mipkd.archs._regression import Regression, second_moments
 from mipkd.archs.base import SRNet
 
 _CANDIDATES = 4  # times a block's channels: from so many of the teacher's the best are taken,
 _MOST_CANDIDATES = 128  # but not from more
+_TAIL_VALUES = 2**26  # of the teacher's features behind a pixel shuffle: 256 MiB of patches
 _FEW = 32  # patches tell which channels are strong: all candidates of many would fill memory
 
 
@@ -41,7 +42,7 @@ def project(student: SRNet, teacher: SRNet, lr_NCHW: Tensor) -> None:
         for index in range(first, last):
             theirs = teacher.blocks[index](theirs)
         wanted = (along(basis_KC, theirs) - mine) / float(block.res_scale)
-        fit_residual(block.body, mine, wanted, candidates)
+        fit_residual(cast("nn.Sequential", block.body), mine, wanted, candidates)
         mine = block(mine)
     deep_NCHW, deep_NKHW = fit_end(student, teacher, basis_KC, theirs, mine)
     fit_tail(student, teacher, deep_NKHW + shallow_NKHW, deep_NCHW + shallow_NCHW)
@@ -51,12 +52,12 @@ def stream_basis(student: SRNet, teacher: SRNet, lr_NCHW: Tensor, after: set[int
     """The directions (K, C) of the stream that a student of that width keeps: of the shallow
     features, of what the tail reads, and of the stream after so many of the teacher's blocks."""
     stream = shallow = teacher.head(lr_NCHW)
-    kept = [shallow]
+    kept = [second_moments(shallow)]
     for number, block in enumerate(teacher.blocks, 1):
         stream = block(stream)
         if number in after:
-            kept.append(stream)
-    kept.append(stream + shallow)
+            kept.append(second_moments(stream))
+    kept.append(second_moments(stream + shallow))
     readers = [first_conv(block) for block in teacher.blocks]
     return reading_basis(kept, first_conv(teacher.up), readers, student.width)
 
@@ -90,11 +91,12 @@ def fit_tail(student: SRNet, teacher: SRNet, mine_NKHW: Tensor, theirs_NCHW: Ten
     steps = [*_steps(teacher.up)]
     readers = [*(layer for layer, _ in steps[1:]), teacher.last]
     for (layer, shuffle), (wide, _), reader in zip(_steps(student.up), steps, readers, strict=True):
-        theirs = shuffle(wide(theirs))
+        few = max(1, _TAIL_VALUES // (wide.out_channels * theirs[0, 0].numel()))
+        mine, theirs = mine[:few], shuffle(wide(theirs[:few]))
         wanted = theirs
         if isinstance(reader, nn.Conv2d):
             width = layer.out_channels // shuffle.upscale_factor**2
-            wanted = along(reading_basis([theirs], reader, [reader], width), theirs)
+            wanted = along(reading_basis([second_moments(theirs)], reader, [reader], width), theirs)
         fit(layer, mine, F.pixel_unshuffle(wanted, shuffle.upscale_factor))
         mine = shuffle(layer(mine))
     if isinstance(student.last, nn.Conv2d):
@@ -114,7 +116,7 @@ def hidden_candidates(
 
 
 def fit_residual(
-    body: nn.Module,
+    body: nn.Sequential,
     stream_NKHW: Tensor,
     wanted_NKHW: Tensor,
     candidates: Sequence[tuple[Tensor, Tensor, Tensor]],

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mipkd.archs._regression import Regression, second_moments
+from mipkd.archs._regression import Regression
 
 _BLOCKS_SHARE = 0.3  # how much the blocks' reading counts beside the tail's, for the basis
 
@@ -45,7 +45,7 @@ def assign(layer: nn.Module, weight: Tensor, bias: Tensor) -> None:
 
 
 def reading_basis(
-    features_NCHW: Sequence[Tensor], tail: nn.Conv2d, blocks: Sequence[nn.Conv2d], width: int
+    covariances_CC: Sequence[Tensor], tail: nn.Conv2d, blocks: Sequence[nn.Conv2d], width: int
 ) -> Tensor:
     """`width` directions (K, C) of a stream that hold most of what its readers read of it.
 
@@ -53,20 +53,20 @@ def reading_basis(
     several places, each of unit trace, seen through the square root of the readers' Gram matrix.
     Rows have unit length.
     """
-    reads = _reads(tail, blocks)
-    return metric_directions([second_moments(f) for f in features_NCHW], reads, width)
+    return metric_directions(covariances_CC, _reads(tail, blocks), width)
 
 
 def reading_choice(
-    features_NCHW: Sequence[Tensor], tail: nn.Conv2d, blocks: Sequence[nn.Conv2d], width: int
+    covariances_CC: Sequence[Tensor], tail: nn.Conv2d, blocks: Sequence[nn.Conv2d], width: int
 ) -> Tensor:
     """Like `reading_basis`, but channels of the stream as they are: rows (K, C) of the identity.
 
     For streams that are gated channel by channel.
     """
-    covariance = torch.stack([_unit(second_moments(f)) for f in features_NCHW]).sum(0)
+    covariance = torch.stack([_unit(c) for c in covariances_CC]).sum(0)
     cross = F.pad(covariance @ _root(_reads(tail, blocks)), (0, 0, 0, 1))
-    centred = torch.block_diag(covariance, torch.ones(1, 1, dtype=torch.float64))
+    centred = F.pad(covariance, (0, 1, 0, 1))
+    centred[-1, -1] = 1  # the constant's own energy
     kept = Regression(centred, cross, 1).strongest_inputs(width)
     return torch.eye(len(covariance))[kept]
 
@@ -111,7 +111,8 @@ def _root(reads_CC: Tensor) -> Tensor:
     channels = len(reads_CC)
     metric = _unit(reads_CC) + 1e-3 * torch.eye(channels, dtype=torch.float64) / channels
     values, vectors = torch.linalg.eigh(metric)
-    return vectors * values.clamp(min=0).sqrt() @ vectors.T
+    root: Tensor = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    return root
 
 
 def _gram(weight_OCkk: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ from mipkd.archs._edsr_projection import (
     fit_tail,
     hidden_candidates,
 )
-from mipkd.archs._projection import along, assign, fit, reading_choice, spans
-from mipkd.archs._regression import Regression
+from mipkd.archs._projection import along, assign, fit, read_through, reading_choice, spans
+from mipkd.archs._regression import second_moments
 from mipkd.archs.base import SRNet
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def project(student: SRNet, teacher: SRNet, lr_NCHW: Tensor) -> None:
         if groups:
             theirs = _fit_group(cast("Group", group), groups[-1], basis_KC, theirs, mine)
         else:
-            _add_nothing(cast("nn.Conv2d", cast("Group", group).body[-1]))
+            _add_nothing(cast("Group", group).body[-1])
         mine = group(mine)
     deep_NCHW, deep_NKHW = fit_end(student, teacher, basis_KC, theirs, mine)
     fit_tail(student, teacher, deep_NKHW + shallow_NKHW, deep_NCHW + shallow_NCHW)
@@ -54,12 +54,12 @@ def project(student: SRNet, teacher: SRNet, lr_NCHW: Tensor) -> None:
 def _choice(student: SRNet, teacher: SRNet, lr_NCHW: Tensor) -> Tensor:
     """The channels of the stream that the student keeps, as rows (K, C) of the identity."""
     stream = shallow = teacher.head(lr_NCHW)
-    kept = [shallow]
+    kept = [second_moments(shallow)]
     for group in teacher.blocks:
         stream = group(stream)
-    kept.append(stream + shallow)
+    kept.append(second_moments(stream + shallow))
     readers = [first_conv(group) for group in teacher.blocks]
-    return reading_choice(kept, first_conv(teacher.up), readers, student.width)
+    return reading_choice(kept, first_conv(cast("nn.Module", teacher.up)), readers, student.width)
 
 
 def _fit_group(
@@ -74,7 +74,7 @@ def _fit_group(
         if span:
             stream = _fit_block(cast("Block", block), span, basis_KC, stream, mine)
         else:
-            _add_nothing(block.body[2])
+            _add_nothing(cast("Block", block).body[2])
         mine = block(mine)
     theirs_NCHW = theirs_NCHW + wide_end(stream)
     fit(cast("nn.Conv2d", end), mine, along(basis_KC, theirs_NCHW) - mine_NKHW)
@@ -92,8 +92,8 @@ def _fit_block(
     candidates = [*hidden_candidates(span, stream_NCHW, mine_NKHW)]
     for wide in span[:-1]:
         stream_NCHW = wide(stream_NCHW)
-    *layers, wide_gate = span[-1].body
-    ungated = nn.Sequential(*layers)(stream_NCHW)
+    wide_gate = cast("ChannelAttention", span[-1].body[3])
+    ungated = span[-1].body[:3](stream_NCHW)
     opening = along(basis_KC, wide_gate.conv_du(ungated.mean((2, 3), keepdim=True)))
     stream_NCHW = stream_NCHW + wide_gate(ungated)
     gated = along(basis_KC, ungated)
@@ -101,7 +101,8 @@ def _fit_block(
     wanted = gated + lacking / opening.clamp(min=_SHUT)
     fit_residual(block.body, mine_NKHW, wanted, candidates)
     mine_ungated = block.body[:3](mine_NKHW)
-    _fit_gate(block.body[3], wide_gate, basis_KC, ungated, mine_ungated)
+    gate = cast("ChannelAttention", block.body[3])
+    _fit_gate(gate, wide_gate, basis_KC, ungated, mine_ungated)
     return stream_NCHW
 
 
@@ -116,17 +117,17 @@ def _fit_gate(
 
     Means obey the linear map that the features obey.
     """
-    squeeze, rows = wide.conv_du[0], basis_KC.argmax(1)
-    spread, inside = wide.conv_du[2], wide.conv_du[:2](ungated_NCHW.mean((2, 3), keepdim=True))
+    squeeze, spread = (cast("nn.Conv2d", wide.conv_du[at]) for at in (0, 2))
+    own_squeeze, own_spread = (cast("nn.Conv2d", gate.conv_du[at]) for at in (0, 2))
+    inside = squeeze(ungated_NCHW.mean((2, 3), keepdim=True)).relu()
     strength = inside.square().mean((0, 2, 3)) * spread.weight.square().sum((0, 2, 3))
-    kept = strength.topk(gate.conv_du[0].out_channels).indices.sort().values
-    map_CK11, offset_C = Regression.of(mine_NKHW, ungated_NCHW, 1).solve()
-    reading = squeeze.weight[kept, :, 0, 0]
-    weight = reading @ map_CK11[:, :, 0, 0]
-    assign(gate.conv_du[0], weight[..., None, None], squeeze.bias[kept] + reading @ offset_C)
-    assign(gate.conv_du[2], spread.weight[rows][:, kept], spread.bias[rows])
+    kept = strength.topk(own_squeeze.out_channels).indices.sort().values
+    weight, bias = read_through(squeeze, mine_NKHW, ungated_NCHW)
+    assign(own_squeeze, weight[kept], bias[kept])
+    rows = basis_KC.argmax(1)
+    assign(own_spread, spread.weight[rows][:, kept], cast("Tensor", spread.bias)[rows])
 
 
-def _add_nothing(layer: nn.Conv2d) -> None:
-    nn.init.zeros_(layer.weight)
+def _add_nothing(layer: nn.Module) -> None:
+    nn.init.zeros_(cast("Tensor", layer.weight))
     nn.init.zeros_(cast("Tensor", layer.bias))

@@ -71,7 +71,7 @@ def _fit_block(
     mixed = span[-1].c5(_added(span[-1], streams[-1]))
     out = span[-1].esa(mixed)
     kept = _read_most(out, reader, mine_NKHW.shape[1])
-    fits = []
+    fits: list[tuple[float, int, dict[str, Tensor]]] = []
     for wide, stream in zip(span, streams, strict=True):
         _fit_convolutions(block, wide, stream, mine_NKHW, before)
         added = _added(block, mine_NKHW)

@@ -150,15 +150,15 @@ def _head_directions(wide: Layer, narrow: int, stream_NHWC: Tensor) -> Tensor:
     qkv = attention.qkv(wide.norm1(stream_NHWC))
     if narrow == qkv.shape[-1] // 3 // attention.heads:
         return cast("Tensor", qkv)
-    parts = qkv.unflatten(-1, (3, attention.heads, -1)).unbind(-3)
-    mixed = _mixed(wide, stream_NHWC).unflatten(-1, (attention.heads, -1))
-    reads = attention.proj.weight.unflatten(1, (attention.heads, -1)).double()
+    parts = [part.chunk(attention.heads, -1) for part in qkv.chunk(3, -1)]
+    mixed = _mixed(wide, stream_NHWC).chunk(attention.heads, -1)
+    reads = attention.proj.weight.double().chunk(attention.heads, 1)
     found: tuple[list[Tensor], ...] = ([], [], [])
     for head in range(attention.heads):
-        query, key, value = (part[..., head, :] for part in parts)
+        query, key, value = (part[head] for part in parts)
         to_query, to_key = _score_directions(query, key, narrow)
-        moments = second_moments(_second(mixed[..., head, :]))
-        to_value = metric_directions([moments], reads[:, head].T @ reads[:, head], narrow)
+        moments = second_moments(_second(mixed[head]))
+        to_value = metric_directions([moments], reads[head].T @ reads[head], narrow)
         for kept, to, of in zip(
             found, (to_query, to_key, to_value), (query, key, value), strict=True
         ):
@@ -228,10 +228,10 @@ def _fit_tail(
     added = teacher.after(_second(teacher.norm(theirs[0])))
     fit(student.after, normed, along(outer_KC, added))
     deep, wide_deep = student.after(normed) + mine[1], added + theirs[1]
-    if isinstance(student.before, nn.Identity):
-        fit(student.up[0], deep, teacher.up[0](wide_deep))
+    if isinstance(student.before, nn.Identity) or isinstance(teacher.before, nn.Identity):
+        fit(cast("nn.Conv2d", student.up[0]), deep, teacher.up[0](wide_deep))
         return
-    fit(student.before[0], deep, teacher.before[0](wide_deep))
+    fit(cast("nn.Conv2d", student.before[0]), deep, teacher.before[0](wide_deep))
     student.up.load_state_dict(teacher.up.state_dict())  # as wide in all sizes
     student.last.load_state_dict(teacher.last.state_dict())
 

@@ -54,7 +54,8 @@ class Gate(nn.Module):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """Gated features of the same shape."""
-        return x_NCHW * self.conv4(self.look(x_NCHW)).sigmoid()
+        gate: Tensor = self.conv4(self.look(x_NCHW)).sigmoid()
+        return x_NCHW * gate
 
     def look(self, x_NCHW: Tensor) -> Tensor:
         """What the gate is computed from, (N, G, H, W); sides under 15 are seen as if their edge

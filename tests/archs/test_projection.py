@@ -71,7 +71,7 @@ DEPTH_AND_WIDTH = {
 def teacher_of(name: str, scale: int = 2, **other: Any) -> tuple[Arch, Any, SRNet]:
     """A net whose blocks change the image: weights above their usual random size."""
     arch: Arch = plugins.load("mipkd.archs", name, "ARCH")
-    fields = {k: v for k, v in other.items() if hasattr(arch.paper(scale), k)}
+    fields = {k: v for k, v in ({"layers": 2} | other).items() if hasattr(arch.paper(scale), k)}
     hyper = replace(arch.shrink(arch.paper(scale), TEACHERS[name]), **fields)
     torch.manual_seed(0)
     net = arch.make(hyper).eval()
