@@ -39,13 +39,15 @@ def project(student: SRNet, teacher: SRNet, lr_NCHW: Tensor) -> None:
     theirs, mine = shallow_NCHW, shallow_NKHW
     places = spans(len(student.blocks) - 1, len(teacher.blocks) - 1)
     for group, (first, last) in zip(student.blocks, places, strict=False):
-        groups = cast("list[Group]", [*teacher.blocks][first:last])
-        for wide in groups[:-1]:
-            theirs = wide(theirs)
-        if groups:
-            theirs = _fit_group(cast("Group", group), groups[-1], basis_KC, theirs, mine)
+        end = cast("Group", group).body[-1]
+        if first == last:
+            _add_nothing(end)
         else:
-            _add_nothing(cast("Group", group).body[-1])
+            wide = cast("Group", teacher.blocks[first])
+            added = _fit_blocks(cast("Group", group), wide, basis_KC, theirs, mine)
+            for source in teacher.blocks[first:last]:
+                theirs = source(theirs)
+            fit(cast("nn.Conv2d", end), added, along(basis_KC, theirs) - mine)
         mine = group(mine)
     deep_NCHW, deep_NKHW = fit_end(student, teacher, basis_KC, theirs, mine)
     fit_tail(student, teacher, deep_NKHW + shallow_NKHW, deep_NCHW + shallow_NCHW)
@@ -57,28 +59,27 @@ def _choice(student: SRNet, teacher: SRNet, lr_NCHW: Tensor) -> Tensor:
     kept = [second_moments(shallow)]
     for group in teacher.blocks:
         stream = group(stream)
+        kept.append(second_moments(stream))
     kept.append(second_moments(stream + shallow))
     readers = [first_conv(group) for group in teacher.blocks]
     return reading_choice(kept, first_conv(cast("nn.Module", teacher.up)), readers, student.width)
 
 
-def _fit_group(
+def _fit_blocks(
     group: Group, wide: Group, basis_KC: Tensor, theirs_NCHW: Tensor, mine_NKHW: Tensor
 ) -> Tensor:
-    """Fit a group to one of the teacher's; that one's output."""
-    *blocks, end = group.body
-    *wide_blocks, wide_end = wide.body
+    """Fit a group's blocks to those of one of the teacher's; what the student's give."""
+    *blocks, _ = cast("list[Block]", [*group.body])
+    *wide_blocks, _ = cast("list[Block]", [*wide.body])
     stream, mine = theirs_NCHW, mine_NKHW
     for block, (first, last) in zip(blocks, spans(len(blocks), len(wide_blocks)), strict=True):
-        span = cast("list[Block]", wide_blocks[first:last])
+        span = wide_blocks[first:last]
         if span:
-            stream = _fit_block(cast("Block", block), span, basis_KC, stream, mine)
+            stream = _fit_block(block, span, basis_KC, stream, mine)
         else:
-            _add_nothing(cast("Block", block).body[2])
+            _add_nothing(block.body[2])
         mine = block(mine)
-    theirs_NCHW = theirs_NCHW + wide_end(stream)
-    fit(cast("nn.Conv2d", end), mine, along(basis_KC, theirs_NCHW) - mine_NKHW)
-    return theirs_NCHW
+    return mine
 
 
 def _fit_block(

@@ -10,6 +10,7 @@ Shapes: N patches, C teacher channels, K student channels, H W low-res size, D E
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -22,6 +23,7 @@ from mipkd.archs._regression import Regression, second_moments
 if TYPE_CHECKING:
     from mipkd.archs.swinir import Group, Layer, SwinIR
 
+_FEW = 16  # patches in memory at a time
 _TINY = 1e-6  # of the mean second moment: directions that a head does not use
 
 
@@ -40,13 +42,15 @@ def project(student: SwinIR, teacher: SwinIR, lr_NCHW: Tensor) -> None:
         student.blocks, spans(len(student.blocks), len(teacher.blocks)), strict=True
     ):
         wide = [cast("Group", block) for block in teacher.blocks[first:last]]
-        for skipped in wide[:-1]:
-            theirs = _through(skipped, theirs)
+        narrow = cast("Group", group)
         if wide:
-            theirs = _fit_group(cast("Group", group), wide[-1], basis_KC, theirs, mine)
+            added = _fit_layers(narrow, wide[0], basis_KC, theirs, mine)
+            for source in wide:
+                theirs = _through(source, theirs)
+            fit(narrow.conv, _second(added), _second(theirs @ basis_KC.T - mine))
         else:
-            _zero(cast("Group", group).conv)
-        mine = _through(cast("Group", group), mine)
+            _zero(narrow.conv)
+        mine = _through(narrow, mine)
     _fit_tail(student, teacher, outer_KC, (theirs, shallow_NCHW), (mine, shallow_NKHW))
 
 
@@ -113,22 +117,20 @@ def _fit_diagonal(norm: nn.LayerNorm, normed_NHWK: Tensor, wanted_NHWK: Tensor) 
     assign(norm, weight, y_mean - weight * x_mean)
 
 
-def _fit_group(
+def _fit_layers(
     group: Group, wide: Group, basis_KC: Tensor, theirs_NHWC: Tensor, mine_NHWK: Tensor
 ) -> Tensor:
-    """Fit a group to one of the teacher's, layer by layer; that one's output."""
+    """Fit a group's layers to those of one of the teacher's; what the student's give."""
     stream, mine = theirs_NHWC, mine_NHWK
     for layer, wide_layer in zip(group.layers, wide.layers, strict=True):
         narrow, source = cast("Layer", layer), cast("Layer", wide_layer)
-        attended = stream + source.attend(stream)
+        attended = stream + _in_parts(source.attend, stream)
         _fit_attention(narrow, source, stream, mine, attended @ basis_KC.T)
-        mine = mine + narrow.attend(mine)
-        stream = source(stream)
+        mine = mine + _in_parts(narrow.attend, mine)
+        stream = _in_parts(source, stream)
         _fit_mlp(narrow, source, attended, mine, stream @ basis_KC.T)
         mine = mine + narrow.mlp["fc2"](F.gelu(narrow.mlp["fc1"](narrow.norm2(mine))))
-    theirs_NHWC = theirs_NHWC + _last(wide.conv(_second(stream)))
-    fit(group.conv, _second(mine), _second(theirs_NHWC @ basis_KC.T - mine_NHWK))
-    return theirs_NHWC
+    return mine
 
 
 def _fit_attention(
@@ -194,7 +196,7 @@ def _mixed(layer: Layer, stream_NHWC: Tensor) -> Tensor:
     """The attended values of all heads before they are projected."""
     unprojected = layer.attn.proj.register_forward_hook(lambda _, inputs, __: inputs[0])
     try:
-        return layer.attend(stream_NHWC)
+        return _in_parts(layer.attend, stream_NHWC)
     finally:
         unprojected.remove()
 
@@ -207,6 +209,7 @@ def _fit_mlp(
     normed = _second(layer.norm2(mine_NHWK))
     given = _second(wide.mlp["fc1"](wide.norm2(stream_NHWC)))
     weight, bias = Regression.of(normed, given, 1).solve()
+    del given  # as wide as what follows
     hidden = F.gelu(F.conv2d(normed, weight, bias))
     lacking = _second(wanted_NHWK - mine_NHWK)
     inside = cast("nn.Linear", layer.mlp["fc1"]).out_features
@@ -242,8 +245,13 @@ def _first(net: SwinIR) -> Group:
 
 def _through(group: Group, x_NHWC: Tensor) -> Tensor:
     """What the group gives, its first norm left out."""
-    added: Tensor = group.conv(_second(group.layers(x_NHWC)))
+    added: Tensor = group.conv(_second(_in_parts(group.layers, x_NHWC)))
     return x_NHWC + _last(added)
+
+
+def _in_parts(run: Callable[[Tensor], Tensor], x_NHWC: Tensor) -> Tensor:
+    """Few patches at a time: the scores of all tokens would fill memory."""
+    return torch.cat([run(x_nHWC) for x_nHWC in x_NHWC.tensor_split(-(-len(x_NHWC) // _FEW))])
 
 
 def _fit_linear(layer: nn.Linear, inputs_NHWK: Tensor, targets_NHWO: Tensor) -> None:
