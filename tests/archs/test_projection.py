@@ -176,8 +176,8 @@ def test_a_narrow_rlfn_starts_above_bicubic(assets: Path) -> None:
     teacher_model, teacher = identify(
         assets / "weights/RLFN_x4.pth", role="teacher", options=TeacherOptions(image_range=255)
     )
-    arch = teacher_model.arch
-    student = student_of(arch, teacher_model.hyper, "c40b6", teacher)
+    arch: Arch = plugins.load("mipkd.archs", "rlfn", "ARCH")
+    student = student_of(arch, arch.Hyper(**teacher_model.hyper), "c40b6", teacher)
     crops = [read_rgb(file) for file in sorted((assets / "train/BSDS400").iterdir())[:24]]
     lr = np.stack([downscale(np.ascontiguousarray(crop[:128, :128]), 4) for crop in crops])
     PROJECT["rlfn"](student, teacher, torch.from_numpy(lr).permute(0, 3, 1, 2).float() / 255)
