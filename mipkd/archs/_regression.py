@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_AT_ONCE = 2**25  # unfolded values in memory: 128 MiB
+_AT_ONCE = 2**24  # unfolded values in memory: 64 MiB, a few times over
 _ROUNDS = 8  # of elimination, at least, each an eighth of what is still too many
 
 
@@ -112,5 +112,9 @@ def _unfolded(features_NKHW: Tensor, size: int) -> Tensor:
 
 def second_moments(features_NCHW: Tensor) -> Tensor:
     """The covariance (C, C) of features over all places, float64."""
-    x_PC = _places(features_NCHW).double()
-    return torch.cov(x_PC.T, correction=0).reshape(x_PC.shape[1], -1)
+    mean_C = features_NCHW.mean((0, 2, 3), dtype=torch.float64)
+    total = torch.zeros(len(mean_C), len(mean_C), dtype=torch.float64)
+    for some_NCHW in features_NCHW.tensor_split(-(-features_NCHW.numel() // _AT_ONCE)):
+        x_PC = _places(some_NCHW) - mean_C
+        total += x_PC.T @ x_PC
+    return total / features_NCHW[:, 0].numel()

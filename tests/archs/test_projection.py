@@ -171,6 +171,13 @@ def test_an_edge_student_of_single_convolutions_gets_the_same_weights() -> None:
     assert torch.allclose(branched(lr_NCHW), folded(lr_NCHW), atol=1e-5)
 
 
+def centre(file: Path, side: int) -> np.ndarray:
+    """The middle of a photo, (side, side, 3)."""
+    photo = read_rgb(file)
+    top, left = ((length - side) // 2 for length in photo.shape[:2])
+    return np.ascontiguousarray(photo[top : top + side, left : left + side])
+
+
 @pytest.mark.slow
 def test_a_narrow_rlfn_starts_above_bicubic(assets: Path) -> None:
     teacher_model, teacher = identify(
@@ -178,16 +185,20 @@ def test_a_narrow_rlfn_starts_above_bicubic(assets: Path) -> None:
     )
     arch: Arch = plugins.load("mipkd.archs", "rlfn", "ARCH")
     student = student_of(arch, arch.Hyper(**teacher_model.hyper), "c40b6", teacher)
-    crops = [read_rgb(file) for file in sorted((assets / "train/BSDS400").iterdir())[:24]]
-    lr = np.stack([downscale(np.ascontiguousarray(crop[:128, :128]), 4) for crop in crops])
+    lr = np.stack(
+        [
+            downscale(centre(file, 128), 4)
+            for file in sorted((assets / "train/BSDS400").iterdir())[:48]
+        ]
+    )
     PROJECT["rlfn"](student, teacher, torch.from_numpy(lr).permute(0, 3, 1, 2).float() / 255)
     gains = []
-    for file in sorted((assets / "train/SunHays40").iterdir())[:4]:
-        hr = np.ascontiguousarray(read_rgb(file)[:256, :256])
+    for file in sorted((assets / "train/SunHays40").iterdir())[:8]:
+        hr = centre(file, 256)
         small = downscale(hr, 4)
         with torch.inference_mode():
             sr = student(torch.from_numpy(small).permute(2, 0, 1)[None].float() / 255)[0]
         pixels = sr.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
-        bicubic = resize_bicubic(small, hr.shape[:2])
+        bicubic = resize_bicubic(small, (256, 256))
         gains.append(psnr_y(pixels, hr, border=4) - psnr_y(bicubic, hr, border=4))
-    assert np.mean(gains) > 0.8
+    assert sum(gains) / len(gains) > 0.8
