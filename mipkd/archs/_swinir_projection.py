@@ -38,19 +38,16 @@ def project(student: SwinIR, teacher: SwinIR, lr_NCHW: Tensor) -> None:
     shallow_NKHW = student.head(lr_NCHW)
     theirs = _first(teacher).patch_norm(_last(shallow_NCHW))
     mine = _first(student).patch_norm(_last(shallow_NKHW))
-    for group, (first, last) in zip(
-        student.blocks, spans(len(student.blocks), len(teacher.blocks)), strict=True
-    ):
-        wide = [cast("Group", block) for block in teacher.blocks[first:last]]
-        narrow = cast("Group", group)
-        if wide:
-            added = _fit_layers(narrow, wide[0], basis_KC, theirs, mine)
-            for source in wide:
-                theirs = _through(source, theirs)
-            fit(narrow.conv, _second(added), _second(theirs @ basis_KC.T - mine))
+    groups, wide_groups = (cast("list[Group]", [*net.blocks]) for net in (student, teacher))
+    for group, (first, last) in zip(groups, spans(len(groups), len(wide_groups)), strict=True):
+        if first == last:
+            _zero(group.conv)
         else:
-            _zero(narrow.conv)
-        mine = _through(narrow, mine)
+            added = _fit_layers(group, wide_groups[first], basis_KC, theirs, mine)
+            for wide in wide_groups[first:last]:
+                theirs = _through(wide, theirs)
+            fit(group.conv, _second(added), _second(theirs @ basis_KC.T - mine))
+        mine = _through(group, mine)
     _fit_tail(student, teacher, outer_KC, (theirs, shallow_NCHW), (mine, shallow_NKHW))
 
 

@@ -18,6 +18,7 @@ from mipkd.archs import (
     _rlfn_projection,
     _swinir_projection,
 )
+from mipkd.archs._regression import Regression
 from mipkd.archs.base import Arch, SRNet
 from mipkd.core import plugins
 from mipkd.core.images import downscale, psnr_y, read_rgb, resize_bicubic
@@ -169,6 +170,20 @@ def test_an_edge_student_of_single_convolutions_gets_the_same_weights() -> None:
         PROJECT["edge"](student, teacher, photos(12, seed=1))
     lr_NCHW = photos(2, seed=9)
     assert torch.allclose(branched(lr_NCHW), folded(lr_NCHW), atol=1e-5)
+
+
+def test_swinirs_directions_are_orthonormal_and_keep_means() -> None:
+    x_PC = torch.randn(50, 12, generator=torch.Generator().manual_seed(0)).double()
+    basis_KC = _swinir_projection._keeping_means(x_PC.T @ x_PC, 5)
+    assert torch.allclose(basis_KC @ basis_KC.T, torch.eye(5), atol=1e-6)
+    assert torch.allclose(basis_KC.sum(1) / 12**0.5, torch.full((5,), 5**-0.5), atol=1e-6)
+
+
+def test_input_channels_can_be_kept_whatever_they_are_worth() -> None:
+    features = torch.randn(2, 6, 8, 8, generator=torch.Generator().manual_seed(0))
+    regression = Regression.of(features, features[:, 3:], 1)
+    assert regression.strongest_inputs(3) == [3, 4, 5]
+    assert regression.strongest_inputs(4, always=3)[:3] == [0, 1, 2]
 
 
 def centre(file: Path, side: int) -> np.ndarray:
