@@ -10,14 +10,15 @@ Shapes: N patches, C teacher channels, K student channels, O outputs, H W low-re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mipkd.archs._regression import Regression, second_moments
+from mipkd.archs._regression import Regression
 
 _BLOCKS_SHARE = 0.3  # how much the blocks' reading counts beside the tail's, for the basis
 
@@ -44,8 +45,34 @@ def assign(layer: nn.Module, weight: Tensor, bias: Tensor) -> None:
         cast("Tensor", layer.bias).copy_(bias)
 
 
+def balance(
+    net: nn.Module, first: nn.Conv2d, last: nn.Conv2d, gates: Iterable[nn.Module] = ()
+) -> None:
+    """Scale all features between two convolutions so that those have weights of one size.
+
+    The net's images stay what they are: its features are homogeneous but for `gates`, whose first
+    convolution takes the scale back. Adam moves weights of all layers by steps of one size, so
+    that a head with weights of 0.0007 before a last convolution with 5 would be lost within a few
+    steps (a teacher's own scale may be like that, and a projection has it from there).
+    """
+    scale = (_root_mean_square(last.weight) / _root_mean_square(first.weight)).sqrt()
+    inside = [module for gate in gates for module in gate.modules()]
+    with torch.no_grad():
+        first.weight.mul_(scale)
+        last.weight.div_(scale)
+        for layer in (m for m in net.modules() if isinstance(m, nn.Conv2d) and m is not last):
+            if layer not in inside:
+                cast("Tensor", layer.bias).mul_(scale)
+        for gate in gates:
+            next(m for m in gate.modules() if isinstance(m, nn.Conv2d)).weight.div_(scale)
+
+
+def _root_mean_square(weight: Tensor) -> Tensor:
+    return weight.detach().square().mean().sqrt()
+
+
 def reading_basis(
-    features_NCHW: Sequence[Tensor], tail: nn.Conv2d, blocks: Sequence[nn.Conv2d], width: int
+    covariances_CC: Sequence[Tensor], tail: nn.Conv2d, blocks: Sequence[nn.Conv2d], width: int
 ) -> Tensor:
     """`width` directions (K, C) of a stream that hold most of what its readers read of it.
 
@@ -53,18 +80,28 @@ def reading_basis(
     several places, each of unit trace, seen through the square root of the readers' Gram matrix.
     Rows have unit length.
     """
-    reads = _unit(_gram(tail.weight))
-    reads = reads + _BLOCKS_SHARE * torch.stack([_unit(_gram(b.weight)) for b in blocks]).mean(0)
-    return metric_directions([second_moments(f) for f in features_NCHW], reads, width)
+    return metric_directions(covariances_CC, _reads(tail, blocks), width)
+
+
+def reading_choice(
+    covariances_CC: Sequence[Tensor], tail: nn.Conv2d, blocks: Sequence[nn.Conv2d], width: int
+) -> Tensor:
+    """Like `reading_basis`, but channels of the stream as they are: rows (K, C) of the identity.
+
+    For streams that are gated channel by channel.
+    """
+    covariance = torch.stack([_unit(c) for c in covariances_CC]).sum(0)
+    cross = F.pad(covariance @ _root(_reads(tail, blocks)), (0, 0, 0, 1))
+    centred = F.pad(covariance, (0, 1, 0, 1))
+    centred[-1, -1] = 1  # the constant's own energy
+    kept = Regression(centred, cross, 1).strongest_inputs(width)
+    return torch.eye(len(covariance))[kept]
 
 
 def metric_directions(covariances_CC: Sequence[Tensor], reads_CC: Tensor, width: int) -> Tensor:
     """The leading `width` directions (K, C) of covariances in the metric `reads`, float32."""
     covariance = torch.stack([_unit(c) for c in covariances_CC]).sum(0)
-    channels = len(reads_CC)
-    metric = _unit(reads_CC) + 1e-3 * torch.eye(channels, dtype=torch.float64) / channels
-    values, vectors = torch.linalg.eigh(metric)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    root = _root(reads_CC)
     _, found = torch.linalg.eigh(root @ covariance @ root)
     directions_KC: Tensor = found[:, -width:].flip(1).T @ root
     directions_KC = directions_KC / directions_KC.norm(dim=1, keepdim=True)
@@ -88,6 +125,21 @@ def read_through(
     map_CK11, offset_C = Regression.of(inputs_NKHW, teacher_NCHW, 1).solve()
     weight = torch.einsum("ockl,ci->oikl", layer.weight, map_CK11[:, :, 0, 0])
     return weight, cast("Tensor", layer.bias) + layer.weight.sum((2, 3)) @ offset_C
+
+
+def _reads(tail: nn.Conv2d, blocks: Sequence[nn.Conv2d]) -> Tensor:
+    """How much the tail, and to some part the blocks, read of each pair of channels, (C, C)."""
+    of_blocks = torch.stack([_unit(_gram(block.weight)) for block in blocks]).mean(0)
+    return _unit(_gram(tail.weight)) + _BLOCKS_SHARE * of_blocks
+
+
+def _root(reads_CC: Tensor) -> Tensor:
+    """The square root of a metric of trace 1, slightly damped."""
+    channels = len(reads_CC)
+    metric = _unit(reads_CC) + 1e-3 * torch.eye(channels, dtype=torch.float64) / channels
+    values, vectors = torch.linalg.eigh(metric)
+    root: Tensor = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    return root
 
 
 def _gram(weight_OCkk: Tensor) -> Tensor:

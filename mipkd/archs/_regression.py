@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_AT_ONCE = 2**25  # unfolded values in memory: 128 MiB
+_AT_ONCE = 2**24  # unfolded values in memory: 64 MiB, a few times over
 _ROUNDS = 8  # of elimination, at least, each an eighth of what is still too many
-_EDGE = 2  # places at a patch's border that are left out: whole photos have few of them
 
 
 @dataclass
@@ -45,8 +44,9 @@ class Regression:
         solution_IO = torch.linalg.solve(self._damped(damping), self.cross_IO)
         return self._as_kernel(solution_IO)
 
-    def strongest_inputs(self, count: int, damping: float = 1e-5) -> list[int]:
-        """The `count` input channels without which the targets would be missed most, rising.
+    def strongest_inputs(self, count: int, damping: float = 1e-5, always: int = 0) -> list[int]:
+        """The `count` input channels without which the targets would be missed most, rising;
+        the first `always` are among them.
 
         Backward elimination: the channels whose loss can best be made good by the others go
         first (optimal brain surgeon, Hassibi and Stork 1993, for groups of weights); a part of
@@ -58,6 +58,7 @@ class Regression:
         weights_IO = inverse_II @ self.cross_IO
         while len(left) > count:
             harms = _harms(inverse_II, weights_IO, len(left), group)
+            harms[:always] = torch.inf
             few = -(-(len(left) - count) // _ROUNDS)
             goes = harms.topk(few, largest=False).indices.sort().values.tolist()
             inverse_II, weights_IO = _without(inverse_II, weights_IO, goes, group)
@@ -99,24 +100,23 @@ def _without(
     return inverse_II[~gone][:, ~gone], weights_IO[~gone]
 
 
-def _inner(features_NCHW: Tensor) -> Tensor:
-    return features_NCHW[..., _EDGE:-_EDGE, _EDGE:-_EDGE]
-
-
 def _places(features_NCHW: Tensor) -> Tensor:
-    """(P, C), the borders left out."""
-    return _inner(features_NCHW).permute(0, 2, 3, 1).flatten(0, 2)
+    """(P, C)."""
+    return features_NCHW.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def _unfolded(features_NKHW: Tensor, size: int) -> Tensor:
-    """(P, K * k * k + 1) of the same places; the last column is the constant."""
-    reach = _EDGE - size // 2
-    inner = features_NKHW[..., reach:-reach, reach:-reach] if reach else features_NKHW
-    columns = F.unfold(inner, size).transpose(1, 2).flatten(0, 1)
+    """(P, K * k * k + 1) of the same places, zeros beyond the border as the layers see them; the
+    last column is the constant."""
+    columns = F.unfold(features_NKHW, size, padding=size // 2).transpose(1, 2).flatten(0, 1)
     return F.pad(columns, (0, 1), value=1.0)
 
 
 def second_moments(features_NCHW: Tensor) -> Tensor:
     """The covariance (C, C) of features over all places, float64."""
-    x_PC = _places(features_NCHW).double()
-    return torch.cov(x_PC.T, correction=0).reshape(x_PC.shape[1], -1)
+    mean_C = features_NCHW.mean((0, 2, 3), dtype=torch.float64)
+    total = torch.zeros(len(mean_C), len(mean_C), dtype=torch.float64)
+    for some_NCHW in features_NCHW.tensor_split(-(-features_NCHW.numel() // _AT_ONCE)):
+        x_PC = _places(some_NCHW) - mean_C
+        total += x_PC.T @ x_PC
+    return total / features_NCHW[:, 0].numel()

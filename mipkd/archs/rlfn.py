@@ -26,7 +26,6 @@ from mipkd.archs._parts import (
 )
 from mipkd.archs.base import SRNet, StateDict
 
-_SLOPE = 0.05  # of the leaky ReLUs
 _SEEN = 15  # pixels a side from which the gate's pooling gives its first value
 
 
@@ -54,7 +53,13 @@ class Gate(nn.Module):
         self.conv4 = conv(gate, channels, 1)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """Gated features of the same shape; sides under 15 are seen as if their edge went on."""
+        """Gated features of the same shape."""
+        gate: Tensor = self.conv4(self.look(x_NCHW)).sigmoid()
+        return x_NCHW * gate
+
+    def look(self, x_NCHW: Tensor) -> Tensor:
+        """What the gate is computed from, (N, G, H, W); sides under 15 are seen as if their edge
+        went on."""
         height, width = x_NCHW.shape[-2:]
         own_NGHW = self.conv1(x_NCHW)
         seen = own_NGHW
@@ -63,12 +68,14 @@ class Gate(nn.Module):
             seen = F.pad(seen, more, mode="replicate")
         around = self.conv3(F.max_pool2d(self.conv2(seen), 7, stride=3))
         around_NGHW = F.interpolate(around, (height, width), mode="bilinear", align_corners=False)
-        gate: Tensor = self.conv4(around_NGHW + self.conv_f(own_NGHW)).sigmoid()
-        return x_NCHW * gate
+        seen_NGHW: Tensor = around_NGHW + self.conv_f(own_NGHW)
+        return seen_NGHW
 
 
 class Block(nn.Module):
     """Three convolutions added to the input, a 1x1 convolution and the gate (RLFB)."""
+
+    slope = 0.05  # of the leaky ReLUs
 
     def __init__(self, hyper: Hyper) -> None:
         super().__init__()
@@ -83,7 +90,7 @@ class Block(nn.Module):
         """Features of the same shape."""
         residual = x_NCHW
         for layer in (self.c1_r, self.c2_r, self.c3_r):
-            residual = F.leaky_relu(layer(residual), _SLOPE)
+            residual = F.leaky_relu(layer(residual), self.slope)
         gated: Tensor = self.esa(self.c5(residual + x_NCHW))
         return gated
 

@@ -98,6 +98,13 @@ class Layer(nn.Module):
 
     def forward(self, x_NHWC: Tensor) -> Tensor:
         """Features of the same shape."""
+        x = x_NHWC + self.attend(x_NHWC)
+        hidden = F.gelu(self.mlp["fc1"](self.norm2(x)))
+        out: Tensor = x + self.mlp["fc2"](hidden)
+        return out
+
+    def attend(self, x_NHWC: Tensor) -> Tensor:
+        """What attention adds to the features."""
         count, height, width, channels = x_NHWC.shape
         side = self.window
         rows, columns = height // side, width // side
@@ -111,12 +118,7 @@ class Layer(nn.Module):
         attended = self.attn(windows.reshape(-1, side * side, channels), mask)
         x = attended.view(count * rows, columns, side, side, channels).transpose(1, 2)
         x = x.reshape(count, height, width, channels)
-        if self.shift:
-            x = torch.roll(x, (self.shift, self.shift), (1, 2))
-        x = x_NHWC + x
-        hidden = F.gelu(self.mlp["fc1"](self.norm2(x)))
-        out: Tensor = x + self.mlp["fc2"](hidden)
-        return out
+        return torch.roll(x, (self.shift, self.shift), (1, 2)) if self.shift else x
 
     def _mask(self, height: int, width: int) -> Tensor:
         """-100 between tokens that the roll brought together; computed, so sizes stay free."""
@@ -307,7 +309,8 @@ class Family:
                 if source == int(match[1]):
                     weights[f"blocks.{index}.{match[2]}"] = value
         attention = teacher.get_submodule("blocks.0.layers.0.attn")
-        cut(student, weights, lambda name: _axes(name, int(attention.heads)))  # type: ignore[arg-type]
+        direct = isinstance(student.before, nn.Identity)
+        cut(student, weights, lambda name: _axes(name, int(attention.heads), direct=direct))  # type: ignore[arg-type]
 
     def original(self, net: SRNet) -> dict[str, Tensor]:
         """The authors' key names."""
@@ -316,7 +319,7 @@ class Family:
         return named
 
 
-def _axes(name: str, heads: int) -> tuple[Axis | None, ...]:
+def _axes(name: str, heads: int, *, direct: bool) -> tuple[Axis | None, ...]:
     """Which channels each dimension of a weight runs over."""
     stream = Axis("stream")
     if match := re.match(r"blocks\.(\d+\.layers\.\d+)\.(.*)", name):
@@ -332,7 +335,7 @@ def _axes(name: str, heads: int) -> tuple[Axis | None, ...]:
     if name.startswith("lift."):
         return (stream, None)
     if name.startswith(("before.", "up.", "last.")):
-        return (None, stream) if name.startswith("before.") else (None, None)
+        return (None, stream) if direct or name.startswith("before.") else (None, None)
     return (stream, stream)
 
 

@@ -1,0 +1,155 @@
+"""RLFN's closed forms: a narrow, shallow net that starts as a wide one's projection.
+
+A block adds its input inside, mixes all channels in its 1x1 convolution and gates each. So the
+student's channels are a choice of the teacher's, another one after each block.
+
+Shapes: N patches, C teacher channels, K student channels, H W low-res size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mipkd.archs._projection import assign, balance, fit, spans
+from mipkd.archs._regression import Regression
+
+if TYPE_CHECKING:
+    from mipkd.archs.rlfn import RLFN, Block, Gate
+
+_OPEN = 4.0  # the gate's logit in a block that has nothing to do
+
+
+@torch.no_grad()
+def project(student: RLFN, teacher: RLFN, lr_NCHW: Tensor) -> None:
+    """Fit head, blocks and tail of an RLFN to a larger one's, on these patches."""
+    *wide_blocks, wide_end = teacher.blocks
+    *blocks, end = student.blocks
+    stream = shallow = teacher.head(lr_NCHW)
+    for wide in wide_blocks:
+        stream = wide(stream)
+    deep = wide_end(stream) + shallow
+    up, wide_up = _first_conv(student.up), _first_conv(teacher.up)
+    # What the last convolution gives is added to the head's features: one choice for both.
+    outer = kept = _needed(deep, wide_up(deep), student.width, 3)
+    assign(student.lift, teacher.lift.weight[outer], cast("Tensor", teacher.lift.bias)[outer])
+    stream, first = shallow, student.head(lr_NCHW)
+    mine = first
+    for block, (start, stop) in zip(blocks, spans(len(blocks), len(wide_blocks)), strict=True):
+        if start == stop:
+            _do_nothing(cast("Block", block))
+        else:
+            span = cast("list[Block]", wide_blocks[start:stop])
+            reader = [*wide_blocks, wide_end][stop]
+            stream, kept = _fit_block(cast("Block", block), span, reader, stream, mine, kept)
+        mine = block(mine)
+    fit(cast("nn.Conv2d", end), mine, wide_end(stream)[:, outer])
+    fit(up, end(mine) + first, wide_up(deep))
+    balance(student, student.lift, up, [cast("Block", block).esa for block in blocks])
+
+
+def _fit_block(
+    block: Block,
+    span: Sequence[Block],
+    reader: nn.Module,
+    stream_NCHW: Tensor,
+    mine_NKHW: Tensor,
+    before: list[int],
+) -> tuple[Tensor, list[int]]:
+    """Fit a block to a span of the teacher's; the teacher's stream behind it, and which of its
+    channels the student keeps there.
+
+    The three convolutions are those of the teacher's block that leads nearest to what the span's
+    last one mixes; the rest is that last one's.
+    """
+    streams = [stream_NCHW]
+    for wide in span[:-1]:
+        streams.append(wide(streams[-1]))
+    mixed = span[-1].c5(_added(span[-1], streams[-1]))
+    out = span[-1].esa(mixed)
+    kept = _read_most(out, reader, mine_NKHW.shape[1])
+    fits: list[tuple[float, int, dict[str, Tensor]]] = []
+    for wide, stream in zip(span, streams, strict=True):
+        _fit_convolutions(block, wide, stream, mine_NKHW, before)
+        added = _added(block, mine_NKHW)
+        fit(block.c5, added, mixed[:, kept])
+        missed = float((block.c5(added) - mixed[:, kept]).square().mean())
+        fits.append((missed, len(fits), {k: v.clone() for k, v in block.state_dict().items()}))
+    block.load_state_dict(min(fits)[2])
+    _fit_gate(block.esa, span[-1].esa, block.c5(_added(block, mine_NKHW)), mixed, kept)
+    return out, kept
+
+
+def _added(block: Block, x_NCHW: Tensor) -> Tensor:
+    """A block's input and what its three convolutions make of it."""
+    active = x_NCHW
+    for layer in (block.c1_r, block.c2_r, block.c3_r):
+        active = F.leaky_relu(layer(active), block.slope)
+    return active + x_NCHW
+
+
+def _fit_convolutions(
+    block: Block, wide: Block, stream_NCHW: Tensor, mine_NKHW: Tensor, before: list[int]
+) -> None:
+    """Fit the three convolutions, the last one in the channels that the stream has `before`."""
+    linear, active = [], [stream_NCHW]
+    for layer in (wide.c1_r, wide.c2_r, wide.c3_r):
+        linear.append(layer(active[-1]))
+        active.append(F.leaky_relu(linear[-1], wide.slope))
+    middle = block.c1_r.out_channels
+    second = _needed(active[2], linear[2][:, before], middle, 3)
+    first = _needed(active[1], linear[1][:, second], middle, 3)
+    for layer, wanted, kept in zip(
+        (block.c1_r, block.c2_r, block.c3_r), linear, (first, second, before), strict=True
+    ):
+        fit(layer, mine_NKHW, wanted[:, kept])
+        mine_NKHW = F.leaky_relu(layer(mine_NKHW), block.slope)
+
+
+def _read_most(stream_NCHW: Tensor, reader: nn.Module, count: int) -> list[int]:
+    """The channels that the next block, or the convolution after the last, needs most."""
+    if isinstance(reader, nn.Conv2d):
+        return _needed(stream_NCHW, reader(stream_NCHW), count, 3)
+    block = cast("Block", reader)
+    given = (block.c1_r(stream_NCHW), block.c5(stream_NCHW))  # read, and added inside
+    return _needed(stream_NCHW, torch.cat([g / g.std() for g in given], 1), count, 3)
+
+
+def _fit_gate(
+    gate: Gate, wide: Gate, mine_NKHW: Tensor, theirs_NCHW: Tensor, kept: list[int]
+) -> None:
+    """Its first and its last convolution by regression, between them the teacher's: in a narrower
+    gate those of the channels that are needed most."""
+    own = wide.conv1(theirs_NCHW)
+    inner = _needed(own, wide.conv_f(own), gate.conv1.out_channels, 1)
+    fit(gate.conv1, mine_NKHW, own[:, inner])
+    for layer, source in zip(
+        (gate.conv2, gate.conv3, gate.conv_f), (wide.conv2, wide.conv3, wide.conv_f), strict=True
+    ):
+        assign(layer, source.weight[inner][:, inner], cast("Tensor", source.bias)[inner])
+    fit(gate.conv4, gate.look(mine_NKHW), wide.conv4(wide.look(theirs_NCHW))[:, kept])
+
+
+def _do_nothing(block: Block) -> None:
+    """Give what comes in: no convolutions, the gate wide open and made good."""
+    for layer in (block.c3_r, block.esa.conv4):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(cast("Tensor", layer.bias))
+    nn.init.constant_(cast("Tensor", block.esa.conv4.bias), _OPEN)
+    nn.init.dirac_(block.c5.weight).div_(torch.tensor(_OPEN).sigmoid())
+    nn.init.zeros_(cast("Tensor", block.c5.bias))
+
+
+def _needed(features_NCHW: Tensor, given_NOHW: Tensor, count: int, size: int) -> list[int]:
+    """The `count` channels without which the given features would be missed most."""
+    if count == features_NCHW.shape[1]:
+        return list(range(count))
+    return Regression.of(features_NCHW, given_NOHW, size).strongest_inputs(count)
+
+
+def _first_conv(up: nn.Module) -> nn.Conv2d:
+    return cast("nn.Conv2d", cast("nn.Sequential", up)[0])
