@@ -6,7 +6,7 @@ Shapes: N patches, C teacher channels, K student channels, H W low-res size.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +26,19 @@ from mipkd.archs._regression import Regression, second_moments
 if TYPE_CHECKING:
     from mipkd.archs.edsr import EDSR, ResBlock, ShiftedNet
 
+
+class Residual(Protocol):
+    """A block that adds what its body gives, two convolutions first of all."""
+
+    body: nn.Sequential
+
+    def __call__(self, x_NCHW: Tensor) -> Tensor: ...
+
+
 _CANDIDATES = 4  # times a block's channels: from so many of the teacher's the best are taken,
 _MOST_CANDIDATES = 128  # but not from more
 _TAIL_VALUES = 2**26  # of the teacher's features behind a pixel shuffle: 256 MiB of patches
+_SOME = 48  # patches tell which of them are needed most
 _FEW = 32  # patches tell which channels are strong: all candidates of many would fill memory
 
 
@@ -41,7 +51,7 @@ def project(student: EDSR, teacher: EDSR, lr_NCHW: Tensor) -> None:
     theirs, mine = shallow_NCHW, shallow_NKHW
     for block, (first, last) in zip(student.blocks, places, strict=False):
         start = min(first, len(teacher.blocks) - 2)  # of the last one where nothing is left
-        span = [*teacher.blocks][start : max(last, start + 1)]
+        span = cast("list[ResBlock]", [*teacher.blocks][start : max(last, start + 1)])
         candidates = [*hidden_candidates(span, theirs, mine)]
         for index in range(first, last):
             theirs = teacher.blocks[index](theirs)
@@ -74,9 +84,8 @@ def fit_head(
     student: ShiftedNet, teacher: ShiftedNet, basis_KC: Tensor, lr_NCHW: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The teacher's head in the basis, exactly; both nets' shallow features."""
-    lift = cast("nn.Conv2d", teacher.lift)
-    weight = torch.einsum("kc,cihw->kihw", basis_KC, lift.weight)
-    assign(cast("nn.Conv2d", student.lift), weight, basis_KC @ cast("Tensor", lift.bias))
+    weight = torch.einsum("kc,cihw->kihw", basis_KC, teacher.lift.weight)
+    assign(student.lift, weight, basis_KC @ cast("Tensor", teacher.lift.bias))
     return teacher.head(lr_NCHW), student.head(lr_NCHW)
 
 
@@ -118,7 +127,7 @@ def fit_tail(
 
 
 def hidden_candidates(
-    blocks: Sequence[nn.Module], stream_NCHW: Tensor, mine_NKHW: Tensor
+    blocks: Sequence[Residual], stream_NCHW: Tensor, mine_NKHW: Tensor
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """For each of the teacher's residual blocks its first convolution, read through the student's
     features, and how much its second one reads of each of its channels: weight, bias, energy (C,).
@@ -146,7 +155,9 @@ def fit_residual(
         strength_C.topk(min(len(strength_C), max(most, before.out_channels))).indices.sort().values
     )
     hidden = F.conv2d(stream_NKHW, weight[some], bias[some], padding=1).relu()
-    best = Regression.of(hidden, wanted_NKHW, 3).strongest_inputs(before.out_channels)
+    best = Regression.of(hidden[:_SOME], wanted_NKHW[:_SOME], 3).strongest_inputs(
+        before.out_channels
+    )
     assign(before, weight[some[best]], bias[some[best]])
     fit(after, hidden[:, best], wanted_NKHW)
 

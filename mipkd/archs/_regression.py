@@ -27,15 +27,19 @@ class Regression:
     @classmethod
     def of(cls, inputs_NKHW: Tensor, targets_NCHW: Tensor, size: int) -> Regression:
         """From the features that the layer will see and those that it should give."""
-        width = inputs_NKHW.shape[1] * size**2 + 1
-        gram = torch.zeros(width, width, dtype=torch.float64)
-        cross = torch.zeros(width, targets_NCHW.shape[1], dtype=torch.float64)
+        width, outputs = inputs_NKHW.shape[1] * size**2, targets_NCHW.shape[1]
+        gram = torch.zeros(width + 1, width + 1, dtype=torch.float64)
+        cross = torch.zeros(width + 1, outputs, dtype=torch.float64)
         step = max(1, _AT_ONCE // (width * inputs_NKHW[0, 0].numel()))
         for start in range(0, len(inputs_NKHW), step):
             seen, wanted = (t[start : start + step] for t in (inputs_NKHW, targets_NCHW))
-            x_PI, y_PO = _unfolded(seen, size), _places(wanted)
-            gram += (x_PI.T @ x_PI).double()
-            cross += (x_PI.T @ y_PO).double()
+            x_NIP, y_NOP = F.unfold(seen, size, padding=size // 2), wanted.flatten(2)
+            gram[:-1, :-1] += _products(x_NIP, x_NIP)
+            gram[-1, :-1] += x_NIP.sum((0, 2)).double()
+            gram[-1, -1] += len(x_NIP) * x_NIP.shape[2]
+            cross[:-1] += _products(x_NIP, y_NOP)
+            cross[-1] += y_NOP.sum((0, 2)).double()
+        gram[:-1, -1] = gram[-1, :-1]
         return cls(gram, cross, size)
 
     def solve(self, damping: float = 1e-5) -> tuple[Tensor, Tensor]:
@@ -100,16 +104,10 @@ def _without(
     return inverse_II[~gone][:, ~gone], weights_IO[~gone]
 
 
-def _places(features_NCHW: Tensor) -> Tensor:
-    """(P, C)."""
-    return features_NCHW.permute(0, 2, 3, 1).flatten(0, 2)
-
-
-def _unfolded(features_NKHW: Tensor, size: int) -> Tensor:
-    """(P, K * k * k + 1) of the same places, zeros beyond the border as the layers see them; the
-    last column is the constant."""
-    columns = F.unfold(features_NKHW, size, padding=size // 2).transpose(1, 2).flatten(0, 1)
-    return F.pad(columns, (0, 1), value=1.0)
+def _products(a_NIP: Tensor, b_NOP: Tensor) -> Tensor:
+    """The products of all pairs of rows, summed over patches and places, (I, O) in float64."""
+    empty = a_NIP.new_zeros(a_NIP.shape[1], b_NOP.shape[1])
+    return torch.addbmm(empty, a_NIP, b_NOP.transpose(1, 2)).double()
 
 
 def second_moments(features_NCHW: Tensor) -> Tensor:
@@ -117,6 +115,6 @@ def second_moments(features_NCHW: Tensor) -> Tensor:
     mean_C = features_NCHW.mean((0, 2, 3), dtype=torch.float64)
     total = torch.zeros(len(mean_C), len(mean_C), dtype=torch.float64)
     for some_NCHW in features_NCHW.tensor_split(-(-features_NCHW.numel() // _AT_ONCE)):
-        x_PC = _places(some_NCHW) - mean_C
-        total += x_PC.T @ x_PC
+        x_NCP = some_NCHW.flatten(2) - mean_C.float()[:, None]
+        total += _products(x_NCP, x_NCP)
     return total / features_NCHW[:, 0].numel()

@@ -120,9 +120,9 @@ class Arch(Protocol):
     def inherit(self, student: SRNet, teacher: SRNet) -> None:
         """Copy weights of a teacher of the same family: even blocks, strong channels."""
 
-    def project(self, student: SRNet, teacher: SRNet, lr_NCHW: Tensor) -> tuple[str, ...]:
+    def project(self, student: SRNet, teacher: SRNet, lr_NCHW: Tensor) -> None:
         """Fit the weights of a student that has inherited, layer by layer, so that it gives what
-        the teacher gives on these patches; the parts that stay inherited, () for none."""
+        the teacher gives on these patches."""
 
     def original(self, net: SRNet) -> dict[str, Tensor]:
         """The net's weights under the original repository's key names."""

@@ -234,6 +234,14 @@ class Family:
         cut(plain, weights, _axes)
         student.become(plain)
 
+    def project(self, student: SRNet, teacher: SRNet, lr_NCHW: Tensor) -> None:
+        """Every layer by regression."""
+        from mipkd.archs._edge_projection import project
+
+        assert isinstance(student, Edge)
+        assert isinstance(teacher, Edge)
+        project(student, teacher, lr_NCHW)
+
     def original(self, net: SRNet) -> dict[str, Tensor]:
         """Our key names."""
         return dict(net.state_dict())

@@ -191,14 +191,13 @@ class Family:
         others = {k: v for k, v in weights.items() if not k.startswith("blocks.")}
         cut(student, {**others, **renumbered}, axes_of(student))
 
-    def project(self, student: SRNet, teacher: SRNet, lr_NCHW: Tensor) -> tuple[str, ...]:
+    def project(self, student: SRNet, teacher: SRNet, lr_NCHW: Tensor) -> None:
         """Every layer by regression; channels are directions of the teacher's stream."""
         from mipkd.archs._edsr_projection import project
 
         assert isinstance(student, EDSR)
         assert isinstance(teacher, EDSR)
         project(student, teacher, lr_NCHW)
-        return ()
 
     def original(self, net: SRNet) -> dict[str, Tensor]:
         """EDSR-PyTorch's key names."""

@@ -200,6 +200,14 @@ class Family:
                 weights[new] = value
         cut(student, weights, _axes(student))
 
+    def project(self, student: SRNet, teacher: SRNet, lr_NCHW: Tensor) -> None:
+        """Every layer by regression."""
+        from mipkd.archs._rcan_projection import project
+
+        assert isinstance(student, RCAN)
+        assert isinstance(teacher, RCAN)
+        project(student, teacher, lr_NCHW)
+
     def original(self, net: SRNet) -> dict[str, Tensor]:
         """The authors' key names."""
         return original_names(net)

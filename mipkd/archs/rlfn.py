@@ -202,6 +202,14 @@ class Family:
                     weights[f"blocks.{index}.{match[2]}"] = value
         cut(student, weights, _axes(len(student.blocks) - 1))
 
+    def project(self, student: SRNet, teacher: SRNet, lr_NCHW: Tensor) -> None:
+        """Every layer by regression."""
+        from mipkd.archs._rlfn_projection import project
+
+        assert isinstance(student, RLFN)
+        assert isinstance(teacher, RLFN)
+        project(student, teacher, lr_NCHW)
+
     def original(self, net: SRNet) -> dict[str, Tensor]:
         """The authors' key names, which count from 1."""
         end = len(net.blocks) - 1

@@ -312,6 +312,14 @@ class Family:
         direct = isinstance(student.before, nn.Identity)
         cut(student, weights, lambda name: _axes(name, int(attention.heads), direct=direct))  # type: ignore[arg-type]
 
+    def project(self, student: SRNet, teacher: SRNet, lr_NCHW: Tensor) -> None:
+        """Every layer by regression."""
+        from mipkd.archs._swinir_projection import project
+
+        assert isinstance(student, SwinIR)
+        assert isinstance(teacher, SwinIR)
+        project(student, teacher, lr_NCHW)
+
     def original(self, net: SRNet) -> dict[str, Tensor]:
         """The authors' key names."""
         named = renamed(net.state_dict(), _BACK)

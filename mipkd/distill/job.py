@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mipkd.archs.base import Arch, SRNet
 from mipkd.core import plugins
@@ -50,14 +51,14 @@ def open_training(
     student = family.make(hyper)
 
     def begin() -> str:
-        most, multiple = config.patch, student.multiple
-        return start(
-            student,
-            family,
-            net,
-            config.init,
-            lambda: patches_of(photos, most=most, multiple=multiple, seed=config.seed),
-        )
+        def patches() -> Tensor:
+            assert teacher is not None, "nothing is fitted without a teacher"
+            multiple, cost = student.multiple, teacher.gmacs
+            return patches_of(
+                photos, most=config.patch, multiple=multiple, gmacs=cost, seed=config.seed
+            )
+
+        return start(student, family, net, config.init, patches)
 
     how = remembered(student, folder, begin) if folder else begin()
     inherited = None

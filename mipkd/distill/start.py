@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 _SIDE = 32  # LR pixels a side of the patches that a projection is fitted on
 _PLACES = 128 * _SIDE**2  # in all of them: some hundred times what a layer has inputs
+_LEAST_PLACES = 32 * _SIDE**2
+_GMACS = 1500.0  # that a teacher may take for all of them, half a minute of two cores
 
 
 def start(
@@ -49,15 +51,15 @@ def start(
         log.warning("init: the teacher is of another family: the student starts at random")
         return "random"
     arch.inherit(student, teacher)
-    if how == "project":
-        _project(student, arch, teacher, patches())
-    return how
+    return _project(student, arch, teacher, patches()) if how == "project" else how
 
 
-def patches_of(photos: Photos, *, most: int, multiple: int, seed: int) -> Tensor:
-    """LR patches (N, 3, H, W) to fit a projection on, at most `most` pixels a side."""
+def patches_of(photos: Photos, *, most: int, multiple: int, gmacs: float, seed: int) -> Tensor:
+    """LR patches (N, 3, H, W) to fit a projection on, at most `most` pixels a side; fewer for a
+    teacher that takes many `gmacs` at LR 256x256."""
     side = max(multiple, min(_SIDE, most) // multiple * multiple)
-    count = min(8 * 128, _PLACES // side**2)
+    places = min(_PLACES, max(_LEAST_PLACES, int(_GMACS / gmacs * 256**2)))
+    count = min(8 * 128, places // side**2)
     return PatchSampler(photos, patch=side, batch=count, seed=seed).batch(0).lr_NCHW
 
 
@@ -80,14 +82,16 @@ def remembered(student: SRNet, folder: Path, make: Callable[[], str]) -> str:
         return str(kept.metadata()["how"])
 
 
-def _project(student: SRNet, arch: Arch, teacher: SRNet, lr_NCHW: Tensor) -> None:
-    begun = perf_counter()
+def _project(student: SRNet, arch: Arch, teacher: SRNet, lr_NCHW: Tensor) -> str:
     fit = getattr(arch, "project", None)  # a family of the user's own may have none
-    inherited = fit(student.eval(), teacher.eval(), lr_NCHW) if fit else ("all",)
+    if fit is None:
+        log.warning("init: %s has no projection: the student inherits", arch.name)
+        return "inherit"
+    begun = perf_counter()
+    fit(student.eval(), teacher.eval(), lr_NCHW)
     told = "starts as its teacher's projection, fitted in %.1f s; peak memory so far %.1f GiB"
     log.info(told, perf_counter() - begun, (memory.peak_bytes() or 0) / 2**30)
-    if inherited:
-        log.warning("init: no closed form for %s: inherited", ", ".join(inherited))
+    return "project"
 
 
 def _copy(student: SRNet, path: Path) -> None:
