@@ -23,6 +23,7 @@ from mipkd.distill.trainer import DistillConfig, TrainResult, train
 class Opened:
     """What a training works with."""
 
+    config: DistillConfig  # with the rate that suits the start
     student: SRNet
     teacher: SRNet | None
     sampler: PatchSampler
@@ -68,7 +69,7 @@ def open_training(
     sampler = PatchSampler(
         photos, patch=config.patch, batch=config.batch, seed=config.seed, cache=cache
     )
-    return Opened(student, net, sampler, inherited)
+    return Opened(config.begun(how), student, net, sampler, inherited)
 
 
 @together
@@ -93,7 +94,7 @@ def train_on(
     """
     nets = open_training(config, arch, hyper, teacher, photos, cache, out)
     return train(
-        config,
+        nets.config,
         student=nets.student,
         teacher=nets.teacher,
         inherited=nets.inherited,

@@ -122,7 +122,7 @@ class Learner:
         if self.config.cuda_graphs and self._can_record():
             graphs = Graphs(self._launched, self.plain, trained)
             self._gradients = Recorded(self._launched, self.plain, graphs.record)
-        self.optimiser = torch.optim.Adam(trained, self.config.lr, self.config.betas, fused=True)
+        self.optimiser = torch.optim.Adam(trained, betas=self.config.betas, fused=True)
 
     def advance(self, sampler: Sampler) -> dict[str, float]:
         """One step of the optimiser; the loss terms, weighted.

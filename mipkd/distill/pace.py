@@ -67,7 +67,7 @@ class _Timed:
         start = perf_counter()
         nets = open_training(config, arch, hyper, teacher, photos, cache)
         principal, mine = principal_of(cache), ranks.current()
-        self._learner = Learner(config, nets.student, nets.teacher, principal=principal)
+        self._learner = Learner(nets.config, nets.student, nets.teacher, principal=principal)
         self._learner.start(nets.sampler)
         self._sampler = near(nets.sampler.share(mine.rank, mine.count), self._learner.device)
         self._learner.advance(self._sampler)

@@ -80,6 +80,16 @@ METHODS: dict[MethodName, Method] = {
 }
 
 
+@dataclass(frozen=True)
+class _Rate:
+    lr: float
+    warmup: float  # share of the steps
+
+
+# By how the student got its first weights; docs/decisions/0015-projected-start.md.
+_RATES = {"random": _Rate(5e-4, 0.02), "project": _Rate(1e-3, 0.1)}
+
+
 class DistillConfig(BaseModel):
     """How a student is trained; the defaults suit hours, the paper's recipe suits days."""
 
@@ -92,10 +102,10 @@ class DistillConfig(BaseModel):
     batch: int = Field(16, ge=1)
     accumulate: int = Field(1, ge=1, exclude=True)  # parts of a batch: less memory, same step
     patch: int = Field(48, ge=8)  # LR pixels a side
-    lr: float = Field(5e-4, gt=0)
+    lr: float | None = Field(None, gt=0)  # None: what suits the start, `_RATES`
     betas: tuple[float, float] = (0.9, 0.99)
     schedule: Literal["cosine", "multistep"] = "cosine"
-    warmup: float = Field(0.02, ge=0, lt=1)  # share of the steps
+    warmup: float | None = Field(None, ge=0, lt=1)  # share of the steps; None: likewise
     ema: float = Field(0.999, ge=0, lt=1)
     clip_grad_norm: float | None = Field(1.0, gt=0)  # of the student, and of the helpers
     positions: int | Positions = Field(3, union_mode="left_to_right")  # how many, or which
@@ -149,15 +159,24 @@ class DistillConfig(BaseModel):
             found[name] = loss
         return found
 
+    def begun(self, how: str) -> DistillConfig:
+        """With the rate and the warm-up of a student that started so, where the user set none."""
+        suits = _RATES.get(how, _RATES["random"])
+        lr = suits.lr if self.lr is None else self.lr
+        warmup = suits.warmup if self.warmup is None else self.warmup
+        return self.model_copy(update={"lr": lr, "warmup": warmup})
+
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
-        warm = max(1, round(self.warmup * self.steps))
+        usual = _RATES["random"]
+        lr = self.lr or usual.lr
+        warm = max(1, round((usual.warmup if self.warmup is None else self.warmup) * self.steps))
         if step < warm:
-            return self.lr * (step + 1) / warm
+            return lr * (step + 1) / warm
         if self.schedule == "multistep":  # the MiPKD group's: x0.1 at 40 % and 80 %
-            return self.lr * 0.1 ** ((step >= 0.4 * self.steps) + (step >= 0.8 * self.steps))
+            return lr * 0.1 ** ((step >= 0.4 * self.steps) + (step >= 0.8 * self.steps))
         done = (step - warm) / max(1, self.steps - warm)
-        return self.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(done * math.pi)))
+        return lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(done * math.pi)))
 
     def ema_at(self, step: int) -> float:
         """The EMA's decay; less at first, so that a short run forgets its start."""

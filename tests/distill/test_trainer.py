@@ -205,10 +205,10 @@ def test_a_loss_without_its_teacher_is_refused(photos: Path, tmp_path: Path) -> 
 
 
 def test_the_average_follows_fast_at_first() -> None:
-    config = DistillConfig(steps=1000)
+    config = DistillConfig(steps=1000, lr=5e-4, warmup=0.02)
     assert config.rate(0) < config.lr
     assert config.rate(20) == pytest.approx(config.lr, rel=1e-3)
     assert config.rate(999) < 0.02 * config.lr
-    paper = DistillConfig(steps=1000, schedule="multistep", warmup=0)
+    paper = DistillConfig(steps=1000, lr=5e-4, schedule="multistep", warmup=0)
     assert paper.rate(300) == pytest.approx(5e-4)
     assert paper.rate(900) == pytest.approx(5e-6)
