@@ -76,8 +76,10 @@ class _Timed:
 
     def advance(self, place: int, *, kept: bool) -> None:
         """Two steps there: the first, which may have to make ready for it, is not timed."""
-        self._learner.step = int((place + 0.5) / _PLACES * self._learner.config.steps)
+        at = int((place + 0.5) / _PLACES * self._learner.config.steps)
+        self._learner.step = at
         self._learner.advance(self._sampler)
+        self._learner.step = at  # again: the next one may be past the end of a short training
         start = perf_counter()
         self._learner.advance(self._sampler)
         if kept:
