@@ -38,9 +38,11 @@ class MeanOfLatents(Loss):
         return 8
 
     def __call__(self, seen, helper):
-        assert not seen.teacher_features
-        pairs = zip(seen.student_features, seen.teacher_latents, strict=True)
-        return {"latents": self.weight * sum(l1(s.mean(1), z.mean(1)) for s, z in pairs)}
+        kept = bool(seen.teacher_latents)  # where its health is probed the teacher runs
+        theirs = seen.teacher_latents if kept else seen.teacher_features
+        pairs = zip(seen.student_features, theirs, strict=True)
+        apart = sum(l1(s.mean(1), z.mean(1)) for s, z in pairs)
+        return {"latents" if kept else "live": self.weight * apart}
 
 LOSS = MeanOfLatents
 """
@@ -130,6 +132,7 @@ def test_a_student_is_trained_on_latents_and_images_that_are_kept(on: Subjects) 
     assert trained.losses == ("pixel", "logits", "mean_of_latents")
     curves = trained.curves.read_text()
     assert '"latents"' in curves
+    assert '"live"' not in curves
     sampler = PatchSampler(subject.photos.value, patch=16, batch=2, seed=0, cache=cache.value)
     assert [z.shape[1] for z in sampler.batch(0, "latents").teacher_latents] == [8, 8, 8]
 
