@@ -38,7 +38,7 @@ def time_paces(
     failed: dict[str, Pace] = {}
     for name, config in configs.items():
         try:
-            opened[name] = _Timed(config, arch, hyper, teacher, photos, caches[name])
+            opened[name] = _Timed(config, arch, hyper, teacher, photos, caches.get(name))
         except MipkdError as error:
             failed[name] = _failure(name, error)
     for number in range(_ROUNDS):

@@ -135,6 +135,8 @@ class DistillConfig(BaseModel):
     def _one_way(self) -> DistillConfig:
         if self.method and self.losses:
             raise ValueError("give method or losses, not both")
+        if self.init == "teacher":
+            raise ValueError('init: "teacher" is called "inherit" since students can be projected')
         return self
 
     def chosen(self, *, teacher: bool = True) -> dict[str, Loss]:

@@ -70,7 +70,7 @@ def test_from_a_real_teacher_too(assets: Path, tmp_path: Path) -> None:
     arch, hyper = students.choose(model, "edsr:c32b2")
     torch.manual_seed(0)
     student = arch.make(hyper)
-    students.initialise(student, arch, teacher, "teacher")
+    arch.inherit(student, teacher)
     config = DistillConfig(
         steps=400, batch=4, patch=16, lr=2e-3, precision="fp32", device="cpu", method="mipkd"
     )

@@ -32,7 +32,7 @@ def teacher(tmp_path: Path) -> Model:
 
 def test_a_training_with_a_teacher_takes_longer(teacher: Model, photos: Photos) -> None:
     taught = USUAL.model_copy(update={"method": "logits"})
-    found = time_paces({"scratch": USUAL, "logits": taught}, "edsr", SMALL, teacher, photos)
+    found = time_paces({"scratch": USUAL, "logits": taught}, "edsr", SMALL, teacher, photos, {})
     assert list(found) == ["scratch", "logits"]
     assert 0 < found["scratch"].step_s < found["logits"].step_s
     assert found["logits"].start_s >= 0

@@ -91,6 +91,11 @@ def test_a_training_tells_what_its_start_is_worth(
     assert abs(ours - theirs) < abs(row["before/inherited"] - theirs)
 
 
+def test_the_former_name_of_inheriting_is_told() -> None:
+    with pytest.raises(ValueError, match='is called "inherit"'):
+        DistillConfig(init="teacher")
+
+
 def test_a_projected_start_has_a_rate_of_its_own_unless_one_is_set() -> None:
     config = DistillConfig(steps=1000)
     projected, random = config.begun("project"), config.begun("random")
