@@ -45,7 +45,7 @@ def test_what_cannot_be_timed_says_why_and_stops_no_other(
     bad = USUAL.model_copy(update={"patch": 12, "init": "nowhere.pth"})
     with caplog.at_level(logging.ERROR):
         found = time_paces(
-            {"wild": wild, "bad": bad, "scratch": USUAL}, "edsr", SMALL, teacher, photos
+            {"wild": wild, "bad": bad, "scratch": USUAL}, "edsr", SMALL, teacher, photos, {}
         )
     assert "step" in found["wild"].why_not
     assert "nowhere.pth" in found["bad"].why_not

@@ -84,7 +84,7 @@ def far(one: list[dict[str, float]], other: list[dict[str, float]]) -> float:
     )
 
 
-@pytest.mark.parametrize(("method", "caches"), [("mipkd", 0), ("logits", 1)])
+@pytest.mark.parametrize(("method", "caches"), [("mipkd", 1), ("logits", 1)])
 def test_two_processes_train_as_one_does(
     teacher: Path, photos: Path, tmp_path: Path, method: str, caches: int
 ) -> None:
