@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,17 @@ from mipkd.distill.trainer import DistillConfig, TrainResult, train
 
 
 @dataclass(frozen=True)
+class Task:
+    """What is trained, and on what."""
+
+    arch: str  # the student's family
+    hyper: Any  # its sizes
+    teacher: Model | None
+    photos: Photos
+    cache: TeacherCache | None = None  # the teacher runs only for what it does not hold
+
+
+@dataclass(frozen=True)
 class Opened:
     """What a training works with."""
 
@@ -30,15 +42,7 @@ class Opened:
     inherited: SRNet | None  # beside a projected student: what it would have been without
 
 
-def open_training(
-    config: DistillConfig,
-    arch: str,
-    hyper: Any,
-    teacher: Model | None,
-    photos: Photos,
-    cache: TeacherCache | None,
-    folder: Path | None = None,
-) -> Opened:
+def open_training(config: DistillConfig, task: Task, folder: Path | None = None) -> Opened:
     """The nets, the student with its first weights, and the patches.
 
     With a `folder` the first weights are kept there, and taken from there the next time.
@@ -46,59 +50,55 @@ def open_training(
     Raises:
         UsageError: settings that do not fit the nets.
     """
-    family: Arch = plugins.load("mipkd.archs", arch, "ARCH")
-    net = teachers.load(teacher) if teacher else None
+    family: Arch = plugins.load("mipkd.archs", task.arch, "ARCH")
+    teacher = teachers.load(task.teacher) if task.teacher else None
     torch.manual_seed(config.seed)
-    student = family.make(hyper)
+    student = family.make(task.hyper)
 
     def begin() -> str:
-        def patches() -> Tensor:
-            assert teacher is not None, "nothing is fitted without a teacher"
-            multiple, cost = student.multiple, teacher.gmacs
-            return patches_of(
-                photos, most=config.patch, multiple=multiple, gmacs=cost, seed=config.seed
-            )
-
-        return start(student, family, net, config.init, patches)
+        return start(
+            student, family, teacher, config.init, partial(_patches, config, task, student)
+        )
 
     how = remembered(student, folder, begin) if folder else begin()
     inherited = None
-    if how == "project" and net is not None:
-        inherited = family.make(hyper)
-        family.inherit(inherited, net)
+    if how == "project" and teacher is not None:
+        inherited = family.make(task.hyper)
+        family.inherit(inherited, teacher)
     sampler = PatchSampler(
-        photos, patch=config.patch, batch=config.batch, seed=config.seed, cache=cache
+        task.photos, patch=config.patch, batch=config.batch, seed=config.seed, cache=task.cache
     )
-    return Opened(config.begun(how), student, net, sampler, inherited)
+    return Opened(config.begun(how), student, teacher, sampler, inherited)
+
+
+def _patches(config: DistillConfig, task: Task, student: SRNet) -> Tensor:
+    """What a projection is fitted on."""
+    assert task.teacher is not None, "nothing is fitted without a teacher"
+    return patches_of(
+        task.photos,
+        most=config.patch,
+        multiple=student.multiple,
+        gmacs=task.teacher.gmacs,
+        seed=config.seed,
+    )
 
 
 @together
-def train_on(
-    config: DistillConfig,
-    arch: str,
-    hyper: Any,
-    teacher: Model | None,
-    photos: Photos,
-    tests: TestSet,
-    out: Path,
-    cache: TeacherCache | None = None,
-) -> TrainResult:
-    """The net of that family and those sizes, trained on `photos`; goes on from a saved step.
-
-    With a `cache` the teacher runs only for what that does not hold.
+def train_on(config: DistillConfig, task: Task, tests: TestSet, out: Path) -> TrainResult:
+    """The student of a task, trained; goes on from a saved step.
 
     Raises:
         UsageError: settings that do not fit the nets or each other.
         StageError: a loss is not finite, the disk is full, or another process of it stopped.
         KeyboardInterrupt: Ctrl-C, after the last whole step has been saved.
     """
-    nets = open_training(config, arch, hyper, teacher, photos, cache, out)
+    opened = open_training(config, task, out)
     return train(
-        nets.config,
-        student=nets.student,
-        teacher=nets.teacher,
-        inherited=nets.inherited,
-        sampler=nets.sampler,
+        opened.config,
+        student=opened.student,
+        teacher=opened.teacher,
+        inherited=opened.inherited,
+        sampler=opened.sampler,
         tests=load_tests(tests),
         out=out,
     )

@@ -6,13 +6,12 @@ import logging
 import statistics
 from collections.abc import Mapping
 from time import perf_counter
-from typing import Any
 
 from mipkd.core.errors import MipkdError
-from mipkd.core.records import Model, Pace, Photos, TeacherCache
+from mipkd.core.records import Pace
 from mipkd.distill import ranks
 from mipkd.distill.fused import pays
-from mipkd.distill.job import open_training
+from mipkd.distill.job import Task, open_training
 from mipkd.distill.learner import Learner
 from mipkd.distill.principal import principal_of
 from mipkd.distill.resident import near
@@ -25,20 +24,13 @@ _ROUNDS = 4  # through all places; the first one warms up
 
 
 @ranks.together
-def time_paces(
-    configs: Mapping[str, DistillConfig],
-    arch: str,
-    hyper: Any,
-    teacher: Model | None,
-    photos: Photos,
-    caches: Mapping[str, TeacherCache | None],
-) -> dict[str, Pace]:
+def time_paces(configs: Mapping[str, DistillConfig], tasks: Mapping[str, Task]) -> dict[str, Pace]:
     """The pace of each training, by name; what fails says why. No weights are kept."""
     opened: dict[str, _Timed] = {}
     failed: dict[str, Pace] = {}
     for name, config in configs.items():
         try:
-            opened[name] = _Timed(config, arch, hyper, teacher, photos, caches.get(name))
+            opened[name] = _Timed(config, tasks[name])
         except MipkdError as error:
             failed[name] = _failure(name, error)
     for number in range(_ROUNDS):
@@ -55,21 +47,13 @@ def time_paces(
 class _Timed:
     """A training that is advanced here and there in its schedule."""
 
-    def __init__(
-        self,
-        config: DistillConfig,
-        arch: str,
-        hyper: Any,
-        teacher: Model | None,
-        photos: Photos,
-        cache: TeacherCache | None,
-    ) -> None:
+    def __init__(self, config: DistillConfig, task: Task) -> None:
         start = perf_counter()
-        nets = open_training(config, arch, hyper, teacher, photos, cache)
-        principal, mine = principal_of(cache), ranks.current()
-        self._learner = Learner(nets.config, nets.student, nets.teacher, principal=principal)
-        self._learner.start(nets.sampler)
-        self._sampler = near(nets.sampler.share(mine.rank, mine.count), self._learner.device)
+        opened = open_training(config, task)
+        principal, mine = principal_of(task.cache), ranks.current()
+        self._learner = Learner(opened.config, opened.student, opened.teacher, principal=principal)
+        self._learner.start(opened.sampler)
+        self._sampler = near(opened.sampler.share(mine.rank, mine.count), self._learner.device)
         self._learner.advance(self._sampler)
         self._start_s = perf_counter() - start
         self._seconds: list[list[float]] = [[] for _ in range(_PLACES)]

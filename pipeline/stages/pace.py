@@ -8,6 +8,7 @@ from typing import Any
 
 from mipkd.core.records import Host, Model, Pace, Photos, TeacherCache
 from mipkd.distill import student as students
+from mipkd.distill.job import Task
 from mipkd.distill.pace import time_paces
 from mipkd.distill.trainer import DistillConfig
 from pipeline.run import stage
@@ -31,5 +32,5 @@ def pace(
     """Seconds that each training's start and steps take, with what is kept of
     the teacher for each; `host` and `under` only make the key."""
     arch, hyper = students.choose(teacher, spec)
-    kept = dict(zip(config, caches, strict=True))
-    return time_paces(config, arch.name, hyper, teacher, photos, kept)
+    tasks = [Task(arch.name, hyper, teacher, photos, cache) for cache in caches]
+    return time_paces(config, dict(zip(config, tasks, strict=True)))

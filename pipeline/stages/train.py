@@ -8,7 +8,7 @@ import torch
 from mipkd.core.records import Distilled, Photos, TestSet
 from mipkd.distill import student as students
 from mipkd.distill import teacher as teachers
-from mipkd.distill.job import train_on
+from mipkd.distill.job import Task, train_on
 from mipkd.distill.trainer import DistillConfig
 from pipeline.run import stage
 
@@ -27,7 +27,7 @@ def train(
 ) -> Trained:
     """The net that `spec` names, trained on `photos`; goes on from a saved step."""
     arch, hyper = students.choose_alone(spec, scale)
-    fitted = train_on(config, arch.name, hyper, None, photos, tests, out)
+    fitted = train_on(config, Task(arch.name, hyper, None, photos), tests, out)
     file = out / f"{arch.name}.safetensors"
     teachers.save(fitted.student, arch, hyper, file, licence="unknown")
     checkpoint = out / f"{arch.name}_x{scale}.pth"

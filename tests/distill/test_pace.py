@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from mipkd.archs import edsr
-from mipkd.core.records import Model, Photos
+from mipkd.core.records import Model, Pace, Photos
 from mipkd.distill.data import prepare_photos
+from mipkd.distill.job import Task
 from mipkd.distill.pace import time_paces
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.teacher import describe, save
@@ -30,9 +31,13 @@ def teacher(tmp_path: Path) -> Model:
     return describe(edsr.ARCH, hyper, role="teacher", file=file, licence="")
 
 
+def timed(configs: dict[str, DistillConfig], teacher: Model, photos: Photos) -> dict[str, Pace]:
+    return time_paces(configs, dict.fromkeys(configs, Task("edsr", SMALL, teacher, photos)))
+
+
 def test_a_training_with_a_teacher_takes_longer(teacher: Model, photos: Photos) -> None:
     taught = USUAL.model_copy(update={"method": "logits"})
-    found = time_paces({"scratch": USUAL, "logits": taught}, "edsr", SMALL, teacher, photos, {})
+    found = timed({"scratch": USUAL, "logits": taught}, teacher, photos)
     assert list(found) == ["scratch", "logits"]
     assert 0 < found["scratch"].step_s < found["logits"].step_s
     assert found["logits"].start_s >= 0
@@ -44,9 +49,7 @@ def test_what_cannot_be_timed_says_why_and_stops_no_other(
     wild = USUAL.model_copy(update={"lr": 1e30, "clip_grad_norm": None, "warmup": 0.0})
     bad = USUAL.model_copy(update={"patch": 12, "init": "nowhere.pth"})
     with caplog.at_level(logging.ERROR):
-        found = time_paces(
-            {"wild": wild, "bad": bad, "scratch": USUAL}, "edsr", SMALL, teacher, photos, {}
-        )
+        found = timed({"wild": wild, "bad": bad, "scratch": USUAL}, teacher, photos)
     assert "step" in found["wild"].why_not
     assert "nowhere.pth" in found["bad"].why_not
     assert found["scratch"].step_s > 0

@@ -12,7 +12,7 @@ from mipkd.core.images import resize_bicubic, write_png
 from mipkd.core.records import Photos
 from mipkd.core.records import TestSet as ValidationSet
 from mipkd.distill.data import prepare_photos, prepare_tests
-from mipkd.distill.job import train_on
+from mipkd.distill.job import Task, train_on
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.start import patches_of, remembered, start
 from mipkd.distill.teacher import describe, save
@@ -83,7 +83,7 @@ def test_a_training_tells_what_its_start_is_worth(
     teacher = describe(edsr.ARCH, LARGE, role="teacher", file=file, licence="MIT")
     config = DistillConfig(method="logits", steps=2, batch=2, patch=16, precision="fp32")
     (tmp_path / "out").mkdir()
-    trained = train_on(config, "edsr", SMALL, teacher, photos, tests, tmp_path / "out")
+    trained = train_on(config, Task("edsr", SMALL, teacher, photos), tests, tmp_path / "out")
     row = json.loads(trained.curves.read_text().splitlines()[0])
     assert {"before/bicubic", "before/inherited", "before/teacher"} <= set(row)
     # What it learns is the teacher, which is random here: nearer to it than what it inherited.
