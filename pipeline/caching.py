@@ -111,7 +111,7 @@ def _latents(on: Subject, uses: Sequence[_Use]) -> Cache | None:
     assert latents is not None
     inputs = (latents.width, on.teacher, on.photos, latents.positions, uses[0].config.device)
     there = on.run.remembers(directions, *inputs)
-    if not there and (_trained_without(on, uses) or not _pays(on, uses, ("image", "latents"))):
+    if _trained_without(on, uses) or not (there or _pays(on, uses, ("image", "latents"))):
         return None
     at = ",".join(map(str, latents.positions))
     found = on.run.step(directions, *inputs, label=at)
@@ -124,7 +124,7 @@ def _images(on: Subject, uses: Sequence[_Use], other: Cache | None) -> Cache | N
         return None
     inputs = (on.teacher, on.photos, None, uses[0].config.device, Means(None))
     there = on.run.remembers(teacher_cache, None, *inputs)
-    if not there and (_trained_without(on, uses) or not (other or _pays(on, uses, ("image",)))):
+    if _trained_without(on, uses) or not (there or other or _pays(on, uses, ("image",))):
         return None
     return _made(on, uses, None, other, "images")
 
@@ -160,13 +160,14 @@ def _made(
     """The cache, if it is small enough."""
     size = _size(on, found)
     most = max(use.config.cache_gb for use in uses)
-    if size is not None and size > most * 1e9:
+    same = Means(other.record if other else None)
+    inputs = (on.teacher, on.photos, found, uses[0].config.device, same)
+    there = on.run.remembers(teacher_cache, None, *inputs)
+    if not there and size is not None and size > most * 1e9:
         told = "teacher cache: %s left out: %.2g GB, distill.cache_gb is %g"
         log.info(told, label, size / 1e9, most)
         return None
     note = "" if size is None else f"{size / 1e9:.2g} GB"
-    same = Means(other.record if other else None)
-    inputs = (on.teacher, on.photos, found, uses[0].config.device, same)
     return on.run.step(teacher_cache, None, *inputs, label=label, note=note)
 
 

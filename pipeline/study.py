@@ -13,6 +13,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mipkd.core.errors import MipkdError, StageError, UsageError, nearest
@@ -89,22 +90,24 @@ def arms(study: StudyConfig, distill: DistillConfig) -> dict[str, DistillConfig]
     """
     found = {name: by_method(name, distill, setting="study.methods") for name in study.methods}
     for name, changed in study.arms.items():
+        if name in found:
+            raise UsageError(f"study.arms.{name}: a method of study.methods has that name")
+        if "seed" in changed:
+            raise UsageError(
+                f"study.arms.{name}: seed: arms have the same seeds",
+                hint="distill.seed is the first of study.seeds",
+            )
         try:
-            found[name] = DistillConfig.model_validate(_chosen(distill) | changed)
+            found[name] = DistillConfig.model_validate(distill.set_by_user() | changed)
         except ValidationError as error:
             first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise UsageError(f"study.arms.{name}: {place}: {first['msg']}") from error
+            place = ": ".join([f"study.arms.{name}", *map(str, first["loc"])])
+            raise UsageError(f"{place}: {first['msg'].removeprefix('Value error, ')}") from error
         found[name].chosen()
     for name in study.against:
         if name not in found and "against" in study.model_fields_set:
             log.warning("study.against: %s is not an arm of this study", name)
     return found
-
-
-def _chosen(distill: DistillConfig) -> dict[str, Any]:
-    """What the user set: an arm's method may have other defaults for the rest."""
-    return {name: getattr(distill, name) for name in distill.model_fields_set}
 
 
 def by_method(name: str, base: DistillConfig, *, setting: str) -> DistillConfig:
@@ -118,7 +121,8 @@ def by_method(name: str, base: DistillConfig, *, setting: str) -> DistillConfig:
         raise UsageError(f"{setting}: unknown method {method!r}", hint=nearest(method, METHODS))
     chosen = METHODS[method]
     losses = (*chosen.losses, *({"name": loss} for loss in more))
-    found = base.model_copy(update={**chosen.overrides, "method": None, "losses": losses})
+    own = base.set_by_user() | {**chosen.overrides, "method": None, "losses": losses}
+    found = type(base).model_validate(own)
     found.chosen()
     return found
 
@@ -145,7 +149,7 @@ def conduct(
         StageError: every training failed.
     """
     settled = arms(study, base)
-    shared = _prepare(base, subject, run)
+    shared = _prepare(max(config.patch for config in settled.values()), subject, run)
     caches = _caches(study, settled, shared, run)
     paces = _paces(settled, shared, caches, run) if study.seconds else {}
     facts = _facts(study, base, settled, shared, run)
@@ -178,7 +182,7 @@ def conduct(
     return found
 
 
-def _prepare(base: DistillConfig, subject: Subject, run: Run) -> _Shared:
+def _prepare(patch: int, subject: Subject, run: Run) -> _Shared:
     first = subject.tests[0]
     teacher = run.step(
         identify, subject.options, subject.teacher, "teacher", first, label="teacher"
@@ -187,7 +191,7 @@ def _prepare(base: DistillConfig, subject: Subject, run: Run) -> _Shared:
         run.step(prepare_tests, None, teacher, source, label=str(number))
         for number, source in enumerate(subject.tests)
     )
-    pixels = run.step(photos, base.patch, teacher, subject.data)
+    pixels = run.step(photos, patch, teacher, subject.data)
     run.step(keep_apart, None, pixels, sets)
     return _Shared(teacher, subject.student, pixels, sets)
 
@@ -242,6 +246,7 @@ def _paces(
         for name, config in settled.items()
     }
     under = {"torch": version("torch"), "processes": ranks.current().count, "launched": launched}
+    under["threads"] = torch.get_num_threads()
     kept = [caches[name] for name in settled]
     inputs = (shared.teacher, shared.spec, shared.photos, kept, describe_host(), under)
     return run.step(pace, settled, *inputs).value

@@ -16,6 +16,7 @@ from mipkd.archs._projection import (
     along,
     assign,
     balance,
+    first_conv,
     fit,
     read_through,
     reading_basis,
@@ -165,10 +166,6 @@ def fit_residual(
 def last_conv(net: ShiftedNet) -> nn.Conv2d:
     """The convolution that gives the pixels."""
     return net.last if isinstance(net.last, nn.Conv2d) else first_conv(net.up)
-
-
-def first_conv(module: nn.Module) -> nn.Conv2d:
-    return next(m for m in module.modules() if isinstance(m, nn.Conv2d))
 
 
 def _steps(up: nn.Module) -> list[tuple[nn.Conv2d, nn.PixelShuffle]]:

@@ -71,6 +71,17 @@ def _root_mean_square(weight: Tensor) -> Tensor:
     return weight.detach().square().mean().sqrt()
 
 
+def add_nothing(layer: nn.Module) -> None:
+    """Let a layer that is added to its input give 0."""
+    nn.init.zeros_(cast("Tensor", layer.weight))
+    nn.init.zeros_(cast("Tensor", layer.bias))
+
+
+def first_conv(module: nn.Module) -> nn.Conv2d:
+    """The first convolution inside a module."""
+    return next(m for m in module.modules() if isinstance(m, nn.Conv2d))
+
+
 def reading_basis(
     covariances_CC: Sequence[Tensor], tail: nn.Conv2d, blocks: Sequence[nn.Conv2d], width: int
 ) -> Tensor:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from mipkd.archs._edsr_projection import (
-    first_conv,
     fit_end,
     fit_head,
     fit_residual,
@@ -22,7 +21,17 @@ from mipkd.archs._edsr_projection import (
     hidden_candidates,
     last_conv,
 )
-from mipkd.archs._projection import along, assign, balance, fit, read_through, reading_choice, spans
+from mipkd.archs._projection import (
+    add_nothing,
+    along,
+    assign,
+    balance,
+    first_conv,
+    fit,
+    read_through,
+    reading_choice,
+    spans,
+)
 from mipkd.archs._regression import second_moments
 
 if TYPE_CHECKING:
@@ -41,7 +50,7 @@ def project(student: RCAN, teacher: RCAN, lr_NCHW: Tensor) -> None:
     for group, (first, last) in zip(student.blocks, places, strict=False):
         end = cast("Group", group).body[-1]
         if first == last:
-            _add_nothing(end)
+            add_nothing(end)
         else:
             wide = cast("Group", teacher.blocks[first])
             added = _fit_blocks(cast("Group", group), wide, basis_KC, theirs, mine)
@@ -81,7 +90,7 @@ def _fit_blocks(
         if span:
             stream = _fit_block(block, span, basis_KC, stream, mine)
         else:
-            _add_nothing(block.body[2])
+            add_nothing(block.body[2])
         mine = block(mine)
     return mine
 
@@ -131,8 +140,3 @@ def _fit_gate(
     assign(own_squeeze, weight[kept], bias[kept])
     rows = basis_KC.argmax(1)
     assign(own_spread, spread.weight[rows][:, kept], cast("Tensor", spread.bias)[rows])
-
-
-def _add_nothing(layer: nn.Module) -> None:
-    nn.init.zeros_(cast("Tensor", layer.weight))
-    nn.init.zeros_(cast("Tensor", layer.bias))

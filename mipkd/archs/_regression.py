@@ -70,9 +70,11 @@ class Regression:
         return left
 
     def _damped(self, damping: float) -> Tensor:
-        diagonal = torch.full((len(self.gram_II),), float(self.gram_II.diagonal()[:-1].mean()))
+        # Of features that are 0 everywhere nothing can be learned: their weights are 0.
+        energy = max(1e-12, float(self.gram_II.diagonal()[:-1].mean()))
+        diagonal = torch.full((len(self.gram_II),), energy, dtype=torch.float64)
         diagonal[-1] = 0
-        return self.gram_II + damping * diagonal.double().diag()
+        return self.gram_II + damping * diagonal.diag()
 
     def _as_kernel(self, solution_IO: Tensor) -> tuple[Tensor, Tensor]:
         outputs = solution_IO.shape[1]

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mipkd.archs._projection import assign, balance, fit, spans
+from mipkd.archs._projection import add_nothing, assign, balance, first_conv, fit, spans
 from mipkd.archs._regression import Regression
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def project(student: RLFN, teacher: RLFN, lr_NCHW: Tensor) -> None:
     for wide in wide_blocks:
         stream = wide(stream)
     deep = wide_end(stream) + shallow
-    up, wide_up = _first_conv(student.up), _first_conv(teacher.up)
+    up, wide_up = first_conv(student.up), first_conv(teacher.up)
     # What the last convolution gives is added to the head's features: one choice for both.
     outer = kept = _needed(deep, wide_up(deep), student.width, 3)
     assign(student.lift, teacher.lift.weight[outer], cast("Tensor", teacher.lift.bias)[outer])
@@ -138,8 +138,7 @@ def _fit_gate(
 def _do_nothing(block: Block) -> None:
     """Give what comes in: no convolutions, the gate wide open and made good."""
     for layer in (block.c3_r, block.esa.conv4):
-        nn.init.zeros_(layer.weight)
-        nn.init.zeros_(cast("Tensor", layer.bias))
+        add_nothing(layer)
     nn.init.constant_(cast("Tensor", block.esa.conv4.bias), _OPEN)
     nn.init.dirac_(block.c5.weight).div_(torch.tensor(_OPEN).sigmoid())
     nn.init.zeros_(cast("Tensor", block.c5.bias))
@@ -151,7 +150,3 @@ def _needed(features_NCHW: Tensor, given_NOHW: Tensor, count: int, size: int) ->
         return list(range(count))
     some = Regression.of(features_NCHW[:_SOME], given_NOHW[:_SOME], size)
     return some.strongest_inputs(count)
-
-
-def _first_conv(up: nn.Module) -> nn.Conv2d:
-    return cast("nn.Conv2d", cast("nn.Sequential", up)[0])

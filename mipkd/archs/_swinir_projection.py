@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mipkd.archs._projection import along, assign, fit, metric_directions, spans
+from mipkd.archs._projection import add_nothing, along, assign, fit, metric_directions, spans
 from mipkd.archs._regression import Regression, second_moments
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def project(student: SwinIR, teacher: SwinIR, lr_NCHW: Tensor) -> None:
     groups, wide_groups = (cast("list[Group]", [*net.blocks]) for net in (student, teacher))
     for group, (first, last) in zip(groups, spans(len(groups), len(wide_groups)), strict=True):
         if first == last:
-            _zero(group.conv)
+            add_nothing(group.conv)
         else:
             added = _fit_layers(group, wide_groups[first], basis_KC, theirs, mine)
             for wide in wide_groups[first:last]:
@@ -259,11 +259,6 @@ def _fit_linear(layer: nn.Linear, inputs_NHWK: Tensor, targets_NHWO: Tensor) -> 
 def _plain(norm: nn.LayerNorm) -> None:
     nn.init.ones_(norm.weight)
     nn.init.zeros_(norm.bias)
-
-
-def _zero(layer: nn.Conv2d) -> None:
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(cast("Tensor", layer.bias))
 
 
 def _second(x_NHWC: Tensor) -> Tensor:

@@ -5,7 +5,13 @@ FAIR_SHARES = (0.3, 0.7)
 LEAST_BODY_GRADIENT_SHARE = 0.1
 BODY_GRADIENT = "body_gradient_share/"  # how the names of those figures begin
 BEFORE = "before/"  # how the names of scores before the first step begin
-_OF_IMAGES = ("pixel", "logits", "psnr_drop")  # they are what others are measured against
+_OF_IMAGES = (
+    "pixel",
+    "logits",
+    "crosskd",
+    "dukd",
+    "psnr_drop",
+)  # they are what others are measured against
 
 
 def is_health(name: str) -> bool:

@@ -424,7 +424,7 @@ class SetScores:
 class Pace:
     """What a training takes on one machine, validation and checkpoints apart."""
 
-    start_s: float  # once: the first weights, what is computed ahead, what the first step adds
+    start_s: float  # once: the first weights, and what the first step adds
     step_s: float  # mean over the whole schedule
     compiled: bool = False  # whether the steps were
     why_not: str = ""  # why it could not be timed

@@ -156,7 +156,7 @@ class PatchSampler:
         self.photos = open_photos(photos)
         self.scale, self.patch, self.size, self.seed = photos.scale, patch, batch, seed
         self.cache = cache
-        self.taught = open_cache(cache) if cache else []
+        self.taught = open_cache(cache, photos.count) if cache else []
         self.rows = slice(0, batch)
 
     def share(self, rank: int, count: int) -> PatchSampler:

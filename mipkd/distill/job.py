@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ class Opened:
     teacher: SRNet | None
     sampler: PatchSampler
     inherited: SRNet | None  # beside a projected student: what it would have been without
+    start_s: float  # what its first weights took
 
 
 def open_training(config: DistillConfig, task: Task, folder: Path | None = None) -> Opened:
@@ -60,7 +62,9 @@ def open_training(config: DistillConfig, task: Task, folder: Path | None = None)
             student, family, teacher, config.init, partial(_patches, config, task, student)
         )
 
+    begun = perf_counter()
     how = remembered(student, folder, begin) if folder else begin()
+    start_s = perf_counter() - begun
     inherited = None
     if how == "project" and teacher is not None:
         inherited = family.make(task.hyper)
@@ -68,7 +72,7 @@ def open_training(config: DistillConfig, task: Task, folder: Path | None = None)
     sampler = PatchSampler(
         task.photos, patch=config.patch, batch=config.batch, seed=config.seed, cache=task.cache
     )
-    return Opened(config.begun(how), student, teacher, sampler, inherited)
+    return Opened(config.begun(how), student, teacher, sampler, inherited, start_s)
 
 
 def _patches(config: DistillConfig, task: Task, student: SRNet) -> Tensor:
@@ -98,6 +102,7 @@ def train_on(config: DistillConfig, task: Task, tests: TestSet, out: Path) -> Tr
         student=opened.student,
         teacher=opened.teacher,
         inherited=opened.inherited,
+        start_s=opened.start_s,
         sampler=opened.sampler,
         tests=load_tests(tests),
         out=out,

@@ -109,6 +109,9 @@ class Learner:
                 seen.principal = self.principal
                 for name in starting:
                     self.losses[name].start(seen, self.helpers[name])
+            if self.ranks.count > 1:  # gradients are shared, what was fitted here is not
+                state = {name: value.cpu() for name, value in self.helpers.state_dict().items()}
+                self.helpers.load_state_dict(self.ranks.from_first(state))
             self._place(self.helpers)
             self._prepare()
         self._started = True

@@ -159,7 +159,22 @@ class DistillConfig(BaseModel):
                     hint='give --teacher FILE, or --set distill.method="scratch"',
                 )
             found[name] = loss
+        if all(loss.until < 1 for loss in found.values()):
+            last = max(loss.until for loss in found.values())
+            raise UsageError(
+                f"distill.losses: all of them rest after {last:g} of the steps",
+                hint="let one of them teach to the end, such as pixel: until = 1",
+            )
         return found
+
+    def set_by_user(self) -> dict[str, Any]:
+        """The settings that are not defaults, nor brought by the method."""
+        brought = METHODS[self.method].overrides if self.method else {}
+        return {
+            name: getattr(self, name)
+            for name in self.model_fields_set
+            if name not in brought or getattr(self, name) != brought[name]
+        }
 
     def begun(self, how: str) -> DistillConfig:
         """With the rate and the warm-up of a student that started so, where the user set none."""

@@ -6,11 +6,12 @@ Shapes: N patches, H W low-res size. Images: float32 in [0, 1], RGB.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -67,12 +68,14 @@ def remembered(student: SRNet, folder: Path, make: Callable[[], str]) -> str:
     """The start that `make` gives the student, kept in `folder`: a resumed training starts from
     the same weights, and with several processes all start from the first one's."""
     file, mine = folder / "start.safetensors", ranks.current()
-    if mine.rank == 0 and not file.is_file():
+    if mine.rank == 0 and not _is_whole(file):
         found = make()
         state = {name: value.contiguous() for name, value in student.state_dict().items()}
         partial = file.with_name(file.name + ".partial")
         with writing(file):
             save_file(state, partial, {"how": found})
+            with partial.open("rb") as written:
+                os.fsync(written.fileno())
             partial.replace(file)
         mine.from_first(None)
         return found
@@ -80,6 +83,14 @@ def remembered(student: SRNet, folder: Path, make: Callable[[], str]) -> str:
     with safe_open(file, "pt") as kept:
         student.load_state_dict({name: kept.get_tensor(name) for name in kept.keys()})  # noqa: SIM118
         return str(kept.metadata()["how"])
+
+
+def _is_whole(file: Path) -> bool:
+    try:
+        with safe_open(file, "pt") as kept:
+            return "how" in (kept.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
 
 
 def _project(student: SRNet, arch: Arch, teacher: SRNet, lr_NCHW: Tensor) -> str:
@@ -95,6 +106,11 @@ def _project(student: SRNet, arch: Arch, teacher: SRNet, lr_NCHW: Tensor) -> str
 
 
 def _copy(student: SRNet, path: Path) -> None:
+    if not path.is_file():
+        raise UsageError(
+            f"distill.init: {str(path)!r}: no such file",
+            hint="known: project, inherit, random, or a checkpoint of the student's size",
+        )
     _, net = identify(path, role="student", options=TeacherOptions())
     given = net.state_dict()
     for key, value in student.state_dict().items():

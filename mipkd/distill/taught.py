@@ -21,6 +21,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from mipkd.core.errors import StageError
 from mipkd.core.records import TeacherCache
 
 HalfArray = npt.NDArray[np.float16]
@@ -43,9 +44,22 @@ class Taught:
         return [self.image_HWC, *([] if self.latents_KHWL is None else [self.latents_KHWL])]
 
 
-def open_cache(cache: TeacherCache) -> list[Taught]:
-    """What the teacher made of each photo, none of it read before it is used."""
-    rows = _rows(cache.folder)
+def open_cache(cache: TeacherCache, photos: int) -> list[Taught]:
+    """What the teacher made of each of so many photos, none of it read before it is used.
+
+    Raises:
+        StageError: the files are not those that were made.
+    """
+    try:
+        rows = _rows(cache.folder)
+        whole = all(_end(rows[-1][kind]) == _size(_file(cache.folder, kind)) for kind in rows[0])
+    except (ValueError, KeyError, IndexError, TypeError):
+        rows, whole = [], False
+    if not whole or len(rows) != photos:
+        raise StageError(
+            f"teacher cache: {cache.folder} is damaged",
+            hint="delete this folder: it is made again",
+        )
     maps = {kind: np.memmap(_file(cache.folder, kind), np.float16, mode="r") for kind in rows[0]}
 
     def view(kind: str, at: int, shape: list[int]) -> HalfArray:
@@ -59,12 +73,13 @@ def link_images(cache: TeacherCache, out: Path) -> None:
     """A store of a cache's images alone; on the disk they lie once, where it can link."""
     made, source = _file(out, "image"), _file(cache.folder, "image")
     made.unlink(missing_ok=True)
+    # The index first: a writer that finds a link without one would cut the file of the other.
+    lines = [_line({"image": row["image"]}) for row in _rows(cache.folder)]
+    (out / _INDEX).write_bytes(b"".join(lines))
     try:
         made.hardlink_to(source)
     except OSError:
         shutil.copyfile(source, made)
-    lines = [_line({"image": row["image"]}) for row in _rows(cache.folder)]
-    (out / _INDEX).write_bytes(b"".join(lines))
 
 
 class CacheWriter:

@@ -54,11 +54,13 @@ def train(
     tests: Sequence[Pair],
     out: Path,
     inherited: SRNet | None = None,
+    start_s: float = 0.0,
 ) -> TrainResult:
     """Train `student` in place for `config.steps`, going on from a checkpoint in `out`.
 
     `teacher` is frozen and put into eval mode, its weights are never written. `inherited` is what
-    the student would have been without a projection, scored beside it before the first step.
+    the student would have been without a projection, scored beside it before the first step;
+    `start_s` is what its first weights took, and counts as training.
 
     Raises:
         UsageError: settings that do not fit the nets or each other.
@@ -66,7 +68,7 @@ def train(
         KeyboardInterrupt: Ctrl-C, after the last whole step has been saved.
     """
     mine = ranks.current()
-    training = _Training(config, student, teacher, sampler.cache, out)
+    training = _Training(config, student, teacher, sampler.cache, out, start_s)
     learner = training.learner
     mine.agree(learner.step)
     learner.start(sampler)
@@ -134,13 +136,14 @@ class _Training:
         teacher: SRNet | None,
         cache: TeacherCache | None,
         out: Path,
+        start_s: float,
     ) -> None:
         settings = config.model_dump_json(exclude={"save_every"})
         settings += cache.contents if cache else ""
         self.fits = checkpoint.fingerprint(settings, student, teacher)
         self.learner = Learner(config, student, teacher, principal=principal_of(cache))
         self.psnr_y_db, self.out = float("nan"), out
-        self._before, self._start = 0.0, time.perf_counter()
+        self._before, self._start = start_s, time.perf_counter()
         self._next_save = 0.0
         state = checkpoint.load(out, self.fits)
         if state is not None:

@@ -22,9 +22,9 @@ from pipeline.report.write import environment, replace_folder
 
 REPEATS = "95 % interval of the mean over seeds, on these images"
 EQUAL_TIME = (
-    "Rows with seconds had that long to train, first weights and all that is computed ahead "
-    "included, validation and checkpoints not: their steps are what fits, by a pace that was "
-    "measured on this machine beforehand; their differences are to the other arm's same row"
+    "Rows with seconds had that long to train, first weights included; validation, checkpoints "
+    "and the teacher's cache, which all arms share, not: their steps are what fits, by a pace that "
+    "was measured on this machine beforehand; their differences are to the other arm's same row"
 )
 # What an arm is that is there to be compared with, not to be used.
 ABOUT = {
