@@ -95,7 +95,7 @@ class DistillConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: MethodName | None = None  # None: mipkd with a teacher, scratch without
+    method: MethodName | None = None  # None: logits with a teacher, scratch without
     losses: tuple[dict[str, Any], ...] = ()  # [[distill.losses]], in place of the method's
     init: str = "project"  # "project", "inherit" (of the teacher), "random" or a checkpoint
     steps: int = Field(10_000, ge=1)
@@ -146,7 +146,7 @@ class DistillConfig(BaseModel):
             UsageError: an unknown loss, one given twice, settings that it does not have, or a
                 loss that needs a teacher when there is none.
         """
-        method = self.method or ("mipkd" if teacher else "scratch")
+        method = self.method or ("logits" if teacher else "scratch")  # why: docs/decisions/0016
         entries = self.losses or METHODS[method].losses
         found: dict[str, Loss] = {}
         for entry in entries:

@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-import logging
-
 from mipkd.archs.base import SRNet
 from mipkd.core import plugins
 from mipkd.core.errors import UsageError
 from mipkd.distill.settings import DistillConfig
 from mipkd.losses.base import Loss
 
-log = logging.getLogger(__name__)
-
 
 def suited(config: DistillConfig, teacher: SRNet | None) -> dict[str, Loss]:
-    """The losses by name. What was chosen is kept or refused; what was not is fitted, aloud.
+    """The losses by name.
 
     Raises:
-        UsageError: a loss that was asked for needs what the teacher does not offer.
+        UsageError: one of them needs what the teacher does not offer.
     """
     losses = config.chosen(teacher=teacher is not None)
-    if teacher is None:
-        return losses
-    asked = bool(config.method or config.losses)
-    found: dict[str, Loss] = {}
     for name, loss in losses.items():
-        served = loss.served_by(teacher)
-        if served == loss:
-            found[name] = loss
-        elif asked:
+        if teacher is not None and loss.served_by(teacher) != loss:
             raise UsageError(
                 f"distill.losses: {name} asks too much: {lack(teacher)}",
                 hint="possible: " + ", ".join(possible(teacher)),
             )
-        else:
-            log.warning("%s: %s", lack(teacher), _how(name, loss, served) or f"{name} is left out")
-            found |= {name: served} if served else {}
-    return found
+    return losses
 
 
 def possible(teacher: SRNet) -> list[str]:

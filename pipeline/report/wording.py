@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from mipkd.core.health import BODY_GRADIENT
@@ -116,6 +116,16 @@ def duration(seconds: float) -> str:
 def as_size(height: int, width: int) -> str:
     """Width by height, as people write it."""
     return f"{width}×{height}"
+
+
+def method_note(losses: Sequence[str]) -> str:
+    """Why a student learns by these losses where the user named no method."""
+    if list(losses) != ["pixel", "logits"]:
+        return ""
+    return (
+        "They are the default: in our study MiPKD's mixers were behind them at equal time "
+        "(docs/decisions/0016)."
+    )
 
 
 def listed(facts: dict[str, object] | Iterable[str]) -> str:

@@ -1,6 +1,5 @@
-"""What a teacher that is not ours can teach: fitted when nothing was chosen, else refused."""
+"""What a teacher that is not ours can teach; what it cannot is refused."""
 
-import logging
 from typing import Any
 
 import pytest
@@ -45,19 +44,17 @@ def config(**settings: Any) -> DistillConfig:
     return DistillConfig(**fixed, **settings)
 
 
-def test_by_default_it_teaches_what_it_can_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        learner = Learner(config(), student(), teacher())
-    assert "cannot be run one by one: mixture_of_priors with block_weight=0" in caplog.text
-    terms = learner.advance(Noise())
-    assert set(terms) == {"pixel", "logits", "feature"}
+@pytest.mark.parametrize("blocks", [True, False])
+def test_by_default_it_teaches_by_its_image(blocks: bool) -> None:
+    learner = Learner(config(), student(), teacher(blocks=blocks))
+    assert set(learner.advance(Noise())) == {"pixel", "logits"}
 
 
 @pytest.mark.parametrize("loss", SERVED)
 def test_each_loss_on_features_or_images_teaches_as_from_any_net(loss: str) -> None:
     entry: dict[str, Any] = {"name": loss}
     if loss == "mixture_of_priors":
-        entry["block_weight"] = 0
+        entry |= {"block_weight": 0, "until": 1}
     pupil = student()
     before = {k: v.clone() for k, v in pupil.state_dict().items()}
     net = teacher()
@@ -79,12 +76,8 @@ def test_a_loss_that_was_asked_for_is_refused_and_the_possible_ones_named(
     assert "mixture_of_priors with block_weight=0" in caught.value.hint
 
 
-def test_without_blocks_it_teaches_by_its_image(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_blocks_there_are_no_losses_on_features() -> None:
     assert possible(teacher(blocks=False)) == ["dukd", "logits", "pixel", "psnr_drop"]
-    with caplog.at_level(logging.WARNING):
-        learner = Learner(config(), student(), teacher(blocks=False))
-    assert "mixture_of_priors is left out" in caplog.text
-    assert set(learner.advance(Noise())) == {"pixel", "logits"}
     with pytest.raises(UsageError, match=r"fitnet asks too much.*identify\.blocks"):
         suited(config(method="fitnet"), teacher(blocks=False))
 
