@@ -129,7 +129,7 @@ def _named(item: str, config: Config) -> Named:
     if taught.chosen() == config.distill.chosen():
         raise UsageError(
             f"--compare: {item} is how the student itself is taught",
-            hint="--compare scratch,logits",
+            hint="--compare scratch,mipkd",
         )
     return Named(item, taught, None)
 

@@ -85,7 +85,7 @@ def test_one_command_trains_measures_and_reports(
     lines = dict(line.split(maxsplit=2)[1::-1] for line in out.splitlines()[:-1])
     assert lines["identify"] == lines["photos"] == lines["tests"] == "skip"
     assert lines["distill"] == lines["measure"] == "run"
-    assert "config.lr 0.0005 -> 0.0001" in out
+    assert "config.lr null -> 0.0001" in out
 
     code, out, _ = ended("report", run)
     assert code == 0

@@ -178,9 +178,9 @@ def test_a_run_that_is_repeated_or_widened_makes_only_what_is_new(
         ["measure", "null"],
         ["measure", "jetson"],
     ]
-    planned = ended("plan", *words(given, "--compare", "scratch,logits", "--out", compared))
+    planned = ended("plan", *words(given, "--compare", "scratch,at", "--out", compared))
     todo = [line.split()[1:3] for line in planned.out.splitlines() if line.startswith("run ")]
-    assert ["distill", "logits"] in todo
+    assert ["distill", "at"] in todo
     assert ["search", "cpu"] in todo
     assert ["distill", "scratch"] not in todo
 
