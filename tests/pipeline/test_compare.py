@@ -214,7 +214,7 @@ def test_evidence_from_before_rivals_is_still_read(compared: Path) -> None:
     ("more", "what", "hint"),
     [
         (("--compare", "scrach"), "--compare: unknown method 'scrach'", "did you mean scratch?"),
-        (("--compare", "mipkd"), "mipkd is how the student itself is taught", "scratch"),
+        (("--compare", "logits"), "logits is how the student itself is taught", "scratch"),
         (("--compare", "logits+fakt"), "unknown loss 'fakt'", "fakd"),
         (("--compare", "GIVEN/plain ones.safetensors"), "no such file", "plain one.safetensors?"),
         (("--compare", "scratch,scratch"), "would be called 'scratch'", "rename"),
