@@ -9,16 +9,19 @@ from typing import TypeVar
 
 import torch
 
+from mipkd.archs.base import SRNet
 from mipkd.core.errors import UsageError
 from mipkd.core.records import Directions, Model, Photos, TeacherCache, TestSet
 from mipkd.distill import student as students
 from mipkd.distill import teacher as teachers
+from mipkd.distill.learner import check_fit
 from mipkd.distill.positions import compared
+from mipkd.distill.start import check_start
 from mipkd.distill.step import shares_read
 from mipkd.distill.suited import suited
 from mipkd.distill.teacher_cache import cache_bytes, lr_pixels
 from mipkd.distill.trainer import DistillConfig
-from mipkd.losses.base import Loss, TeacherPass
+from mipkd.losses.base import TeacherPass
 from pipeline.run import Means, Ref, Run
 from pipeline.stages.distill import distill
 from pipeline.stages.teacher_cache import directions, teacher_cache
@@ -84,6 +87,10 @@ def _use(on: Subject, config: DistillConfig) -> _Use:
         teacher = teachers.outline(on.teacher.record) if on.teacher.record else None
         chosen = suited(config, teacher) if teacher else config.chosen()
         losses = list(chosen.values())
+        check_start(config.init)
+        student = _outline(on)
+        if teacher and student:
+            check_fit(config, student, teacher)
         pixels = config.steps * config.batch * config.patch**2
         served = {name: share * pixels for name, share in shares_read(losses).items()}
         if not served["latents"]:
@@ -91,19 +98,20 @@ def _use(on: Subject, config: DistillConfig) -> _Use:
         if teacher and not teacher.in_parts:  # features of a foreign net want patches of some size
             return _Use(config, served | {"latents": 0.0})
         width = next(loss.reads_width for loss in losses if loss.reads == "latents")
-        return _Use(config, served, _Latents(_positions(on, config, losses), width))
+        # None of the teacher's positions while it is only planned.
+        at = compared(config, losses, student, teacher).teacher if student else ()
+        return _Use(config, served, _Latents(at, width))
     except UsageError:
-        return nothing  # told by the training itself
+        return nothing  # told by the training itself, which then has no cache to wait for
 
 
-def _positions(on: Subject, config: DistillConfig, losses: Sequence[Loss]) -> tuple[int, ...]:
-    """Of the teacher; none while it is only planned."""
+def _outline(on: Subject) -> SRNet | None:
+    """The student without weights; None while its teacher is only planned."""
     if on.teacher.record is None:
-        return ()
+        return None
     arch, hyper = students.choose(on.teacher.record, on.student)
     with torch.device("meta"):
-        student = arch.make(hyper)
-    return compared(config, losses, student, teachers.outline(on.teacher.record)).teacher
+        return arch.make(hyper)
 
 
 def _latents(on: Subject, uses: Sequence[_Use]) -> Cache | None:

@@ -134,7 +134,7 @@ class Run:
         spoilt = record is not None and stage.again is not None and stage.again(record)
         known = record is not None and not spoilt
         why = "remembered" if known else self._why(stage, label, asked)
-        why = "the machine was disturbed" if spoilt else why
+        why = "what was measured cannot be used" if spoilt else why
         self.events.append(Event(stage.name, label, key, known, why, note))
         self.keys[f"{stage.name} {label}".strip()] = key
         if known:

@@ -44,6 +44,7 @@ class Directions:
     """Principal directions of a teacher's features, fitted on patches of photos."""
 
     file: Path
+    sha256: str  # of it
     positions: tuple[int, ...]  # indices into the teacher's blocks
     width: int  # of the latents at each position
     error: float  # of restored features, in their mean magnitude, at the worst position
@@ -66,8 +67,7 @@ class TeacherCache:
     @property
     def contents(self) -> str:
         """What it was made of: two of one description hold the same."""
-        positions = (self.directions.positions, self.directions.width) if self.directions else ()
-        return f"{self.teacher} {self.photos} {positions}"
+        return f"{self.teacher} {self.photos} {self.directions.sha256 if self.directions else ''}"
 
 
 @dataclass(frozen=True)

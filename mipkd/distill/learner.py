@@ -59,7 +59,7 @@ class Learner:
         self.losses = suited(config, teacher)
         taught = any(loss.needs_teacher for loss in self.losses.values())
         self.teacher = teacher if taught else None
-        _check_fit(config, student, self.teacher)
+        check_fit(config, student, self.teacher)
         _check_shares(config, self.ranks)
         self.device = find_device(config.device)
         self.principal = tuple(directions.to(self.device) for directions in principal)
@@ -322,7 +322,12 @@ def _unshared(step: nn.Module) -> AbstractContextManager[None]:
     return step.no_sync()
 
 
-def _check_fit(config: DistillConfig, student: SRNet, teacher: SRNet | None) -> None:
+def check_fit(config: DistillConfig, student: SRNet, teacher: SRNet | None) -> None:
+    """Refuse nets and patches that do not fit; the nets may be on the meta device.
+
+    Raises:
+        UsageError: two scales, or a patch that a net cannot take.
+    """
     if teacher is not None and teacher.scale != student.scale:
         raise UsageError(
             f"distill: the student's scale is x{student.scale}, the teacher's x{teacher.scale}",

@@ -16,7 +16,7 @@ from mipkd.archs.base import SRNet
 from mipkd.core.photos import open_photos
 from mipkd.core.records import Directions, Photos, TeacherCache
 from mipkd.distill.data import PatchSampler
-from mipkd.distill.files import read_state, write_state
+from mipkd.distill.files import hash_weights, read_state, write_state
 from mipkd.losses._principal import PrincipalDirections, choose_width, relative_error
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def find_directions(
     log.info("latents: %d of %d directions, features within %.1f %%", width, channels, 100 * error)
     file = out / "directions.safetensors"
     write_state(torch.nn.ModuleList(found).state_dict(), file, {})
-    return Directions(file, positions, width, error)
+    return Directions(file, hash_weights(file), positions, width, error)
 
 
 def read_directions(directions: Directions) -> list[PrincipalDirections]:

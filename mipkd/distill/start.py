@@ -26,6 +26,7 @@ from mipkd.distill.teacher import TeacherOptions, identify
 
 log = logging.getLogger(__name__)
 
+_WAYS = ("project", "inherit", "random")
 _SIDE = 32  # LR pixels a side of the patches that a projection is fitted on
 _PLACES = 128 * _SIDE**2  # in all of them: some hundred times what a layer has inputs
 _LEAST_PLACES = 32 * _SIDE**2
@@ -43,7 +44,7 @@ def start(
     Raises:
         UsageError: the checkpoint does not fit.
     """
-    if how not in ("project", "inherit", "random"):
+    if how not in _WAYS:
         _copy(student, Path(how))
         return how
     if how == "random" or teacher is None:
@@ -53,6 +54,19 @@ def start(
         return "random"
     arch.inherit(student, teacher)
     return _project(student, arch, teacher, patches()) if how == "project" else how
+
+
+def check_start(how: str) -> None:
+    """Refuse what is neither a way to start nor a file.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if how not in _WAYS and not Path(how).is_file():
+        raise UsageError(
+            f"distill.init: {how!r}: no such file",
+            hint=f"known: {', '.join(_WAYS)}, or a checkpoint of the student's size",
+        )
 
 
 def patches_of(photos: Photos, *, most: int, multiple: int, gmacs: float, seed: int) -> Tensor:
@@ -106,11 +120,7 @@ def _project(student: SRNet, arch: Arch, teacher: SRNet, lr_NCHW: Tensor) -> str
 
 
 def _copy(student: SRNet, path: Path) -> None:
-    if not path.is_file():
-        raise UsageError(
-            f"distill.init: {str(path)!r}: no such file",
-            hint="known: project, inherit, random, or a checkpoint of the student's size",
-        )
+    check_start(str(path))
     _, net = identify(path, role="student", options=TeacherOptions())
     given = net.state_dict()
     for key, value in student.state_dict().items():

@@ -12,7 +12,7 @@ from mipkd.distill.teacher_cache import fill_cache
 from pipeline.run import stage
 
 
-@stage(version=1)
+@stage(version=2)
 def directions(
     width: int | None,
     teacher: Model,

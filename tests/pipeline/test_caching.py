@@ -157,3 +157,11 @@ def test_a_plan_tells_the_size(on: Subjects) -> None:
     event = subject.run.events[-1]
     assert (event.stage, event.label, event.note) == ("teacher_cache", "images", "5.5e-05 GB")
     assert not event.remembered
+
+
+def test_what_a_training_refuses_is_refused_before_the_teacher_runs(on: Subjects) -> None:
+    subject = on()
+    for bad in ({"init": "projct"}, {"positions": {"student": [9], "teacher": [1]}}):
+        asked = config(LOGITS, MEAN, **bad)
+        assert keep_teacher(subject, {"": asked})[""] is None
+    assert not (subject.run.root / "teacher_cache").exists()

@@ -85,7 +85,7 @@ def test_a_spoilt_record_is_used_and_made_anew_the_next_time(tmp_path: Path) -> 
         found.append((run.step(delicate, None).value.text, run.events[0].why))
     assert found == [
         ("spoilt", "not yet run"),
-        ("fine", "the machine was disturbed"),
+        ("fine", "what was measured cannot be used"),
         ("fine", "remembered"),
     ]
 
