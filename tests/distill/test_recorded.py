@@ -34,6 +34,8 @@ class Noise:
 def learner(student: SRNet, **settings: Any) -> Learner:
     torch.manual_seed(1)
     teacher = edsr.EDSR(edsr.Hyper(2, channels=16, blocks=4))
+    if "losses" not in settings:
+        settings = {"method": "mipkd", **settings}
     return Learner(DistillConfig(steps=40, precision="fp32", **settings), student, teacher)
 
 

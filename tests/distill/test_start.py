@@ -9,10 +9,10 @@ import torch
 
 from mipkd.archs import edsr
 from mipkd.core.images import resize_bicubic, write_png
-from mipkd.core.records import Photos
+from mipkd.core.records import Model, Photos
 from mipkd.core.records import TestSet as ValidationSet
 from mipkd.distill.data import prepare_photos, prepare_tests
-from mipkd.distill.job import Task, train_on
+from mipkd.distill.job import Task, open_training, train_on
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.start import patches_of, remembered, start
 from mipkd.distill.teacher import describe, save
@@ -75,12 +75,37 @@ def test_a_start_is_made_once(photos: Photos, tmp_path: Path) -> None:
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in student.state_dict().items())
 
 
-def test_a_training_tells_what_its_start_is_worth(
-    photos: Photos, tests: ValidationSet, tmp_path: Path
-) -> None:
+@pytest.fixture
+def teacher(tmp_path: Path) -> Model:
     file = tmp_path / "teacher.safetensors"
     save(net(LARGE, 1), edsr.ARCH, LARGE, file, licence="MIT")
-    teacher = describe(edsr.ARCH, LARGE, role="teacher", file=file, licence="MIT")
+    return describe(edsr.ARCH, LARGE, role="teacher", file=file, licence="MIT")
+
+
+def test_a_training_killed_before_its_first_save_starts_from_the_same_weights(
+    photos: Photos, tests: ValidationSet, teacher: Model, tmp_path: Path
+) -> None:
+    config = DistillConfig(method="mipkd", steps=4, batch=2, patch=16, precision="fp32")
+    task, folders = Task("edsr", SMALL, teacher, photos), [tmp_path / name for name in "ab"]
+    for folder in folders:
+        folder.mkdir()
+    open_training(config, task, folders[1])  # this far it came
+    whole, again = (train_on(config, task, tests, folder) for folder in folders)
+    assert whole.curves.read_text() == again.curves.read_text()
+    for name, value in whole.student.state_dict().items():
+        assert torch.equal(again.student.state_dict()[name], value)
+
+
+def test_a_damaged_start_is_made_again(photos: Photos, tmp_path: Path) -> None:
+    (tmp_path / "start.safetensors").write_bytes(b"half")
+    student = net(SMALL)
+    assert remembered(student, tmp_path, lambda: "random") == "random"
+    assert remembered(net(SMALL, seed=5), tmp_path, lambda: "project") == "random"
+
+
+def test_a_training_tells_what_its_start_is_worth(
+    photos: Photos, tests: ValidationSet, teacher: Model, tmp_path: Path
+) -> None:
     config = DistillConfig(method="logits", steps=2, batch=2, patch=16, precision="fp32")
     (tmp_path / "out").mkdir()
     trained = train_on(config, Task("edsr", SMALL, teacher, photos), tests, tmp_path / "out")

@@ -46,7 +46,15 @@ def trained(
     out.mkdir(exist_ok=True)
     store = out.with_name(out.name + "-store")
     store.mkdir(exist_ok=True)
-    given = {"steps": 12, "batch": 2, "patch": 16, "save_every": 3, "validate_every": 6}
+    given: dict[str, Any] = {
+        "steps": 12,
+        "batch": 2,
+        "patch": 16,
+        "save_every": 3,
+        "validate_every": 6,
+    }
+    if teacher and "losses" not in settings:
+        given |= {"method": "mipkd"}  # the method with most that a resume may lose
     config = DistillConfig(**{**given, **settings})
     torch.manual_seed(0)
     student = edsr.EDSR(STUDENT)

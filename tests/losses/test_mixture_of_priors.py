@@ -190,7 +190,7 @@ def test_a_saved_helper_brings_its_width_and_all_that_it_computes(tiny: Tiny, lo
 
 def test_settings_of_a_learned_auto_encoder_are_refused_without_one() -> None:
     for setting in ({"normalise": "always"}, {"autoencoder_weight": 1.0}):
-        entry = {"name": "mixture_of_priors", **setting}
+        entry = {"name": "mixture_of_priors", "until": 1, **setting}
         with pytest.raises(UsageError, match=f"{next(iter(setting))} is a setting of encoder cnn"):
             DistillConfig(losses=(entry,)).chosen()
         DistillConfig(losses=(entry | {"encoder": "cnn"},)).chosen()
