@@ -198,7 +198,13 @@ def _rows(photos: Path, out: Path) -> list[dict[str, float]]:
     store = out.with_name("store")
     store.mkdir(exist_ok=True)
     config = DistillConfig(
-        steps=200, batch=2, patch=8, validate_every=50, precision="fp32", device="cpu"
+        method="mipkd",
+        steps=200,
+        batch=2,
+        patch=8,
+        validate_every=50,
+        precision="fp32",
+        device="cpu",
     )
     torch.manual_seed(0)
     student = edsr.EDSR(edsr.Hyper(2, channels=8, blocks=4))
