@@ -40,7 +40,6 @@ class Ranks:
 
     rank: int = 0
     count: int = 1
-    control: Any = None  # the group for what is not on a GPU
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over all processes."""
@@ -57,7 +56,7 @@ class Ranks:
             return asked
         flag = torch.tensor(int(asked))
         with self.alive():
-            dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.control)
+            dist.all_reduce(flag, dist.ReduceOp.MAX, group=_control)
         return bool(flag)
 
     def agree(self, step: int) -> None:
@@ -99,11 +98,12 @@ class Ranks:
             return value
         box = [value]
         with self.alive():
-            dist.broadcast_object_list(box, src=0, group=self.control)
+            dist.broadcast_object_list(box, src=0, group=_control)
         return box[0]
 
 
 _current = Ranks()
+_control: Any = None  # the group for what is not on a GPU; here alone, so that leaving frees it
 _busy = False  # in something done together: the others are not waiting for a message
 
 
@@ -152,17 +152,20 @@ def serve() -> None:
 @contextmanager
 def joined() -> Iterator[Ranks]:
     """Join the processes that torchrun started; on leaving, the first lets the others go."""
-    global _current
+    global _current, _control
     cuda = torch.cuda.is_available() and dist.is_nccl_available()
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
-    control = dist.new_group(backend="gloo", timeout=_PATIENCE)
-    _current = Ranks(dist.get_rank(), dist.get_world_size(), control)
+    _control = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    _current = Ranks(dist.get_rank(), dist.get_world_size())
     try:
         yield _current
     finally:
         if not _busy:
             if _current.rank == 0:
                 _current.from_first(None)
+            # A thread of gloo that still holds a message's tensor when Python ends aborts the
+            # process: the group's threads are joined when its last reference goes.
+            _control = None
             dist.destroy_process_group()
         _current = Ranks()
 

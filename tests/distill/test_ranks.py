@@ -131,6 +131,35 @@ def test_a_batch_that_cannot_be_shared_is_told(teacher: Path, photos: Path, tmp_
     assert "--set distill.batch=4" in told
 
 
+def test_no_thread_of_a_message_outlives_the_processes_work(tmp_path: Path) -> None:
+    """One that holds a tensor when Python ends aborts the process."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        """
+from pathlib import Path
+from mipkd.distill import ranks
+
+with ranks.joined() as mine:
+    if mine.rank == 0:
+        mine.from_first(("mipkd.distill.ranks:current", (), {}))
+    else:
+        ranks._shared["mipkd.distill.ranks:current"] = ranks.current
+        ranks.serve()
+left = [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
+print([name for name in left if "gloo" in name], flush=True)
+"""
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launcher, "--standalone", str(program)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("[]") == 2, done.stdout
+
+
 def children(pid: int) -> list[int]:
     listed = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True)
     return [int(line) for line in listed.stdout.split()]
