@@ -1,6 +1,7 @@
 """Core ML: packages for Apple's devices, made on any machine, run on macOS.
 
-Elsewhere `open` gives a simulation (targets/_mil.py): the saved package's pixels, not its speed.
+Elsewhere `open` gives a simulation (targets/_coreml/simulate.py): the saved package's pixels, not
+its speed.
 Core ML has no converter from ONNX, so `build` starts from the torch net that a graph was made
 from. With DESIGN.md's exception, the builder imports torch and coremltools inside its functions.
 """
@@ -15,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from mipkd.core.errors import MissingError, UnsupportedError, UsageError
 from mipkd.core.quiet import quiet
 from mipkd.core.records import Built, Graph, PatchSet, Told
-from targets import _coreml_int8, _torch_net
-from targets._coreml_convert import (
+from targets._coreml import quantize
+from targets._coreml.convert import (
     INPUT,
     INSTALL,
     LOGGERS,
@@ -27,12 +28,13 @@ from targets._coreml_convert import (
     settle,
     with_small_weights,
 )
+from targets._torch import exported_program
 from targets.base import version_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from targets._mil import Program
+    from targets._coreml.simulate import Program
     from targets.base import FloatArray
 
 COMPUTE_UNITS = ("ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE")
@@ -62,7 +64,7 @@ class SimulatedSession:
     """A package run op by op by torch: the right pixels, at no telling speed."""
 
     def __init__(self, file: Path) -> None:
-        from targets._mil import Program
+        from targets._coreml.simulate import Program
 
         load_coremltools()
         self._program: Program | None = Program(file)
@@ -142,7 +144,7 @@ class CoreMl:
             StageError: the weight file is not the one that was built.
             UnsupportedError: an operation that the simulation does not know.
         """
-        from targets._mil_file import check_weights, read_spec
+        from targets._coreml.package import check_weights, read_spec
 
         units = built.options.get("compute_units", "ALL")
         if units not in COMPUTE_UNITS:
@@ -169,13 +171,13 @@ class CoreMl:
                 f"{self.name}: no precision {precision!r}",
                 hint="known: " + ", ".join(self.precisions()),
             )
-        net, kept = _torch_net.net_of(graph, target=self.name), tuple[str, ...]()
+        net, kept = exported_program.net_of(graph, target=self.name), tuple[str, ...]()
         if precision == "int8":
             if calibration is None:
                 raise MissingError(
                     f"{self.name} int8 needs calibration patches", hint="give photos: --data"
                 )
-            net, kept = _coreml_int8.quantized(net, calibration)
+            net, kept = quantize.quantized(net, calibration)
             kept = (*kept, "needs macOS 14 or iOS 17")
         package = out / ("images.mlpackage" if images else "model.mlpackage")
         out.mkdir(parents=True, exist_ok=True)

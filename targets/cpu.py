@@ -11,12 +11,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from calibration.vnni import saturates
 from mipkd.core.errors import MissingError, UnsupportedError
 from mipkd.core.records import Built, Graph, PatchSet, QuantPlan, Rounding, Told
-from targets._x86 import saturates
 
 if TYPE_CHECKING:
-    from targets._ort_tuner import OrtTuner
+    from targets._onnxruntime.tuner import OrtTuner
     from targets.base import FloatArray
 
 # A spinning pool of one session would take the cores from the next one measured.
@@ -91,7 +91,7 @@ class Cpu:
         if precision == "fp32":
             shutil.copyfile(graph.file, file)
         elif precision == "int8":
-            from targets._ort_quantize import quantized
+            from targets._onnxruntime.quantize import quantized
 
             given = _given(calibration)
             notes = quantized(graph, given, file, saturates=saturates(on), plan=plan)
@@ -113,7 +113,7 @@ class Cpu:
         """The model on uint8."""
         import onnx
 
-        from targets._bytes import NOTE, onnx_on_bytes
+        from targets._onnx.uint8_io import NOTE, onnx_on_bytes
 
         onnx.save(onnx_on_bytes(onnx.load(built.file)), built.file)
         return replace(built, size_bytes=built.file.stat().st_size, notes=(*built.notes, NOTE))
@@ -122,8 +122,8 @@ class Cpu:
         self, graph: Graph, patches: PatchSet, out: Path, rounding: Rounding | None = None
     ) -> OrtTuner | None:
         """For a search over its layers; None for window attention, where INT8 is slower."""
-        from calibration.scopes import onnx_scopes
-        from targets._ort_tuner import OrtTuner
+        from calibration.sensitive_layers import onnx_scopes
+        from targets._onnxruntime.tuner import OrtTuner
 
         if onnx_scopes(graph.file).attention:
             return None

@@ -2,7 +2,8 @@
 
 The host needs no TensorRT and simulates the pixels; `open` on the Jetson needs numpy and JetPack's
 tensorrt alone. TensorRT 10 (JetPack 6.1) and 11 (JetPack 7.2) take the same graphs: what differs
-between them is settled where the engine is built (targets/_trt.py). It has not run on a Jetson yet.
+between them is settled where the engine is built (targets/_tensorrt/engine.py). It has not run on
+a Jetson yet.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from pathlib import Path
 
 from mipkd.core.errors import MipkdError, MissingError
 from mipkd.core.records import Built, Graph, PatchSet, Rounding, Told
-from targets._cuda import gpu, is_jetson
-from targets._trt import Flavour, Profile, refuse_old
-from targets._trt_target import MAKERS, TensorRt, facts
+from targets._tensorrt.cuda import gpu, is_jetson
+from targets._tensorrt.engine import Flavour, Profile, refuse_old
+from targets._tensorrt.target import MAKERS, TensorRt, facts
 from targets.base import version_of
 
 _NO_GPU = "the GPU does not answer; sudo usermod -aG video,render $USER, and log in again"

@@ -9,20 +9,20 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from calibration.vnni import saturates
 from mipkd.core.errors import MissingError, UnsupportedError
 from mipkd.core.quiet import quiet
 from mipkd.core.records import Built, Graph, PatchSet, QuantPlan, Rounding, Told
-from targets import _ov
-from targets._ov_ends import last_bias_in_fp32
-from targets._ov_session import CACHE, PIXELS, SHAPES, LatencySession, ThroughputSession
-from targets._x86 import saturates
+from targets._openvino import devices
+from targets._openvino.last_bias import last_bias_in_fp32
+from targets._openvino.session import CACHE, PIXELS, SHAPES, LatencySession, ThroughputSession
 from targets.base import files_of, version_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from targets._ov_tuner import OvTuner
+    from targets._openvino.tuner import OvTuner
 
 _VARIANTS = {
     "gpu": ("GPU", "LATENCY"),
@@ -61,21 +61,21 @@ class OpenVino:
         An NPU has no FP32, and FP16 comes first there: the speed of others is held against it.
         Quality is always held against the FP32 of ONNX Runtime.
         """
-        can = _ov.capabilities(self._device)
+        can = devices.capabilities(self._device)
         fast = [name for name in ("bf16", "fp16") if name.upper() in can][:1]
         return tuple(p for p in ("fp32", *fast, "int8") if p.upper() in can)
 
     def why_not(self) -> str:
         """The package or the device; where models only run, nncf is not needed."""
         if not version_of("openvino"):
-            return f"openvino is not installed; {_ov.INSTALL}"
-        return _ov.absent(self._device)
+            return f"openvino is not installed; {devices.INSTALL}"
+        return devices.absent(self._device)
 
     def versions(self) -> dict[str, str]:
         """openvino, numpy, nncf where it is installed, and an accelerator's name and driver."""
         found = {name: version_of(name) for name in ("openvino", "nncf", "numpy")}
         known = {name: one for name, one in found.items() if one}
-        return known if self._device == "CPU" else {**known, **_ov.facts(self._device)}
+        return known if self._device == "CPU" else {**known, **devices.facts(self._device)}
 
     def build(
         self,
@@ -114,11 +114,11 @@ class OpenVino:
 
     def on_bytes(self, built: Built) -> Built:
         """The model on uint8, by OpenVINO's own pre- and post-processing."""
-        from targets._bytes import NOTE, openvino_on_bytes
+        from targets._onnx.uint8_io import NOTE, openvino_on_bytes
 
         with quiet():
-            openvino = _ov.package()
-            model = openvino_on_bytes(_ov.core().read_model(str(built.file)))
+            openvino = devices.package()
+            model = openvino_on_bytes(devices.core().read_model(str(built.file)))
             made = built.file.with_name("bytes") / built.file.name
             openvino.save_model(model, str(made), compress_to_fp16=built.precision == "fp16")
         del model  # which reads its weights from the file that is replaced
@@ -136,8 +136,8 @@ class OpenVino:
 
         None for other devices and for window attention, where INT8 is slower: a fixed recipe.
         """
-        from calibration.scopes import onnx_scopes
-        from targets._ov_tuner import OvTuner
+        from calibration.sensitive_layers import onnx_scopes
+        from targets._openvino.tuner import OvTuner
 
         if (self._device, self._hint) != ("CPU", "LATENCY") or onnx_scopes(graph.file).attention:
             return None
@@ -172,11 +172,11 @@ class OpenVino:
     ) -> tuple[str, ...]:
         notes: tuple[str, ...] = ()
         with quiet():
-            openvino = _ov.package()
+            openvino = devices.package()
             model: Any = openvino.convert_model(str(graph.file))
             if precision == "int8":
-                from targets._ov_floats import name_as_in
-                from targets._ov_quantize import quantized
+                from targets._openvino.fake_quantize import name_as_in
+                from targets._openvino.quantize import quantized
 
                 name_as_in(model, graph.file)
                 given = self._given(patches)
@@ -205,7 +205,7 @@ class OpenVino:
             raise MissingError(what, hint="give photos: --data")
         if not version_of("nncf"):
             what = f"{self.name} int8 needs nncf, which is not installed"
-            raise MissingError(what, hint=_ov.INSTALL)
+            raise MissingError(what, hint=devices.INSTALL)
         return patches
 
     @property

@@ -1,8 +1,8 @@
 """TensorRT on this machine's NVIDIA GPU, from ONNX or (`tensorrt:torch`) by torch-tensorrt."""
 
-from targets._trt import Flavour
-from targets._trt_target import TensorRt
-from targets._trt_torch import TorchTensorRt
+from targets._tensorrt.engine import Flavour
+from targets._tensorrt.from_torch import TorchTensorRt
+from targets._tensorrt.target import TensorRt
 
 
 class Chosen(TensorRt):

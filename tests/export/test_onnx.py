@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from calibration.scopes import onnx_scopes
+from calibration.sensitive_layers import onnx_scopes
 from mipkd.archs._hooked import Blocks, Hooked
 from mipkd.archs.base import Arch, SRNet
 from mipkd.core import plugins

@@ -167,7 +167,7 @@ def test_a_saved_package_gives_torchs_pixels_at_any_size(
 def test_w8_rounds_the_weights_of_each_output_channel_to_255_steps(
     subjects: dict[str, Subject], package: Callable[[str, str], Built]
 ) -> None:
-    from targets._mil import Program
+    from targets._coreml.simulate import Program
 
     held = Program(package("edsr", "w8").file).constants.values()
     large = [p.detach() for p in subjects["edsr"].net.parameters() if p.numel() > 2048]
@@ -266,7 +266,7 @@ def test_a_trained_edsr_keeps_its_psnr_on_set5(
 def test_a_package_for_apps_takes_and_gives_8_bit_images(
     subjects: dict[str, Subject], tmp_path: Path
 ) -> None:
-    from targets._mil import Program
+    from targets._coreml.simulate import Program
 
     net, graph = subjects["edsr"].net, subjects["edsr"].graph
     built = TARGET.build_for_images(graph, "fp16", tmp_path)
@@ -285,7 +285,7 @@ def test_a_package_for_apps_takes_and_gives_8_bit_images(
 
 
 def test_a_package_says_whose_it_is_and_what_it_takes(package: Callable[[str, str], Built]) -> None:
-    from targets._mil_file import read_spec
+    from targets._coreml.package import read_spec
 
     built = package("swinir", "w8")
     assert built.notes[-1] == "activations are FP16"
@@ -328,7 +328,7 @@ def test_one_flipped_bit_in_the_weights_is_noticed(
 
 
 def changed(built: Built, change: Callable[[Any], None]) -> Built:
-    from targets._mil_file import model_file, read_spec
+    from targets._coreml.package import model_file, read_spec
 
     spec = read_spec(built.file)
     change(spec)
@@ -339,7 +339,7 @@ def changed(built: Built, change: Callable[[Any], None]) -> Built:
 def test_weights_are_read_from_the_file(
     package: Callable[[str, str], Built], tmp_path: Path
 ) -> None:
-    from targets._mil_file import WEIGHTS_SHA256
+    from targets._coreml.package import WEIGHTS_SHA256
 
     def forget(spec: Any) -> None:
         del spec.description.metadata.userDefined[WEIGHTS_SHA256]
@@ -456,7 +456,7 @@ def test_a_machine_without_coremltools_is_told_how_to_get_it(
 @pytest.mark.skipif(sys.platform != "darwin", reason="needs macOS: Core ML predicts only there")
 @pytest.mark.parametrize("units", ["CPU_ONLY", "ALL"])
 def test_a_mac_gives_the_simulated_pixels(units: str, package: Callable[[str, str], Built]) -> None:
-    from targets._mil import Program
+    from targets._coreml.simulate import Program
 
     built = replace(package("edsr", "fp16"), options={"compute_units": units})
     lr = noise(32, 48)

@@ -18,7 +18,7 @@ from mipkd.core.images import crop_to_multiple, downscale, list_images, psnr_y, 
 from mipkd.core.records import Graph, PatchSet
 from mipkd.distill.data import load_tests, prepare_tests
 from mipkd.distill.teacher import TeacherOptions, identify, keep
-from targets._coreml_int8 import Range, quantized
+from targets._coreml.quantize import Range, quantized
 from targets.base import upscale
 from targets.coreml import TARGET
 
@@ -44,7 +44,7 @@ def graph_of(model: Any, net: Any, folder: Path) -> Graph:
 
 
 def operations(package: Path) -> Any:
-    from targets._mil_file import read_spec
+    from targets._coreml.package import read_spec
 
     functions = read_spec(package).mlProgram.functions
     (block,) = functions["main"].block_specializations.values()
@@ -54,7 +54,7 @@ def operations(package: Path) -> Any:
 def test_all_but_the_first_and_the_last_convolution_compute_on_8_bits(
     noise: PatchSet, tmp_path: Path
 ) -> None:
-    from targets._mil_file import read_spec
+    from targets._coreml.package import read_spec
 
     preset = ROOT / "pipeline/presets/teacher_x2.safetensors"
     model, net = identify(preset, role="student", options=TeacherOptions())
@@ -103,7 +103,7 @@ def test_ranges_leave_out_what_is_rare_and_start_at_zero_where_nothing_is_negati
 
 @pytest.mark.parametrize("kind", ["uint8", "int8"])
 def test_the_simulation_quantizes_as_torch_does(kind: str) -> None:
-    from targets._mil_ops import OPS
+    from targets._coreml.mil_ops import OPS
 
     x = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     scale = 0.013  # some values are clipped

@@ -13,11 +13,11 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from calibration import floats as edits
 from mipkd.core import plugins
 from mipkd.core.errors import StageError, UnsupportedError
 from mipkd.core.records import FloatLayer, Graph, PatchSet, QuantPlan
 from mipkd.export.onnx import export
+from targets._onnx import unquantize
 from targets.base import FloatArray, Target, Tuner, find, tuner_of
 
 
@@ -118,7 +118,7 @@ def test_a_graph_that_is_quantised_already_is_refused(
     target: Target, graph: Graph, patches: PatchSet, tmp_path: Path
 ) -> None:
     again = find("cpu").build(graph, "int8", patches, tmp_path / "int8")
-    assert edits.is_quantized(onnx.load(again.file))
+    assert unquantize.is_quantized(onnx.load(again.file))
     twice = replace(graph, file=again.file)
     with pytest.raises(UnsupportedError, match="quantised already"):
         target.build(twice, "int8", patches, tmp_path / "twice")
@@ -160,7 +160,7 @@ def test_what_a_converter_fuses_is_found_again_by_its_name(
 ) -> None:
     """A plan names operations; the model that is built is converted anew, in any process."""
     openvino = pytest.importorskip("openvino")
-    from targets._ov_floats import name_as_in, name_of
+    from targets._openvino.fake_quantize import name_as_in, name_of
 
     file = tmp_path / "normed.onnx"
     normed(file)

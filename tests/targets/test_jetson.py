@@ -11,13 +11,13 @@ import onnx
 import pytest
 import torch
 
-from calibration.qdq import check
 from mipkd.core import plugins
 from mipkd.core.errors import MissingError, UnsupportedError
 from mipkd.core.records import Graph, Host, PatchSet, Told
 from mipkd.export.onnx import export
-from targets import _trt
-from targets._cuda import gpu, is_jetson
+from targets._tensorrt import engine
+from targets._tensorrt.cuda import gpu, is_jetson
+from targets._tensorrt.symmetric_qdq import check
 from targets.jetson import TARGET
 
 here = is_jetson()
@@ -138,7 +138,7 @@ def test_what_jetpack_lacks_is_named_with_its_cure(monkeypatch: pytest.MonkeyPat
 def test_a_jetson_builds_once_and_gives_the_pixels_of_its_graph(
     precision: str, graph: Graph, patches: PatchSet, tmp_path: Path
 ) -> None:
-    from targets._trt_session import SimulatedSession
+    from targets._tensorrt.session import SimulatedSession
 
     built = TARGET.build(graph, precision, patches, tmp_path)
     image = np.random.default_rng(0).random((1, 3, 40, 24), np.float32)
@@ -150,5 +150,5 @@ def test_a_jetson_builds_once_and_gives_the_pixels_of_its_graph(
     (plan,) = (tmp_path / "engines").glob("*.plan")
     device = gpu()
     assert device
-    name = _trt.key(TARGET._flavour.load(), built.file.read_bytes(), _trt.Profile.of(1))
+    name = engine.key(TARGET._flavour.load(), built.file.read_bytes(), engine.Profile.of(1))
     assert plan.stem == name

@@ -20,8 +20,8 @@ from mipkd.archs import edsr
 from mipkd.core.errors import MissingError, UnsupportedError, UsageError
 from mipkd.core.records import Built, Graph, Host, PatchSet, Told
 from mipkd.export.onnx import export
-from targets import _ov
-from targets._ov_session import CACHE, KEPT, SHAPES, Compiler, ThroughputSession
+from targets._openvino import devices
+from targets._openvino.session import CACHE, KEPT, SHAPES, Compiler, ThroughputSession
 from targets.base import find
 from targets.openvino import TARGET
 
@@ -140,7 +140,7 @@ def test_throughput_keeps_as_many_frames_in_flight_as_openvino_wants(
     built = target.build(thirds, "fp32", None, tmp_path / "out")
     assert built.options["PERFORMANCE_HINT"] == "THROUGHPUT"
     assert "one frame alone" in " ".join(built.notes)
-    theirs = _ov.core().compile_model(str(built.file), "CPU", built.options)
+    theirs = devices.core().compile_model(str(built.file), "CPU", built.options)
     wanted = theirs.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
     frames = image(12, 20, count=2 * wanted + 1)
     with closing(target.open(built)) as session, closing(TARGET.open(built)) as single:
@@ -214,9 +214,9 @@ def test_a_cpu_compiles_anew_at_each_opening(thirds: Graph, tmp_path: Path) -> N
 def test_auto_runs_every_frame_on_the_device_it_has_chosen(thirds: Graph, tmp_path: Path) -> None:
     built = find("openvino:auto").build(thirds, "fp32", None, tmp_path / "out")
     assert built.options["ENABLE_STARTUP_FALLBACK"] == "NO"
-    model = _ov.core().compile_model(str(built.file), "AUTO", built.options)
+    model = devices.core().compile_model(str(built.file), "AUTO", built.options)
     (ran_on,) = model.get_property("EXECUTION_DEVICES")
-    assert ran_on.partition(".")[0] == _ov.chosen_by_auto().partition(".")[0]
+    assert ran_on.partition(".")[0] == devices.chosen_by_auto().partition(".")[0]
 
 
 def test_a_machine_without_openvino_is_told_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,15 +12,15 @@ import onnx
 import pytest
 import torch
 
-from calibration import qdq
-from calibration.floats import grids
-from calibration.scopes import onnx_scopes
+from calibration.sensitive_layers import onnx_scopes
 from mipkd.archs.base import SRNet
 from mipkd.core import plugins
 from mipkd.core.errors import UnsupportedError
 from mipkd.core.records import Graph, Grid, PatchSet, QuantPlan, Rounding, Tuned
 from mipkd.export.onnx import export, with_weights
 from mipkd.export.rounded import Rounded
+from targets._onnx.unquantize import grids
+from targets._tensorrt import symmetric_qdq
 from targets.base import FloatArray, Target, Teachable, Tuner, find, is_teachable, tuner_of
 
 
@@ -154,7 +154,7 @@ def test_after_training_a_fixed_recipe_computes_what_torch_did(
     student = trained(net, before)
     learned = student.rounding()
     made = with_weights(graph, student.weights(), out=tmp_path)
-    quantized, _ = qdq.quantized(onnx.load(made.file), patches, learned)
+    quantized, _ = symmetric_qdq.quantized(onnx.load(made.file), patches, learned)
     assert [grid.scale for grid in grids(quantized)] == pytest.approx(
         [grid.scale for grid in learned.grids], rel=1e-6
     )

@@ -16,7 +16,6 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from calibration import half, qdq
 from mipkd.core import plugins
 from mipkd.core.errors import MissingError, UnsupportedError
 from mipkd.core.images import crop_to_multiple, downscale, list_images, psnr_y, read_rgb
@@ -24,9 +23,10 @@ from mipkd.core.quiet import quiet
 from mipkd.core.records import Graph, PatchSet
 from mipkd.distill.teacher import TeacherOptions, identify
 from mipkd.export.onnx import export
-from targets import _trt
-from targets._cuda import gpu
-from targets._trt_target import TensorRt
+from targets._onnx import onnx_float16
+from targets._tensorrt import engine
+from targets._tensorrt.cuda import gpu
+from targets._tensorrt.target import TensorRt
 from targets.base import upscale
 from targets.tensorrt import TARGET as TENSORRT
 from targets.tensorrt_rtx import TARGET
@@ -80,7 +80,9 @@ def test_every_student_parses_and_builds(
     assert (TensorProto.INT8 in kinds) == (precision == "int8")
     ends = (*model.graph.input, *model.graph.output)
     assert {e.type.tensor_type.elem_type for e in ends} == {TensorProto.FLOAT}
-    assert (qdq.ATTENTION_FLOAT in built.notes) == ((family, precision) == ("swinir", "int8"))
+    assert (symmetric_qdq.ATTENTION_FLOAT in built.notes) == (
+        (family, precision) == ("swinir", "int8")
+    )
 
 
 def test_onnx_runtimes_default_is_refused_before_the_builder_sees_it(
@@ -126,7 +128,7 @@ def test_nncfs_default_is_refused_before_the_builder_sees_it(
 
 def build(model: bytes) -> bytes:
     flavour = TARGET._flavour
-    return _trt.build(flavour.load(), model, _trt.Profile.of(1))
+    return engine.build(flavour.load(), model, engine.Profile.of(1))
 
 
 @pytest.mark.parametrize(
@@ -140,7 +142,7 @@ def build(model: bytes) -> bytes:
     ],
 )
 def test_warnings_about_types_are_told_from_others(message: str, doubtful: bool) -> None:
-    assert bool(_trt.doubtful([message])) == doubtful
+    assert bool(engine.doubtful([message])) == doubtful
 
 
 @no_gpu
@@ -194,15 +196,17 @@ def test_an_engine_is_built_once_for_a_graph_a_profile_and_a_machine(
     graphs: dict[str, Graph], tmp_path: Path
 ) -> None:
     trt, model = TARGET._flavour.load(), graphs["edsr"].file.read_bytes()
-    profile = _trt.Profile.of(8)
-    plan = _trt.engine(trt, model, profile, caches=[tmp_path])
+    profile = engine.Profile.of(8)
+    plan = engine.engine(trt, model, profile, caches=[tmp_path])
     (file,) = tmp_path.glob("*.plan")
     assert file.read_bytes() == plan
     file.write_bytes(b"from the cache")
     beside = tmp_path / "beside"
-    assert _trt.engine(trt, model, profile, caches=[beside, tmp_path]) == b"from the cache"
+    assert engine.engine(trt, model, profile, caches=[beside, tmp_path]) == b"from the cache"
     assert (beside / file.name).read_bytes() == b"from the cache"
-    keys = {_trt.key(trt, m, p) for m in (model, b"other") for p in (profile, _trt.Profile.of(7))}
+    keys = {
+        engine.key(trt, m, p) for m in (model, b"other") for p in (profile, engine.Profile.of(7))
+    }
     assert len(keys) == 4
 
 
@@ -210,13 +214,13 @@ def test_an_engine_is_built_once_for_a_graph_a_profile_and_a_machine(
 def test_timings_are_kept_for_the_next_engine(graphs: dict[str, Graph], tmp_path: Path) -> None:
     model, timings = graphs["edsr"].file.read_bytes(), tmp_path / "timings"
     for _ in range(2):
-        assert _trt.build(TARGET._flavour.load(), model, _trt.Profile.of(1), timings=timings)
+        assert engine.build(TARGET._flavour.load(), model, engine.Profile.of(1), timings=timings)
         assert timings.stat().st_size
 
 
 def test_profiles_are_multiples_of_what_the_graph_takes() -> None:
-    assert str(_trt.Profile.of(1)) == "16-256-1280"
-    assert str(_trt.Profile.of(7)) == "21-259-1281"
+    assert str(engine.Profile.of(1)) == "16-256-1280"
+    assert str(engine.Profile.of(7)) == "21-259-1281"
 
 
 @no_gpu
@@ -227,7 +231,7 @@ def test_without_a_gpu_rtx_simulates_and_tensorrt_says_what_it_lacks() -> None:
 
 
 def test_a_missing_package_is_named_with_its_cure() -> None:
-    absent = TensorRt(_trt.Flavour("absent", ("no_such_module",), "pip install absent", True))
+    absent = TensorRt(engine.Flavour("absent", ("no_such_module",), "pip install absent", True))
     assert absent.why_not().startswith("absent is not installed; pip install absent")
     with pytest.raises(MissingError, match="absent: the package is not installed"):
         absent.versions()
@@ -247,7 +251,7 @@ def test_an_operator_that_onnx_does_not_define_is_named(graphs: dict[str, Graph]
     model.graph.node.insert(len(model.graph.node) - 1, odd)
     model.opset_import.append(helper.make_opsetid("maker", 1))
     with pytest.raises(UnsupportedError, match=r"'odd' is a maker\.Gelu, not of ONNX"):
-        half.halved(model, half.FP16)
+        onnx_float16.halved(model, onnx_float16.FP16)
 
 
 @pytest.mark.gpu
@@ -256,7 +260,7 @@ def test_an_operator_that_onnx_does_not_define_is_named(graphs: dict[str, Graph]
 def test_the_engine_gives_the_pixels_of_its_graph(
     precision: str, graphs: dict[str, Graph], patches: PatchSet, tmp_path: Path
 ) -> None:
-    from targets._trt_session import SimulatedSession
+    from targets._tensorrt.session import SimulatedSession
 
     built = TARGET.build(graphs["edsr"], precision, patches, tmp_path)
     image = np.random.default_rng(0).integers(0, 256, (40, 24, 3), dtype=np.uint8)
@@ -326,7 +330,7 @@ def test_weights_keep_their_values_where_fp16_cannot_hold_the_scale() -> None:
         opset_imports=[helper.make_opsetid("", 20)],
         ir_version=10,
     )
-    made = {t.name: t for t in half.halved(model, half.FP16).graph.initializer}
+    made = {t.name: t for t in onnx_float16.halved(model, onnx_float16.FP16).graph.initializer}
     step = numpy_helper.to_array(made["scales_fp16"]).astype(np.float32).reshape(2, 1, 1, 1)
     found = numpy_helper.to_array(made["codes"]) * step
     wanted = codes * scales.reshape(2, 1, 1, 1)

@@ -17,8 +17,9 @@ from mipkd.core.errors import MissingError, StageError, UnsupportedError, UsageE
 from mipkd.core.records import Graph
 from mipkd.distill.teacher import describe, save
 from mipkd.export.onnx import export
-from targets import _torch_net, _trt_torch
-from targets._trt import Profile
+from targets._tensorrt import from_torch
+from targets._tensorrt.engine import Profile
+from targets._torch import exported_program
 from targets.base import find, upscale
 
 TARGET = find("tensorrt:torch")
@@ -76,11 +77,11 @@ def test_the_program_states_its_types_and_gives_the_nets_pixels(
 ) -> None:
     graph = graphs[family]
     profile = Profile.of(graph.multiple)
-    net = _torch_net.net_of(graph, target=TARGET.name)
+    net = exported_program.net_of(graph, target=TARGET.name)
     lr = torch.from_numpy(np.random.default_rng(0).random((1, 3, 24, 40), np.float32))
     with torch.no_grad():
         wanted = net(lr)
-        exported = _trt_torch.program(net, kind, profile)
+        exported = from_torch.program(net, kind, profile)
         found = exported.module()(lr)
     assert found.dtype == torch.float32
     assert (found - wanted).abs().max() < (1e-5 if kind == "fp32" else 2e-2)
@@ -93,10 +94,10 @@ def test_the_program_states_its_types_and_gives_the_nets_pixels(
 def test_the_program_takes_what_the_profile_says(graphs: dict[str, Graph]) -> None:
     graph = graphs["edsr"]
     profile = Profile.of(graph.multiple)
-    net = _torch_net.net_of(graph, target=TARGET.name)
-    ranges = _trt_torch.program(net, "fp32", profile).range_constraints.values()
+    net = exported_program.net_of(graph, target=TARGET.name)
+    ranges = from_torch.program(net, "fp32", profile).range_constraints.values()
     assert {(int(r.lower), int(r.upper)) for r in ranges} == {(profile.least, profile.most)}
-    assert _trt_torch.shapes(profile) == {
+    assert from_torch.shapes(profile) == {
         "min_shape": (1, 3, 16, 16),
         "opt_shape": (1, 3, 256, 256),
         "max_shape": (1, 3, 1280, 1280),
@@ -107,7 +108,7 @@ def test_the_program_takes_what_the_profile_says(graphs: dict[str, Graph]) -> No
 def test_an_absent_torch_tensorrt_is_told_when_it_is_needed() -> None:
     program: Any = None  # is never looked at
     with pytest.raises(MissingError, match="torch_tensorrt cannot be imported"):
-        _trt_torch._engine(program, Profile.of(1))
+        from_torch._engine(program, Profile.of(1))
 
 
 @pytest.mark.gpu
@@ -119,7 +120,7 @@ def test_the_engine_gives_the_nets_pixels(
 ) -> None:
     graph = graphs[family]
     built = TARGET.build(graph, precision, None, tmp_path)
-    net = _torch_net.net_of(graph, target=TARGET.name)
+    net = exported_program.net_of(graph, target=TARGET.name)
     image = np.random.default_rng(0).integers(0, 256, (40, 24, 3), dtype=np.uint8)
     lr = torch.from_numpy(image.transpose(2, 0, 1)[None].astype(np.float32) / 255)
     with torch.inference_mode():

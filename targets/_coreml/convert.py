@@ -12,7 +12,7 @@ import numpy as np
 from mipkd.core.errors import MipkdError, MissingError, StageError
 from mipkd.core.quiet import quiet
 from mipkd.core.records import Graph
-from targets import _torch_net
+from targets._torch import exported_program
 from targets.base import version_of
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _program(net: Any, smallest: int | None, side: int, *, images: bool) -> Any:
         return net.tapped(lr)[0]
 
     upscale = on_pixels if images else on_arrays
-    return _torch_net.program(net, upscale, least=smallest, side=side, most=_MOST)
+    return exported_program.program(net, upscale, least=smallest, side=side, most=_MOST)
 
 
 def with_small_weights(model: Any) -> Any:
@@ -152,7 +152,7 @@ def settle(package: Path) -> None:
 
     So that a changed weight shows, and the same net gives the same files.
     """
-    from targets._mil_file import WEIGHTS_SHA256, model_file, read_spec, weight_file
+    from targets._coreml.package import WEIGHTS_SHA256, model_file, read_spec, weight_file
 
     spec = read_spec(package)
     noted = spec.description.metadata.userDefined

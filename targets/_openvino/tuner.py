@@ -7,11 +7,19 @@ from typing import TYPE_CHECKING, Any
 from calibration.search import Operation
 from mipkd.core.quiet import quiet
 from mipkd.core.records import Rounding
-from targets import _ov
-from targets._ov_ends import last_bias_in_fp32
-from targets._ov_floats import factors, grids, name_as_in, name_of, operations, weights, with_floats
-from targets._ov_quantize import LEARNED, RANGES, everything, scopes_of
-from targets._ov_session import LatencySession
+from targets._openvino import devices
+from targets._openvino.fake_quantize import (
+    factors,
+    grids,
+    name_as_in,
+    name_of,
+    operations,
+    weights,
+    with_floats,
+)
+from targets._openvino.last_bias import last_bias_in_fp32
+from targets._openvino.quantize import LEARNED, RANGES, everything, scopes_of
+from targets._openvino.session import LatencySession
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -44,7 +52,7 @@ class OvTuner:
         self._made: dict[str, Any] = {}
         with quiet():
             self._file = graph.file
-            self._original = _ov.package().convert_model(str(graph.file))
+            self._original = devices.package().convert_model(str(graph.file))
             name_as_in(self._original, graph.file)
 
     def operations(self) -> tuple[Operation, ...]:
@@ -88,9 +96,9 @@ class OvTuner:
                         saturates=self._saturates,
                         rounding=self._rounding,
                     )
-                    _ov.package().save_model(made, str(file), compress_to_fp16=False)
+                    devices.package().save_model(made, str(file), compress_to_fp16=False)
                 whole.touch()
-            self._made[ranges] = _ov.core().read_model(str(file))
+            self._made[ranges] = devices.core().read_model(str(file))
         return self._made[ranges]
 
 

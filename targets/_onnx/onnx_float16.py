@@ -95,7 +95,7 @@ class _Halver:
     def __init__(self, model: Any, kind: str) -> None:
         from onnx import TensorProto
 
-        from calibration.scopes import model_scopes
+        from calibration.sensitive_layers import model_scopes
 
         self._model, self._kind = model, kind
         self._full = TensorProto.FLOAT

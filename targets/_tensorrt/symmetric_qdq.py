@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calibration.floats import grids, operations, put_on
 from calibration.patches import as_batches
-from calibration.scopes import model_scopes
+from calibration.sensitive_layers import model_scopes
 from mipkd.core.errors import MissingError, UnsupportedError
 from mipkd.core.quiet import quiet
 from mipkd.core.records import Rounding
+from targets._onnx.unquantize import grids, operations, put_on
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from calibration.scopes import Node, onnx_scopes, scopes
+from calibration.sensitive_layers import Node, onnx_scopes, scopes
 
 
 def node(kind: str, *inputs: str, to: str) -> Node:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from mipkd.core.errors import MissingError, UnsupportedError
 from mipkd.core.records import Built, Graph, PatchSet, Rounding, Told
-from targets import _trt
-from targets._cuda import gpu
-from targets._trt_session import PlanSession, SimulatedSession
+from targets._tensorrt import engine
+from targets._tensorrt.cuda import gpu
+from targets._tensorrt.session import PlanSession, SimulatedSession
 from targets.base import version_of
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class TensorRt:
 
     makes_pixels = True
 
-    def __init__(self, flavour: _trt.Flavour, name: str = "") -> None:
+    def __init__(self, flavour: engine.Flavour, name: str = "") -> None:
         self.name = name or flavour.name
         self._flavour = flavour
 
@@ -82,13 +82,13 @@ class TensorRt:
                 f"{self.name} int8 needs calibration patches", hint="give photos: --data"
             )
         self._require()
-        from calibration.qdq import check
+        from targets._tensorrt.symmetric_qdq import check
 
         model, kind, notes = _typed(graph, precision, calibration, rounding)
         check(model)
         data = model.SerializeToString()
         out.mkdir(parents=True, exist_ok=True)
-        file, profile = out / "model.onnx", _trt.Profile.of(graph.multiple)
+        file, profile = out / "model.onnx", engine.Profile.of(graph.multiple)
         file.write_bytes(data)
         notes = (*notes, *self._prepare(file, data, profile))
         return Built(
@@ -107,7 +107,7 @@ class TensorRt:
         """What its INT8 of `graph` rounds; what is float is taken for exact."""
         import onnx
 
-        from calibration.qdq import rounding
+        from targets._tensorrt.symmetric_qdq import rounding
 
         return rounding(onnx.load(graph.file), patches)
 
@@ -117,13 +117,15 @@ class TensorRt:
         if self.simulated:
             return SimulatedSession(built.file, self.name)
         trt, data = self._flavour.load(), built.file.read_bytes()
-        profile = _trt.Profile.of(built.multiple)
-        return PlanSession(trt, _trt.engine(trt, data, profile, caches=_caches(built.file)))
+        profile = engine.Profile.of(built.multiple)
+        return PlanSession(trt, engine.engine(trt, data, profile, caches=_caches(built.file)))
 
-    def _prepare(self, file: Path, data: bytes, profile: _trt.Profile) -> tuple[str, ...]:
+    def _prepare(self, file: Path, data: bytes, profile: engine.Profile) -> tuple[str, ...]:
         """The engine beside the graph `data` in `file`, and notes."""
-        _trt.engine(self._flavour.load(), data, profile, caches=_caches(file))
-        simulated = f"built without a GPU, for SM{_trt.ASSUMED_SM}: a device builds its own engine"
+        engine.engine(self._flavour.load(), data, profile, caches=_caches(file))
+        simulated = (
+            f"built without a GPU, for SM{engine.ASSUMED_SM}: a device builds its own engine"
+        )
         return (simulated,) if self.simulated else ()
 
     def _require(self) -> None:
@@ -137,32 +139,37 @@ def _typed(
     """The model in the types to compute in, the precision that became, and notes."""
     import onnx
 
-    from calibration import half, qdq
+    from targets._onnx import onnx_float16
+    from targets._tensorrt import symmetric_qdq
 
     model = onnx.load(graph.file)
     if precision == "fp32":
         return model, precision, ()
-    kind, notes = (half.BF16, ()) if precision == half.BF16 else sixteen_bits(graph, calibration)
+    kind, notes = (
+        (onnx_float16.BF16, ())
+        if precision == onnx_float16.BF16
+        else sixteen_bits(graph, calibration)
+    )
     if precision != "int8":
-        return half.halved(model, kind), kind, notes
+        return onnx_float16.halved(model, kind), kind, notes
     assert calibration is not None
-    quantized, kept = qdq.quantized(model, calibration, rounding)
+    quantized, kept = symmetric_qdq.quantized(model, calibration, rounding)
     notes = (*kept, f"what is float is {kind.upper()}", *notes)
-    return half.halved(quantized, kind), precision, notes
+    return onnx_float16.halved(quantized, kind), precision, notes
 
 
 def sixteen_bits(graph: Graph, calibration: PatchSet | None) -> tuple[str, tuple[str, ...]]:
     """FP16, or BF16 with a note where values of this graph would overflow FP16."""
-    from calibration import half
     from calibration.patches import as_batches
+    from targets._onnx import onnx_float16
 
     side = -(-_PROBED // graph.multiple) * graph.multiple
     patches = as_batches(calibration) if calibration else []
-    images = [*half.extremes(side), *patches[:: -(-len(patches) // _PATCHES) or 1]]
-    peak = half.peak(graph.file, images)
+    images = [*onnx_float16.extremes(side), *patches[:: -(-len(patches) // _PATCHES) or 1]]
+    peak = onnx_float16.peak(graph.file, images)
     if peak.fits_fp16:
-        return half.FP16, ()
-    return half.BF16, (f"BF16, not FP16: {peak.tensor} reaches {peak.value:.3g}",)
+        return onnx_float16.FP16, ()
+    return onnx_float16.BF16, (f"BF16, not FP16: {peak.tensor} reaches {peak.value:.3g}",)
 
 
 def _caches(file: Path) -> tuple[Path, ...]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mipkd.core.errors import MissingError, StageError, UsageError
-from targets._cuda import Cuda
+from targets._tensorrt.cuda import Cuda
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from calibration import floats as edits
-from calibration.scopes import model_scopes
 from calibration.search import Operation
+from calibration.sensitive_layers import model_scopes
 from mipkd.core.records import Rounding
-from targets._ort_quantize import LEARNED, RANGES, everything, prepared, weights_most
+from targets._onnx import unquantize
+from targets._onnxruntime.quantize import LEARNED, RANGES, everything, prepared, weights_most
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,7 +43,7 @@ class OrtTuner:
     def operations(self) -> tuple[Operation, ...]:
         """Convolutions and products with weights, in the graph's order."""
         parts = model_scopes(self._original).sensitive
-        nodes = edits.operations(self._quantized(self.ranges[0]))
+        nodes = unquantize.operations(self._quantized(self.ranges[0]))
         alike = _alike(self._original)
         return tuple(
             Operation(n.name, n.op_type, alike[n.name], parts.get(n.name, "")) for n in nodes
@@ -53,15 +53,15 @@ class OrtTuner:
         """A candidate, opened."""
         from targets.cpu import OrtSession
 
-        edited = edits.with_floats(self._quantized(ranges), self._original, floats)
+        edited = unquantize.with_floats(self._quantized(ranges), self._original, floats)
         return OrtSession(edited.SerializeToString(), self._options)
 
     def rounding(self, floats: Sequence[str]) -> Rounding:
         """What INT8 rounds beside `floats`, with the usual ranges."""
-        made = edits.with_floats(self._quantized(self.ranges[0]), self._original, floats)
+        made = unquantize.with_floats(self._quantized(self.ranges[0]), self._original, floats)
         most = weights_most(saturates=self._saturates)
-        weights = [(n.name, most) for n in edits.operations(made) if n.op_type != "Add"]
-        return Rounding(edits.grids(made), tuple(weights), tuple(floats))
+        weights = [(n.name, most) for n in unquantize.operations(made) if n.op_type != "Add"]
+        return Rounding(unquantize.grids(made), tuple(weights), tuple(floats))
 
     def _quantized(self, ranges: str) -> Any:
         if ranges not in self._made:

@@ -33,8 +33,8 @@ def quantized(
     """
     import onnx
 
-    from calibration.floats import with_floats
-    from calibration.scopes import ATTENTION_NOTE, model_scopes
+    from calibration.sensitive_layers import ATTENTION_NOTE, model_scopes
+    from targets._onnx.unquantize import with_floats
 
     original = prepared(graph, file.parent)
     if plan:
@@ -69,7 +69,7 @@ def prepared(graph: Graph, folder: Path) -> Any:
     import onnx
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    from calibration.floats import is_quantized
+    from targets._onnx.unquantize import is_quantized
 
     if is_quantized(onnx.load(graph.file, load_external_data=False)):
         raise UnsupportedError(
@@ -107,8 +107,8 @@ def everything(
         quantize_static,
     )
 
-    from calibration.floats import with_floats
     from calibration.patches import as_batches
+    from targets._onnx.unquantize import with_floats
 
     name = model.graph.input[0].name
     copy = onnx.ModelProto()

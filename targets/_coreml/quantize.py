@@ -42,7 +42,7 @@ def quantized(net: Any, patches: PatchSet) -> tuple[Any, tuple[str, ...]]:
     """`net` with 8-bit weights and inputs of convolutions, changed in place, and notes."""
     import torch
 
-    from calibration.qdq import ATTENTION_FLOAT
+    from targets._tensorrt.symmetric_qdq import ATTENTION_FLOAT
 
     seen = _ranges(net, patches)
     first, *_, last = seen

@@ -36,10 +36,10 @@ def quantized(
     By `plan`; without one first and last convolution and the skips stay float. What each part of
     that recipe costs and saves: docs/decisions/0003-int8-recipes.md.
     """
-    from calibration.scopes import ATTENTION_NOTE
+    from calibration.sensitive_layers import ATTENTION_NOTE
 
     if plan:
-        from targets._ov_floats import with_floats
+        from targets._openvino.fake_quantize import with_floats
 
         edited = with_floats(
             everything(
@@ -81,7 +81,7 @@ def everything(
     """
     if rounding is None:
         return _by_nncf(model, patches, device, ranges, [], attention=False, saturates=saturates)
-    from targets._ov_floats import factors, on_grids, with_floats
+    from targets._openvino.fake_quantize import factors, on_grids, with_floats
 
     made = _by_nncf(model, patches, device, LEARNED, [], attention=False, saturates=saturates)
     made = with_floats(made, model, rounding.floats)
@@ -106,7 +106,7 @@ def _by_nncf(
     import nncf
 
     from calibration.patches import as_batches
-    from targets._ov_floats import is_quantized, with_exact_image
+    from targets._openvino.fake_quantize import is_quantized, with_exact_image
 
     if is_quantized(model):
         raise UnsupportedError(
@@ -165,7 +165,7 @@ def _advanced(ranges: str, *, saturates: bool) -> Any:
 
 def scopes_of(model: Any) -> Any:
     """Found on the converted graph: conversion fuses and renames operations."""
-    from calibration.scopes import Node, scopes
+    from calibration.sensitive_layers import Node, scopes
 
     def tensor(output: Any) -> str:
         return f"{output.get_node().get_friendly_name()}:{output.get_index()}"

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from mipkd.core.errors import MissingError, StageError, UnsupportedError
 from mipkd.core.records import Built, Graph, PatchSet, Rounding, Told
-from targets import _torch_net
-from targets._cuda import gpu
-from targets._trt import Profile
-from targets._trt_session import PlanSession
-from targets._trt_target import TensorRt, facts, sixteen_bits
+from targets._tensorrt.cuda import gpu
+from targets._tensorrt.engine import Profile
+from targets._tensorrt.session import PlanSession
+from targets._tensorrt.target import TensorRt, facts, sixteen_bits
+from targets._torch import exported_program
 
 if TYPE_CHECKING:
     from targets.base import Session
@@ -73,7 +73,7 @@ class TorchTensorRt(TensorRt):
             )
         self._require()
         kind, notes = (precision, ()) if precision == "fp32" else sixteen_bits(graph, calibration)
-        net, profile = _torch_net.net_of(graph, target=self.name), Profile.of(graph.multiple)
+        net, profile = exported_program.net_of(graph, target=self.name), Profile.of(graph.multiple)
         plan = _engine(program(net.cuda(), kind, profile), profile)
         out.mkdir(parents=True, exist_ok=True)
         file = out / "model.plan"
@@ -119,7 +119,7 @@ def program(net: Any, kind: str, profile: Profile) -> Any:
     def upscale(lr: Any) -> Any:
         return net.tapped(lr.to(dtype))[0].float()
 
-    return _torch_net.program(
+    return exported_program.program(
         net, upscale, least=profile.least, side=profile.usual, most=profile.most
     )
 

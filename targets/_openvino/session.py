@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from targets import _ov
+from targets._openvino import devices
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +36,7 @@ class Compiler:
     def __init__(
         self, source: Path | Any, device: str, options: dict[str, str], wrap: Callable[[Any], Any]
     ) -> None:
-        self._core = _ov.core()
+        self._core = devices.core()
         self._source, self._device, self._wrap = source, device, wrap
         self._properties = {k: v for k, v in options.items() if k not in (SHAPES, CACHE, PIXELS)}
         if isinstance(source, Path) and CACHE in options and os.access(source.parent, os.W_OK):
