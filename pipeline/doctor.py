@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mipkd.core.records import Told
+from mipkd.core.records import TargetInfo
 from pipeline.bench.agent import tell
 from pipeline.bench.host import describe_host
 from pipeline.device.device import reached
@@ -34,7 +34,7 @@ def examine_machine(address: str | None = None, sets: Sequence[str] = ()) -> dic
     return {"host": asdict(host), "targets": targets}
 
 
-def _told_at(address: str, names: Sequence[str], sets: Sequence[str]) -> dict[str, Told]:
+def _told_at(address: str, names: Sequence[str], sets: Sequence[str]) -> dict[str, TargetInfo]:
     from pipeline.config import load
 
     with reached(load({"device": {"address": address}}, sets=sets).device) as device:

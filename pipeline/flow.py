@@ -23,9 +23,9 @@ from mipkd.core.records import (
     PatchSet,
     Photos,
     QuantPlan,
+    TargetInfo,
     TeacherCache,
     TestSet,
-    Told,
 )
 from pipeline import caching
 from pipeline.bench.agent import tell
@@ -172,7 +172,7 @@ def _flow(config: Config, run: Run, rivals: Sequence[Named], device: Device | No
 def _measured(
     config: Config,
     run: Run,
-    told: Told,
+    told: TargetInfo,
     builts: Sequence[tuple[str, Ref[Built]]],
     test_set: Ref[TestSet],
     host: Host,
@@ -223,7 +223,7 @@ def _student(
     config: Config,
     run: Run,
     teacher: Ref[Model],
-    on: Sequence[Told],
+    on: Sequence[TargetInfo],
     patches: Ref[PatchSet],
     device: Device | None,
 ) -> str | None:
@@ -264,7 +264,7 @@ def _tell_left_out(config: Config, target: str) -> None:
         log.warning("%s: INT8 by its fixed recipe leaves out %s", target, " and ".join(left))
 
 
-def _plans(config: Config, told: Told, device: Device | None) -> bool:
+def _plans(config: Config, told: TargetInfo, device: Device | None) -> bool:
     """Whether floats are searched, or a student is trained for a fixed recipe.
 
     What a layer costs on another machine is not known here: there INT8 has a fixed recipe.
@@ -277,7 +277,7 @@ def _plans(config: Config, told: Told, device: Device | None) -> bool:
 def _plan(
     config: Config,
     run: Run,
-    told: Told,
+    told: TargetInfo,
     net: Entrant,
     teacher: Ref[Model] | None,
     pixels: Ref[Photos],
@@ -306,7 +306,7 @@ def _plan(
     return run.step(search, config.quantize, *searched, label=label)
 
 
-def _targets(config: Config, device: Device | None) -> list[Told]:
+def _targets(config: Config, device: Device | None) -> list[TargetInfo]:
     """The targets asked for, or those of the machine's CPU when none is named.
 
     Raises:
@@ -334,7 +334,7 @@ def _targets(config: Config, device: Device | None) -> list[Told]:
     return chosen
 
 
-def _told(names: Sequence[str], device: Device | None) -> list[Told]:
+def _told(names: Sequence[str], device: Device | None) -> list[TargetInfo]:
     """What the machine that will measure tells of each target."""
     targets = [find(name) for name in names]
     if not device:
@@ -343,7 +343,9 @@ def _told(names: Sequence[str], device: Device | None) -> list[Told]:
     return [found[name] for name in names]
 
 
-def _wanted(config: Config, told: Told, nets: Sequence[Entrant]) -> Iterator[tuple[Entrant, str]]:
+def _wanted(
+    config: Config, told: TargetInfo, nets: Sequence[Entrant]
+) -> Iterator[tuple[Entrant, str]]:
     """What to build: students at every precision asked for, the teacher in the float ones."""
     for precision in config.precision or ():
         if precision not in told.precisions:
@@ -355,5 +357,5 @@ def _wanted(config: Config, told: Told, nets: Sequence[Entrant]) -> Iterator[tup
                 yield net, precision
 
 
-def _asked(config: Config, told: Told) -> tuple[str, ...]:
+def _asked(config: Config, told: TargetInfo) -> tuple[str, ...]:
     return tuple(p for p in config.precision or told.precisions if p in told.precisions)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from calibration.vnni import saturates
 from mipkd.core.errors import MissingError, UnsupportedError
-from mipkd.core.records import Built, Graph, PatchSet, QuantPlan, Rounding, Told
+from mipkd.core.records import Built, Graph, PatchSet, QuantPlan, Rounding, TargetInfo
 
 if TYPE_CHECKING:
     from targets._onnxruntime.tuner import OrtTuner
@@ -81,7 +81,7 @@ class Cpu:
         calibration: PatchSet | None,
         out: Path,
         *,
-        on: Told | None = None,
+        on: TargetInfo | None = None,
         plan: QuantPlan | None = None,
     ) -> Built:
         """`out`/model.onnx, quantised for "int8"."""

@@ -263,7 +263,7 @@ class Host:
 
 
 @dataclass(frozen=True)
-class Told:
+class TargetInfo:
     """What a machine tells of one target on it: all that a build for that machine must know."""
 
     target: str

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from mipkd.core.errors import MipkdError, MissingError, StageError
-from mipkd.core.records import Built, Told
+from mipkd.core.records import Built, TargetInfo
 from pipeline.bench import parcel
 from pipeline.bench.host import describe_host
 from pipeline.bench.job import Done, make_pixels, shown, time_models
@@ -40,10 +40,10 @@ RESULTS_FILE = "results.zip"
 Say = Callable[[dict[str, Any]], None]
 
 
-def tell(target: Target) -> Told:
+def tell(target: Target) -> TargetInfo:
     """What this machine is to one target."""
     reason = target.why_not()
-    return Told(
+    return TargetInfo(
         target=target.name,
         why_not=reason,
         simulated=target.simulated,
@@ -199,7 +199,7 @@ def _probed(names: list[str]) -> dict[str, Any]:
                 told = tell(find(name))
             except (ImportError, OSError, RuntimeError) as error:  # a runtime that is broken
                 why = f"{type(error).__name__}: {error}"
-                told = Told(name, why, False, (), {}, describe_host())
+                told = TargetInfo(name, why, False, (), {}, describe_host())
             found[name] = asdict(told)
     return found
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mipkd.core.errors import MipkdError, MissingError, StageError, UsageError
-from mipkd.core.records import Told
+from mipkd.core.records import TargetInfo
 from pipeline.bench import agent, parcel
 from pipeline.bench.job import name_of
 from targets.base import find
@@ -94,7 +94,7 @@ def _unpack(packed: zipfile.ZipFile, work: Path) -> bool:
     return False
 
 
-def _forget_others(work: Path, told: Told) -> None:
+def _forget_others(work: Path, told: TargetInfo) -> None:
     """Parts that another machine or another version of the runtime made are no parts of this."""
     now, file = json.dumps(asdict(told)), work / "told.json"
     if not file.is_file() or file.read_text() != now:

@@ -20,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 
 from mipkd.core.errors import UsageError
-from mipkd.core.records import Built, Host, Latency, Told
+from mipkd.core.records import Built, Host, Latency, TargetInfo
 from pipeline.bench.job import Done
 from pipeline.bench.latency import BenchSettings
 from targets.base import ByteArray, files_of
@@ -47,7 +47,7 @@ class Results:
     """What a device made of a job."""
 
     job: str  # its id
-    told: Told
+    told: TargetInfo
     python: str
     done: Done
 
@@ -179,10 +179,10 @@ def as_done(stated: Mapping[str, Any]) -> Done:
     )
 
 
-def as_told(stated: Mapping[str, Any]) -> Told:
-    """A `Told` from its JSON."""
+def as_told(stated: Mapping[str, Any]) -> TargetInfo:
+    """A `TargetInfo` from its JSON."""
     host = Host(**{**stated["host"], "features": tuple(stated["host"]["features"])})
-    return Told(**{**stated, "precisions": tuple(stated["precisions"]), "host": host})
+    return TargetInfo(**{**stated, "precisions": tuple(stated["precisions"]), "host": host})
 
 
 def together(parts: Sequence[Done], models: int) -> Done:

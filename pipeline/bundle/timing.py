@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mipkd.core.errors import MipkdError, UsageError, nearest
-from mipkd.core.records import Built, Host, Latency, Told
+from mipkd.core.records import Built, Host, Latency, TargetInfo
 from pipeline.bench import parcel
 from pipeline.bench.agent import tell
 from pipeline.bench.job import Done, time_models
@@ -82,7 +82,7 @@ def time_bundle(
 def _timed(
     bundle: Path,
     models: Sequence[Model],
-    told: Told,
+    told: TargetInfo,
     settings: BenchSettings,
     device: Device | None,
 ) -> list[Timed]:
@@ -118,7 +118,7 @@ def _timed(
 
 
 def _done_there(
-    device: Device, told: Told, builts: Sequence[Built], settings: BenchSettings
+    device: Device, told: TargetInfo, builts: Sequence[Built], settings: BenchSettings
 ) -> Done:
     with TemporaryDirectory() as scratch:
         job = Path(scratch) / "job.zip"

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from mipkd.core.errors import MipkdError, MissingError, StageError, UnsupportedError
-from mipkd.core.records import Told
+from mipkd.core.records import TargetInfo
 from pipeline.bench import parcel
 from pipeline.device.source import agent_bytes
 from pipeline.device.ssh import Link, LinkError, Remote, address_of
@@ -59,7 +59,7 @@ class Device:
         """Close the connection."""
         self._link.close()
 
-    def probe(self, names: Sequence[str]) -> dict[str, Told]:
+    def probe(self, names: Sequence[str]) -> dict[str, TargetInfo]:
         """What the device tells of targets.
 
         Raises:
@@ -77,7 +77,7 @@ class Device:
         self._raise_told(facts[-1])
         return {name: parcel.as_told(told) for name, told in facts[-1]["targets"].items()}
 
-    def carry_out(self, job: Path, id: str, told: Told, into: Path) -> Path:
+    def carry_out(self, job: Path, id: str, told: TargetInfo, into: Path) -> Path:
         """Have a job done there, through broken links; gives its results, a file in `into`.
 
         Raises:

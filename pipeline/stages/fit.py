@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mipkd.archs.base import gmacs
 from mipkd.core.errors import MipkdError, UsageError
-from mipkd.core.records import Built, Host, Model, PatchSet, Told
+from mipkd.core.records import Built, Host, Model, PatchSet, TargetInfo
 from mipkd.distill import student as students
 from mipkd.export.onnx import export
 from pipeline.bench import parcel
@@ -73,7 +73,7 @@ def fit(
     patches: PatchSet,
     versions: dict[str, str],
     host: Host,
-    told: Told | None = None,
+    told: TargetInfo | None = None,
     device: Device | None = None,
     *,
     out: Path,
@@ -162,7 +162,7 @@ def _p50_s(target: Target, built: Built, size: tuple[int, int]) -> float:
 
 
 def _p50s_there(
-    device: Device, told: Told, builts: Sequence[Built], size: tuple[int, int], folder: Path
+    device: Device, told: TargetInfo, builts: Sequence[Built], size: tuple[int, int], folder: Path
 ) -> dict[str, float]:
     """By precision, on a device."""
     job = folder / "job.zip"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mipkd.core.errors import StageError
-from mipkd.core.records import Built, Host, ImageScore, Measurement, TestSet, Told
+from mipkd.core.records import Built, Host, ImageScore, Measurement, TargetInfo, TestSet
 from mipkd.distill.data import load_tests
 from pipeline.bench import parcel
 from pipeline.bench.job import Done, carry_out, name_of
@@ -45,7 +45,7 @@ def measure(
 @stage(version=2)
 def measure_there(
     config: BenchSettings,
-    told: Told,
+    told: TargetInfo,
     builts: tuple[Built, ...],
     tests: TestSet,
     device: Device,

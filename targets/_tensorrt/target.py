@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mipkd.core.errors import MissingError, UnsupportedError
-from mipkd.core.records import Built, Graph, PatchSet, Rounding, Told
+from mipkd.core.records import Built, Graph, PatchSet, Rounding, TargetInfo
 from targets._tensorrt import engine
 from targets._tensorrt.cuda import gpu
 from targets._tensorrt.session import PlanSession, SimulatedSession
@@ -66,7 +66,7 @@ class TensorRt:
         calibration: PatchSet | None,
         out: Path,
         *,
-        on: Told | None = None,
+        on: TargetInfo | None = None,
         rounding: Rounding | None = None,
     ) -> Built:
         """`out`/model.onnx in its final types, and the engine under `out`/engines.

@@ -18,7 +18,7 @@ import pytest
 
 from mipkd.core import plugins
 from mipkd.core.errors import MipkdError, MissingError, StageError, UsageError
-from mipkd.core.records import Built, Graph, Told
+from mipkd.core.records import Built, Graph, TargetInfo
 from pipeline.bench import parcel
 from pipeline.bench.job import make_pixels
 from pipeline.bench.latency import BenchSettings
@@ -91,7 +91,7 @@ def device(config: DeviceConfig) -> Iterator[Device]:
     assert gone(found._link._folder), running(found._link._folder)
 
 
-def told(device: Device, target: str) -> Told:
+def told(device: Device, target: str) -> TargetInfo:
     return device.probe([target])[target]
 
 

@@ -24,7 +24,7 @@ from mipkd.core.records import Graph, PatchSet
 from mipkd.distill.teacher import TeacherOptions, identify
 from mipkd.export.onnx import export
 from targets._onnx import onnx_float16
-from targets._tensorrt import engine
+from targets._tensorrt import engine, symmetric_qdq
 from targets._tensorrt.cuda import gpu
 from targets._tensorrt.target import TensorRt
 from targets.base import upscale
