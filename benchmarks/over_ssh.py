@@ -25,7 +25,7 @@ from pipeline.bench.host import describe_host
 from pipeline.bench.job import time_models
 from pipeline.bench.latency import BenchSettings
 from pipeline.device.device import Device, DeviceConfig
-from targets.base import find
+from targets.base import BuildRequest, find
 
 BOUND = 0.10
 
@@ -55,7 +55,7 @@ def main() -> None:
         folder = Path(name)
         graph = graph_of(asked.model, folder)
         builts = [
-            find(target).build(graph, "fp32", None, folder / target)
+            find(target).build(BuildRequest(graph, "fp32", folder / target))
             for target in asked.target.split(",")
         ]
         rounds = _rounds(builts, settings, device, asked.rounds, folder)

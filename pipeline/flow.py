@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mipkd.core.errors import MissingError, UnsupportedError, UsageError, nearest
+from mipkd.core.precision import PRECISIONS
 from mipkd.core.records import (
     Built,
     Failure,
@@ -52,11 +53,9 @@ from pipeline.stages.reference import FP32_ON, reference
 from pipeline.stages.search import check_floats, search
 from pipeline.stages.train import Trained, train
 from pipeline.study import Subject
-from targets.base import PRECISIONS, QUANTIZED, find, is_teachable, is_tunable
+from targets.base import Feature, find
 
 log = logging.getLogger(__name__)
-
-_PROBED = ("fp16", "int8")  # precisions whose ranges are read from the calibration patches
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ def _flow(config: Config, run: Run, rivals: Sequence[Named], device: Device | No
                     plans[net.name].append(plan)
                 elif precision == "int8" and net.name == "student":
                     _tell_left_out(config, name)
-                made_of = (net.graph, patches if precision in _PROBED else None)
+                made_of = (net.graph, patches if PRECISIONS[precision].reads_patches else None)
                 inputs = (*made_of, find(name).versions(), plan, *([told] if device else []))
                 label = f"{name} {net.name} {precision}"
                 here.append(
@@ -269,9 +268,9 @@ def _plans(config: Config, told: TargetInfo, device: Device | None) -> bool:
 
     What a layer costs on another machine is not known here: there INT8 has a fixed recipe.
     """
-    target = find(told.target)
-    searched = config.quantize.search and is_tunable(target) and not device
-    return searched or (config.qat.run and is_teachable(target))
+    features = find(told.target).features
+    searched = config.quantize.search and Feature.FLOAT_SEARCH in features and not device
+    return searched or (config.qat.run and Feature.FIXED_INT8 in features)
 
 
 def _plan(
@@ -353,7 +352,7 @@ def _wanted(
     asked = _asked(config, told)
     for net in (net for net in nets if net.graph):
         for precision in asked:
-            if net.name != "teacher" or precision not in QUANTIZED:
+            if net.name != "teacher" or PRECISIONS[precision].is_float:
                 yield net, precision
 
 

@@ -11,29 +11,30 @@ from __future__ import annotations
 import platform
 import shutil
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from mipkd.core.errors import MissingError, UnsupportedError, UsageError
+from mipkd.core.errors import UsageError
+from mipkd.core.precision import tolerance_of
 from mipkd.core.quiet import quiet
-from mipkd.core.records import Built, Graph, PatchSet, TargetInfo
-from targets._coreml import quantize
 from targets._coreml.convert import (
     INPUT,
     INSTALL,
     LOGGERS,
     OUTPUT,
-    converted,
+    convert_net,
     describe,
     load_coremltools,
-    settle,
-    with_small_weights,
+    make_reproducible,
+    with_8_bit_weights,
 )
-from targets._torch import exported_program
-from targets.base import version_of
+from targets._coreml.quantize import quantize_convolutions
+from targets._torch.exported_program import load_net
+from targets.base import BuildRequest, Session, Target, version_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from mipkd.core.records import Built
     from targets._coreml.simulate import Program
     from targets.base import FloatArray
 
@@ -41,7 +42,7 @@ COMPUTE_UNITS = ("ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE")
 VARIANTS = {"cpu": "CPU_ONLY", "gpu": "CPU_AND_GPU", "ane": "CPU_AND_NE"}
 
 
-class CoreMlSession:
+class CoreMlSession(Session):
     """A package on this Mac."""
 
     def __init__(self, file: Path, units: str) -> None:
@@ -60,7 +61,7 @@ class CoreMlSession:
         self._model = None
 
 
-class SimulatedSession:
+class SimulatedSession(Session):
     """A package run op by op by torch: the right pixels, at no telling speed."""
 
     def __init__(self, file: Path) -> None:
@@ -79,10 +80,10 @@ class SimulatedSession:
         self._program = None
 
 
-class CoreMl:
+class CoreMl(Target):
     """Core ML of macOS 13, iOS 16 and later, on all compute units or on some of them."""
 
-    makes_pixels = True
+    tolerances: ClassVar = {"w8": tolerance_of("fp16")}  # all but the weights is FP16
 
     def __init__(self, variant: str = "") -> None:
         self.name = f"coreml:{variant}" if variant else "coreml"
@@ -115,27 +116,17 @@ class CoreMl:
         found["macos"] = platform.mac_ver()[0]
         return {name: known for name, known in found.items() if known}
 
-    def build(
-        self,
-        graph: Graph,
-        precision: str,
-        calibration: PatchSet | None,
-        out: Path,
-        *,
-        on: TargetInfo | None = None,
-    ) -> Built:
+    def build(self, request: BuildRequest) -> Built:
         """`out`/model.mlpackage: arrays in [0, 1] in and out."""
-        return self._built(graph, precision, calibration, out, images=False)
+        return self._build(request, "model.mlpackage", images=False)
 
-    def build_for_images(
-        self, graph: Graph, precision: str, out: Path, *, calibration: PatchSet | None = None
-    ) -> Built:
+    def build_for_images(self, request: BuildRequest) -> Built:
         """`out`/images.mlpackage: an 8-bit RGB image in and out, for apps.
 
         Scaling to [0, 1], x255, clipping and rounding are in its program. `open` does not take
         it: it gives arrays.
         """
-        return self._built(graph, precision, calibration, out, images=True)
+        return self._build(request, "images.mlpackage", images=True)
 
     def open(self, built: Built) -> CoreMlSession | SimulatedSession:
         """The model on macOS, on the compute units that `built.options` names; else simulated.
@@ -157,49 +148,24 @@ class CoreMl:
         check_weights(built.file, read_spec(built.file))
         return CoreMlSession(built.file, units)
 
-    def _built(
-        self,
-        graph: Graph,
-        precision: str,
-        calibration: PatchSet | None,
-        out: Path,
-        *,
-        images: bool,
-    ) -> Built:
-        if precision not in self.precisions():
-            raise UnsupportedError(
-                f"{self.name}: no precision {precision!r}",
-                hint="known: " + ", ".join(self.precisions()),
-            )
-        net, kept = exported_program.net_of(graph, target=self.name), tuple[str, ...]()
+    def _build(self, request: BuildRequest, name: str, *, images: bool) -> Built:
+        self.accept(request)
+        graph, precision, package = request.graph, request.precision, request.out / name
+        net, kept = load_net(request, target=self.name), tuple[str, ...]()
         if precision == "int8":
-            if calibration is None:
-                raise MissingError(
-                    f"{self.name} int8 needs calibration patches", hint="give photos: --data"
-                )
-            net, kept = quantize.quantized(net, calibration)
+            assert request.patches is not None, "accepted with them"
+            net, kept = quantize_convolutions(net, request.patches)
             kept = (*kept, "needs macOS 14 or iOS 17")
-        package = out / ("images.mlpackage" if images else "model.mlpackage")
-        out.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(package, ignore_errors=True)
         with quiet(*LOGGERS):
-            model, notes = converted(net, graph, precision, images=images)
+            model, notes = convert_net(net, graph, precision, images=images)
             if precision == "w8":
-                model, kept = with_small_weights(model), ("activations are FP16",)
+                model, kept = with_8_bit_weights(model), ("activations are FP16",)
             describe(model, graph, precision)
             model.save(str(package))
-            settle(package)
-        return Built(
-            target=self.name,
-            precision=precision,
-            role=graph.role,
-            file=package,
-            size_bytes=sum(f.stat().st_size for f in package.rglob("*") if f.is_file()),
-            scale=graph.scale,
-            multiple=graph.multiple,
-            options={"compute_units": self._units},
-            notes=(*notes, *kept),
-        )
+            make_reproducible(package)
+        options = {"compute_units": self._units}
+        return self.describe(request, package, options=options, notes=(*notes, *kept))
 
 
 TARGET = CoreMl()

@@ -11,11 +11,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from mipkd.core.errors import MipkdError, MissingError
-from mipkd.core.records import Built, Graph, PatchSet, Rounding, TargetInfo
+from mipkd.core.records import Built, TargetInfo
 from targets._tensorrt.cuda import gpu, is_jetson
 from targets._tensorrt.engine import Flavour, Profile, refuse_old
 from targets._tensorrt.target import MAKERS, TensorRt, facts
-from targets.base import version_of
+from targets.base import BuildRequest, version_of
 
 _NO_GPU = "the GPU does not answer; sudo usermod -aG video,render $USER, and log in again"
 
@@ -47,31 +47,22 @@ class Jetson(TensorRt):
         made = facts(*MAKERS)
         return made if self.simulated else {"tensorrt": self._flavour.load().__version__, **made}
 
-    def build(
-        self,
-        graph: Graph,
-        precision: str,
-        calibration: PatchSet | None,
-        out: Path,
-        *,
-        on: TargetInfo | None = None,
-        rounding: Rounding | None = None,
-    ) -> Built:
+    def build(self, request: BuildRequest) -> Built:
         """`out`/model.onnx in its final types; the engine is built where it is opened.
 
         Raises:
             UnsupportedError: the Jetson's TensorRT is too old for it.
             MissingError: the Jetson has none.
         """
-        if on and not on.simulated:
-            _accept(on)
-        return super().build(graph, precision, calibration, out, on=on, rounding=rounding)
+        if request.on and not request.on.simulated:
+            _refuse_old(request.on)
+        return super().build(request)
 
     def _prepare(self, file: Path, data: bytes, profile: Profile) -> tuple[str, ...]:
         return ("the engine is built on the Jetson, when it is first opened there",)
 
 
-def _accept(on: TargetInfo) -> None:
+def _refuse_old(on: TargetInfo) -> None:
     """Refuse a Jetson that could not build an engine from what is written for it."""
     if found := on.versions.get("tensorrt"):
         refuse_old(found, f"jetson: {on.host.id}")

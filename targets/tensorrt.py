@@ -5,7 +5,7 @@ from targets._tensorrt.from_torch import TorchTensorRt
 from targets._tensorrt.target import TensorRt
 
 
-class Chosen(TensorRt):
+class FromOnnx(TensorRt):
     """TensorRT from ONNX; its variant starts from the torch net."""
 
     def variants(self) -> tuple[str, ...]:
@@ -17,7 +17,7 @@ class Chosen(TensorRt):
         return TorchTensorRt(self._flavour, f"{self.name}:{name}")
 
 
-TARGET = Chosen(
+TARGET = FromOnnx(
     Flavour(
         name="tensorrt",
         modules=("tensorrt",),

@@ -2,14 +2,15 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from mipkd.core import plugins
 from mipkd.core.errors import UnsupportedError
-from mipkd.core.records import Built, Graph, PatchSet, QuantPlan, TargetInfo
+from mipkd.core.records import Built, Graph, Model, PatchSet, QuantPlan, TargetInfo
 from pipeline.run import stage
-from targets.base import OnBytes, Teachable, Tunable, find
+from targets.base import BuildRequest, find
 
 
 class BuildConfig(BaseModel):
@@ -41,23 +42,37 @@ def build(
     Raises:
         UnsupportedError: the target has no models on uint8.
     """
-    chosen = find(target)
-    on_bytes = config.pixels == "uint8"
-    if on_bytes and not hasattr(chosen, "on_bytes"):
-        raise UnsupportedError(
-            f"build.pixels: {target} has no models on uint8 here", hint="leave it at float32"
-        )
     tuned = plan.tuned if plan else None
-    given = (tuned.graph if tuned else graph, precision, calibration, out)
-    if plan and not plan.fixed:
-        built = cast("Tunable", chosen).build(*given, on=on, plan=plan)
-    elif tuned:
-        built = cast("Teachable", chosen).build(*given, on=on, rounding=tuned.rounding)
-    else:
-        built = chosen.build(*given, on=on)
+    request = BuildRequest(
+        graph=tuned.graph if tuned else graph,
+        precision=precision,
+        out=out,
+        patches=calibration,
+        on=on,
+        plan=None if plan is None or plan.fixed else plan,
+        rounding=tuned.rounding if tuned else None,
+        uint8_io=config.pixels == "uint8",
+        load_net=load_deployed,
+    )
+    built = find(target).build(request)
+    notes = built.notes
     if tuned:
-        note = f"trained on with INT8's rounding: {tuned.steps} steps, {tuned.seconds:.0f} s"
-        built = replace(built, notes=(*built.notes, note))
-    if on_bytes:
-        built = cast("OnBytes", chosen).on_bytes(built)
-    return replace(built, versions=versions)
+        trained = f"{tuned.steps} steps, {tuned.seconds:.0f} s"
+        notes = (*notes, f"trained on with INT8's rounding: {trained}")
+    return replace(built, notes=notes, versions=versions)
+
+
+def load_deployed(model: Model) -> Any:
+    """The torch net of a record, as it is deployed, for targets that convert it.
+
+    Raises:
+        UnsupportedError: it is of no family of ours.
+    """
+    from mipkd.distill.teacher import load
+
+    if model.arch not in (known := plugins.names("mipkd.archs")):
+        raise UnsupportedError(
+            f"{model.arch} is none of the families that can be converted",
+            hint="known: " + ", ".join(known),
+        )
+    return load(model).deployed()

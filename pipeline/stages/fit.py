@@ -24,7 +24,7 @@ from pipeline.bench import parcel
 from pipeline.bench.latency import BenchSettings, compare
 from pipeline.device.device import Device
 from pipeline.run import stage
-from targets.base import Target, find
+from targets.base import BuildRequest, Target, find
 
 log = logging.getLogger(__name__)
 
@@ -96,8 +96,8 @@ def fit(
         timed, builts = {}, []
         for precision in precisions:
             try:
-                calibration = patches if precision == "int8" else None
-                built = chosen.build(graph, precision, calibration, folder / precision, on=told)
+                request = BuildRequest(graph, precision, folder / precision, patches, on=told)
+                built = chosen.build(request)
                 if device:
                     builts.append(built)
                 else:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from mipkd.export import onnx
 from mipkd.export.rounded import Rounded
 from pipeline.run import stage
 from pipeline.stages.search import judged, worth_their_time
-from targets.base import Teachable, find, is_teachable
+from targets.base import BuildRequest, Feature, find
 
 log = logging.getLogger(__name__)
 
@@ -119,8 +119,8 @@ def _rounding(
         floats = worth_their_time(judge, size, config.spare) if config.spare else []
         found = judge.tuner.rounding(floats)
         left = f"{len(floats)} of {len(judge.operations)} operations float"
-    elif is_teachable(chosen):
-        found = cast("Teachable", chosen).rounding(graph, patches)
+    elif Feature.FIXED_INT8 in chosen.features:
+        found = chosen.rounding(BuildRequest(graph, "int8", folder, patches))
         left = "those of its fixed recipe"
     else:
         raise UnsupportedError(

@@ -10,7 +10,7 @@ from mipkd.core.records import Graph, ImageScore, Measurement, TestSet
 from mipkd.distill.data import load_tests
 from pipeline.bench.pixels import score, score_images
 from pipeline.run import stage
-from targets.base import find
+from targets.base import BuildRequest, find
 
 FP32_ON = "cpu"  # ONNX Runtime is always installed, and parity ties its FP32 to torch
 
@@ -27,7 +27,7 @@ def reference(
     found = [_measured("bicubic", 0, score_images(upscaled, scale=scale, out=bicubic), bicubic, {})]
     target = find(FP32_ON)
     for graph in graphs:
-        built = target.build(graph, "fp32", None, out / f"{graph.role}-build")
+        built = target.build(BuildRequest(graph, "fp32", out / f"{graph.role}-build"))
         with closing(target.open(built)) as session:
             outputs = out / graph.role
             scores = score(session, tests=pairs, scale=scale, multiple=graph.multiple, out=outputs)

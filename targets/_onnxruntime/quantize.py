@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mipkd.core.errors import UnsupportedError
@@ -11,8 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from mipkd.core.records import Graph, PatchSet, QuantPlan, Rounding
-    from targets.base import FloatArray
+    from mipkd.core.records import Graph, PatchSet, Rounding
+    from targets.base import BuildRequest, FloatArray
 
 # Recipes for ranges of activations. Percentiles took ten times as long and lost more.
 WHOLE = "whole"  # from the least to the greatest value
@@ -22,37 +23,29 @@ _QUANTISED = ("Conv", "MatMul", "Relu", "Clip")
 LEARNED = "learned"
 
 
-def quantized(
-    graph: Graph, patches: PatchSet, file: Path, *, saturates: bool, plan: QuantPlan | None
-) -> tuple[str, ...]:
-    """Write the model in INT8 to `file`; gives notes.
+def quantize_graph(request: BuildRequest, file: Path, *, saturates: bool) -> tuple[str, ...]:
+    """Write the request's graph in INT8 to `file`; gives notes.
 
-    By `plan`; without one the first convolution stays float: measured on EDSR-baseline x4 and
+    By its plan; without one the first convolution stays float: measured on EDSR-baseline x4 and
     Set14 that costs 5 % of the speed and saves a tenth of the loss; the last one too would cost
     20 %.
     """
     import onnx
 
-    from calibration.sensitive_layers import ATTENTION_NOTE, model_scopes
-    from targets._onnx.unquantize import with_floats
+    from calibration.sensitive_layers import ATTENTION_NOTE, sensitive_layers_of
+    from targets._onnx.unquantize import restore_floats
 
-    original = prepared(graph, file.parent)
-    if plan:
-        made = everything(
-            original,
-            patches,
-            file,
-            saturates=saturates,
-            rounding=plan.tuned.rounding if plan.tuned else None,
-        )
-        onnx.save(with_floats(made, original, [layer.name for layer in plan.floats]), file)
+    assert request.patches is not None, "accepted with them"
+    original = prepare_graph(request.graph, file.parent)
+    settings = OrtInt8(request.patches, saturates, request.rounding)
+    if plan := request.plan:
+        quantized = settings.quantize_all(original, file)
+        floats = [layer.name for layer in plan.floats]
+        onnx.save(restore_floats(quantized, original, floats), file)
         notes = [f"{plan.counted} stay FP32"]
     else:
-        found = model_scopes(original)
-        onnx.save(
-            everything(original, patches, file, saturates=saturates, ignored=found.head),
-            file,
-        )
+        found = sensitive_layers_of(original)
+        onnx.save(settings.quantize_all(original, file, ignored=found.head), file)
         notes = [f"{len(found.head)} convolution stays FP32: the first"]
         notes += [ATTENTION_NOTE] if found.attention else []
     if saturates:
@@ -60,7 +53,7 @@ def quantized(
     return tuple(notes)
 
 
-def prepared(graph: Graph, folder: Path) -> Any:
+def prepare_graph(graph: Graph, folder: Path) -> Any:
     """The graph as the quantiser wants it: shapes inferred, constants folded.
 
     Raises:
@@ -84,35 +77,61 @@ def prepared(graph: Graph, folder: Path) -> Any:
     return model
 
 
-def everything(
-    model: Any,
-    patches: PatchSet,
-    file: Path,
-    *,
-    saturates: bool,
-    ignored: Sequence[str] = (),
-    rounding: Rounding | None = None,
-) -> Any:
-    """All convolutions and products with weights in INT8 but for `ignored`; `file` is overwritten.
+@dataclass(frozen=True)
+class OrtInt8:
+    """How a model is quantised for one CPU."""
 
-    Ranges of activations are whole, or those of `rounding`, learned with the weights; its floats
-    are left out.
-    """
-    import onnx
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        CalibrationMethod,
-        QuantFormat,
-        QuantType,
-        quantize_static,
-    )
+    patches: PatchSet
+    saturates: bool  # sums of 8-bit products: weights get 7 bits
+    rounding: Rounding | None = None  # learned with the weights: ranges are its, its floats float
+
+    @property
+    def weights_most(self) -> int:
+        """The integer that a channel's largest weight becomes."""
+        return 64 if self.saturates else 127
+
+    def quantize_all(self, model: Any, file: Path, *, ignored: Sequence[str] = ()) -> Any:
+        """All convolutions and products with weights in INT8 but for `ignored`.
+
+        `file` is overwritten. Ranges of activations are whole where none were learned.
+        """
+        import onnx
+        from onnxruntime.quantization import (
+            CalibrationMethod,
+            QuantFormat,
+            QuantType,
+            quantize_static,
+        )
+
+        from targets._onnx.unquantize import restore_floats
+
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)  # the quantiser moves its weights into a file that it then deletes
+        with quiet("root"):
+            quantize_static(
+                copy,
+                str(file),
+                _reader(model.graph.input[0].name, self.patches),
+                quant_format=QuantFormat.QDQ,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                per_channel=True,
+                reduce_range=self.saturates,
+                op_types_to_quantize=list(_QUANTISED),
+                nodes_to_exclude=list(ignored),
+                calibrate_method=CalibrationMethod.MinMax,
+                extra_options={
+                    "QDQKeepRemovableActivations": True,  # for what becomes float again
+                    "TensorQuantOverrides": _overrides(model, self.rounding),
+                },
+            )
+        return restore_floats(onnx.load(file), model, self.rounding.floats if self.rounding else ())
+
+
+def _reader(name: str, patches: PatchSet) -> Any:
+    from onnxruntime.quantization import CalibrationDataReader
 
     from calibration.patches import as_batches
-    from targets._onnx.unquantize import with_floats
-
-    name = model.graph.input[0].name
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)  # the quantiser moves its weights into a file that it then deletes
 
     class Patches(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -121,34 +140,11 @@ def everything(
         def get_next(self) -> dict[str, FloatArray] | None:
             return next(self.left, None)
 
-    with quiet("root"):
-        quantize_static(
-            copy,
-            str(file),
-            Patches(),
-            quant_format=QuantFormat.QDQ,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            reduce_range=saturates,
-            op_types_to_quantize=list(_QUANTISED),
-            nodes_to_exclude=list(ignored),
-            calibrate_method=CalibrationMethod.MinMax,
-            extra_options={
-                "QDQKeepRemovableActivations": True,  # for what becomes float again
-                "TensorQuantOverrides": _overrides(model, rounding),
-            },
-        )
-    return with_floats(onnx.load(file), model, rounding.floats if rounding else ())
-
-
-def weights_most(*, saturates: bool) -> int:
-    """The integer that a channel's largest weight becomes."""
-    return 64 if saturates else 127
+    return Patches()
 
 
 def _overrides(model: Any, rounding: Rounding | None) -> dict[str, list[dict[str, Any]]]:
-    """A tensor's grid, under its name in the float model; the image's is the image's own."""
+    """Scale and zero point by name in the float model; the image keeps its 256 levels."""
     import numpy as np
     from onnxruntime.quantization import QuantType
 

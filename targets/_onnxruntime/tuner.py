@@ -5,89 +5,76 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from calibration.search import Operation
-from calibration.sensitive_layers import model_scopes
+from calibration.sensitive_layers import sensitive_layers_of
 from mipkd.core.records import Rounding
 from targets._onnx import unquantize
-from targets._onnxruntime.quantize import LEARNED, RANGES, everything, prepared, weights_most
+from targets._onnxruntime.quantize import LEARNED, RANGES, OrtInt8, prepare_graph
+from targets._onnxruntime.session import OrtSession
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Mapping, Sequence
 
-    from mipkd.core.records import Graph, PatchSet
-    from targets.cpu import OrtSession
+    from targets.base import BuildRequest
 
 
 class OrtTuner:
-    """Quantised models of one graph, kept in `out` so that an interrupted search goes on."""
+    """Quantised models of one graph, kept in the request's folder: an interrupted search goes on.
+
+    `options` are those of a session.
+    """
 
     rests = ("fp32",)
 
     def __init__(
-        self,
-        graph: Graph,
-        patches: PatchSet,
-        out: Path,
-        *,
-        saturates: bool,
-        options: dict[str, str],
-        rounding: Rounding | None = None,
+        self, request: BuildRequest, *, saturates: bool, options: Mapping[str, str]
     ) -> None:
-        self.ranges = (LEARNED,) if rounding else RANGES
-        self._rounding = rounding
-        self._patches, self._out = patches, out
-        self._saturates, self._options = saturates, options
-        self._original = prepared(graph, out)
-        self._made: dict[str, Any] = {}
+        assert request.patches is not None, "a search has them"
+        self.ranges = (LEARNED,) if request.rounding else RANGES
+        self._out, self._options = request.out, options
+        self._settings = OrtInt8(request.patches, saturates, request.rounding)
+        self._original = prepare_graph(request.graph, request.out)
+        self._quantized: dict[str, Any] = {}
 
     def operations(self) -> tuple[Operation, ...]:
         """Convolutions and products with weights, in the graph's order."""
-        parts = model_scopes(self._original).sensitive
-        nodes = unquantize.operations(self._quantized(self.ranges[0]))
-        alike = _alike(self._original)
+        parts = sensitive_layers_of(self._original).parts
+        nodes = unquantize.operations(self._load(self.ranges[0]))
+        costs = _cost_keys(self._original)
         return tuple(
-            Operation(n.name, n.op_type, alike[n.name], parts.get(n.name, "")) for n in nodes
+            Operation(n.name, n.op_type, costs[n.name], parts.get(n.name, "")) for n in nodes
         )
 
     def session(self, ranges: str, floats: Sequence[str], rest: str) -> OrtSession:
         """A candidate, opened."""
-        from targets.cpu import OrtSession
-
-        edited = unquantize.with_floats(self._quantized(ranges), self._original, floats)
+        edited = unquantize.restore_floats(self._load(ranges), self._original, floats)
         return OrtSession(edited.SerializeToString(), self._options)
 
     def rounding(self, floats: Sequence[str]) -> Rounding:
         """What INT8 rounds beside `floats`, with the usual ranges."""
-        made = unquantize.with_floats(self._quantized(self.ranges[0]), self._original, floats)
-        most = weights_most(saturates=self._saturates)
-        weights = [(n.name, most) for n in unquantize.operations(made) if n.op_type != "Add"]
-        return Rounding(unquantize.grids(made), tuple(weights), tuple(floats))
+        edited = unquantize.restore_floats(self._load(self.ranges[0]), self._original, floats)
+        most = self._settings.weights_most
+        weights = [(n.name, most) for n in unquantize.operations(edited) if n.op_type != "Add"]
+        return Rounding(unquantize.read_grids(edited), tuple(weights), tuple(floats))
 
-    def _quantized(self, ranges: str) -> Any:
-        if ranges not in self._made:
-            import onnx
+    def _load(self, ranges: str) -> Any:
+        """The graph in INT8, quantised the first time that it is asked for."""
+        import onnx
 
+        if ranges not in self._quantized:
             file = self._out / f"{ranges}.onnx"
             if not file.is_file():
                 partial = self._out / f"{ranges}.partial"
-                made = everything(
-                    self._original,
-                    self._patches,
-                    partial,
-                    saturates=self._saturates,
-                    rounding=self._rounding,
-                )
-                onnx.save(made, partial)
+                onnx.save(self._settings.quantize_all(self._original, partial), partial)
                 partial.replace(file)
-            self._made[ranges] = onnx.load(file)
-        return self._made[ranges]
+            self._quantized[ranges] = onnx.load(file)
+        return self._quantized[ranges]
 
 
-def _alike(model: Any) -> dict[str, str]:
+def _cost_keys(model: Any) -> dict[str, str]:
     """Kind, shapes of weights and size of the output, by name of the node."""
     from onnx import shape_inference
 
-    fixed = shape_inference.infer_shapes(_sized(model)).graph
+    fixed = shape_inference.infer_shapes(_with_fixed_size(model)).graph
     shapes = {t.name: str(tuple(t.dims)) for t in fixed.initializer}
     for value in (*fixed.value_info, *fixed.output):
         dims = [d.dim_value or d.dim_param for d in value.type.tensor_type.shape.dim]
@@ -98,7 +85,7 @@ def _alike(model: Any) -> dict[str, str]:
     }
 
 
-def _sized(model: Any) -> Any:
+def _with_fixed_size(model: Any) -> Any:
     """A copy whose input has 64 x 64 pixels."""
     import onnx
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mipkd.core.errors import UnsupportedError
@@ -20,112 +21,78 @@ _CLIPPED = 1e-5  # share of values that a clipped range leaves out
 _PLACED_FOR = ("GPU", "NPU")  # devices whose quantisers NNCF places otherwise than for a CPU
 
 
-def quantized(
-    model: Any,
-    patches: PatchSet,
-    *,
-    device: str,
-    rest: str,
-    file: Path,
-    saturates: bool,
-    plan: QuantPlan | None = None,
-) -> tuple[Any, tuple[str, ...]]:
-    """The model of an ONNX file in INT8 for a device, and notes: what stays in `rest`, a float
-    precision.
+@dataclass(frozen=True)
+class NncfInt8:
+    """How the models of one ONNX file are quantised for a device."""
 
-    By `plan`; without one first and last convolution and the skips stay float. What each part of
-    that recipe costs and saves: docs/decisions/0003-int8-recipes.md.
-    """
-    from calibration.sensitive_layers import ATTENTION_NOTE
+    file: Path  # that the models were converted from
+    patches: PatchSet
+    device: str
+    saturates: bool  # sums of 8-bit products: weights get 7 bits
+    rounding: Rounding | None = None  # learned with the weights: ranges are its, its floats float
 
-    if plan:
-        from targets._openvino.fake_quantize import with_floats
+    def quantize_by_plan(self, model: Any, plan: QuantPlan) -> tuple[Any, tuple[str, ...]]:
+        """The model in INT8 and notes: what stays in another precision."""
+        from targets._openvino.fake_quantize import restore_floats
 
-        edited = with_floats(
-            everything(
-                model,
-                patches,
-                device=device,
-                ranges=plan.ranges,
-                file=file,
-                saturates=saturates,
-                rounding=plan.tuned.rounding if plan.tuned else None,
-            ),
+        floats = [layer.name for layer in plan.floats]
+        edited = restore_floats(self.quantize_all(model, plan.ranges), model, floats)
+        return edited, (f"{plan.counted} stay {plan.rest.upper()}",)
+
+    def quantize_by_recipe(self, model: Any, rest: str) -> tuple[Any, tuple[str, ...]]:
+        """The model in INT8 and notes: first and last convolution and the skips stay in `rest`.
+
+        What each part of that recipe costs and saves: docs/decisions/0003-int8-recipes.md.
+        """
+        from calibration.sensitive_layers import ATTENTION_NOTE
+
+        found = sensitive_layers_of(model)
+        ignored = list(found.parts)
+        quantized = self._quantize(model, CLIPPED, ignored, attention=found.attention)
+        notes = (found.note_on_floats(rest.upper()),)
+        return quantized, (*notes, ATTENTION_NOTE) if found.attention else notes
+
+    def quantize_all(self, model: Any, ranges: str) -> Any:
+        """The model with all in INT8 that can be: what a search takes floats out of."""
+        if self.rounding is None:
+            return self._quantize(model, ranges, [])
+        from targets._openvino.fake_quantize import factors, restore_floats, with_grids
+
+        quantized = self._quantize(model, LEARNED, [])
+        quantized = restore_floats(quantized, model, self.rounding.floats)
+        return with_grids(quantized, self.rounding.grids, factors(model, self.file))
+
+    def _quantize(
+        self, model: Any, ranges: str, ignored: list[str], *, attention: bool = False
+    ) -> Any:
+        """By NNCF's mixed preset.
+
+        Raises:
+            UnsupportedError: the model is quantised already.
+        """
+        import nncf
+
+        from calibration.patches import as_batches
+        from targets._openvino.fake_quantize import is_quantized, with_exact_image
+
+        if is_quantized(model):
+            raise UnsupportedError(
+                "int8: the graph is quantised already (it holds FakeQuantize or Q/DQ)",
+                hint="give the float model that it was made from",
+            )
+        logging.getLogger("nncf").setLevel(logging.ERROR)  # its own call alters shared handlers
+        kind = self.device.partition(".")[0]
+        quantized = nncf.quantize(
             model,
-            [layer.name for layer in plan.floats],
+            nncf.Dataset(as_batches(self.patches)),
+            preset=nncf.QuantizationPreset.MIXED,
+            target_device=nncf.TargetDevice[kind if kind in _PLACED_FOR else "ANY"],
+            subset_size=self.patches.count,
+            model_type=nncf.ModelType.TRANSFORMER if attention else None,
+            advanced_parameters=_advanced(ranges, saturates=self.saturates),
+            ignored_scope=nncf.IgnoredScope(names=ignored),
         )
-        return edited, (f"{plan.counted} stay {rest.upper()}",)
-    found = scopes_of(model)
-    fixed = list(found.sensitive)
-    made = _by_nncf(
-        model, patches, device, CLIPPED, fixed, attention=found.attention, saturates=saturates
-    )
-    notes = [found.told(rest.upper())]
-    return made, (*notes, ATTENTION_NOTE) if found.attention else tuple(notes)
-
-
-def everything(
-    model: Any,
-    patches: PatchSet,
-    *,
-    device: str,
-    ranges: str,
-    file: Path,
-    saturates: bool,
-    rounding: Rounding | None = None,
-) -> Any:
-    """The model with all in INT8 that can be: what a search takes floats out of.
-
-    `file` is the ONNX file that the model was converted from. With `rounding`, which was learned
-    with the weights, feature maps are on its grids, and its floats are left out.
-    """
-    if rounding is None:
-        return _by_nncf(model, patches, device, ranges, [], attention=False, saturates=saturates)
-    from targets._openvino.fake_quantize import factors, on_grids, with_floats
-
-    made = _by_nncf(model, patches, device, LEARNED, [], attention=False, saturates=saturates)
-    made = with_floats(made, model, rounding.floats)
-    return on_grids(made, rounding.grids, factors(model, file))
-
-
-def _by_nncf(
-    model: Any,
-    patches: PatchSet,
-    device: str,
-    ranges: str,
-    ignored: list[str],
-    *,
-    attention: bool,
-    saturates: bool,
-) -> Any:
-    """NNCF's mixed preset.
-
-    Raises:
-        UnsupportedError: the model is quantised already.
-    """
-    import nncf
-
-    from calibration.patches import as_batches
-    from targets._openvino.fake_quantize import is_quantized, with_exact_image
-
-    if is_quantized(model):
-        raise UnsupportedError(
-            "int8: the graph is quantised already (it holds FakeQuantize or Q/DQ)",
-            hint="give the float model that it was made from",
-        )
-    logging.getLogger("nncf").setLevel(logging.ERROR)  # its own call alters shared handlers
-    kind = device.partition(".")[0]
-    made = nncf.quantize(
-        model,
-        nncf.Dataset(as_batches(patches)),
-        preset=nncf.QuantizationPreset.MIXED,
-        target_device=nncf.TargetDevice[kind if kind in _PLACED_FOR else "ANY"],
-        subset_size=patches.count,
-        model_type=nncf.ModelType.TRANSFORMER if attention else None,
-        advanced_parameters=_advanced(ranges, saturates=saturates),
-        ignored_scope=nncf.IgnoredScope(names=ignored),
-    )
-    return with_exact_image(made)
+        return with_exact_image(quantized)
 
 
 def _advanced(ranges: str, *, saturates: bool) -> Any:
@@ -163,9 +130,9 @@ def _advanced(ranges: str, *, saturates: bool) -> Any:
     return AdvancedQuantizationParameters(**given)
 
 
-def scopes_of(model: Any) -> Any:
+def sensitive_layers_of(model: Any) -> Any:
     """Found on the converted graph: conversion fuses and renames operations."""
-    from calibration.sensitive_layers import Node, scopes
+    from calibration.sensitive_layers import Node, find_sensitive_layers
 
     def tensor(output: Any) -> str:
         return f"{output.get_node().get_friendly_name()}:{output.get_index()}"
@@ -185,4 +152,4 @@ def scopes_of(model: Any) -> Any:
         if op.get_type_name() not in ("Constant", "Parameter", "Result")
     ]
     result = model.get_results()[0].input_value(0)
-    return scopes(nodes, image=tensor(model.input(0)), result=tensor(result))
+    return find_sensitive_layers(nodes, image=tensor(model.input(0)), result=tensor(result))

@@ -25,7 +25,7 @@ from pipeline.bench.latency import BenchSettings
 from pipeline.device.device import Device, DeviceConfig
 from pipeline.device.ssh import address_of
 from pipeline.device.transfer import Python
-from targets.base import ByteArray, find
+from targets.base import BuildRequest, ByteArray, find
 
 from .conftest import BarePython, Sshd, gone, running
 
@@ -79,7 +79,7 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Built:
     made = arch.make(arch.shrink(arch.paper(2), "c8b2")).eval()
     out = tmp_path_factory.mktemp("net")
     graph: Graph = export(made, out=out, metadata={}, role="student", family="edsr")
-    return find("cpu").build(graph, "fp32", None, out / "cpu")
+    return find("cpu").build(BuildRequest(graph, "fp32", out / "cpu"))
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_openvino_runs_where_numpy_and_openvino_are_all_there_is(
     graph = Graph(net.file, "", "student", 2, 1, 18, "edsr")
     with closing(Device(there)) as device:
         of = told(device, "openvino")
-        job = job_of(tmp_path, openvino.build(graph, "fp32", None, tmp_path / "ov", on=of))
+        job = job_of(tmp_path, openvino.build(BuildRequest(graph, "fp32", tmp_path / "ov", on=of)))
         file = device.carry_out(job.file, job.id, of, tmp_path)
     results, outputs = parcel.read_results(file)
     assert len(outputs) == 2

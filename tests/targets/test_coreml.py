@@ -24,7 +24,8 @@ from mipkd.core.records import Built, Graph, PatchSet
 from mipkd.core.samples import sample_photos
 from mipkd.distill.data import load_tests, prepare_tests
 from mipkd.distill.teacher import TeacherOptions, describe, identify, save
-from targets.base import find, upscale
+from pipeline.stages.build import load_deployed
+from targets.base import BuildRequest, Session, find, upscale
 from targets.coreml import TARGET
 
 pytestmark = pytest.mark.skipif(bool(TARGET.why_not()), reason=TARGET.why_not() or "-")
@@ -133,7 +134,11 @@ def package(
         key = (family, precision)
         if key not in made:
             out = folder / family / precision
-            made[key] = TARGET.build(subjects[family].graph, precision, patches, out)
+            made[key] = TARGET.build(
+                BuildRequest(
+                    subjects[family].graph, precision, out, patches, load_net=load_deployed
+                )
+            )
         return made[key]
 
     return build
@@ -191,7 +196,7 @@ def set5(assets: Path, folder: Path) -> list[Any]:
     return load_tests(prepare_tests(assets / "test/Set5", scale=2, out=folder / "set5"))
 
 
-class TorchSession:
+class TorchSession(Session):
     """Torch behind the interface of a session."""
 
     def __init__(self, net: SRNet) -> None:
@@ -257,7 +262,9 @@ def test_a_trained_edsr_keeps_its_psnr_on_set5(
     net = trained.net
     of_torch = torch_db(net)
     assert of_torch > 36
-    built = TARGET.build(trained.graph, precision, patches, tmp_path / "out")
+    built = TARGET.build(
+        BuildRequest(trained.graph, precision, tmp_path / "out", patches, load_net=load_deployed)
+    )
     with closing(TARGET.open(built)) as session:
         drop = of_torch - mean_psnr_db(session, set5, net)
     assert abs(drop) < PSNR_BOUNDS_DB[precision]
@@ -269,7 +276,7 @@ def test_a_package_for_apps_takes_and_gives_8_bit_images(
     from targets._coreml.simulate import Program
 
     net, graph = subjects["edsr"].net, subjects["edsr"].graph
-    built = TARGET.build_for_images(graph, "fp16", tmp_path)
+    built = TARGET.build_for_images(BuildRequest(graph, "fp16", tmp_path, load_net=load_deployed))
     assert built.file == tmp_path / "images.mlpackage"
     program = Program(built.file)
     kinds = [program.spec.description.input[0], program.spec.description.output[0]]
@@ -300,7 +307,9 @@ def test_the_same_net_gives_the_same_files(
     subjects: dict[str, Subject], package: Callable[[str, str], Built], tmp_path: Path
 ) -> None:
     first = package("edsr", "w8").file
-    second = TARGET.build(subjects["edsr"].graph, "w8", None, tmp_path).file
+    second = TARGET.build(
+        BuildRequest(subjects["edsr"].graph, "w8", tmp_path, load_net=load_deployed)
+    ).file
     files = [f.relative_to(first) for f in first.rglob("*") if f.is_file()]
     assert len(files) == 3
     for file in files:
@@ -389,14 +398,16 @@ def test_a_graph_without_a_net_of_ours_is_refused(
     change: Callable[[Graph], Graph], told: str, subjects: dict[str, Subject], tmp_path: Path
 ) -> None:
     with pytest.raises(UnsupportedError, match=told) as caught:
-        TARGET.build(change(subjects["edsr"].graph), "fp32", None, tmp_path)
+        TARGET.build(
+            BuildRequest(change(subjects["edsr"].graph), "fp32", tmp_path, load_net=load_deployed)
+        )
     assert caught.value.hint
 
 
 def test_a_net_that_no_range_suits_gets_one_size_and_says_so(folder: Path) -> None:
     sizes = {"channels": 8, "blocks": 1, "middle": 8}
     rlfn = subject("rlfn", folder, **sizes)
-    built = TARGET.build(rlfn.graph, "fp32", None, folder / "rlfn")
+    built = TARGET.build(BuildRequest(rlfn.graph, "fp32", folder / "rlfn", load_net=load_deployed))
     assert built.notes == ("LR size fixed at 256x256: no range can be converted",)
     lr = noise(256, 256)
     with closing(TARGET.open(built)) as session:
@@ -425,7 +436,9 @@ def test_a_variant_is_the_same_package_for_some_compute_units(
 ) -> None:
     variant = find(f"coreml:{name}")
     assert (variant.name, variant.simulated) == (f"coreml:{name}", TARGET.simulated)
-    built = variant.build(subjects["edsr"].graph, "fp16", None, tmp_path / name)
+    built = variant.build(
+        BuildRequest(subjects["edsr"].graph, "fp16", tmp_path / name, load_net=load_deployed)
+    )
     plain = package("edsr", "fp16")
     assert built.target == f"coreml:{name}"
     assert (built.options["compute_units"], plain.options["compute_units"]) == (units, "ALL")

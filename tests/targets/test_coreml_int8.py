@@ -18,8 +18,9 @@ from mipkd.core.images import crop_to_multiple, downscale, list_images, psnr_y, 
 from mipkd.core.records import Graph, PatchSet
 from mipkd.distill.data import load_tests, prepare_tests
 from mipkd.distill.teacher import TeacherOptions, identify, keep
-from targets._coreml.quantize import Range, quantized
-from targets.base import upscale
+from pipeline.stages.build import load_deployed
+from targets._coreml.quantize import Range, quantize_convolutions
+from targets.base import BuildRequest, upscale
 from targets.coreml import TARGET
 
 pytestmark = pytest.mark.skipif(bool(TARGET.why_not()), reason=TARGET.why_not() or "-")
@@ -58,7 +59,11 @@ def test_all_but_the_first_and_the_last_convolution_compute_on_8_bits(
 
     preset = ROOT / "pipeline/presets/teacher_x2.safetensors"
     model, net = identify(preset, role="student", options=TeacherOptions())
-    built = TARGET.build(graph_of(model, net, tmp_path), "int8", noise, tmp_path / "out")
+    built = TARGET.build(
+        BuildRequest(
+            graph_of(model, net, tmp_path), "int8", tmp_path / "out", noise, load_net=load_deployed
+        )
+    )
     found = operations(built.file)
     kinds = Counter(o.type for o in found)
     assert kinds["quantize"] == kinds["dequantize"] == kinds["conv"] - 2
@@ -85,7 +90,7 @@ def test_what_gains_nothing_stays_float_and_is_noted(
 ) -> None:
     arch = plugins.load("mipkd.archs", family, "ARCH")
     net = arch.make(arch.shrink(arch.paper(2), {"rcan": "g1b2", "swinir": "c60r1"}[family])).eval()
-    _, notes = quantized(net, noise)
+    _, notes = quantize_convolutions(net, noise)
     assert any(told in note for note in notes)
 
 
@@ -120,7 +125,9 @@ def test_without_patches_it_says_what_is_missing(tmp_path: Path) -> None:
     preset = ROOT / "pipeline/presets/teacher_x2.safetensors"
     model, net = identify(preset, role="student", options=TeacherOptions())
     with pytest.raises(MissingError, match="coreml int8 needs calibration patches"):
-        TARGET.build(graph_of(model, net, tmp_path), "int8", None, tmp_path)
+        TARGET.build(
+            BuildRequest(graph_of(model, net, tmp_path), "int8", tmp_path, load_net=load_deployed)
+        )
 
 
 @pytest.mark.slow
@@ -145,7 +152,9 @@ def test_int8_costs_a_real_net_little(
     psnr = {}
     for precision in ("fp16", "int8"):
         graph = graph_of(model, net, tmp_path)
-        built = TARGET.build(graph, precision, patches, tmp_path / precision)
+        built = TARGET.build(
+            BuildRequest(graph, precision, tmp_path / precision, patches, load_net=load_deployed)
+        )
         with closing(TARGET.open(built)) as session:
             psnr[precision] = [
                 psnr_y(upscale(session, lr, scale=net.scale), hr, border=net.scale)

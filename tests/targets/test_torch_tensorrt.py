@@ -17,10 +17,10 @@ from mipkd.core.errors import MissingError, StageError, UnsupportedError, UsageE
 from mipkd.core.records import Graph
 from mipkd.distill.teacher import describe, save
 from mipkd.export.onnx import export
+from pipeline.stages.build import load_deployed
 from targets._tensorrt import from_torch
 from targets._tensorrt.engine import Profile
-from targets._torch import exported_program
-from targets.base import find, upscale
+from targets.base import BuildRequest, find, upscale
 
 TARGET = find("tensorrt:torch")
 SIZES = {
@@ -61,12 +61,12 @@ def test_what_it_lacks_is_named_with_its_cure(graphs: dict[str, Graph], tmp_path
         cure = 'torch_tensorrt is not installed; pip install "mipkd-pipeline[tensorrt]"'
         assert cure in TARGET.why_not()
     with pytest.raises(MissingError, match="tensorrt:torch: "):
-        TARGET.build(graphs["edsr"], "fp32", None, tmp_path)
+        TARGET.build(BuildRequest(graphs["edsr"], "fp32", tmp_path, load_net=load_deployed))
 
 
 def test_int8_is_not_offered(graphs: dict[str, Graph], tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="no precision 'int8'") as caught:
-        TARGET.build(graphs["edsr"], "int8", None, tmp_path)
+        TARGET.build(BuildRequest(graphs["edsr"], "int8", tmp_path, load_net=load_deployed))
     assert caught.value.hint == "known: fp32, fp16"
 
 
@@ -77,11 +77,11 @@ def test_the_program_states_its_types_and_gives_the_nets_pixels(
 ) -> None:
     graph = graphs[family]
     profile = Profile.of(graph.multiple)
-    net = exported_program.net_of(graph, target=TARGET.name)
+    net = load_deployed(graph.model)
     lr = torch.from_numpy(np.random.default_rng(0).random((1, 3, 24, 40), np.float32))
     with torch.no_grad():
         wanted = net(lr)
-        exported = from_torch.program(net, kind, profile)
+        exported = from_torch.typed_program(net, kind, profile)
         found = exported.module()(lr)
     assert found.dtype == torch.float32
     assert (found - wanted).abs().max() < (1e-5 if kind == "fp32" else 2e-2)
@@ -94,8 +94,8 @@ def test_the_program_states_its_types_and_gives_the_nets_pixels(
 def test_the_program_takes_what_the_profile_says(graphs: dict[str, Graph]) -> None:
     graph = graphs["edsr"]
     profile = Profile.of(graph.multiple)
-    net = exported_program.net_of(graph, target=TARGET.name)
-    ranges = from_torch.program(net, "fp32", profile).range_constraints.values()
+    net = load_deployed(graph.model)
+    ranges = from_torch.typed_program(net, "fp32", profile).range_constraints.values()
     assert {(int(r.lower), int(r.upper)) for r in ranges} == {(profile.least, profile.most)}
     assert from_torch.shapes(profile) == {
         "min_shape": (1, 3, 16, 16),
@@ -119,8 +119,8 @@ def test_the_engine_gives_the_nets_pixels(
     family: str, precision: str, graphs: dict[str, Graph], tmp_path: Path
 ) -> None:
     graph = graphs[family]
-    built = TARGET.build(graph, precision, None, tmp_path)
-    net = exported_program.net_of(graph, target=TARGET.name)
+    built = TARGET.build(BuildRequest(graph, precision, tmp_path, load_net=load_deployed))
+    net = load_deployed(graph.model)
     image = np.random.default_rng(0).integers(0, 256, (40, 24, 3), dtype=np.uint8)
     lr = torch.from_numpy(image.transpose(2, 0, 1)[None].astype(np.float32) / 255)
     with torch.inference_mode():
