@@ -7,7 +7,7 @@ back and neither side of it is rounded, unless a neighbour in INT8 needs that.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from mipkd.core.errors import StageError
@@ -23,37 +23,65 @@ def is_quantized(model: Any) -> bool:
 
 def operations(model: Any) -> list[Any]:
     """The nodes that compute in INT8, in order: those with weights, and sums of feature maps."""
-    return _operations(_read(model).graph)
+    stored = _stored(model)
+    rounded = {n.output[0] for n in model.graph.node if n.op_type == _DQ} - stored
+    before = {n.input[0] for n in model.graph.node if n.op_type == _Q}
+    return [
+        node
+        for node in model.graph.node
+        if any(name in stored for name in node.input)
+        or (node.op_type == "Add" and rounded >= set(node.input) and node.output[0] in before)
+    ]
 
 
 def read_grids(model: Any) -> tuple[Grid, ...]:
     """Scale and zero point of every feature map that a quantised model rounds."""
+    from onnx import numpy_helper
+
+    constants = {t.name: t for t in model.graph.initializer}
     found = []
-    for value in _rounded_features(_read(model).graph):
-        scale, zero = (one.const_value.numpy() for one in value.producer().inputs[1:3])
-        found.append(Grid(_readers(value), float(scale), int(zero)))
+    for node in _dequantized_features(model):
+        scale, zero = (numpy_helper.to_array(constants[name]) for name in node.input[1:3])
+        found.append(Grid(_readers(model, node.output[0]), float(scale), int(zero)))
     return tuple(found)
 
 
-def with_scales(model: Any, learned: Iterable[Grid]) -> Any:
-    """A copy of a quantised model with the scales of the grids that have the same readers.
+def set_scales(model: Any, learned: Iterable[Grid]) -> None:
+    """Give a quantised model the scales of the grids that have the same readers, in place.
 
     Raises:
         StageError: none has them.
     """
     import numpy as np
-    import onnx_ir as ir
+    from onnx import numpy_helper
 
-    copy = _read(model)
+    constants = {t.name: t for t in model.graph.initializer}
+    maker = {node.output[0]: node for node in model.graph.node}
     scales = {grid.readers: grid.scale for grid in learned}
-    for value in _rounded_features(copy.graph):
-        if (readers := _readers(value)) not in scales:
+    for node in _dequantized_features(model):
+        if (readers := _readers(model, node.output[0])) not in scales:
             raise StageError(f"int8: no grid was learned for what {readers} read")
-        dequantize = value.producer()
-        for scale in {dequantize.inputs[1], dequantize.inputs[0].producer().inputs[1]}:
-            kind = scale.const_value.numpy().dtype
-            scale.const_value = ir.tensor(np.array(scales[readers], kind), name=scale.name)
-    return _write(copy)
+        for name in {node.input[1], maker[node.input[0]].input[1]}:
+            kind = numpy_helper.to_array(constants[name]).dtype
+            scale = np.array(scales[readers], kind)
+            constants[name].CopyFrom(numpy_helper.from_array(scale, name))
+
+
+def _dequantized_features(model: Any) -> list[Any]:
+    """The nodes that give rounded feature maps."""
+    stored = _stored(model)
+    return [n for n in model.graph.node if n.op_type == _DQ and n.output[0] not in stored]
+
+
+def _readers(model: Any, tensor: str) -> tuple[tuple[str, int], ...]:
+    found = [
+        (node.name, index)
+        for node in model.graph.node
+        for index, name in enumerate(node.input)
+        if name == tensor
+    ]
+    found += [("", i) for i, one in enumerate(model.graph.output) if one.name == tensor]
+    return tuple(found)
 
 
 def restore_floats(quantized: Any, original: Any, names: Iterable[str]) -> Any:
@@ -62,103 +90,80 @@ def restore_floats(quantized: Any, original: Any, names: Iterable[str]) -> Any:
     Raises:
         StageError: there is no such node in INT8.
     """
-    from onnx_ir.passes.common import RemoveUnusedNodesPass
+    import onnx
 
-    model, floats = _read(quantized), set(names)
-    before = {node.name: node for node in _read(original).graph}
-    held = _operations(model.graph)
+    model = onnx.ModelProto()
+    model.CopyFrom(quantized)
+    before = {node.name: node for node in original.graph.node}
+    constants = {t.name: t for t in original.graph.initializer}
+    floats = set(names)
+    held = operations(model)
     if lost := floats - {node.name for node in held}:
         raise StageError(f"int8: no operation {', '.join(sorted(lost))} to be left float")
+    stored = _stored(model)
     for node in held:
-        for index, value in enumerate(node.inputs if node.name in floats else ()):
-            if _is_stored(value):
-                weight = _copy_constant(model.graph, before[node.name].inputs[index])
-                node.replace_input_with(index, weight)
-    _bypass(model.graph, {node.name for node in held} - floats)
-    RemoveUnusedNodesPass()(model)
-    return _write(model)
+        if node.name in floats:
+            for index, name in enumerate(node.input):
+                if name in stored:
+                    node.input[index] = _float_constant(
+                        model, constants[before[node.name].input[index]]
+                    )
+    _bypass(model, {node.name for node in held} - floats)
+    _drop_unread(model)
+    return model
 
 
-def _read(model: Any) -> Any:
-    import onnx_ir as ir
-
-    return ir.from_proto(model)
-
-
-def _write(model: Any) -> Any:
-    import onnx_ir as ir
-
-    for value in model.graph.initializers.values():
-        value.type = None  # or it would be stated a second time, beside the tensor's own
-    return ir.to_proto(model)
+def _float_constant(model: Any, tensor: Any) -> str:
+    """The name of a copy of a weight: its own may be that of what comes from INT8."""
+    name = f"{tensor.name}_float"
+    if all(t.name != name for t in model.graph.initializer):
+        model.graph.initializer.add().CopyFrom(tensor)
+        model.graph.initializer[-1].name = name
+    return name
 
 
-def _operations(graph: Any) -> list[Any]:
-    return [
-        node
-        for node in graph
-        if any(_is_stored(value) for value in node.inputs)
-        or (
-            node.op_type == "Add"
-            and all(_is_made_by(value, _DQ) for value in node.inputs)
-            and any(use.node.op_type == _Q for use in node.outputs[0].uses())
-        )
-    ]
+def _stored(model: Any) -> set[str]:
+    """Outputs of DequantizeLinear that give weights and biases."""
+    constants = {t.name for t in model.graph.initializer}
+    nodes = model.graph.node
+    return {n.output[0] for n in nodes if n.op_type == _DQ and n.input[0] in constants}
 
 
-def _is_made_by(value: Any, kind: str) -> bool:
-    maker = value.producer() if value is not None else None
-    return maker is not None and maker.op_type == kind
-
-
-def _is_stored(value: Any) -> bool:
-    """Whether a tensor is a weight or a bias on its way from INT8."""
-    return _is_made_by(value, _DQ) and value.producer().inputs[0].is_initializer()
-
-
-def _rounded_features(graph: Any) -> list[Any]:
-    found = [node.outputs[0] for node in graph if node.op_type == _DQ]
-    return [value for value in found if not _is_stored(value)]
-
-
-def _readers(value: Any) -> tuple[tuple[str, int], ...]:
-    """Names of the nodes that read a tensor and which input of each; "" is the result."""
-    found = [(use.node.name, use.idx) for use in value.uses()]
-    graph = value.producer().graph
-    return (*found, *(("", i) for i, one in enumerate(graph.outputs) if one is value))
-
-
-def _copy_constant(graph: Any, weight: Any) -> Any:
-    """A copy of a weight: its own name may be that of what comes from INT8."""
-    import onnx_ir as ir
-
-    name = f"{weight.name}_float"
-    if name not in graph.initializers:
-        tensor = ir.tensor(weight.const_value.numpy(), name=name)
-        graph.register_initializer(ir.val(name, const_value=tensor))
-    return graph.initializers[name]
-
-
-def _bypass(graph: Any, still: Collection[str]) -> None:
+def _bypass(model: Any, still: set[str]) -> None:
     """Bypass Q/DQ pairs between two float nodes: those that are not `still` in INT8."""
-    import onnx_ir as ir
+    from onnx import helper
 
-    raw = {}  # behind a pair: what is before it
-    for value in _rounded_features(graph):
-        quantize = value.producer().inputs[0].producer()
-        if quantize is not None and quantize.op_type == _Q:
-            maker = quantize.inputs[0].producer()
-            if maker is None or maker.name not in still:
-                raw[value] = quantize.inputs[0]
-    for node in [node for node in graph if node.name not in still]:
-        for index, value in enumerate(node.inputs):
-            if value in raw:
-                node.replace_input_with(index, raw[value])
-    for index, value in enumerate(graph.outputs):
-        if value in raw:
-            copy = ir.node("Identity", [raw[value]])
-            (result,) = copy.outputs
-            result.name, result.type, result.shape = value.name, value.type, value.shape
-            value.name = f"{value.name}_rounded"
-            graph.append(copy)
-            graph.outputs[index] = result
+    maker = {name: node for node in model.graph.node for name in node.output}
+    outputs = {one.name for one in model.graph.output}
+    raw = {}
+    for node in model.graph.node:
+        source = maker.get(node.input[0]) if node.op_type == _DQ else None
+        if source is not None and source.op_type == _Q:
+            made = maker.get(source.input[0])
+            if made is None or made.name not in still:
+                raw[node.output[0]] = source.input[0]
+    for node in list(model.graph.node):
+        if node.name in still:
+            continue
+        for index, name in enumerate(node.input):
+            if name in raw:
+                node.input[index] = raw[name]
+        if node.op_type == _DQ and node.output[0] in outputs and node.output[0] in raw:
+            name = node.output[0]
+            node.output[0] = f"{name}_rounded"
+            model.graph.node.append(helper.make_node("Identity", [raw[name]], [name]))
+
+
+def _drop_unread(model: Any) -> None:
+    graph = model.graph
+    read = {one.name for one in graph.output}
+    nodes = []
+    for node in reversed(graph.node):
+        if read & set(node.output):
+            read |= set(node.input)
+            nodes.append(node)
+    constants = [t for t in graph.initializer if t.name in read]
+    for field, kept in ((graph.node, reversed(nodes)), (graph.initializer, constants)):
+        new = list(kept)
+        del field[:]
+        field.extend(new)

@@ -17,7 +17,7 @@ from calibration.sensitive_layers import ATTENTION_FLOAT, sensitive_layers_of
 from mipkd.core.errors import MissingError, UnsupportedError
 from mipkd.core.quiet import quiet
 from mipkd.core.records import Rounding
-from targets._onnx.unquantize import operations, read_grids, with_scales
+from targets._onnx.unquantize import operations, read_grids, set_scales
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -51,7 +51,7 @@ def quantize_symmetric(
     with quiet():
         quantized = maker(model, patches, floats, kinds, learned=learned is not None)
     if learned:
-        quantized = with_scales(quantized, learned.grids)
+        set_scales(quantized, learned.grids)
     notes = [found.note_on_floats("float"), *_note_on_channels(model, floats)]
     return quantized, (*notes, ATTENTION_FLOAT) if found.attention else tuple(notes)
 
