@@ -1,6 +1,6 @@
 """Convert, and for INT8 quantise, a graph into a target's own format."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from mipkd.core import plugins
 from mipkd.core.errors import UnsupportedError
 from mipkd.core.records import Built, Graph, Model, PatchSet, QuantPlan, TargetInfo
-from pipeline.run import stage
+from pipeline.run import Ref, stage
 from targets.base import BuildRequest, find
 
 
@@ -22,44 +22,44 @@ class BuildConfig(BaseModel):
     pixels: Literal["float32", "uint8"] = "float32"
 
 
-@stage(version=9)
-def build(
-    config: BuildConfig,
-    precision: str,
-    target: str,
-    graph: Graph,
-    calibration: PatchSet | None,
-    versions: dict[str, str],
-    plan: QuantPlan | None,
-    on: TargetInfo | None = None,
-    *,
-    out: Path,
-) -> Built:
-    """`graph` for `target` at `precision`, to run `on` another machine or on this one.
+@dataclass(frozen=True)
+class BuildInputs:
+    """A graph for a target at a precision, to run `on` another machine or on this one (None)."""
 
-    `versions` are those of this machine, which builds.
+    config: BuildConfig
+    precision: str
+    target: str
+    graph: Ref[Graph]
+    calibration: Ref[PatchSet] | None
+    plan: Ref[QuantPlan] | None
+    on: TargetInfo | None = None
+
+
+@stage(version=10)
+def build(inputs: BuildInputs, *, out: Path) -> Built:
+    """The model in the target's own format, with the versions of what built it here.
 
     Raises:
         UnsupportedError: the target has no models on uint8.
     """
-    tuned = plan.tuned if plan else None
+    plan = inputs.plan.value if inputs.plan else None
+    tuned, target = plan.tuned if plan else None, find(inputs.target)
     request = BuildRequest(
-        graph=tuned.graph if tuned else graph,
-        precision=precision,
+        graph=tuned.graph if tuned else inputs.graph.value,
+        precision=inputs.precision,
         out=out,
-        patches=calibration,
-        on=on,
+        patches=inputs.calibration.value if inputs.calibration else None,
+        on=inputs.on,
         plan=None if plan is None or plan.fixed else plan,
         rounding=tuned.rounding if tuned else None,
-        uint8_io=config.pixels == "uint8",
+        uint8_io=inputs.config.pixels == "uint8",
         load_net=load_deployed,
     )
-    built = find(target).build(request)
-    notes = built.notes
+    built = target.build(request)
     if tuned:
-        trained = f"{tuned.steps} steps, {tuned.seconds:.0f} s"
-        notes = (*notes, f"trained on with INT8's rounding: {trained}")
-    return replace(built, notes=notes, versions=versions)
+        note = f"trained on with INT8's rounding: {tuned.steps} steps, {tuned.seconds:.0f} s"
+        built = replace(built, notes=(*built.notes, note))
+    return replace(built, versions=target.versions())
 
 
 def load_deployed(model: Model) -> Any:
