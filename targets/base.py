@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -89,7 +89,8 @@ class Target(ABC):
     name: str
     makes_pixels = True  # False for a target that measures the bench, not a runtime
     features: frozenset[Feature] = frozenset()
-    tolerances: Mapping[str, Tolerance] = {}  # by precision, where they are not the usual ones
+    # By precision, where they are not the usual ones.
+    tolerances: ClassVar[Mapping[str, Tolerance]] = {}
 
     @property
     def simulated(self) -> bool:
@@ -208,7 +209,7 @@ def find(name: str) -> Target:
         UsageError: no such target or variant, with the nearest name; or it does not load.
     """
     base, _, variant = name.partition(":")
-    target = plugins.load("targets", base, "TARGET", Target)
+    target: Target = plugins.load("targets", base, "TARGET", Target)
     if not variant:
         return target
     known = target.variants()

@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mipkd.core.errors import UsageError
-from mipkd.core.precision import tolerance_of
+from mipkd.core.precision import Tolerance, tolerance_of
 from mipkd.core.quiet import quiet
 from targets._coreml.convert import (
     INPUT,
@@ -32,6 +32,7 @@ from targets._torch.exported_program import load_net
 from targets.base import BuildRequest, Session, Target, version_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from mipkd.core.records import Built
@@ -83,7 +84,8 @@ class SimulatedSession(Session):
 class CoreMl(Target):
     """Core ML of macOS 13, iOS 16 and later, on all compute units or on some of them."""
 
-    tolerances: ClassVar = {"w8": tolerance_of("fp16")}  # all but the weights is FP16
+    # All but the stored weights is FP16.
+    tolerances: ClassVar[Mapping[str, Tolerance]] = {"w8": tolerance_of("fp16")}
 
     def __init__(self, variant: str = "") -> None:
         self.name = f"coreml:{variant}" if variant else "coreml"

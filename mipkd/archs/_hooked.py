@@ -192,7 +192,7 @@ def _named(net: nn.Module, trial: _Trial, named: str) -> Blocks:
     if not names or not trial.fits(names):
         raise UsageError(
             f"identify.blocks: {named}: not features of one size, that of the LR image, each given "
-            f"once and in order: {trial.note_on_floats(names) or 'no modules'}",
+            f"once and in order: {trial.told(names) or 'no modules'}",
             hint="leave it out: blocks are looked for",
         )
     return Blocks(names, trial.width(names))

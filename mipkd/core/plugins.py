@@ -11,6 +11,7 @@ import functools
 import importlib
 import logging
 import pkgutil
+from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -49,7 +50,8 @@ def load(package: str, name: str, attribute: str, kind: type = object) -> Any:
     return found
 
 
-def load_all(package: str, attribute: str, kind: type = object) -> dict[str, Any]:
+@functools.cache  # so that each is warned of once
+def load_all(package: str, attribute: str, kind: type = object) -> Mapping[str, Any]:
     """All plug-ins by name; one that does not load is left out, with a warning and its reason."""
     found = {}
     for name in names(package):

@@ -23,13 +23,13 @@ class OrtTuner:
     `options` are those of a session.
     """
 
-    rests = ("fp32",)
+    rests: tuple[str, ...] = ("fp32",)
 
     def __init__(
         self, request: BuildRequest, *, saturates: bool, options: Mapping[str, str]
     ) -> None:
         assert request.patches is not None, "a search has them"
-        self.ranges = (LEARNED,) if request.rounding else RANGES
+        self.ranges: tuple[str, ...] = (LEARNED,) if request.rounding else RANGES
         self._out, self._options = request.out, options
         self._settings = OrtInt8(request.patches, saturates, request.rounding)
         self._original = prepare_graph(request.graph, request.out)

@@ -37,7 +37,7 @@ class OvTuner:
     def __init__(
         self, settings: NncfInt8, out: Path, options: Mapping[str, dict[str, str]]
     ) -> None:
-        self.ranges = (LEARNED,) if settings.rounding else RANGES
+        self.ranges: tuple[str, ...] = (LEARNED,) if settings.rounding else RANGES
         self.rests = tuple(options)
         self._settings, self._out, self._options = settings, out, options
         self._quantized: dict[str, Any] = {}

@@ -205,9 +205,6 @@ class TorchSession(Session):
     def run(self, lr_NCHW: Any) -> Any:
         return by_torch(self.net, lr_NCHW)
 
-    def close(self) -> None:
-        pass
-
 
 def mean_psnr_db(session: Any, pairs: list[Any], net: SRNet) -> float:
     scores = [
