@@ -91,7 +91,8 @@ class OpenVino(Target):
         if on is None and (reason := self.why_not()):
             raise MissingError(f"{self.name}: {reason}")
         offered = on.precisions if on else self.precisions()
-        self.accept(request, known=offered)
+        self.check(request, known=offered)
+        request.out.mkdir(parents=True, exist_ok=True)
         file = request.out / "model.xml"
         rest = request.plan.rest if request.plan else _float_beside(precision, offered)
         with quiet():

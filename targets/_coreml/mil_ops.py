@@ -8,19 +8,17 @@ from typing import Any
 from mipkd.core.errors import UnsupportedError
 
 # Types that torch can hold but not index or add; macOS 14 programs have sizes in them.
-WIDER = {"UINT16": "int32", "UINT32": "int64"}
+WIDER = {"uint16": "int32", "uint32": "int64"}
 
 Values = dict[str, Any]
 Op = Callable[[Any, Values], Any]  # (torch, inputs by name) -> result, or a tuple of results
 
 
-def rounded(torch: Any, value: Any, declared: str) -> Any:
-    """A result in the type that the program says it has; floats stay in float32."""
-    if declared == "FLOAT16":
+def cast_to(torch: Any, value: Any, dtype: str) -> Any:
+    """A result in the type that the program gives it; floats stay in float32."""
+    if dtype == "float16":
         return value.to(torch.float16).to(torch.float32)
-    if declared == "FLOAT32":
-        return value.to(torch.float32)
-    return value.to(getattr(torch, WIDER.get(declared, declared.lower())))
+    return value.to(getattr(torch, WIDER.get(dtype, dtype)))
 
 
 def _ints(tensor: Any) -> list[int]:

@@ -59,13 +59,14 @@ class TorchTensorRt(TensorRt):
         Raises:
             StageError: torch-tensorrt does not convert the net.
         """
-        self.accept(request)
+        self.check(request)
         self._require()
         fp32 = request.precision == "fp32"
         kind, notes = ("fp32", ()) if fp32 else fp16_or_bf16(request)
         net = load_net(request, target=self.name)
         profile = Profile.of(request.graph.multiple)
         file = request.out / "model.plan"
+        request.out.mkdir(parents=True, exist_ok=True)
         file.write_bytes(_engine(typed_program(net.cuda(), kind, profile), profile))
         return self.describe(
             request,
