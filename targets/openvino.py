@@ -77,7 +77,7 @@ class OpenVino(Target):
         """The package or the device; where models only run, nncf is not needed."""
         if not version_of("openvino"):
             return f"openvino is not installed; {devices.INSTALL}"
-        return devices.absent(self._device)
+        return devices.why_absent(self._device)
 
     def versions(self) -> dict[str, str]:
         """openvino, numpy, nncf where it is installed, and an accelerator's name and driver."""

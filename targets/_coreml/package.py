@@ -68,7 +68,7 @@ def check_weights(package: Path, spec: Any) -> None:
         )
 
 
-def accepted(spec: Any) -> list[tuple[int, int]]:
+def accepted_sizes(spec: Any) -> list[tuple[int, int]]:
     """The least and largest size of each dimension (N, C, H, W) that the input may have."""
     kind = spec.description.input[0].type
     if kind.WhichOneof("Type") == "imageType":

@@ -18,7 +18,7 @@ from mipkd.core.errors import UnsupportedError
 from mipkd.core.quiet import quiet
 from targets._coreml.convert import LOGGERS
 from targets._coreml.mil_ops import OPS, WIDER, cast_to
-from targets._coreml.package import accepted, check_weights, load_program, read_spec
+from targets._coreml.package import accepted_sizes, check_weights, load_program, read_spec
 
 if TYPE_CHECKING:
     from targets.base import FloatArray
@@ -116,7 +116,7 @@ class Program:
         return self._torch.from_numpy(np.array(array, wider))
 
     def _check_size(self, shape: tuple[int, ...]) -> None:
-        ranges = accepted(self.spec)
+        ranges = accepted_sizes(self.spec)
         fits = len(shape) == 4 and all(
             low <= side <= (high if high > 0 else side)
             for side, (low, high) in zip(shape, ranges, strict=True)

@@ -126,8 +126,8 @@ def _engine(exported: Any, profile: Profile) -> bytes:
     try:
         return bytes(convert(exported, arg_inputs=[image], **SETTINGS))
     except Exception as error:  # torch's, TensorRT's and its own share no base class
-        told = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
+        reason = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
         raise StageError(
-            f"tensorrt:torch: the net cannot be converted: {told}",
+            f"tensorrt:torch: the net cannot be converted: {reason}",
             hint="use the target tensorrt, which starts from ONNX",
         ) from error

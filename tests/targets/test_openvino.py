@@ -216,7 +216,7 @@ def test_auto_runs_every_frame_on_the_device_it_has_chosen(thirds: Graph, tmp_pa
     assert built.options["ENABLE_STARTUP_FALLBACK"] == "NO"
     model = devices.core().compile_model(str(built.file), "AUTO", built.options)
     (ran_on,) = model.get_property("EXECUTION_DEVICES")
-    assert ran_on.partition(".")[0] == devices.chosen_by_auto().partition(".")[0]
+    assert ran_on.partition(".")[0] == devices.device_of_auto().partition(".")[0]
 
 
 def test_a_machine_without_openvino_is_told_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
