@@ -15,9 +15,9 @@ from mipkd.core.records import (
     Measurement,
     Model,
     PatchSet,
+    QatStudent,
     QuantPlan,
     TargetInfo,
-    Tuned,
 )
 from pipeline.bench.gain import is_rival
 from pipeline.contenders import Contender
@@ -130,7 +130,7 @@ class OnTarget:
             check_floats(config.quantize, graph.record)
         cut = HoldOutInputs(config.quantize.holdout, self.images.photos, config.calibrate.seed)
         held = run.step(hold_out, cut)
-        tuned: Ref[Tuned] | None = None
+        tuned: Ref[QatStudent] | None = None
         name, versions = self.told.target, self.told.versions
         label = f"{name} {one.name}" if is_rival(one.name) else name
         if config.qat.run:

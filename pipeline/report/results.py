@@ -336,7 +336,7 @@ def _training(distilled: Distilled) -> s.TrainingFacts:
 
 def _spared(plan: QuantPlan) -> list[FloatLayer]:
     why = "float while it was trained on: it brings most for its time"
-    return [FloatLayer(name, "", 0.0, 0.0, why) for name in plan.spared]
+    return [FloatLayer(name, "", 0.0, 0.0, why) for name in plan.trained_as_float]
 
 
 def _plan(plan: QuantPlan) -> s.PlanResult:
