@@ -104,7 +104,7 @@ def _advanced_parameters(estimator: str, *, saturates: bool) -> Any:
     NNCF gives the first convolution weights of 7 bits unless it is told that nothing saturates.
     """
     from nncf import AdvancedQuantizationParameters, OverflowFix
-    from nncf.quantization.estimator import (
+    from nncf.quantization.range_estimator import (
         AggregatorType,
         RangeEstimatorParameters,
         StatisticsCollectorParameters,

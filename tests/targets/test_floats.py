@@ -181,9 +181,8 @@ def test_what_a_converter_fuses_is_found_again_by_its_name(
     assert tuner is not None
     floats = [op.name for op in tuner.operations()][::2]
     layers = tuple(FloatLayer(name, "", 0.0, 0.0, "") for name in floats)
-    plan = QuantPlan(
-        "openvino", tuner.range_estimators[0], tuner.other_precisions[0], layers, 0.0, 0.0, met=True
-    )
+    estimator, other = tuner.range_estimators[0], tuner.other_precisions[0]
+    plan = QuantPlan("openvino", estimator, other, layers, 0.0, 0.0, met=True)
     built = target.build(BuildRequest(graph, "int8", tmp_path / "built", patches, plan=plan))
     with (
         closing(tuner.session(estimator, floats, other)) as searched,
