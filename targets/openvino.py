@@ -74,7 +74,7 @@ class OpenVino(Target):
         return tuple(p for p in ("fp32", *fast, "int8") if p.upper() in can)
 
     def why_not(self) -> str:
-        """The package or the device; where models only run, nncf is not needed."""
+        """The package or the device is missing; to run models nncf is not needed."""
         if not version_of("openvino"):
             return f"openvino is not installed; {devices.INSTALL}"
         return devices.why_absent(self._device)
@@ -112,7 +112,7 @@ class OpenVino(Target):
         )
 
     def tuner(self, request: BuildRequest) -> OvTuner | None:
-        """For a search over the CPU's layers.
+        """Candidates for a search, on the CPU.
 
         None for other devices and for window attention, where INT8 is slower: a fixed recipe.
         """
@@ -132,7 +132,7 @@ class OpenVino(Target):
         return LatencySession(built.file, self._device, built.options)
 
     def _convert(self, request: BuildRequest, other: str) -> tuple[Any, tuple[str, ...]]:
-        """The model, what is not quantised in `other`, and notes."""
+        """The model, with what is not quantised in `other`, and notes."""
         notes: tuple[str, ...] = ()
         model: Any = devices.package().convert_model(str(request.graph.file))
         if request.precision == "int8":
@@ -193,7 +193,7 @@ class OpenVino(Target):
 
 
 def _float_beside(precision: str, offered: Sequence[str]) -> str:
-    """What is computed in where nothing is quantised: for INT8 the device's fastest float."""
+    """The precision of what is not quantised: for INT8 the device's fastest float."""
     if precision != "int8":
         return precision
     return next(p for p in ("bf16", "fp16", "fp32") if p in offered)

@@ -17,7 +17,7 @@ _LEAST_SCALE = 2.0**-14  # FP16's smallest normal number: scales are stored as F
 
 @dataclass
 class Range:
-    """What reached a convolution."""
+    """The range of the values that reached a convolution."""
 
     low: float = 0.0
     high: float = 0.0
@@ -60,7 +60,7 @@ def quantize_convolutions(net: Any, patches: PatchSet) -> tuple[Any, tuple[str, 
 
 
 def _ranges(net: Any, patches: PatchSet) -> dict[str, Range]:
-    """The convolutions in the order in which they run."""
+    """The range of each convolution's input, in the order in which they run."""
     import torch
 
     from calibration.patches import as_batches

@@ -167,7 +167,7 @@ def _overrides(model: Any, scheme: QuantScheme | None) -> dict[str, list[dict[st
 
 
 def _images(model: Any) -> list[str]:
-    """The image, and what is the image but for padding."""
+    """Names of the image and of the image with padding."""
     found = [model.graph.input[0].name]
     for node in model.graph.node:
         if node.op_type == "Pad" and node.input[0] in found:

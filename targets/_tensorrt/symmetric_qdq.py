@@ -166,7 +166,7 @@ def _by_modelopt(
 
 
 def _read_before_rounding(model: Any, names: Sequence[str]) -> None:
-    """Let nodes read what is before the Q/DQ that ModelOpt shares among all that read a tensor."""
+    """Let nodes bypass the Q/DQ that ModelOpt shares among all readers of a tensor."""
     by = {node.output[0]: node for node in model.graph.node if node.op_type in _QUANTIZERS}
     for node in model.graph.node:
         for index, tensor in enumerate(node.input):
