@@ -7,10 +7,12 @@ attention's convolutions see one pixel, so that floats cost nothing, and scale a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from mipkd.core.errors import UnsupportedError
 
 ATTENTION_NOTE = "window attention: 16 bits were faster than INT8 wherever we measured"
 ATTENTION_FLOAT = "window attention and its MLPs stay float: INT8 holds convolutions only"
@@ -56,6 +58,18 @@ class SensitiveLayers:
         return (
             f"{len(self.head) + len(self.tail)} convolutions (first, last){gates} and "
             f"{len(self.adds)} skip additions stay {kind}"
+        )
+
+
+def refuse_nothing_quantized(operations: Collection[Any]) -> None:
+    """
+    Raises:
+        UnsupportedError: no operation would be computed in INT8.
+    """
+    if not operations:
+        raise UnsupportedError(
+            "int8: nothing to quantise: every layer is one of those that stay float",
+            hint="build the model in a float precision",
         )
 
 

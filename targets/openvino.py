@@ -136,7 +136,8 @@ class OpenVino(Target):
         notes: tuple[str, ...] = ()
         model: Any = devices.package().convert_model(str(request.graph.file))
         if request.precision == "int8":
-            from targets._openvino.fake_quantize import name_as_in
+            from calibration.sensitive_layers import refuse_nothing_quantized
+            from targets._openvino.fake_quantize import name_as_in, operations
 
             name_as_in(model, request.graph.file)
             int8 = self._int8(request)
@@ -144,6 +145,7 @@ class OpenVino(Target):
                 model, notes = int8.quantize_by_plan(model, request.plan)
             else:
                 model, notes = int8.quantize_by_recipe(model, other)
+            refuse_nothing_quantized(operations(model))
         if other != "fp32":
             model = last_bias_in_fp32(model)
         return with_uint8_io(model) if request.uint8_io else model, notes

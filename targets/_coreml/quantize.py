@@ -42,13 +42,14 @@ def quantize_convolutions(net: Any, patches: PatchSet) -> tuple[Any, tuple[str, 
     """`net` with 8-bit weights and inputs of convolutions, changed in place, and notes."""
     import torch
 
-    from calibration.sensitive_layers import ATTENTION_FLOAT
+    from calibration.sensitive_layers import ATTENTION_FLOAT, refuse_nothing_quantized
 
     seen = _ranges(net, patches)
-    first, *_, last = seen
     small = [name for name, found in seen.items() if found.pooled]
+    floats = {*list(seen)[:1], *list(seen)[-1:], *small}
+    refuse_nothing_quantized(seen.keys() - floats)
     for name, found in seen.items():
-        if name not in (first, last, *small):
+        if name not in floats:
             parent, _, own = name.rpartition(".")
             setattr(net.get_submodule(parent), own, _rounding(net.get_submodule(name), found))
     notes = ["2 convolutions (first, last) and skip additions stay FP16"]
