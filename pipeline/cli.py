@@ -11,7 +11,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -309,17 +309,16 @@ def doctor(
 ) -> None:
     """Without FILE: what this machine can target, or a device. With FILE: what a checkpoint is."""
     set_logging(verbose)
-    from pipeline.doctor import examine_checkpoint, examine_machine, machine_printed, printed
+    from pipeline import doctor
 
-    found: dict[str, Any]
     if file and device:
         raise UsageError("doctor: FILE and --device", hint="a checkpoint is looked at here")
     if file:
-        found = examine_checkpoint(file, images, sets or ())
+        found = doctor.examine_checkpoint(file, images, sets or ())
     else:
-        found = examine_machine(device, sets or ())
-    told = printed if file else machine_printed
-    typer.echo(json.dumps(found, indent=2) if as_json else told(found))
+        found = doctor.examine_machine(_device_config(device, sets or ()))
+    words = doctor.describe if file else doctor.describe_machine
+    typer.echo(json.dumps(found, indent=2) if as_json else words(found))
 
 
 cli_runs.register(app)
@@ -385,6 +384,13 @@ def _flags(
         "scale": scale,
         "out": out,
     }
+
+
+def _device_config(address: str | None, sets: Sequence[str]) -> Any:
+    """None without an address: this machine, whatever a `mipkd.toml` here names."""
+    from pipeline.config import load
+
+    return load({"device": {"address": address}}, sets=sets).device if address else None
 
 
 def _listed(text: str | None) -> tuple[str, ...] | None:

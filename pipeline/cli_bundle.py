@@ -130,14 +130,14 @@ def bench(
     from pipeline.bundle.kit import settings_of
     from pipeline.bundle.timing import time_bundle
     from pipeline.config import load
-    from pipeline.device.device import reached
+    from pipeline.machine.base import connect
 
     stated = manifest.read(bundle)
     wanted = [name.strip() for name in (target or "").split(",") if name.strip()]
     flags = {"bench": asdict(settings_of(bundle)), "device": {"address": device}}
     config = load(flags, sets=sets or ())
-    with reached(config.device) as there:
-        found = time_bundle(bundle, stated, wanted, config.bench, there)
+    with connect(config.device) as machine:
+        found = time_bundle(bundle, stated, wanted, config.bench, machine)
     table = Table("target", "precision", "size MB", "LR", "p50 ms", "p90 ms", "samples")
     for model in found.models:
         head = (model.target, model.precision, f"{model.size_bytes / 1e6:.2f}")

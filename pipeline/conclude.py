@@ -11,7 +11,7 @@ import tomli_w
 
 from mipkd.core.errors import UsageError
 from mipkd.core.records import Evidence, Measurement
-from pipeline import collected
+from pipeline import kit_results
 from pipeline.bench.against import simulated
 from pipeline.bundle.golden import BundleConfig
 from pipeline.bundle.kit import kit_name, make_kit
@@ -34,7 +34,7 @@ def conclude(config: Config, run: Run, found: Flow, *, command: str) -> Evidence
     assert model is not None, "a finished run has a student"
     assert graph is not None, "and its graph"
     builts = tuple(ref.value for ref in found.builts)
-    measurements, failures = collected.lay_over(
+    measurements, failures = kit_results.lay_over(
         run,
         tuple(m for ref in found.measured for m in ref.value),
         found.failures,
@@ -76,7 +76,7 @@ def conclude(config: Config, run: Run, found: Flow, *, command: str) -> Evidence
     return evidence
 
 
-def collect(file: Path, root: Path) -> tuple[collected.Collected, Evidence]:
+def collect(file: Path, root: Path) -> tuple[kit_results.Collected, Evidence]:
     """Lay a kit's results over a finished run's own, judge and report anew.
 
     Raises:
@@ -85,8 +85,8 @@ def collect(file: Path, root: Path) -> tuple[collected.Collected, Evidence]:
     run = Run(root.resolve())
     before = _kept(run, "collect")
     with run.locked():
-        brought = collected.keep(file, run, before)
-        measurements, failures = collected.lay_over(
+        brought = kit_results.keep(file, run, before)
+        measurements, failures = kit_results.lay_over(
             run, before.measurements, before.failures, before.builts, before.tests
         )
         evidence = replace(

@@ -20,7 +20,7 @@ from mipkd.distill.trainer import DistillConfig
 from pipeline.bench.latency import BenchSettings
 from pipeline.bundle.golden import BundleConfig
 from pipeline.bundle.regress import BaselineConfig
-from pipeline.device.device import DeviceConfig
+from pipeline.machine.base import DeviceConfig
 from pipeline.settings import as_usage_error, assignments, merged
 from pipeline.stages.build import BuildConfig
 from pipeline.stages.calibrate import CalibrateConfig

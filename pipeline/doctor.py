@@ -9,40 +9,28 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mipkd.core.records import Told
-from pipeline.bench.agent import tell
-from pipeline.bench.host import describe_host
-from pipeline.device.device import reached
-from targets.base import every, find
+from pipeline.machine.base import DeviceConfig, connect
+from targets.base import every
 
 
-def examine_machine(address: str | None = None, sets: Sequence[str] = ()) -> dict[str, Any]:
-    """The host, here or at an address, and of each target and variant: usable or not, why not."""
-    names = every()
-    told = _told_at(address, names, sets) if address else {n: tell(find(n)) for n in names}
+def examine_machine(config: DeviceConfig | None = None) -> dict[str, Any]:
+    """The host, this one or at an address, and each target and variant: usable, or why not."""
+    with connect(config or DeviceConfig()) as machine:
+        offered = machine.offers(every())
     targets = {
         name: {
-            "usable": not one.why_not,
-            "why_not": one.why_not,
-            "simulated": not one.why_not and one.simulated,
-            "precisions": list(one.precisions),
-            "versions": one.versions,
+            "usable": not info.why_not,
+            "why_not": info.why_not,
+            "simulated": not info.why_not and info.simulated,
+            "precisions": list(info.precisions),
+            "versions": info.versions,
         }
-        for name, one in told.items()
+        for name, info in offered.items()
     }
-    host = told[names[0]].host if address else describe_host()
-    return {"host": asdict(host), "targets": targets}
+    return {"host": asdict(next(iter(offered.values())).host), "targets": targets}
 
 
-def _told_at(address: str, names: Sequence[str], sets: Sequence[str]) -> dict[str, Told]:
-    from pipeline.config import load
-
-    with reached(load({"device": {"address": address}}, sets=sets).device) as device:
-        assert device is not None, "it has an address"
-        return device.probe(names)
-
-
-def machine_printed(found: dict[str, Any]) -> str:
+def describe_machine(found: dict[str, Any]) -> str:
     """What `examine_machine` found: a line about the machine, and one a target."""
     host, targets = found["host"], found["targets"]
     memory = f"{host['memory_bytes'] / 2**30:.0f} GiB"
@@ -52,14 +40,14 @@ def machine_printed(found: dict[str, Any]) -> str:
         f"fast arithmetic: {', '.join(host['features']) or 'none known'}",
         "",
         f"{'target':<{wide}}  here  precisions, or what is missing; how to get it",
-        *(f"{name:<{wide}}  {_standing(one)}" for name, one in targets.items()),
+        *(f"{name:<{wide}}  {_describe_target(one)}" for name, one in targets.items()),
         "",
         "use them: mipkd-pipeline run --target NAME,NAME; what each is: docs/targets.md",
     ]
     return "\n".join(lines)
 
 
-def _standing(one: dict[str, Any]) -> str:
+def _describe_target(one: dict[str, Any]) -> str:
     """Of one target: whether it is here, and with what, or why not."""
     if one["why_not"]:
         return f"no    {one['why_not']}"
@@ -118,12 +106,12 @@ def examine_checkpoint(file: Path, images: Path | None, sets: Sequence[str]) -> 
     return found
 
 
-def printed(found: dict[str, Any], indent: str = "") -> str:
+def describe(found: dict[str, Any], indent: str = "") -> str:
     """A nested finding as lines of `name: value`."""
     lines = []
     for name, value in found.items():
         if isinstance(value, dict) and value:
-            lines += [f"{indent}{name}:", printed(value, indent + "  ")]
+            lines += [f"{indent}{name}:", describe(value, indent + "  ")]
         elif value not in ("", [], {}, None):
             shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
             lines.append(f"{indent}{name}: {shown}")

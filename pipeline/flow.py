@@ -11,7 +11,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from mipkd.core.errors import MissingError, UnsupportedError, UsageError, nearest
 from mipkd.core.records import (
@@ -23,19 +22,18 @@ from mipkd.core.records import (
     PatchSet,
     Photos,
     QuantPlan,
+    TargetInfo,
     TeacherCache,
     TestSet,
-    Told,
 )
 from pipeline import caching
-from pipeline.bench.agent import tell
 from pipeline.bench.gain import is_rival
 from pipeline.bench.host import describe_host
 from pipeline.config import Config
-from pipeline.device.device import Device, reached
 from pipeline.entrants import Entrant, Named, entered, made, named, tell_of_budget
 from pipeline.given import check_scale, checkpoint, file_of, folder_of, is_graph
 from pipeline.given import graph as graph_of
+from pipeline.machine.base import Machine, connect
 from pipeline.rows import row
 from pipeline.run import Means, Ref, Run
 from pipeline.stages.build import build
@@ -45,7 +43,7 @@ from pipeline.stages.export import export
 from pipeline.stages.fit import fit, largest_within
 from pipeline.stages.hold_out import hold_out
 from pipeline.stages.keep_apart import keep_apart
-from pipeline.stages.measure import measure, measure_there
+from pipeline.stages.measure import measure
 from pipeline.stages.prepare import photos, tests
 from pipeline.stages.qat import qat
 from pipeline.stages.reference import FP32_ON, reference
@@ -83,12 +81,12 @@ def flow(config: Config, run: Run) -> Flow:
             becomes a `Failure`.
     """
     rivals = named(config)
-    with reached(config.device) as device:
-        return _flow(config, run, rivals, device)
+    with connect(config.device) as machine:
+        return _flow(config, run, rivals, machine)
 
 
-def _flow(config: Config, run: Run, rivals: Sequence[Named], device: Device | None) -> Flow:
-    chosen = _targets(config, device)
+def _flow(config: Config, run: Run, rivals: Sequence[Named], machine: Machine) -> Flow:
+    chosen = _targets(config, machine)
     host = describe_host()
     val, data = folder_of(config.val), folder_of(config.data)
 
@@ -112,7 +110,7 @@ def _flow(config: Config, run: Run, rivals: Sequence[Named], device: Device | No
     patches = run.step(calibrate, config.calibrate, pixels)
     distilled, spec, caches = None, None, dict[str, Ref[TeacherCache] | None]()
     if teacher and not config.model:
-        spec = _student(config, run, teacher, chosen, patches, device)
+        spec = _student(config, run, teacher, chosen, patches, machine)
         taught = {one.name: one.taught for one in rivals if one.taught}
         subject = caching.Subject(run, teacher, spec, pixels, test_set)
         caches = caching.keep_teacher(subject, {"student": config.distill, **taught})
@@ -136,24 +134,24 @@ def _flow(config: Config, run: Run, rivals: Sequence[Named], device: Device | No
     graphs = [net.graph for net in nets if net.graph]
     measured = [run.step(reference, None, graphs, test_set, find(FP32_ON).versions())]
     builts = list[Ref[Built]]()
-    for told in chosen:
-        name, here = told.target, list[tuple[str, Ref[Built]]]()
-        for net, precision in _wanted(config, told, nets):
+    for info in chosen:
+        name, here = info.target, list[tuple[str, Ref[Built]]]()
+        for net, precision in _wanted(config, info, nets):
             with row(failures, name, precision, "build", net.name):
                 plan = None
-                if precision == "int8" and _plans(config, told, device):
-                    plan = _plan(config, run, told, net, teacher, pixels, patches, host)
+                if precision == "int8" and _plans(config, info):
+                    plan = _plan(config, run, info, net, teacher, pixels, patches, host)
                     plans[net.name].append(plan)
                 elif precision == "int8" and net.name == "student":
                     _tell_left_out(config, name)
                 made_of = (net.graph, patches if precision in _PROBED else None)
-                inputs = (*made_of, find(name).versions(), plan, *([told] if device else []))
+                inputs = (*made_of, find(name).versions(), plan, info)
                 label = f"{name} {net.name} {precision}"
                 here.append(
                     (net.name, run.step(build, config.build, precision, name, *inputs, label=label))
                 )
         builts += [built for _, built in here]
-        measured += _measured(config, run, told, here, test_set, host, device, failures)
+        measured += _measured(config, run, info, here, test_set, machine, failures)
     nets = [replace(net, plans=tuple(plans[net.name])) for net in nets]
     return Flow(
         teacher=teacher,
@@ -172,30 +170,25 @@ def _flow(config: Config, run: Run, rivals: Sequence[Named], device: Device | No
 def _measured(
     config: Config,
     run: Run,
-    told: Told,
+    info: TargetInfo,
     builts: Sequence[tuple[str, Ref[Built]]],
     test_set: Ref[TestSet],
-    host: Host,
-    device: Device | None,
+    machine: Machine,
     failures: list[Failure],
 ) -> list[Ref[tuple[Measurement, ...]]]:
     """All of a target's models in one job; if that fails, once more without the rivals."""
 
     def measure_(some: Sequence[Ref[Built]]) -> Ref[tuple[Measurement, ...]]:
-        if device:
-            inputs: tuple[Any, ...] = (told, some, test_set, Means(device))
-        else:
-            inputs = (told.target, some, test_set, told.versions, host)
-        stage = measure_there if device else measure
-        return run.step(stage, config.bench, *inputs, label=told.target)
+        inputs = (info, some, test_set, Means(machine))
+        return run.step(measure, config.bench, *inputs, label=info.target)
 
     rivals = list(dict.fromkeys(role for role, _ in builts if is_rival(role)))
     if rivals:
         trouble = list[Failure]()
-        with row(trouble, told.target, "all", "measure", ", ".join(rivals)):
+        with row(trouble, info.target, "all", "measure", ", ".join(rivals)):
             return [measure_([built for _, built in builts])]
         failures += [replace(trouble[0], role=rival) for rival in rivals]
-    with row(failures, told.target, "all", "measure", "student"):
+    with row(failures, info.target, "all", "measure", "student"):
         return [measure_([built for role, built in builts if not is_rival(role)])]
     return []
 
@@ -223,9 +216,9 @@ def _student(
     config: Config,
     run: Run,
     teacher: Ref[Model],
-    on: Sequence[Told],
+    on: Sequence[TargetInfo],
     patches: Ref[PatchSet],
-    device: Device | None,
+    machine: Machine,
 ) -> str | None:
     """The student that was asked for; "auto" is the largest within the budget on all targets."""
     if config.student != "auto":
@@ -234,21 +227,18 @@ def _student(
         raise UsageError(
             "--student auto: no latency budget", hint="give --latency-budget in milliseconds"
         )
-    host = describe_host()
     tried = [
         run.step(
             fit,
             config.fit,
-            told.target,
-            _asked(config, told),
+            info,
+            _asked(config, info),
             teacher,
             patches,
-            find(told.target).versions(),
-            host,
-            *([told, Means(device)] if device else []),
-            label=told.target,
+            Means(machine),
+            label=info.target,
         )
-        for told in on
+        for info in on
     ]
     if any(one.record is None for one in tried):
         return None  # only planned: which one it will be is not known
@@ -264,20 +254,20 @@ def _tell_left_out(config: Config, target: str) -> None:
         log.warning("%s: INT8 by its fixed recipe leaves out %s", target, " and ".join(left))
 
 
-def _plans(config: Config, told: Told, device: Device | None) -> bool:
+def _plans(config: Config, info: TargetInfo) -> bool:
     """Whether floats are searched, or a student is trained for a fixed recipe.
 
     What a layer costs on another machine is not known here: there INT8 has a fixed recipe.
     """
-    target = find(told.target)
-    searched = config.quantize.search and is_tunable(target) and not device
+    target = find(info.target)
+    searched = config.quantize.search and is_tunable(target) and info.local
     return searched or (config.qat.run and is_teachable(target))
 
 
 def _plan(
     config: Config,
     run: Run,
-    told: Told,
+    info: TargetInfo,
     net: Entrant,
     teacher: Ref[Model] | None,
     pixels: Ref[Photos],
@@ -288,9 +278,9 @@ def _plan(
     assert net.graph is not None, "what is built has a graph"
     if net.graph.record:
         check_floats(config.quantize, net.graph.record)
-    label = f"{told.target} {net.name}" if is_rival(net.name) else told.target
+    label = f"{info.target} {net.name}" if is_rival(net.name) else info.target
     held = run.step(hold_out, config.quantize.holdout, pixels, config.calibrate.seed)
-    name, versions = told.target, told.versions
+    name, versions = info.target, info.versions
     tuned = []
     if config.qat.run:
         if net.source is None:
@@ -306,20 +296,20 @@ def _plan(
     return run.step(search, config.quantize, *searched, label=label)
 
 
-def _targets(config: Config, device: Device | None) -> list[Told]:
+def _targets(config: Config, machine: Machine) -> list[TargetInfo]:
     """The targets asked for, or those of the machine's CPU when none is named.
 
     Raises:
         UsageError: an unknown target or precision.
         MissingError: a target that was asked for cannot run there, before any work is lost.
     """
-    where = f" on {device.address}" if device else ""
+    where = f" on {machine.address}" if machine.address else ""
     if config.target is None:
-        usual = [told for told in _told(("cpu", "openvino"), device) if not told.why_not]
-        if device and not usual:
+        usual = [info for info in _offers(("cpu", "openvino"), machine) if not info.why_not]
+        if not usual:
             raise MissingError(
                 f"neither cpu nor openvino can run{where}",
-                hint=f"see what can: mipkd-pipeline doctor --device {device.address}",
+                hint="see what can: mipkd-pipeline doctor, with the same --device",
             )
         return usual
     for precision in config.precision or ():
@@ -327,33 +317,33 @@ def _targets(config: Config, device: Device | None) -> list[Told]:
             raise UsageError(
                 f"--precision: unknown name {precision!r}", hint=nearest(precision, PRECISIONS)
             )
-    chosen = _told(config.target, device)
-    for told in chosen:
-        if told.why_not:
-            raise MissingError(f"target {told.target}{where}: {told.why_not}")
+    chosen = _offers(config.target, machine)
+    for info in chosen:
+        if info.why_not:
+            raise MissingError(f"target {info.target}{where}: {info.why_not}")
     return chosen
 
 
-def _told(names: Sequence[str], device: Device | None) -> list[Told]:
-    """What the machine that will measure tells of each target."""
-    targets = [find(name) for name in names]
-    if not device:
-        return [tell(target) for target in targets]
-    found = device.probe(names)
-    return [found[name] for name in names]
+def _offers(names: Sequence[str], machine: Machine) -> list[TargetInfo]:
+    for name in names:
+        find(name)  # an unknown one is refused before the machine is asked
+    offered = machine.offers(names)
+    return [offered[name] for name in names]
 
 
-def _wanted(config: Config, told: Told, nets: Sequence[Entrant]) -> Iterator[tuple[Entrant, str]]:
+def _wanted(
+    config: Config, info: TargetInfo, nets: Sequence[Entrant]
+) -> Iterator[tuple[Entrant, str]]:
     """What to build: students at every precision asked for, the teacher in the float ones."""
     for precision in config.precision or ():
-        if precision not in told.precisions:
-            log.warning("%s offers no %s there: left out", told.target, precision)
-    asked = _asked(config, told)
+        if precision not in info.precisions:
+            log.warning("%s offers no %s there: left out", info.target, precision)
+    asked = _asked(config, info)
     for net in (net for net in nets if net.graph):
         for precision in asked:
             if net.name != "teacher" or precision not in QUANTIZED:
                 yield net, precision
 
 
-def _asked(config: Config, told: Told) -> tuple[str, ...]:
-    return tuple(p for p in config.precision or told.precisions if p in told.precisions)
+def _asked(config: Config, info: TargetInfo) -> tuple[str, ...]:
+    return tuple(p for p in config.precision or info.precisions if p in info.precisions)

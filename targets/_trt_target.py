@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mipkd.core.errors import MissingError, UnsupportedError
-from mipkd.core.records import Built, Graph, PatchSet, Rounding, Told
+from mipkd.core.records import Built, Graph, PatchSet, Rounding, TargetInfo
 from targets import _trt
 from targets._cuda import gpu
 from targets._trt_session import PlanSession, SimulatedSession
@@ -66,7 +66,7 @@ class TensorRt:
         calibration: PatchSet | None,
         out: Path,
         *,
-        on: Told | None = None,
+        on: TargetInfo | None = None,
         rounding: Rounding | None = None,
     ) -> Built:
         """`out`/model.onnx in its final types, and the engine under `out`/engines.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mipkd.core.errors import MissingError, StageError, UnsupportedError
-from mipkd.core.records import Built, Graph, PatchSet, Rounding, Told
+from mipkd.core.records import Built, Graph, PatchSet, Rounding, TargetInfo
 from targets import _torch_net
 from targets._cuda import gpu
 from targets._trt import Profile
@@ -59,7 +59,7 @@ class TorchTensorRt(TensorRt):
         calibration: PatchSet | None,
         out: Path,
         *,
-        on: Told | None = None,
+        on: TargetInfo | None = None,
         rounding: Rounding | None = None,
     ) -> Built:
         """`out`/model.plan, for this machine's GPU and TensorRT only; it has no INT8 to round to.

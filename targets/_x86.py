@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mipkd.core.records import Told
+    from mipkd.core.records import TargetInfo
 
 _X86 = ("x86_64", "amd64")
 
 
-def saturates(on: Told | None) -> bool:
+def saturates(on: TargetInfo | None) -> bool:
     """Whether sums of U8 x S8 products clip at 16 bits, as on an x86 CPU without VNNI."""
     machine = on.host.system if on else platform.machine()
     features = on.host.features if on else _flags()

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from calibration.search import Operation
 from mipkd.core import plugins
 from mipkd.core.errors import UsageError, nearest
-from mipkd.core.records import Built, Graph, PatchSet, QuantPlan, Rounding, Told
+from mipkd.core.records import Built, Graph, PatchSet, QuantPlan, Rounding, TargetInfo
 
 FloatArray = npt.NDArray[np.float32]
 ByteArray = npt.NDArray[np.uint8]
@@ -68,7 +68,7 @@ class Target(Protocol):
         calibration: PatchSet | None,
         out: Path,
         *,
-        on: Told | None = None,
+        on: TargetInfo | None = None,
     ) -> Built:
         """Convert, and for "int8" quantise, `graph` into files under `out`.
 
@@ -114,7 +114,7 @@ class Tunable(Protocol):
         calibration: PatchSet | None,
         out: Path,
         *,
-        on: Told | None = None,
+        on: TargetInfo | None = None,
         plan: QuantPlan | None = None,
     ) -> Built:
         """As every target, and "int8" by a plan."""
@@ -133,7 +133,7 @@ class Teachable(Protocol):
         calibration: PatchSet | None,
         out: Path,
         *,
-        on: Told | None = None,
+        on: TargetInfo | None = None,
         rounding: Rounding | None = None,
     ) -> Built:
         """As every target, and "int8" on grids that were learned with the weights of `graph`."""

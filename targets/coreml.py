@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mipkd.core.errors import MissingError, UnsupportedError, UsageError
 from mipkd.core.quiet import quiet
-from mipkd.core.records import Built, Graph, PatchSet, Told
+from mipkd.core.records import Built, Graph, PatchSet, TargetInfo
 from targets import _coreml_int8, _torch_net
 from targets._coreml_convert import (
     INPUT,
@@ -120,7 +120,7 @@ class CoreMl:
         calibration: PatchSet | None,
         out: Path,
         *,
-        on: Told | None = None,
+        on: TargetInfo | None = None,
     ) -> Built:
         """`out`/model.mlpackage: arrays in [0, 1] in and out."""
         return self._built(graph, precision, calibration, out, images=False)

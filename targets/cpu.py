@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mipkd.core.errors import MissingError, UnsupportedError
-from mipkd.core.records import Built, Graph, PatchSet, QuantPlan, Rounding, Told
+from mipkd.core.records import Built, Graph, PatchSet, QuantPlan, Rounding, TargetInfo
 from targets._x86 import saturates
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Cpu:
         calibration: PatchSet | None,
         out: Path,
         *,
-        on: Told | None = None,
+        on: TargetInfo | None = None,
         plan: QuantPlan | None = None,
     ) -> Built:
         """`out`/model.onnx, quantised for "int8"."""

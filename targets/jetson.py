@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mipkd.core.errors import MipkdError, MissingError
-from mipkd.core.records import Built, Graph, PatchSet, Rounding, Told
+from mipkd.core.records import Built, Graph, PatchSet, Rounding, TargetInfo
 from targets._cuda import gpu, is_jetson
 from targets._trt import Flavour, Profile, refuse_old
 from targets._trt_target import MAKERS, TensorRt, facts
@@ -53,7 +53,7 @@ class Jetson(TensorRt):
         calibration: PatchSet | None,
         out: Path,
         *,
-        on: Told | None = None,
+        on: TargetInfo | None = None,
         rounding: Rounding | None = None,
     ) -> Built:
         """`out`/model.onnx in its final types; the engine is built where it is opened.
@@ -70,7 +70,7 @@ class Jetson(TensorRt):
         return ("the engine is built on the Jetson, when it is first opened there",)
 
 
-def _accept(on: Told) -> None:
+def _accept(on: TargetInfo) -> None:
     """Refuse a Jetson that could not build an engine from what is written for it."""
     if found := on.versions.get("tensorrt"):
         refuse_old(found, f"jetson: {on.host.id}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mipkd.core.errors import UnsupportedError
-from mipkd.core.records import Built, Graph, PatchSet, Told
+from mipkd.core.records import Built, Graph, PatchSet, TargetInfo
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,7 +62,7 @@ class Null:
         calibration: PatchSet | None,
         out: Path,
         *,
-        on: Told | None = None,
+        on: TargetInfo | None = None,
     ) -> Built:
         """The graph as it is."""
         if precision not in self.precisions():

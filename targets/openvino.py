@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mipkd.core.errors import MissingError, UnsupportedError
 from mipkd.core.quiet import quiet
-from mipkd.core.records import Built, Graph, PatchSet, QuantPlan, Rounding, Told
+from mipkd.core.records import Built, Graph, PatchSet, QuantPlan, Rounding, TargetInfo
 from targets import _ov
 from targets._ov_ends import last_bias_in_fp32
 from targets._ov_session import CACHE, PIXELS, SHAPES, LatencySession, ThroughputSession
@@ -84,7 +84,7 @@ class OpenVino:
         calibration: PatchSet | None,
         out: Path,
         *,
-        on: Told | None = None,
+        on: TargetInfo | None = None,
         plan: QuantPlan | None = None,
     ) -> Built:
         """`out`/model.xml and .bin: INT8 weights, FP16 ones for "fp16", else FP32 ones."""
@@ -168,7 +168,7 @@ class OpenVino:
         file: Path,
         rest: str,
         plan: QuantPlan | None,
-        on: Told | None,
+        on: TargetInfo | None,
     ) -> tuple[str, ...]:
         notes: tuple[str, ...] = ()
         with quiet():
@@ -195,7 +195,7 @@ class OpenVino:
             openvino.save_model(model, str(file), compress_to_fp16=precision == "fp16")
         return notes
 
-    def _saturates(self, on: Told | None) -> bool:
+    def _saturates(self, on: TargetInfo | None) -> bool:
         """An accelerator is taken to be as careful as NNCF takes it to be."""
         return self._device != "CPU" or saturates(on)
 

@@ -263,8 +263,8 @@ class Host:
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a machine tells of one target on it: all that a build for that machine must know."""
+class TargetInfo:
+    """One target on one machine: all that a build for that machine must know."""
 
     target: str
     why_not: str  # "" if it can run the target
@@ -272,6 +272,7 @@ class Told:
     precisions: tuple[str, ...]
     versions: dict[str, str]
     host: Host
+    local: bool = False  # whether that machine is the one that runs the pipeline
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A job: models of one target to time and to give pixels, on whatever machine this is.
+"""The models of one target on this machine: what it offers, their latencies and their pixels.
 
 The same code measures in a run's own process and on a device that has numpy and the runtime only.
 """
@@ -11,24 +11,24 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 
-from mipkd.core.records import Built, Latency
+from mipkd.core.records import Built, Latency, TargetInfo
 from pipeline.bench.board import Watch, facts
-from pipeline.bench.host import Neighbours
+from pipeline.bench.host import Neighbours, describe_host
 from pipeline.bench.latency import BenchSettings, Held, compare, rise
 from pipeline.bench.power import power_source
-from targets.base import ByteArray, Session, Target, upscale
+from targets.base import ByteArray, Session, Target, find, upscale
 
 log = logging.getLogger(__name__)
 
 Image = tuple[str, ByteArray]  # name, LR pixels
 Sink = Callable[[Built, str, ByteArray], None]  # takes a model's output for an image
 
-_BUSY = 0.05  # of the CPU time taken by others: more is told beside the figures
+_BUSY = 0.05  # of the CPU's time taken by other programs: a note says so
 
 
 @dataclass(frozen=True)
-class Done:
-    """What came of a job, beside the pixels."""
+class Results:
+    """What was measured of a target's models, beside their pixels."""
 
     latencies: tuple[tuple[Latency, ...], ...]  # of each model, by size
     notes: tuple[str, ...] = ()  # what a reader should know of all of them
@@ -36,41 +36,45 @@ class Done:
     conditions: dict[str, str] = field(default_factory=dict)  # of the board, while measured
 
 
-def carry_out(
-    target: Target,
-    builts: Sequence[Built],
-    images: Iterable[Image],
-    settings: BenchSettings,
-    sink: Sink,
-) -> Done:
-    """The latencies of each model, interleaved; each output that is `shown`."""
-    done = time_models(target, builts, settings)
-    make_pixels(target, builts, images, sink)
-    return done
+def probe_target(name: str) -> TargetInfo:
+    """One target on this machine; a runtime that is broken cannot run it.
+
+    Raises:
+        UsageError: no such target.
+    """
+    host = describe_host()
+    try:
+        target = find(name)
+        if reason := target.why_not():
+            return TargetInfo(name, reason, target.simulated, (), {}, host)
+        offered = target.precisions(), target.versions()
+        return TargetInfo(name, "", target.simulated, *offered, host)
+    except (ImportError, OSError, RuntimeError) as error:
+        return TargetInfo(name, f"{type(error).__name__}: {error}", False, (), {}, host)
 
 
-def time_models(target: Target, builts: Sequence[Built], settings: BenchSettings) -> Done:
+def time_models(target: Target, builts: Sequence[Built], settings: BenchSettings) -> Results:
     """The latencies of each model, interleaved, and what the board did meanwhile.
 
     Nothing is timed on a target that only simulates here: its models have no latencies.
     """
     if target.simulated:
-        return Done(((),) * len(builts))
+        return Results(((),) * len(builts))
     multiples = {name_of(b): b.multiple for b in builts}
     power, board, neighbours = power_source(), facts(), Neighbours()
     by_size = []
     held: dict[str, Held] = {}
-    with opened(target, builts, held) as sessions, Watch() as watch:
+    with open_models(target, builts, held) as sessions, Watch() as watch:
         for size in settings.sizes:
             log.debug("latency at LR %dx%d", size[1], size[0])
             by_size.append(
                 compare(sessions, size, settings, multiples=multiples, power=power, held=held)
             )
     share = neighbours.share()
-    return Done(
+    return Results(
         latencies=tuple(tuple(found[name_of(b)] for found in by_size) for b in builts),
-        notes=_busy(share),
-        invalid_because=watch.throttled or _too_busy(share, settings),
+        notes=_note_if_busy(share),
+        invalid_because=watch.throttled or _why_too_busy(share, settings),
         conditions={**board, **watch.conditions},
     )
 
@@ -78,11 +82,11 @@ def time_models(target: Target, builts: Sequence[Built], settings: BenchSettings
 def make_pixels(
     target: Target, builts: Sequence[Built], images: Iterable[Image], sink: Sink
 ) -> None:
-    """Give every output that is `shown`, for every image, to `sink`."""
-    makers = [built for built in builts if shown(built)]
+    """Give the output for each image, of each model whose pixels are looked at, to `sink`."""
+    makers = [built for built in builts if gives_pixels(built)]
     if not target.makes_pixels:
         return
-    with opened(target, makers) as sessions:
+    with open_models(target, makers) as sessions:
         for name, lr_HWC in images:
             for built in makers:
                 session = sessions[name_of(built)]
@@ -90,13 +94,13 @@ def make_pixels(
                 sink(built, name, sr_HWC)
 
 
-def shown(built: Built) -> bool:
+def gives_pixels(built: Built) -> bool:
     """Whether its pixels are looked at: of a teacher only the speed is."""
     return built.role != "teacher"
 
 
 @contextmanager
-def opened(
+def open_models(
     target: Target, builts: Sequence[Built], held: dict[str, Held] | None = None
 ) -> Iterator[dict[str, Session]]:
     """A session of each model, by `name_of`; what it took to open goes into `held`."""
@@ -118,7 +122,7 @@ def name_of(built: Built) -> str:
     return f"{built.role} {built.precision}"
 
 
-def _too_busy(share: float, settings: BenchSettings) -> str:
+def _why_too_busy(share: float, settings: BenchSettings) -> str:
     if share <= settings.max_busy:
         return ""
     return (
@@ -127,7 +131,7 @@ def _too_busy(share: float, settings: BenchSettings) -> str:
     )
 
 
-def _busy(share: float) -> tuple[str, ...]:
+def _note_if_busy(share: float) -> tuple[str, ...]:
     if share <= _BUSY:
         return ()
     note = f"other programs took {share:.0%} of the CPU during the measurement"

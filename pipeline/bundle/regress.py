@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mipkd.core.records import Gate, Latency, Measurement, Outcome
 from pipeline.bench.against import Size, at, students, subject, tint
-from pipeline.bench.job import time_models
 from pipeline.bench.latency import BenchSettings
+from pipeline.bench.models import time_models
 from pipeline.bench.stats import Ratio, mean_over_images, ratio_of_medians
 from pipeline.bundle.manifest import read
 from targets.base import find

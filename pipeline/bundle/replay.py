@@ -11,7 +11,7 @@ import numpy as np
 from mipkd.core.errors import MipkdError, MissingError, UnsupportedError
 from mipkd.core.images import read_rgb
 from mipkd.core.records import Built
-from pipeline.bench.job import make_pixels
+from pipeline.bench.models import make_pixels
 from pipeline.bundle.manifest import Manifest, Model, Problem, damaged
 from targets.base import ByteArray, find
 

@@ -1,21 +1,16 @@
-"""Time a bundle's models, here or on a device, those of a target interleaved."""
+"""Time a bundle's models on a machine, those of a target interleaved."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from mipkd.core.errors import MipkdError, UsageError, nearest
-from mipkd.core.records import Built, Host, Latency, Told
-from pipeline.bench import parcel
-from pipeline.bench.agent import tell
-from pipeline.bench.job import Done, time_models
+from mipkd.core.records import Host, Latency, TargetInfo
 from pipeline.bench.latency import BenchSettings
 from pipeline.bundle.manifest import Manifest, Model, damaged, problems
-from pipeline.device.device import Device
-from targets.base import find
+from pipeline.machine.base import Job, Machine
 
 
 @dataclass(frozen=True)
@@ -53,13 +48,13 @@ def time_bundle(
     manifest: Manifest,
     targets: Sequence[str],
     settings: BenchSettings,
-    device: Device | None = None,
+    machine: Machine,
 ) -> Timings:
-    """Every model of `targets`, or of all when none is named, on `device` or on this machine.
+    """Every model of `targets`, or of all when none is named.
 
     Raises:
         UsageError: the bundle has no model for a target, or a model's files were changed.
-        MipkdError: the device cannot be reached.
+        MipkdError: the machine cannot be reached.
     """
     known = list(dict.fromkeys(model.target for model in manifest.models))
     for name in targets:
@@ -71,33 +66,28 @@ def time_bundle(
             what = f"{bundle}: files of {model.target} {model.precision} are not the bundle's"
             raise UsageError(what, hint="see which: mipkd-pipeline verify")
     wanted = list(dict.fromkeys(targets)) or known
-    told = device.probe(wanted) if device else {name: tell(find(name)) for name in wanted}
+    offered = machine.offers(wanted)
     found: list[Timed] = []
     for name in wanted:
         models = [model for model in manifest.models if model.target == name]
-        found += _timed(bundle, models, told[name], settings, device)
-    return Timings(manifest.name, told[wanted[0]].host, tuple(found))
+        found += _time_target(bundle, models, offered[name], settings, machine)
+    return Timings(manifest.name, offered[wanted[0]].host, tuple(found))
 
 
-def _timed(
+def _time_target(
     bundle: Path,
     models: Sequence[Model],
-    told: Told,
+    info: TargetInfo,
     settings: BenchSettings,
-    device: Device | None,
+    machine: Machine,
 ) -> list[Timed]:
-    """Those of one target."""
-    why_not = told.why_not
-    if not why_not and told.simulated:
+    why_not = info.why_not
+    if not why_not and info.simulated:
         why_not = "this machine could only simulate it"
     if not why_not:
-        builts = [model.built(bundle) for model in models]
         try:
-            done = (
-                _done_there(device, told, builts, settings)
-                if device
-                else time_models(find(told.target), builts, settings)
-            )
+            job = Job(info, tuple(model.built(bundle) for model in models), settings)
+            results = machine.run(job)
         except Exception as error:  # one target's failure is a row
             why_not = error.what if isinstance(error, MipkdError) else f"failed: {error}"
     if why_not:
@@ -108,20 +98,10 @@ def _timed(
             precision=model.precision,
             size_bytes=model.size_bytes,
             latencies=latencies,
-            invalid_because=done.invalid_because,
-            notes=done.notes,
-            conditions=done.conditions,
-            versions=told.versions,
+            invalid_because=results.invalid_because,
+            notes=results.notes,
+            conditions=results.conditions,
+            versions=info.versions,
         )
-        for model, latencies in zip(models, done.latencies, strict=True)
+        for model, latencies in zip(models, results.latencies, strict=True)
     ]
-
-
-def _done_there(
-    device: Device, told: Told, builts: Sequence[Built], settings: BenchSettings
-) -> Done:
-    with TemporaryDirectory() as scratch:
-        job = Path(scratch) / "job.zip"
-        id = parcel.write_job(job, told.target, builts, (), settings)
-        results, _ = parcel.read_results(device.carry_out(job, id, told, Path(scratch)))
-    return results.done

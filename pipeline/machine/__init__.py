@@ -1,1 +1,5 @@
-"""Devices elsewhere: the program they run, and the way to them."""
+"""Where models run: this machine, one elsewhere, one that a kit was carried to."""
+
+from pkgutil import extend_path
+
+__path__ = extend_path(__path__, __name__)

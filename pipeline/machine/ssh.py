@@ -1,4 +1,4 @@
-"""Commands on a device by OpenSSH's own client, which share one connection.
+"""A machine behind SSH: OpenSSH's own client, whose commands share one connection.
 
 The user's configuration of OpenSSH holds: keys, jumps, known hosts. A host key that it does not
 accept is never accepted here, and nothing is asked: what needs a password fails.
@@ -15,20 +15,17 @@ import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO
 
 from mipkd.core.errors import MipkdError, MissingError, UsageError
+from pipeline.machine.base import DeviceConfig
+from pipeline.machine.remote.agent_machine import AgentMachine
+from pipeline.machine.remote.link import LinkError, Remote
 
 _FORM = re.compile(
     r"ssh://(?:(?P<user>[^@/:]+)@)?(?P<host>\[[\w:.%]+\]|[\w.-]+)(?::(?P<port>\d+))?/?"
 )
 _ALIVE_S, _ALIVE_TRIES = 5, 3  # a link that is silent for their product is dead
 _IDLE_S = 60  # the shared connection closes itself: also when this program was killed
-
-
-class LinkError(MissingError):
-    """The device cannot be reached, or no longer; it may be possible later."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +60,13 @@ def address_of(text: str) -> Address:
     return Address(found["host"].strip("[]"), found["user"], port)
 
 
-class Link:
+class SshLink:
     """The way to one device."""
 
     def __init__(self, address: Address, config: Path | None, connect_timeout_s: float) -> None:
         if not shutil.which("ssh"):
             raise MissingError("--device: there is no ssh here", hint="install OpenSSH's client")
-        self.address = address
+        self.address, self._host = str(address), address.host
         self._plain = ["ssh", *(["-F", str(config)] if config else [])]
         self._plain += ["-p", str(address.port)] if address.port else []
         self._plain += ["-l", address.user] if address.user else []
@@ -95,23 +92,12 @@ class Link:
 
     def start(self, script: str) -> Remote:
         """Start a POSIX shell script there, whatever the user's own shell is."""
-        command = [*self._ssh, "--", self.address.host, "sh -c " + shlex.quote(script)]
-        # The shared connection outlives its first command and would hold a pipe open.
-        complaints = tempfile.TemporaryFile()  # noqa: SIM115
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=complaints,
-            env={**os.environ, "LC_ALL": "C", "SSH_ASKPASS_REQUIRE": "never"},
-            # Ctrl-C is for us: what runs there is then ended, over a link that still stands.
-            start_new_session=True,
-        )
-        return Remote(process, complaints)
+        command = [*self._ssh, "--", self._host, "sh -c " + shlex.quote(script)]
+        return Remote(command, {**os.environ, "LC_ALL": "C", "SSH_ASKPASS_REQUIRE": "never"})
 
     def drop(self) -> None:
         """Close the shared connection, dead or alive; the next command makes a new one."""
-        command = [*self._ssh, "-O", "exit", "--", self.address.host]
+        command = [*self._ssh, "-O", "exit", "--", self._host]
         with suppress(subprocess.TimeoutExpired):
             subprocess.run(command, capture_output=True, timeout=10, check=False)
 
@@ -120,9 +106,11 @@ class Link:
         self.drop()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def trouble(self, complaint: str) -> MipkdError:
+    def explain(self, exit_code: int, complaint: str) -> MipkdError | None:
         """What OpenSSH's exit code 255 means, by what it said."""
-        name = shlex.join([*self._plain, self.address.host])
+        if exit_code != 255:
+            return None
+        name = shlex.join([*self._plain, self._host])
         if "IDENTIFICATION HAS CHANGED" in complaint or "host key has changed" in complaint:
             return UsageError(
                 f"{self.address}: its host key is not the one that is known: another machine "
@@ -148,52 +136,13 @@ class Link:
         )
 
 
-class Remote:
-    """A command that runs on a device; leaving it closes its input and waits for its end."""
-
-    def __init__(self, process: subprocess.Popen[bytes], complaints: IO[bytes]) -> None:
-        assert process.stdin
-        assert process.stdout
-        self.process, self._complaints = process, complaints
-        self.input, self.output = process.stdin, process.stdout
-
-    def __enter__(self) -> Remote:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.finish()
-        self.output.close()
-        self._complaints.close()
-
-    def send(self, data: bytes | memoryview) -> bool:
-        """Write to its input; False when it takes no more."""
-        try:
-            self.input.write(data)
-            self.input.flush()
-        except (BrokenPipeError, ValueError):
-            return False
-        return True
-
-    def finish(self, limit_s: float = 10.0) -> int:
-        """Close its input and wait for its end, which is forced after a while; its exit code."""
-        with suppress(OSError):
-            self.input.close()
-        try:
-            return self.process.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            return self.process.wait()
-
-    def complaint(self) -> str:
-        """What it wrote to stderr."""
-        self._complaints.seek(0)
-        return self._complaints.read().decode(errors="replace").strip()
-
-
 def _last(complaint: str) -> str:
     return complaint.splitlines()[-1].strip() if complaint else ""
+
+
+def _machine(config: DeviceConfig) -> AgentMachine:
+    address = address_of(config.address or "")
+    return AgentMachine(SshLink(address, config.ssh_config, config.connect_timeout_s), config)
+
+
+MACHINE = _machine

@@ -7,7 +7,7 @@ from typing import Literal, cast
 from pydantic import BaseModel, ConfigDict
 
 from mipkd.core.errors import UnsupportedError
-from mipkd.core.records import Built, Graph, PatchSet, QuantPlan, Told
+from mipkd.core.records import Built, Graph, PatchSet, QuantPlan, TargetInfo
 from pipeline.run import stage
 from targets.base import OnBytes, Teachable, Tunable, find
 
@@ -30,7 +30,7 @@ def build(
     calibration: PatchSet | None,
     versions: dict[str, str],
     plan: QuantPlan | None,
-    on: Told | None = None,
+    on: TargetInfo | None = None,
     *,
     out: Path,
 ) -> Built:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import statistics
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,14 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mipkd.archs.base import gmacs
 from mipkd.core.errors import MipkdError, UsageError
-from mipkd.core.records import Built, Host, Model, PatchSet, Told
+from mipkd.core.records import Built, Model, PatchSet, TargetInfo
 from mipkd.distill import student as students
 from mipkd.export.onnx import export
-from pipeline.bench import parcel
-from pipeline.bench.latency import BenchSettings, compare
-from pipeline.device.device import Device
+from pipeline.bench.latency import BenchSettings
+from pipeline.machine.base import Job, Machine, MachineLostError
 from pipeline.run import stage
-from targets.base import Target, find
+from targets.base import find
 
 log = logging.getLogger(__name__)
 
@@ -64,53 +62,27 @@ class Candidate:
     p50_ms: float
 
 
-@stage(version=2)
+@stage(version=3)
 def fit(
     config: FitConfig,
-    target: str,
+    info: TargetInfo,
     precisions: tuple[str, ...],
     teacher: Model,
     patches: PatchSet,
-    versions: dict[str, str],
-    host: Host,
-    told: Told | None = None,
-    device: Device | None = None,
+    machine: Machine,
     *,
     out: Path,
 ) -> tuple[Candidate, ...]:
-    """Candidates smaller than the teacher, the least first, until one is hopelessly slow.
-
-    They are timed on `device`, which told of the target, or else here. `versions` and `host`
-    only make the step's key.
-    """
-    chosen = find(target)
+    """Candidates smaller than the teacher, the least first, until one is hopelessly slow."""
     found = []
     for cost, spec in _by_cost(config, teacher):
-        folder = out / spec.replace(":", "-")
-        arch, hyper = students.choose(teacher, spec)
-        torch.manual_seed(0)
-        folder.mkdir()
-        graph = export(
-            arch.make(hyper).eval(), out=folder, metadata={}, role="student", family=arch.name
-        )
-        timed, builts = {}, []
-        for precision in precisions:
-            try:
-                calibration = patches if precision == "int8" else None
-                built = chosen.build(graph, precision, calibration, folder / precision, on=told)
-                if device:
-                    builts.append(built)
-                else:
-                    timed[precision] = _p50_s(chosen, built, config.size)
-            except MipkdError as error:
-                log.warning("%s %s %s: %s", target, spec, precision, error.what)
-        if device and told and builts:
-            timed = _p50s_there(device, told, builts, config.size, folder)
-        if timed:
-            fastest = min(timed, key=lambda p: timed[p])
-            ms = timed[fastest] * 1e3
-            log.info("%s on %s: %.2f ms in %s", spec, target, ms, fastest)
-            found.append(Candidate(spec, cost, target, fastest, ms))
+        builts = _build_candidate(spec, info, precisions, teacher, patches, out)
+        p50s = _time_candidate(machine, info, builts, config.size)
+        if p50s:
+            fastest = min(p50s, key=lambda p: p50s[p])
+            ms = p50s[fastest] * 1e3
+            log.info("%s on %s: %.2f ms in %s", spec, info.target, ms, fastest)
+            found.append(Candidate(spec, cost, info.target, fastest, ms))
             if config.latency_budget_ms and ms > _HOPELESS * config.latency_budget_ms:
                 break
     return tuple(found)
@@ -154,27 +126,54 @@ def _by_cost(config: FitConfig, teacher: Model) -> list[tuple[float, str]]:
     return sorted(found)
 
 
-def _p50_s(target: Target, built: Built, size: tuple[int, int]) -> float:
-    with closing(target.open(built)) as session:
-        settings = _settings(size)
-        found = compare({"it": session}, size, settings, multiples={"it": built.multiple})["it"]
-    return statistics.median(found.samples_s)
+def _build_candidate(
+    spec: str,
+    info: TargetInfo,
+    precisions: Sequence[str],
+    teacher: Model,
+    patches: PatchSet,
+    out: Path,
+) -> list[Built]:
+    """The candidate in each precision that can be built."""
+    folder = out / spec.replace(":", "-")
+    folder.mkdir()
+    arch, hyper = students.choose(teacher, spec)
+    torch.manual_seed(0)
+    net = arch.make(hyper).eval()
+    graph = export(net, out=folder, metadata={}, role="student", family=arch.name)
+    builts = []
+    for precision in precisions:
+        calibration = patches if precision == "int8" else None
+        try:
+            built = find(info.target).build(
+                graph, precision, calibration, folder / precision, on=info
+            )
+            builts.append(built)
+        except MipkdError as error:
+            log.warning("%s %s %s: %s", info.target, spec, precision, error.what)
+    return builts
 
 
-def _p50s_there(
-    device: Device, told: Told, builts: Sequence[Built], size: tuple[int, int], folder: Path
+def _time_candidate(
+    machine: Machine, info: TargetInfo, builts: Sequence[Built], size: tuple[int, int]
 ) -> dict[str, float]:
-    """By precision, on a device."""
-    job = folder / "job.zip"
-    id = parcel.write_job(job, told.target, builts, (), _settings(size))
-    results, _ = parcel.read_results(device.carry_out(job, id, told, folder))
+    """Median seconds by precision; when they fail together each is timed alone."""
+    if not builts:
+        return {}
+    settings = BenchSettings(sizes=(size,), min_time_s=0.5, max_time_s=5.0, attempts=1)
+    try:
+        found = machine.run(Job(info, tuple(builts), settings))
+    except MachineLostError:
+        raise
+    except MipkdError as error:
+        if len(builts) == 1:
+            log.warning("%s %s: %s", info.target, builts[0].precision, error.what)
+            return {}
+        alone = [_time_candidate(machine, info, [built], size) for built in builts]
+        return {precision: p50_s for one in alone for precision, p50_s in one.items()}
     return {
         built.precision: statistics.median(one.samples_s)
-        for built, latencies in zip(builts, results.done.latencies, strict=True)
+        for built, latencies in zip(builts, found.latencies, strict=True)
         for one in latencies
         if one.samples_s
     }
-
-
-def _settings(size: tuple[int, int]) -> BenchSettings:
-    return BenchSettings(sizes=(size,), min_time_s=0.5, max_time_s=5.0, attempts=1)

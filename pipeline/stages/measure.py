@@ -2,111 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from mipkd.core.errors import StageError
-from mipkd.core.records import Built, Host, ImageScore, Measurement, TestSet, Told
+from mipkd.core.records import Built, ImageScore, Measurement, TargetInfo, TestSet
 from mipkd.distill.data import load_tests
-from pipeline.bench import parcel
-from pipeline.bench.job import Done, carry_out, name_of
 from pipeline.bench.latency import BenchSettings
+from pipeline.bench.models import name_of
 from pipeline.bench.pixels import score_image
-from pipeline.device.device import Device
+from pipeline.machine.base import Job, Machine
 from pipeline.run import stage
-from targets.base import ByteArray, find
+from targets.base import ByteArray
 
 
-def disturbed(found: tuple[Measurement, ...]) -> bool:
+def is_disturbed(found: tuple[Measurement, ...]) -> bool:
     """Whether the machine was too busy, or throttled: the same command measures anew."""
     return any(one.invalid_because for one in found)
 
 
-@stage(version=4, again=disturbed)
+@stage(version=5, again=is_disturbed)
 def measure(
     config: BenchSettings,
-    target: str,
+    info: TargetInfo,
     builts: tuple[Built, ...],
     tests: TestSet,
-    versions: dict[str, str],
-    host: Host,
+    machine: Machine,
     out: Path,
 ) -> tuple[Measurement, ...]:
     """All of one target's models: latencies interleaved, then the students' pixels."""
-    chosen = find(target)
-    scored = Scored(tests, out)
-    images = ((name, lr_HWC) for name, lr_HWC, _ in load_tests(tests))
-    done = carry_out(chosen, builts, images, config, scored.take)
-    return measurements(builts, done, scored, versions, simulated=chosen.simulated)
+    return measure_on(machine, info, builts, config, tests, out)
 
 
-@stage(version=2)
-def measure_there(
-    config: BenchSettings,
-    told: Told,
+def measure_on(
+    machine: Machine,
+    info: TargetInfo,
     builts: tuple[Built, ...],
+    settings: BenchSettings,
     tests: TestSet,
-    device: Device,
     out: Path,
 ) -> tuple[Measurement, ...]:
-    """The same on a device that told of a target: its pixels come back and are scored here."""
-    job, images = out / "job.zip", [(name, lr_HWC) for name, lr_HWC, _ in load_tests(tests)]
-    id = parcel.write_job(job, told.target, builts, images, config)
-    file = device.carry_out(job, id, told, out)
-    results, outputs = parcel.read_results(file)
-    if results.job != id or results.told != told:
-        raise StageError(
-            f"{device.address}: it changed while it measured: {told.target} is not what it was",
-            hint="run the same command again",
-        )
+    """One record a model; outputs are kept as PNG under `out`."""
     scored = Scored(tests, out)
-    for (model, image), sr_HWC in sorted(outputs.items()):
-        scored.take(builts[model], images[image][0], sr_HWC)
-    for parcelled in (job, file):
-        parcelled.unlink()
-    return measurements(
-        builts,
-        results.done,
-        scored,
-        results.told.versions,
-        simulated=results.told.simulated,
-        device=str(device.address),
-        host=results.told.host,
-    )
-
-
-def measurements(
-    builts: Sequence[Built],
-    done: Done,
-    scored: Scored,
-    versions: dict[str, str],
-    *,
-    simulated: bool,
-    device: str = "",
-    host: Host | None = None,
-) -> tuple[Measurement, ...]:
-    """What came of a job, one record a model; `device` and `host` where it was done elsewhere."""
+    images = ((name, lr_HWC) for name, lr_HWC, _ in load_tests(tests))
+    found = machine.run(Job(info, builts, settings, images), scored.take)
     return tuple(
         Measurement(
             role=built.role,
             target=built.target,
             precision=built.precision,
             size_bytes=built.size_bytes,
-            latencies=found,
+            latencies=latencies,
             scores=scored.of(built),
             outputs=scored.folder(built) if scored.of(built) else None,
-            versions=versions,
-            notes=(*built.notes, *done.notes),
-            invalid_because=done.invalid_because,
-            conditions=done.conditions,
+            versions=info.versions,
+            notes=(*built.notes, *found.notes),
+            invalid_because=found.invalid_because,
+            conditions=found.conditions,
             file=built.file,
-            simulated=simulated,
-            device=device,
-            host=host,
+            simulated=info.simulated,
+            device=machine.address,
+            host=None if info.local else info.host,
         )
-        for built, found in zip(builts, done.latencies, strict=True)
+        for built, latencies in zip(builts, found.latencies, strict=True)
     )
 
 

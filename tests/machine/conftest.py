@@ -14,12 +14,18 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import distribution
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from pipeline.device.device import DeviceConfig
+from mipkd.core import plugins
+from mipkd.core.records import Built, Graph
+from pipeline.bench.latency import BenchSettings
+from pipeline.machine.base import DeviceConfig, Job, Machine
+from targets.base import find
 
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
 BarePython = Callable[..., str]
+RNG = np.random.default_rng(0)
 
 
 class Sshd:
@@ -183,3 +189,44 @@ def config(sshd: Sshd, bare: str, tmp_path: Path) -> DeviceConfig:
         ssh_config=sshd.config,
         pause_s=0.1,
     )
+
+
+def job_of(
+    machine: Machine,
+    built: Built,
+    sizes: int = 1,
+    images: int = 2,
+    side: int = 12,
+    seconds: float = 0.02,
+) -> Job:
+    """Each size takes `seconds` at least."""
+    shown = [
+        (f"image {n}", RNG.integers(0, 256, (side, side + 1, 3), dtype=np.uint8))
+        for n in range(images)
+    ]
+    settings = BenchSettings(
+        sizes=tuple((32, 32 + n) for n in range(sizes)),
+        warmup_s=0.01,
+        min_time_s=seconds,
+        max_time_s=seconds,
+        min_samples=5,
+        max_drift=9,
+        attempts=1,
+    )
+    info = machine.offers([built.target])[built.target]
+    return Job(info, (built,), settings, shown)
+
+
+@pytest.fixture(scope="session")
+def net(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """A tiny x2 net for ONNX Runtime."""
+    import torch
+
+    from mipkd.export.onnx import export
+
+    arch = plugins.load("mipkd.archs", "edsr", "ARCH")
+    torch.manual_seed(0)
+    made = arch.make(arch.shrink(arch.paper(2), "c8b2")).eval()
+    out = tmp_path_factory.mktemp("net")
+    graph: Graph = export(made, out=out, metadata={}, role="student", family="edsr")
+    return find("cpu").build(graph, "fp32", None, out / "cpu")

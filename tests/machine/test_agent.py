@@ -15,8 +15,8 @@ import pytest
 
 from mipkd.core.errors import MissingError, StageError, UsageError
 from mipkd.core.records import Built
-from pipeline.bench import agent, parcel
 from pipeline.bench.latency import BenchSettings
+from pipeline.machine.remote import agent, job_file
 from targets.base import ByteArray
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,56 +41,58 @@ def job(tmp_path: Path, images: list[tuple[str, ByteArray]]) -> Path:
         file.write_text(role)
         file.with_suffix(".bin").write_bytes(bytes(number))
         builts.append(Built("null", "fp32", role, file, 1, 2, 1, {"scale": "2"}, ("note",)))
-    parcel.write_job(tmp_path / "job.zip", "null", builts, images, QUICK)
+    job_file.write_job(tmp_path / "job.zip", "null", builts, QUICK, images)
     with zipfile.ZipFile(tmp_path / "job.zip") as packed:
         packed.extractall(tmp_path / "job")
     return tmp_path / "job"
 
 
 def test_a_job_is_read_as_it_was_written(job: Path, images: list[tuple[str, ByteArray]]) -> None:
-    found = parcel.read_job(job)
+    found = job_file.read_job(job)
     assert found.settings == QUICK
     assert found.images == ("sea", "a b/c")
     assert [b.role for b in found.builts] == ["student", "teacher"]
     assert all(b.file.is_file() and b.file.with_suffix(".bin").is_file() for b in found.builts)
     assert found.builts[0].notes == ("note",)
-    assert np.array_equal(parcel.read_image(job / "images", 1), images[1][1])
+    assert np.array_equal(job_file.read_image(job / "images", 1), images[1][1])
 
 
 def test_the_same_job_has_the_same_id(
     job: Path, images: list[tuple[str, ByteArray]], tmp_path: Path
 ) -> None:
-    found = parcel.read_job(job)
-    again = parcel.write_job(tmp_path / "b.zip", "null", found.builts, images, QUICK)
-    assert again == found.id
+    found = job_file.read_job(job)
+    again = job_file.write_job(tmp_path / "b.zip", "null", found.builts, QUICK, images)
+    assert again.id == found.id
     other = replace(QUICK, seed=1)
-    assert parcel.write_job(tmp_path / "c.zip", "null", found.builts, images, other) != again
+    changed = job_file.write_job(tmp_path / "c.zip", "null", found.builts, other, images)
+    assert changed.id != found.id
 
 
 def test_a_changed_job_is_refused(job: Path) -> None:
     (job / "models/1/model.bin").write_bytes(b"x")
     with pytest.raises(UsageError, match=r"models/1/model\.bin is missing or was changed"):
-        parcel.read_job(job)
+        job_file.read_job(job)
 
 
 def test_results_hold_every_size_and_output(job: Path) -> None:
     said: list[dict[str, object]] = []
-    results, outputs = parcel.read_results(agent.work(job, said.append))
-    assert results.job == parcel.read_job(job).id
-    assert results.told.target == "null"
-    assert [[one.size for one in of] for of in results.done.latencies] == [[(8, 8), (9, 5)]] * 2
-    assert all(len(one.samples_s) >= 5 for of in results.done.latencies for one in of)
+    found, outputs = job_file.read_results(agent.work(job, said.append))
+    results = found.results
+    assert found.job == job_file.read_job(job).id
+    assert found.info.target == "null"
+    assert [[one.size for one in of] for of in results.latencies] == [[(8, 8), (9, 5)]] * 2
+    assert all(len(one.samples_s) >= 5 for of in results.latencies for one in of)
     assert said[-1]["done"] == said[-1]["of"]
     assert {model for model, _ in outputs} <= {0}  # a teacher's pixels are not asked for
 
 
 def test_work_goes_on_after_the_parts_that_are_done(job: Path) -> None:
-    first, _ = parcel.read_results(agent.work(job, lambda _: None))
+    first, _ = job_file.read_results(agent.work(job, lambda _: None))
     (job / "done" / "latency-9x5.json").unlink()
-    second, _ = parcel.read_results(agent.work(job, lambda _: None))
+    second, _ = job_file.read_results(agent.work(job, lambda _: None))
     kept, anew = (
-        [of[number].samples_s for of in first.done.latencies]
-        == [of[number].samples_s for of in second.done.latencies]
+        [of[number].samples_s for of in first.results.latencies]
+        == [of[number].samples_s for of in second.results.latencies]
         for number in (0, 1)
     )
     assert kept
@@ -101,18 +103,18 @@ def test_a_changed_result_is_refused(job: Path, tmp_path: Path) -> None:
     file = agent.work(job, lambda _: None)
     with zipfile.ZipFile(file) as whole:
         parts = {name: whole.read(name) for name in whole.namelist()}
-    stated = json.loads(parts[parcel.RESULTS])
-    stated["done"]["latencies"][0][0]["samples_s"] = [1e-6] * 20
-    parts[parcel.RESULTS] = json.dumps(stated).encode()
+    stated = json.loads(parts[job_file.RESULTS])
+    stated["results"]["latencies"][0][0]["samples_s"] = [1e-6] * 20
+    parts[job_file.RESULTS] = json.dumps(stated).encode()
     changed = tmp_path / "changed.zip"
     with zipfile.ZipFile(changed, "w") as packed:
         for name, data in parts.items():
             packed.writestr(name, data)
     with pytest.raises(UsageError, match=r"results\.json in it was changed"):
-        parcel.read_results(changed)
+        job_file.read_results(changed)
     changed.write_bytes(file.read_bytes()[:-40])
     with pytest.raises(UsageError, match="no results"):
-        parcel.read_results(changed)
+        job_file.read_results(changed)
 
 
 def test_a_target_that_cannot_run_there_is_told(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +124,7 @@ def test_a_target_that_cannot_run_there_is_told(job: Path, monkeypatch: pytest.M
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "pipeline.bench.agent", *arguments]
+    command = [sys.executable, "-m", "pipeline.machine.remote.agent", *arguments]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
 
@@ -130,15 +132,15 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 def test_the_program_says_what_it_can_and_what_it_did(job: Path) -> None:
     with start("probe", "cpu", "null", "nonsense") as process:
         assert process.stdout
-        told = json.loads(process.stdout.read())
-    assert set(told["targets"]) == {"cpu", "null"}
-    assert parcel.as_told(told["targets"]["cpu"]).precisions[0] == "fp32"
+        found = json.loads(process.stdout.read())
+    assert set(found["targets"]) == {"cpu", "null"}
+    assert job_file.parse_info(found["targets"]["cpu"]).precisions[0] == "fp32"
     with start("work", str(job)) as process:
         assert process.stdout
         lines = [json.loads(line) for line in process.stdout]
     assert process.returncode == 0
     assert Path(lines[-1]["results"]).is_file()
-    assert lines[-1]["sha256"] == parcel.hash_of(Path(lines[-1]["results"]).read_bytes())
+    assert lines[-1]["sha256"] == job_file.hash_of(Path(lines[-1]["results"]).read_bytes())
 
 
 def test_it_ends_when_the_sender_has_gone(job: Path) -> None:
@@ -156,8 +158,8 @@ def test_it_ends_when_the_sender_has_gone(job: Path) -> None:
 def test_a_second_one_keeps_out(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent, "PATIENCE_S", -5.0)
     with (
-        agent.alone(job),
+        agent.lock_job(job),
         pytest.raises(StageError, match="another process is doing this job"),
-        agent.alone(job),
+        agent.lock_job(job),
     ):
         pass

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.device.source import agent_bytes
+from pipeline.machine.remote.agent_zip import agent_bytes
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def probed(command: list[str], folder: Path) -> dict[str, str]:
     with subprocess.Popen(command, cwd=folder, stdin=pipe, stdout=pipe, text=True) as process:
         assert process.stdout
         found = json.loads(process.stdout.read())["targets"]
-    return {name: told["why_not"] for name, told in found.items()}
+    return {name: info["why_not"] for name, info in found.items()}
 
 
 def test_it_probes_on_its_own(program: Path, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from typer.testing import CliRunner, Result
 from mipkd.core import plugins
 from mipkd.core.images import write_png
 from pipeline import cli
-from pipeline.device.device import Device, DeviceConfig
+from pipeline.machine.base import DeviceConfig, connect
 
 from .conftest import BarePython, Sshd, gone
 from .test_ssh import in_the_meantime
@@ -98,7 +97,7 @@ def test_quality_is_that_of_a_run_here_and_the_page_names_the_device(
     at_home = quality(results_in(tmp_path / "run"))
     planned = command("plan")
     assert planned.exit_code == 0, planned.stderr
-    assert "run   measure_there cpu" in planned.stdout
+    assert "run   measure cpu" in planned.stdout
     elsewhere = command("run")
     assert elsewhere.exit_code in (0, 6, 7), elsewhere.stderr
     results = results_in(tmp_path / "run")
@@ -169,10 +168,10 @@ def test_students_are_timed_on_the_device_that_they_are_fitted_to(
         latency_budget_ms=1000.0, size=(16, 16), candidates=("edge:c16b6", "edge:c16b3")
     )
     (tmp_path / "fit").mkdir()
-    with closing(Device(config)) as device:
-        told = device.probe(["cpu"])["cpu"]
+    with connect(config) as machine:
+        info = machine.offers(["cpu"])["cpu"]
         patches = PatchSet(tmp_path, "", "", 0, (0, 0))
-        inputs = ("cpu", ("fp32",), teacher, patches, {}, told.host, told, device)
+        inputs = (info, ("fp32",), teacher, patches, machine)
         found = fit.function(asked, *inputs, out=tmp_path / "fit")
     assert [one.spec for one in found] == ["edge:c16b3", "edge:c16b6"]
     assert all(one.p50_ms > 0 for one in found)

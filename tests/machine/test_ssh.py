@@ -4,118 +4,56 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 
-from mipkd.core import plugins
 from mipkd.core.errors import MipkdError, MissingError, StageError, UsageError
-from mipkd.core.records import Built, Graph, Told
-from pipeline.bench import parcel
-from pipeline.bench.job import make_pixels
-from pipeline.bench.latency import BenchSettings
-from pipeline.device.device import Device, DeviceConfig
-from pipeline.device.ssh import address_of
-from pipeline.device.transfer import Python
+from mipkd.core.records import Built, Graph
+from pipeline.machine.base import DeviceConfig, MachineLostError, connect
+from pipeline.machine.remote import job_file
+from pipeline.machine.remote.agent_machine import AgentMachine
+from pipeline.machine.remote.transfer import RemotePython
+from pipeline.machine.ssh import MACHINE, SshLink, address_of
 from targets.base import ByteArray, find
 
-from .conftest import BarePython, Sshd, gone, running
-
-RNG = np.random.default_rng(0)
-
-
-@dataclass
-class Job:
-    file: Path
-    id: str
-    built: Built
-    images: list[tuple[str, ByteArray]]
-
-
-def job_of(
-    folder: Path,
-    built: Built,
-    sizes: int = 1,
-    images: int = 2,
-    side: int = 12,
-    seconds: float = 0.02,
-) -> Job:
-    """Each size takes `seconds` at least."""
-    folder.mkdir(exist_ok=True)
-    shown = [
-        (f"image {n}", RNG.integers(0, 256, (side, side + 1, 3), dtype=np.uint8))
-        for n in range(images)
-    ]
-    settings = BenchSettings(
-        sizes=tuple((32, 32 + n) for n in range(sizes)),
-        warmup_s=0.01,
-        min_time_s=seconds,
-        max_time_s=seconds,
-        min_samples=5,
-        max_drift=9,
-        attempts=1,
-    )
-    id = parcel.write_job(folder / "job.zip", built.target, [built], shown, settings)
-    return Job(folder / "job.zip", id, built, shown)
-
-
-@pytest.fixture(scope="module")
-def net(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """A tiny x2 net for ONNX Runtime."""
-    import torch
-
-    from mipkd.export.onnx import export
-
-    arch = plugins.load("mipkd.archs", "edsr", "ARCH")
-    torch.manual_seed(0)
-    made = arch.make(arch.shrink(arch.paper(2), "c8b2")).eval()
-    out = tmp_path_factory.mktemp("net")
-    graph: Graph = export(made, out=out, metadata={}, role="student", family="edsr")
-    return find("cpu").build(graph, "fp32", None, out / "cpu")
+from .conftest import RNG, BarePython, Sshd, gone, job_of, running
 
 
 @pytest.fixture
-def device(config: DeviceConfig) -> Iterator[Device]:
+def device(config: DeviceConfig) -> Iterator[AgentMachine]:
     """Afterwards nothing of it runs there any more, and its connection is closed."""
-    with closing(Device(config)) as found:
+    with closing(MACHINE(config)) as found:
         yield found
     assert gone(config.folder), running(config.folder)
-    assert gone(found._link._folder), running(found._link._folder)
+    link = found._link
+    assert isinstance(link, SshLink)
+    assert gone(link._folder), running(link._folder)
 
 
-def told(device: Device, target: str) -> Told:
-    return device.probe([target])[target]
-
-
-def test_a_device_tells_what_it_can(device: Device, bare: str) -> None:
-    found = device.probe(["cpu", "openvino", "null"])
+def test_a_device_says_what_it_offers(device: AgentMachine) -> None:
+    found = device.offers(["cpu", "openvino", "null"])
     assert found["cpu"].precisions == ("fp32", "int8")
     assert not found["cpu"].why_not
     assert "openvino is not installed" in found["openvino"].why_not
     assert found["cpu"].host.cores > 0
 
 
-def test_a_job_comes_back_with_the_pixels_that_are_made_here(
-    device: Device, net: Built, config: DeviceConfig, tmp_path: Path
+def test_of_a_job_the_program_alone_stays_there(
+    device: AgentMachine, net: Built, config: DeviceConfig
 ) -> None:
-    job = job_of(tmp_path, net, sizes=2)
-    file = device.carry_out(job.file, job.id, told(device, "cpu"), tmp_path)
-    results, outputs = parcel.read_results(file)
-    assert [one.size for one in results.done.latencies[0]] == [(32, 32), (32, 33)]
-    here: list[ByteArray] = []
-    make_pixels(find("cpu"), [net], job.images, lambda _b, _n, sr: here.append(sr))
-    assert len(outputs) == len(here) == 2
-    assert all(np.array_equal(outputs[0, n], sr) for n, sr in enumerate(here))
+    device.run(job_of(device, net))
     left = sorted(f.name for f in Path(config.folder).rglob("*") if f.is_file())
-    assert [name[:6] for name in left] == ["agent-"]  # the job has gone, the program stays
+    assert [name[:6] for name in left] == ["agent-"]
 
 
 def test_openvino_runs_where_numpy_and_openvino_are_all_there_is(
@@ -125,15 +63,15 @@ def test_openvino_runs_where_numpy_and_openvino_are_all_there_is(
     if reason := openvino.why_not():
         pytest.skip(reason)
     python = python_with("numpy", "openvino")
-    there = config.model_copy(update={"python": python})
+    there = replace(config, python=python)
     graph = Graph(net.file, "", "student", 2, 1, 18, "edsr")
-    with closing(Device(there)) as device:
-        of = told(device, "openvino")
-        job = job_of(tmp_path, openvino.build(graph, "fp32", None, tmp_path / "ov", on=of))
-        file = device.carry_out(job.file, job.id, of, tmp_path)
-    results, outputs = parcel.read_results(file)
+    outputs: list[ByteArray] = []
+    with closing(MACHINE(there)) as device:
+        info = device.offers(["openvino"])["openvino"]
+        built = openvino.build(graph, "fp32", None, tmp_path / "ov", on=info)
+        results = device.run(job_of(device, built), lambda _b, _n, sr: outputs.append(sr))
     assert len(outputs) == 2
-    assert results.done.latencies[0][0].samples_s
+    assert results.latencies[0][0].samples_s
     assert gone(config.folder)
 
 
@@ -152,9 +90,9 @@ def in_the_meantime(ready: Callable[[], bool], act: Callable[[], object]) -> thr
 
 
 def test_a_broken_connection_is_made_again_and_no_part_is_lost(
-    sshd: Sshd, device: Device, config: DeviceConfig, net: Built, tmp_path: Path
+    sshd: Sshd, device: AgentMachine, config: DeviceConfig, net: Built
 ) -> None:
-    job = job_of(tmp_path, net, sizes=8, seconds=0.4)
+    job = job_of(device, net, sizes=8, seconds=0.4)
     before: list[str] = []
 
     def parts() -> list[Path]:
@@ -164,23 +102,20 @@ def test_a_broken_connection_is_made_again_and_no_part_is_lost(
         before.extend(part.read_text() for part in parts())
         sshd.cut()
 
-    of = told(device, "cpu")
     thread = in_the_meantime(lambda: len(parts()) > 1, cut)
-    file = device.carry_out(job.file, job.id, of, tmp_path)
+    latencies = device.run(job).latencies[0]
     thread.join()
-    results, _ = parcel.read_results(file)
-    latencies = results.done.latencies[0]
     assert len(latencies) == 8
     assert 1 < len(before) < 8
     for part in before:
-        (kept,) = parcel.as_done(json.loads(part)).latencies[0]
+        (kept,) = job_file.parse_results(json.loads(part)).latencies[0]
         assert kept in latencies  # to the last sample
 
 
 def test_an_upload_goes_on_after_the_bytes_that_are_there(
-    device: Device, config: DeviceConfig, tmp_path: Path
+    device: AgentMachine, config: DeviceConfig, tmp_path: Path
 ) -> None:
-    device.probe(["null"])
+    device.offers(["null"])
     data = RNG.bytes(1_000_000)
     python = device._python
     file = tmp_path / "there" / "data"
@@ -196,13 +131,15 @@ def test_an_upload_goes_on_after_the_bytes_that_are_there(
     assert not Path(f"{file}.partial").exists()
 
 
-def test_jobs_that_nobody_came_back_for_are_cleared(device: Device, config: DeviceConfig) -> None:
+def test_jobs_that_nobody_came_back_for_are_cleared(
+    device: AgentMachine, config: DeviceConfig
+) -> None:
     old, new = (Path(config.folder) / "jobs" / name for name in ("old", "new"))
     for folder in (old, new):
         (folder / "done").mkdir(parents=True)
     month_ago = time.time() - 31 * 24 * 3600
     os.utime(old, (month_ago, month_ago))
-    device.probe(["null"])
+    device.offers(["null"])
     assert new.is_dir()
     assert not old.exists()
 
@@ -210,38 +147,32 @@ def test_jobs_that_nobody_came_back_for_are_cleared(device: Device, config: Devi
 def test_a_device_that_stays_away_is_given_up(
     config: DeviceConfig,
     net: Built,
-    tmp_path: Path,
     tmp_path_factory: pytest.TempPathFactory,
     sshd: Sshd,
 ) -> None:
     mine = Sshd(tmp_path_factory.mktemp("mortal"))
-    settings = config.model_copy(update={"ssh_config": mine.config, "tries": 2})
-    with closing(Device(settings)) as device:
-        of = told(device, "cpu")
-        job = job_of(tmp_path, net, sizes=40, seconds=0.4)
+    with closing(MACHINE(replace(config, ssh_config=mine.config, tries=2))) as device:
+        job = job_of(device, net, sizes=40, seconds=0.4)
         thread = in_the_meantime(lambda: bool(running(" work " + config.folder)), mine.stop)
-        with pytest.raises(StageError, match="connection lost for good") as raised:
-            device.carry_out(job.file, job.id, of, tmp_path)
+        with pytest.raises(MachineLostError, match="connection lost for good") as raised:
+            device.run(job)
         thread.join()
     assert "run the same command again" in raised.value.hint
     assert gone(config.folder)
 
 
-def test_a_job_that_is_too_slow_is_ended_there(
-    config: DeviceConfig, net: Built, tmp_path: Path
-) -> None:
-    with closing(Device(config.model_copy(update={"time_limit_s": 1.5}))) as device:
-        job = job_of(tmp_path, net, sizes=40, seconds=0.4)
-        of = told(device, "cpu")
+def test_a_job_that_is_too_slow_is_ended_there(config: DeviceConfig, net: Built) -> None:
+    with closing(MACHINE(replace(config, time_limit_s=1.5))) as device:
+        job = job_of(device, net, sizes=40, seconds=0.4)
         with pytest.raises(StageError, match=r"not done in 1\.5 s"):
-            device.carry_out(job.file, job.id, of, tmp_path)
+            device.run(job)
         assert gone(" work " + config.folder)  # one that was still starting ends when it looks
 
 
-def refusal(config: DeviceConfig, **changes: object) -> MipkdError:
-    with closing(Device(config.model_copy(update=changes))) as device:
+def refusal(config: DeviceConfig, **changes: Any) -> MipkdError:
+    with closing(MACHINE(replace(config, **changes))) as device:
         with pytest.raises(MipkdError) as raised:
-            device.probe(["cpu"])
+            device.offers(["cpu"])
         assert gone(config.folder)
         return raised.value
 
@@ -282,7 +213,7 @@ def test_a_device_without_what_is_needed_is_told(
 
 
 def test_an_old_python_is_told(config: DeviceConfig) -> None:
-    from .test_source import old_python
+    from .test_agent_zip import old_python
 
     if not (python := old_python()):
         pytest.skip("needs a Python older than 3.10")
@@ -292,31 +223,28 @@ def test_an_old_python_is_told(config: DeviceConfig) -> None:
 
 
 def test_a_program_that_dies_there_is_no_broken_connection(
-    device: Device, config: DeviceConfig, net: Built, tmp_path: Path
+    device: AgentMachine, config: DeviceConfig, net: Built
 ) -> None:
-    job = job_of(tmp_path, net, sizes=40, seconds=0.4)
-    of = told(device, "cpu")
+    job = job_of(device, net, sizes=40, seconds=0.4)
 
     def locks() -> list[str]:
         return [f.read_text() for f in Path(config.folder).glob("jobs/*/lock")]
 
     thread = in_the_meantime(lambda: any(locks()), lambda: os.kill(int(locks()[0]), 9))
     with pytest.raises(StageError, match="its program ended with exit code 137"):
-        device.carry_out(job.file, job.id, of, tmp_path)
+        device.run(job)
     thread.join()
 
 
 def test_a_runtime_that_went_missing_is_told(
-    device: Device, config: DeviceConfig, net: Built, python_with: BarePython, tmp_path: Path
+    device: AgentMachine, config: DeviceConfig, net: Built, python_with: BarePython
 ) -> None:
-    of = told(device, "cpu")
-    job = job_of(tmp_path, net)
-    settings = config.model_copy(update={"python": python_with("numpy")})
+    job = job_of(device, net)
     with (
-        closing(Device(settings)) as without,
+        closing(MACHINE(replace(config, python=python_with("numpy")))) as without,
         pytest.raises(MissingError, match="onnxruntime is not installed"),
     ):
-        without.carry_out(job.file, job.id, of, tmp_path)
+        without.run(job)
     assert not list(Path(config.folder).glob("jobs/*"))
 
 
@@ -336,15 +264,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_there_is_told_and_nothing_is_left_on_it(
-    config: DeviceConfig, net: Built, small_disk: Path, tmp_path: Path
+    config: DeviceConfig, net: Built, small_disk: Path
 ) -> None:
-    settings = config.model_copy(update={"folder": str(small_disk)})
-    with closing(Device(settings)) as device:
-        of = told(device, "cpu")
+    with closing(MACHINE(replace(config, folder=str(small_disk)))) as device:
         for side in (700, 300):  # too large to be sent; sent, but its outputs are too large
-            job = job_of(tmp_path / str(side), net, images=1, side=side)
+            job = job_of(device, net, images=1, side=side)
             with pytest.raises(StageError, match="No space left on device") as raised:
-                device.carry_out(job.file, job.id, of, tmp_path)
+                device.run(job)
             assert "free some space" in raised.value.hint
             left = [f.name for f in small_disk.rglob("*") if f.is_file()]
             assert [name[:6] for name in left] == ["agent-"]
@@ -354,17 +280,17 @@ def test_a_full_disk_there_is_told_and_nothing_is_left_on_it(
 def test_ctrl_c_here_ends_the_job_there(
     sshd: Sshd, config: DeviceConfig, net: Built, tmp_path: Path
 ) -> None:
-    job = job_of(tmp_path, net, sizes=40, seconds=0.4)
+    with closing(MACHINE(config)) as device:
+        asked = tmp_path / "asked"
+        asked.write_bytes(pickle.dumps((config, job_of(device, net, sizes=40, seconds=0.4))))
     code = (
-        "import sys; from pathlib import Path; from contextlib import closing\n"
-        "from pipeline.device.device import Device, DeviceConfig\n"
-        "config = DeviceConfig.model_validate_json(sys.argv[1])\n"
-        "with closing(Device(config)) as device:\n"
-        "    told = device.probe(['cpu'])['cpu']\n"
-        "    device.carry_out(Path(sys.argv[2]), sys.argv[3], told, Path(sys.argv[4]))\n"
+        "import pickle, sys; from pathlib import Path\n"
+        "from pipeline.machine.base import connect\n"
+        "config, job = pickle.loads(Path(sys.argv[1]).read_bytes())\n"
+        "with connect(config) as machine:\n"
+        "    machine.run(job)\n"
     )
-    arguments = [config.model_dump_json(), str(job.file), job.id, str(tmp_path)]
-    command = [sys.executable, "-c", code, *arguments]
+    command = [sys.executable, "-c", code, str(asked)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         thread = in_the_meantime(
             lambda: any((Path(config.folder) / "jobs").glob("*/done/*.json")),
@@ -382,7 +308,7 @@ def test_ctrl_c_here_ends_the_job_there(
     ("text", "problem"),
     [
         ("board", "is no address"),
-        ("http://board", "is no address"),
+        ("http://board", "unknown kind 'http'"),
         ("ssh://", "is no address"),
         ("ssh://-oProxyCommand=x", "is no address"),
         ("ssh://board:99999", "no port 99999"),
@@ -391,8 +317,8 @@ def test_ctrl_c_here_ends_the_job_there(
     ],
 )
 def test_an_address_that_is_none_is_refused(text: str, problem: str) -> None:
-    with pytest.raises(UsageError, match=problem) as raised:
-        address_of(text)
+    with pytest.raises(UsageError, match=problem) as raised, connect(DeviceConfig(text)):
+        pass
     assert "secret" not in raised.value.what + raised.value.hint
 
 
@@ -402,13 +328,12 @@ def test_addresses_are_read_as_they_are_written() -> None:
 
 
 def test_a_shell_that_talks_first_is_heard_out(
-    device: Device, config: DeviceConfig, bare: str, tmp_path: Path
+    config: DeviceConfig, bare: str, tmp_path: Path
 ) -> None:
     chatty = tmp_path / "python"
     chatty.write_text(f'#!/bin/sh\necho "Welcome! [1]"\nexec {bare} "$@"\n')
     chatty.chmod(0o755)
-    settings = config.model_copy(update={"python": str(chatty)})
-    with closing(Device(settings)) as other:
-        assert told(other, "null").precisions == ("fp32",)
-        link = Python(other._link, str(chatty))
-        assert link.ask("look", folder=config.folder)["numpy"]
+    with closing(MACHINE(replace(config, python=str(chatty)))) as other:
+        assert other.offers(["null"])["null"].precisions == ("fp32",)
+        python = RemotePython(other._link, str(chatty))
+        assert python.ask("look", folder=config.folder)["numpy"]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pipeline.bench.job import time_models
 from pydantic import TypeAdapter, ValidationError
 
 from mipkd.core import memory
@@ -19,7 +20,6 @@ from mipkd.core.images import read_rgb
 from mipkd.core.records import Built
 from pipeline.bench import host
 from pipeline.bench.host import Neighbours, describe_host
-from pipeline.bench.job import time_models
 from pipeline.bench.latency import BenchSettings, compare, doubt, drift
 from pipeline.bench.pixels import output_file, score
 from pipeline.bench.stats import percentiles, ratio_of_medians

@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 
 from mipkd.core.records import Evidence
-from pipeline.bench import parcel
 from pipeline.bundle import manifest
 from pipeline.bundle.kit import make_kit
+from pipeline.machine.remote import job_file
 from pipeline.run import Run
 
 SIMULATED = "coreml"  # in the run of conftest.py
@@ -226,9 +226,9 @@ def test_an_interrupted_kit_goes_on(kit: Path, bare: Path, tmp_path: Path) -> No
     assert second.returncode == 0, second.stderr
     assert "goes on where it was interrupted" in second.stdout
     assert sorted(f.name for f in there.parent.iterdir()) == [there.name, "results.zip"]
-    found, _ = parcel.read_results(there.with_name("results.zip"))
+    found, _ = job_file.read_results(there.with_name("results.zip"))
     kept = json.loads(done)["latencies"][0][0]["samples_s"]
-    assert list(found.done.latencies[0][0].samples_s) == kept
+    assert list(found.results.latencies[0][0].samples_s) == kept
 
 
 def test_a_kit_says_what_a_device_lacks(once: Finished, kit: Path, tmp_path: Path) -> None:
@@ -260,10 +260,10 @@ def test_a_kit_says_what_a_device_lacks(once: Finished, kit: Path, tmp_path: Pat
 def test_parts_of_another_runtime_are_made_anew(kit: Path, bare: Path, tmp_path: Path) -> None:
     there = carried(kit, tmp_path / "device")
     with zipfile.ZipFile(kit) as packed:
-        id = parcel.hash_of(packed.read("job/job.json"))
+        id = job_file.hash_of(packed.read("job/job.json"))
     work = there.with_name(f"kit-cpu-{id[:8]}.partial")
     (work / "done").mkdir(parents=True)
-    (work / "told.json").write_text("{}")
+    (work / "info.json").write_text("{}")
     (work / "done/latency-24x32.json").write_text("of another runtime")
     ran = started(bare, there)
     assert ran.returncode == 0, ran.stderr
@@ -289,7 +289,7 @@ def test_what_a_runtime_raises_is_told_in_a_line(
 def test_all_of_a_kit_is_python_3_10(kit: Path) -> None:
     with zipfile.ZipFile(kit) as packed:
         sources = [name for name in packed.namelist() if name.endswith(".py")]
-        assert "pipeline/bench/kit.py" in sources
+        assert "pipeline/machine/remote/kit_program.py" in sources
         for name in sources:
             ast.parse(packed.read(name), name, feature_version=(3, 10))
 

@@ -10,14 +10,14 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from mipkd.core.records import Graph, Host, PatchSet, Told
+from mipkd.core.records import Graph, Host, PatchSet, TargetInfo
 from pipeline.bench.host import describe_host
 from targets.cpu import TARGET
 
 
-def told(system: str, *features: str) -> Told:
+def told(system: str, *features: str) -> TargetInfo:
     host = Host("there", "another CPU", 4, 2**33, system, features)
-    return Told("cpu", "", False, ("fp32", "int8"), {"onnxruntime": "1.32"}, host)
+    return TargetInfo("cpu", "", False, ("fp32", "int8"), {"onnxruntime": "1.32"}, host)
 
 
 def largest_weight(file: Path) -> int:
@@ -37,11 +37,11 @@ def largest_weight(file: Path) -> int:
         (told("Linux 5.15 aarch64", "neon"), 8),
     ],
     ids=lambda value: (
-        f"{value.host.system} {value.host.features}" if isinstance(value, Told) else ""
+        f"{value.host.system} {value.host.features}" if isinstance(value, TargetInfo) else ""
     ),
 )
 def test_the_cpu_that_runs_it_decides(
-    on: Told, bits: int, thirds: Graph, noise: PatchSet, tmp_path: Path
+    on: TargetInfo, bits: int, thirds: Graph, noise: PatchSet, tmp_path: Path
 ) -> None:
     built = TARGET.build(thirds, "int8", noise, tmp_path / "out", on=on)
     assert largest_weight(built.file) == (64 if bits == 7 else 127)

@@ -14,7 +14,7 @@ import torch
 from calibration.qdq import check
 from mipkd.core import plugins
 from mipkd.core.errors import MissingError, UnsupportedError
-from mipkd.core.records import Graph, Host, PatchSet, Told
+from mipkd.core.records import Graph, Host, PatchSet, TargetInfo
 from mipkd.export.onnx import export
 from targets import _trt
 from targets._cuda import gpu, is_jetson
@@ -40,10 +40,10 @@ def patches(tmp_path_factory: pytest.TempPathFactory) -> PatchSet:
     return PatchSet(file, "", "noise", 4, (24, 24))
 
 
-def told(*, tensorrt: str = "", why_not: str = "", simulated: bool = False) -> Told:
+def told(*, tensorrt: str = "", why_not: str = "", simulated: bool = False) -> TargetInfo:
     host = Host("orin-7", "ARMv8", 8, 8 << 30, "Linux")
     versions = {"tensorrt": tensorrt} if tensorrt else {}
-    return Told("jetson", why_not, simulated, ("fp32", "fp16", "int8"), versions, host)
+    return TargetInfo("jetson", why_not, simulated, ("fp32", "fp16", "int8"), versions, host)
 
 
 @elsewhere

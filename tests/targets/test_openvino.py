@@ -18,7 +18,7 @@ import torch
 
 from mipkd.archs import edsr
 from mipkd.core.errors import MissingError, UnsupportedError, UsageError
-from mipkd.core.records import Built, Graph, Host, PatchSet, Told
+from mipkd.core.records import Built, Graph, Host, PatchSet, TargetInfo
 from mipkd.export.onnx import export
 from targets import _ov
 from targets._ov_session import CACHE, KEPT, SHAPES, Compiler, ThroughputSession
@@ -31,9 +31,9 @@ THIRD = np.float32(1 / 3)
 ACCELERATORS = ("openvino:gpu", "openvino:npu", "openvino:gpu-throughput")
 
 
-def told(target: str, *precisions: str) -> Told:
+def told(target: str, *precisions: str) -> TargetInfo:
     host = Host("there", "another CPU", 4, 2**33, "Linux 6.8 aarch64")
-    return Told(target, "", False, precisions, {"openvino": "2026.4"}, host)
+    return TargetInfo(target, "", False, precisions, {"openvino": "2026.4"}, host)
 
 
 def image(*sides: int, count: int = 1) -> np.ndarray[Any, np.dtype[np.float32]]:

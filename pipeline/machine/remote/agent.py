@@ -11,7 +11,6 @@ Needs Python 3.10, numpy and the runtime.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -27,30 +26,23 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from mipkd.core.errors import MipkdError, MissingError, StageError
-from mipkd.core.records import Built, Told
-from pipeline.bench import parcel
-from pipeline.bench.host import describe_host
-from pipeline.bench.job import Done, make_pixels, shown, time_models
+from mipkd.core.errors import MipkdError, MissingError, StageError, UsageError
+from mipkd.core.records import Built
+from pipeline.bench.models import (
+    Results,
+    gives_pixels,
+    make_pixels,
+    probe_target,
+    time_models,
+)
+from pipeline.machine.remote import job_file
+from pipeline.machine.remote.remote_script import try_lock
 from targets.base import ByteArray, Target, find
 
 PATIENCE_S = 30.0  # without a word from the other side
 RESULTS_FILE = "results.zip"
 
 Say = Callable[[dict[str, Any]], None]
-
-
-def tell(target: Target) -> Told:
-    """What this machine is to one target."""
-    reason = target.why_not()
-    return Told(
-        target=target.name,
-        why_not=reason,
-        simulated=target.simulated,
-        precisions=() if reason else target.precisions(),
-        versions={} if reason else target.versions(),
-        host=describe_host(),
-    )
 
 
 def work(folder: Path, say: Say) -> Path:
@@ -60,11 +52,11 @@ def work(folder: Path, say: Say) -> Path:
         UsageError: the job is damaged.
         MissingError: this machine cannot run its target.
     """
-    job = parcel.read_job(folder)
+    job = job_file.read_job(folder)
+    info = probe_target(job.target)
+    if info.why_not:
+        raise MissingError(f"target {job.target}: {info.why_not}")
     target = find(job.target)
-    told = tell(target)
-    if told.why_not:
-        raise MissingError(f"target {job.target}: {told.why_not}")
     done = folder / "done"
     done.mkdir(exist_ok=True)
     timed = 0 if target.simulated else len(job.settings.sizes)
@@ -72,17 +64,15 @@ def work(folder: Path, say: Say) -> Path:
     progress = _Progress(say, total)
     parts = list(_timings(job, target, done, progress))
     _pixels(job, target, folder, progress)
-    results = parcel.Results(
-        job=job.id,
-        told=told,
-        python=platform.python_version(),
-        done=parcel.together(parts, len(job.builts)),
-    )
-    parcel.write_results(folder / RESULTS_FILE, results, done)
+    results = job_file.join_results(parts, len(job.builts))
+    stored = job_file.StoredResults(job.id, info, platform.python_version(), results)
+    job_file.write_results(folder / RESULTS_FILE, stored, done)
     return folder / RESULTS_FILE
 
 
-def _timings(job: parcel.Job, target: Target, done: Path, progress: _Progress) -> Iterator[Done]:
+def _timings(
+    job: job_file.StoredJob, target: Target, done: Path, progress: _Progress
+) -> Iterator[Results]:
     for size in job.settings.sizes if not target.simulated else ():
         file = done / f"latency-{size[0]}x{size[1]}.json"
         if not file.is_file():
@@ -91,31 +81,31 @@ def _timings(job: parcel.Job, target: Target, done: Path, progress: _Progress) -
             partial.write_text(json.dumps(asdict(found)))
             partial.replace(file)
         progress.step(f"latency at LR {size[1]}x{size[0]}")
-        yield parcel.as_done(json.loads(file.read_text()))
+        yield job_file.parse_results(json.loads(file.read_text()))
 
 
-def _pixels(job: parcel.Job, target: Target, folder: Path, progress: _Progress) -> None:
+def _pixels(job: job_file.StoredJob, target: Target, folder: Path, progress: _Progress) -> None:
     """Outputs lie in `done`/M/N.npy: number of the model, number of the image."""
     numbers = {name: number for number, name in enumerate(job.images)}
     folders = {id(b): folder / "done" / str(number) for number, b in enumerate(job.builts)}
-    makers = [folders[id(b)] for b in job.builts if shown(b)]
+    makers = [folders[id(b)] for b in job.builts if gives_pixels(b)]
 
     def left() -> Iterator[tuple[str, ByteArray]]:
         for name, number in numbers.items():
             if not all((outputs / f"{number}.npy").is_file() for outputs in makers):
-                yield name, parcel.read_image(folder / "images", number)
+                yield name, job_file.read_image(folder / "images", number)
             progress.step(name)
 
     def keep(built: Built, name: str, sr_HWC: ByteArray) -> None:
         outputs = folders[id(built)]
         outputs.mkdir(exist_ok=True)
-        parcel.write_image(outputs / f"{numbers[name]}.npy", sr_HWC)
+        job_file.write_image(outputs / f"{numbers[name]}.npy", sr_HWC)
 
     make_pixels(target, job.builts, left(), keep)
 
 
 class _Progress:
-    """Tells how many of the parts are done."""
+    """Says how many of the parts are done."""
 
     def __init__(self, say: Say, total: int) -> None:
         self._say, self._total, self._done = say, total, 0
@@ -126,7 +116,7 @@ class _Progress:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def lock_job(folder: Path) -> Iterator[None]:
     """Keep a second agent out of a job; one whose sender has gone is given time to end.
 
     Raises:
@@ -134,17 +124,13 @@ def alone(folder: Path) -> Iterator[None]:
     """
     with (folder / "lock").open("a") as lock:
         until = time.monotonic() + PATIENCE_S + 5
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise StageError(
-                        f"{folder}: another process is doing this job",
-                        hint="wait for it, or end it on the device",
-                    ) from None
-                time.sleep(0.2)
+        while not try_lock(lock):
+            if time.monotonic() > until:
+                raise StageError(
+                    f"{folder}: another process is doing this job",
+                    hint="wait for it, or end it on the device",
+                )
+            time.sleep(0.2)
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
@@ -168,18 +154,18 @@ def _say(fact: dict[str, Any]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """0, or the exit code of what went wrong, told as one JSON object with "error"."""
+    """0, or the exit code of what went wrong, which one JSON object with "error" says."""
     logging.basicConfig(level=logging.ERROR, format="%(message)s")  # what matters is in the notes
     try:
         _end_when_left()
         if arguments[0] == "probe":
-            _say({"python": platform.python_version(), "targets": _probed(arguments[1:])})
+            _say({"python": platform.python_version(), "targets": _probe(arguments[1:])})
         else:
             folder = Path(arguments[1])
             _say({"pid": os.getpid()})
-            with alone(folder):
+            with lock_job(folder):
                 file = work(folder, _say)
-            _say({"results": str(file), "sha256": parcel.hash_of(file.read_bytes())})
+            _say({"results": str(file), "sha256": job_file.hash_of(file.read_bytes())})
     except MipkdError as error:
         _say({"error": error.what, "hint": error.hint, "exit_code": error.exit_code})
         return error.exit_code
@@ -191,16 +177,11 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _probed(names: list[str]) -> dict[str, Any]:
+def _probe(names: list[str]) -> dict[str, Any]:
     found = {}
     for name in names:
-        with suppress(MipkdError):  # a target that this version does not know is left out
-            try:
-                told = tell(find(name))
-            except (ImportError, OSError, RuntimeError) as error:  # a runtime that is broken
-                why = f"{type(error).__name__}: {error}"
-                told = Told(name, why, False, (), {}, describe_host())
-            found[name] = asdict(told)
+        with suppress(UsageError):  # a target that this version does not know is left out
+            found[name] = asdict(probe_target(name))
     return found
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 # Folders of a package: every file in them travels, from wherever the package's path leads.
-_WHOLE = ("pipeline.bench", "targets", "calibration", "mipkd.core")
+_WHOLE = ("pipeline.bench", "pipeline.machine", "targets", "calibration", "mipkd.core")
 _OUTER = ("pipeline", "mipkd")  # only their own `__init__.py`
 
 _MAIN = '''\
@@ -39,7 +39,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 def agent_bytes(
-    *, more: Mapping[str, bytes] | None = None, main: str = "pipeline.bench.agent"
+    *, more: Mapping[str, bytes] | None = None, main: str = "pipeline.machine.remote.agent"
 ) -> bytes:
     """The program: a zip with a `__main__.py`, for `python3 FILE ARGUMENTS`.
 

@@ -1,4 +1,4 @@
-"""What travels to a device and back: a job of models and images, and what came of it.
+"""What travels to a machine and back: a job of models and images, and what came of it.
 
 A job is a folder or the same files in a zip: `job.json`, which lists every other file with its
 sha256, `models/N/`, `images/N.npy` (uint8 RGB, HWC). Its id is the hash of `job.json`. Results are
@@ -20,57 +20,59 @@ from typing import IO, Any
 import numpy as np
 
 from mipkd.core.errors import UsageError
-from mipkd.core.records import Built, Host, Latency, Told
-from pipeline.bench.job import Done
+from mipkd.core.records import Built, Host, Latency, TargetInfo
 from pipeline.bench.latency import BenchSettings
+from pipeline.bench.models import Image, Results, Sink
 from targets.base import ByteArray, files_of
 
-SCHEMA = 1
+SCHEMA = 2
 RESULTS, SEAL = "results.json", "seal"
 JOB = "job.json"
 _RETRY = "make the kit anew and run it again on the device"
 
+Outputs = dict[tuple[int, int], ByteArray]  # by number of model and image
+
 
 @dataclass(frozen=True)
-class Job:
-    """Models of one target to time and to give pixels."""
+class StoredJob:
+    """A job as it lies in a folder, or as it was asked of a kit."""
 
     id: str
     target: str
     builts: tuple[Built, ...]  # their files are in the job's folder
-    images: tuple[str, ...]
+    images: tuple[str, ...]  # names
     settings: BenchSettings
+    files: Mapping[str, str]  # sha256 of each
 
 
 @dataclass(frozen=True)
-class Results:
-    """What a device made of a job."""
+class StoredResults:
+    """What a machine made of a job."""
 
     job: str  # its id
-    told: Told
+    info: TargetInfo
     python: str
-    done: Done
+    results: Results
 
 
 def write_job(
     file: Path,
     target: str,
     builts: Sequence[Built],
-    images: Iterable[tuple[str, ByteArray]],
     settings: BenchSettings,
-) -> str:
-    """Write a job as a zip that any Python can read; gives its id."""
+    images: Iterable[Image] = (),
+) -> StoredJob:
+    """Write a job as a zip that any Python can read."""
     names, hashes = [], {}
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as parcel:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as packed:
         models = []
         for number, built in enumerate(builts):
-            root = built.file.parent
-            for part in files_of(built):
-                name = f"models/{number}/{part.relative_to(root).as_posix()}"
-                hashes[name] = _add(parcel, name, part.read_bytes())
+            for name, part in _parts(built).items():
+                place = f"models/{number}/{name}"
+                hashes[place] = _add(packed, place, part.read_bytes())
             models.append({**asdict(built), "file": f"models/{number}/{built.file.name}"})
         for number, (image, lr_HWC) in enumerate(images):
-            hashes[f"images/{number}.npy"] = _add(parcel, f"images/{number}.npy", _npy(lr_HWC))
+            hashes[f"images/{number}.npy"] = _add(packed, f"images/{number}.npy", _npy(lr_HWC))
             names.append(image)
         stated = {
             "schema": SCHEMA,
@@ -81,32 +83,43 @@ def write_job(
             "files": hashes,
         }
         text = json.dumps(stated, indent=1, sort_keys=True).encode()
-        return _add(parcel, JOB, text)
+        id = _add(packed, JOB, text)
+    return StoredJob(id, target, tuple(builts), tuple(names), settings, hashes)
 
 
-def read_job(folder: Path) -> Job:
+def read_job(folder: Path) -> StoredJob:
     """The job in a folder, every file of it checked.
 
     Raises:
         UsageError: a file is missing or changed, or another version wrote it.
     """
     try:
-        text = (folder / JOB).read_bytes()
-        stated = json.loads(text)
+        job = parse_job((folder / JOB).read_bytes(), folder)
     except (OSError, ValueError) as error:
         raise UsageError(f"job: {folder}: no job in it: {error}", hint=_RETRY) from error
-    _same_schema("job", stated)
-    for name, wanted in stated["files"].items():
+    for name, wanted in job.files.items():
         file = folder / name
         if not file.is_file() or hash_of(file.read_bytes()) != wanted:
             raise UsageError(f"job: {name} is missing or was changed", hint=_RETRY)
+    return job
+
+
+def parse_job(text: bytes, folder: Path) -> StoredJob:
+    """The job that a `job.json` in `folder` states.
+
+    Raises:
+        UsageError: another version wrote it.
+    """
+    stated = json.loads(text)
+    _check_schema("job", stated)
     settings = stated["settings"]
-    return Job(
+    return StoredJob(
         id=hash_of(text),
         target=stated["target"],
         builts=tuple(_built(model, folder) for model in stated["models"]),
         images=tuple(stated["images"]),
         settings=BenchSettings(**{**settings, "sizes": tuple(map(tuple, settings["sizes"]))}),
+        files=stated["files"],
     )
 
 
@@ -123,55 +136,67 @@ def write_image(file: Path, image_HWC: ByteArray) -> None:
     partial.replace(file)
 
 
-def write_results(file: Path, results: Results, outputs: Path) -> None:
+def write_results(file: Path, found: StoredResults, outputs: Path) -> None:
     """Seal the results and the outputs under `outputs`/M/N.npy into a zip, all or nothing."""
     partial = file.with_name(file.name + ".partial")
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as parcel:
-        hashes = {
-            f"outputs/{part.relative_to(outputs).as_posix()}": _add(
-                parcel, f"outputs/{part.relative_to(outputs).as_posix()}", part.read_bytes()
-            )
-            for part in sorted(outputs.glob("*/*.npy"))
-        }
-        text = json.dumps({"schema": SCHEMA, **asdict(results), "files": hashes}).encode()
-        _add(parcel, RESULTS, text)
-        parcel.writestr(SEAL, _seal(results.job, text))
+    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as packed:
+        hashes = {}
+        for part in sorted(outputs.glob("*/*.npy")):
+            name = f"outputs/{part.relative_to(outputs).as_posix()}"
+            hashes[name] = _add(packed, name, part.read_bytes())
+        text = json.dumps({"schema": SCHEMA, **asdict(found), "files": hashes}).encode()
+        _add(packed, RESULTS, text)
+        packed.writestr(SEAL, _seal(found.job, text))
     partial.replace(file)
 
 
-def read_results(file: Path | IO[bytes]) -> tuple[Results, dict[tuple[int, int], ByteArray]]:
-    """The results in a zip, and the outputs by number of model and image.
+def read_results(file: Path | IO[bytes]) -> tuple[StoredResults, Outputs]:
+    """The results in a zip, and the outputs.
 
     Raises:
         UsageError: no such file, damaged, changed, or of another version.
     """
     name = getattr(file, "name", file)
     try:
-        with zipfile.ZipFile(file) as parcel:
-            text, seal = parcel.read(RESULTS), parcel.read(SEAL).decode()
+        with zipfile.ZipFile(file) as packed:
+            text, seal = packed.read(RESULTS), packed.read(SEAL).decode()
             stated = json.loads(text)
-            _same_schema(str(name), stated)
+            _check_schema(str(name), stated)
             if seal != _seal(stated["job"], text):
                 raise UsageError(f"{name}: {RESULTS} in it was changed", hint=_RETRY)
             outputs = {}
             for part, wanted in stated["files"].items():
-                data = parcel.read(part)
+                data = packed.read(part)
                 if hash_of(data) != wanted:
                     raise UsageError(f"{name}: {part} in it was changed", hint=_RETRY)
                 model, image = part.removesuffix(".npy").split("/")[-2:]
                 outputs[int(model), int(image)] = np.load(io.BytesIO(data), allow_pickle=False)
+        results = parse_results(stated["results"])
+        info = parse_info(stated["info"])
+        return StoredResults(stated["job"], info, stated["python"], results), outputs
     except OSError as error:
         raise UsageError(f"{name}: cannot be read: {error.strerror or error}") from error
     except (zipfile.BadZipFile, KeyError, ValueError) as error:
         raise UsageError(f"{name}: no results of a kit: {error}", hint=_RETRY) from error
+
+
+def give_outputs(outputs: Outputs, job: StoredJob, builts: Sequence[Built], take: Sink) -> None:
+    """Give outputs to `take`, each with its model and the name of its image.
+
+    Raises:
+        UsageError: one is of no model or image of the job, or of another shape.
+    """
+    for (model, image), sr_HWC in sorted(outputs.items()):
+        try:
+            take(builts[model], job.images[image], sr_HWC)
+        except (IndexError, ValueError) as error:
+            what = f"output {model}/{image} does not fit its image: {error}"
+            raise UsageError(f"results: damaged: {what}", hint=_RETRY) from error
+
+
+def parse_results(stated: Mapping[str, Any]) -> Results:
+    """`Results` from JSON."""
     return Results(
-        stated["job"], as_told(stated["told"]), stated["python"], as_done(stated["done"])
-    ), (outputs)
-
-
-def as_done(stated: Mapping[str, Any]) -> Done:
-    """A `Done` from its JSON."""
-    return Done(
         latencies=tuple(tuple(map(_latency, of_model)) for of_model in stated["latencies"]),
         notes=tuple(stated["notes"]),
         invalid_because=stated["invalid_because"],
@@ -179,15 +204,15 @@ def as_done(stated: Mapping[str, Any]) -> Done:
     )
 
 
-def as_told(stated: Mapping[str, Any]) -> Told:
-    """A `Told` from its JSON."""
+def parse_info(stated: Mapping[str, Any]) -> TargetInfo:
+    """A `TargetInfo` from JSON."""
     host = Host(**{**stated["host"], "features": tuple(stated["host"]["features"])})
-    return Told(**{**stated, "precisions": tuple(stated["precisions"]), "host": host})
+    return TargetInfo(**{**stated, "precisions": tuple(stated["precisions"]), "host": host})
 
 
-def together(parts: Sequence[Done], models: int) -> Done:
+def join_results(parts: Sequence[Results], models: int) -> Results:
     """What came of a job that was done in parts, one after another."""
-    return Done(
+    return Results(
         latencies=tuple(
             tuple(one for part in parts for one in part.latencies[number])
             for number in range(models)
@@ -205,6 +230,21 @@ def hash_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def hash_files(built: Built) -> dict[str, str]:
+    """Name within its folder, and hash, of each of a model's files."""
+    return {name: hash_of(part.read_bytes()) for name, part in _parts(built).items()}
+
+
+def hash_image(image_HWC: ByteArray) -> str:
+    """sha256 of an image's file in a job."""
+    return hash_of(_npy(image_HWC))
+
+
+def _parts(built: Built) -> dict[str, Path]:
+    root = built.file.parent
+    return {part.relative_to(root).as_posix(): part for part in files_of(built)}
+
+
 def _latency(stated: Mapping[str, Any]) -> Latency:
     height, width = stated["size"]
     series = {name: tuple(stated.get(name, ())) for name in ("samples_s", "at_s")}
@@ -212,20 +252,15 @@ def _latency(stated: Mapping[str, Any]) -> Latency:
 
 
 def _built(stated: Mapping[str, Any], folder: Path) -> Built:
-    made = Built(**{**stated, "file": folder / stated["file"]})
-    return replace(made, notes=tuple(made.notes))
+    found = Built(**{**stated, "file": folder / stated["file"]})
+    return replace(found, notes=tuple(found.notes))
 
 
-def _same_schema(where: str, stated: Mapping[str, Any]) -> None:
+def _check_schema(where: str, stated: Mapping[str, Any]) -> None:
     if stated["schema"] != SCHEMA:
         raise UsageError(
             f"{where}: its schema is {stated['schema']}, this program reads {SCHEMA}", hint=_RETRY
         )
-
-
-def hash_of_image(image_HWC: ByteArray) -> str:
-    """sha256 of an image's file in a job."""
-    return hash_of(_npy(image_HWC))
 
 
 def _seal(job: str, text: bytes) -> str:
@@ -238,9 +273,9 @@ def _npy(image_HWC: ByteArray) -> bytes:
     return data.getvalue()
 
 
-def _add(parcel: zipfile.ZipFile, name: str, data: bytes) -> str:
-    """The same bytes whenever they are written."""
+def _add(packed: zipfile.ZipFile, name: str, data: bytes) -> str:
+    """The same bytes whenever they are written; gives their hash."""
     entry = zipfile.ZipInfo(name)
     entry.compress_type = zipfile.ZIP_DEFLATED
-    parcel.writestr(entry, data)
+    packed.writestr(entry, data)
     return hash_of(data)

@@ -21,56 +21,55 @@ from pathlib import Path
 from typing import Any
 
 from mipkd.core.errors import MipkdError, MissingError, StageError, UsageError
-from mipkd.core.records import Told
-from pipeline.bench import agent, parcel
-from pipeline.bench.job import name_of
-from targets.base import find
+from mipkd.core.records import TargetInfo
+from pipeline.bench.models import name_of, probe_target
+from pipeline.machine.remote import agent, job_file
 
 JOB = "job/"  # the folder in the kit's file
 ABOUT = "kit.json"  # what the kit is, for people
 
 
 def main(arguments: list[str]) -> int:
-    """0, or the exit code of what went wrong, told as an error line with a hint."""
+    """0, or the exit code of what went wrong, with an error line and a hint."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    kit = _file()
+    kit = _own_file()
     try:
-        out = _asked(arguments, kit)
+        out = _parse_out(arguments, kit)
         _measure(kit, out)
     except MipkdError as error:
-        return _told(error.what, error.hint, error.exit_code)
+        return _say_error(error.what, error.hint, error.exit_code)
     except KeyboardInterrupt:
-        return _told("interrupted", "the same command goes on where it was", 130)
+        return _say_error("interrupted", "the same command goes on where it was", 130)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         hint = "free some space; the same command goes on where it was" if full else ""
-        return _told(f"{error.filename or 'system'}: {error.strerror or error}", hint, 5)
+        return _say_error(f"{error.filename or 'system'}: {error.strerror or error}", hint, 5)
     except Exception as error:  # whatever a runtime raises
-        return _told(f"{type(error).__name__}: {error}", _built_with(kit), 5)
+        return _say_error(f"{type(error).__name__}: {error}", _built_with(kit), 5)
     return 0
 
 
 def _measure(kit: Path, out: Path) -> None:
     with zipfile.ZipFile(kit) as packed:
-        job_id = parcel.hash_of(packed.read(JOB + parcel.JOB))
+        job_id = job_file.hash_of(packed.read(JOB + job_file.JOB))
         work = out.with_name(f"{kit.stem}-{job_id[:8]}.partial")
         about = json.loads(packed.read(ABOUT))
-        target = find(about["target"])
-        if reason := target.why_not():
-            raise MissingError(f"target {target.name}: {reason}")
-        if target.simulated:
+        info = probe_target(about["target"])
+        if info.why_not:
+            raise MissingError(f"target {info.target}: {info.why_not}")
+        if info.simulated:
             raise MissingError(
-                f"target {target.name}: this machine could only simulate it: nothing is measured",
+                f"target {info.target}: this machine could only simulate it: nothing is measured",
                 hint="run the kit on the device it is meant for",
             )
         goes_on = _unpack(packed, work)
-    job = parcel.read_job(work)
-    with agent.alone(work):
-        print(_described(about, job, out, goes_on), flush=True)
-        _forget_others(work, agent.tell(target))
+    job = job_file.read_job(work)
+    with agent.lock_job(work):
+        print(_describe(about, job, out, goes_on), flush=True)
+        _forget_others(work, info)
         results = agent.work(work, _Progress())
         with zipfile.ZipFile(results, "a") as whole:
-            whole.write(work / parcel.JOB, parcel.JOB)
+            whole.write(work / job_file.JOB, job_file.JOB)
     results.replace(out)
     shutil.rmtree(work)
     print(f"done: {out}\nbring it back: mipkd-pipeline collect {out.name} RUN", flush=True)
@@ -78,7 +77,7 @@ def _measure(kit: Path, out: Path) -> None:
 
 def _unpack(packed: zipfile.ZipFile, work: Path) -> bool:
     """Lay the job into `work`; whether an earlier start did so and is gone on with."""
-    if (work / parcel.JOB).is_file():
+    if (work / job_file.JOB).is_file():
         return True
     try:
         work.mkdir(parents=True, exist_ok=True)
@@ -87,16 +86,16 @@ def _unpack(packed: zipfile.ZipFile, work: Path) -> bool:
             f"cannot write to {work.parent}: {error.strerror}", hint="-o FOLDER/results.zip"
         ) from error
     names = [name for name in packed.namelist() if name.startswith(JOB)]
-    for name in sorted(names, key=lambda name: name == JOB + parcel.JOB):  # the list comes last
+    for name in sorted(names, key=lambda name: name == JOB + job_file.JOB):  # the list comes last
         file = work / name[len(JOB) :]
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(packed.read(name))
     return False
 
 
-def _forget_others(work: Path, told: Told) -> None:
+def _forget_others(work: Path, info: TargetInfo) -> None:
     """Parts that another machine or another version of the runtime made are no parts of this."""
-    now, file = json.dumps(asdict(told)), work / "told.json"
+    now, file = json.dumps(asdict(info)), work / "info.json"
     if not file.is_file() or file.read_text() != now:
         shutil.rmtree(work / "done", ignore_errors=True)
         file.write_text(now)
@@ -104,12 +103,12 @@ def _forget_others(work: Path, told: Told) -> None:
 
 def _built_with(kit: Path) -> str:
     with zipfile.ZipFile(kit) as packed:
-        models = json.loads(packed.read(JOB + parcel.JOB))["models"]
+        models = json.loads(packed.read(JOB + job_file.JOB))["models"]
     versions = ", ".join(f"{name} {version}" for name, version in models[0]["versions"].items())
     return f"a runtime older than the models may not read them: built with {versions}"
 
 
-def _described(about: dict[str, Any], job: parcel.Job, out: Path, goes_on: bool) -> str:
+def _describe(about: dict[str, Any], job: job_file.StoredJob, out: Path, goes_on: bool) -> str:
     settings = job.settings
     names = ", ".join(name_of(built) for built in job.builts)
     sizes = ", ".join(f"{width}x{height}" for height, width in settings.sizes)
@@ -139,7 +138,7 @@ class _Progress:
         print(f"[{fact['done']:>{width}}/{fact['of']}] {spent:6.1f} s  {fact['what']}", flush=True)
 
 
-def _asked(arguments: list[str], kit: Path) -> Path:
+def _parse_out(arguments: list[str], kit: Path) -> Path:
     parser = argparse.ArgumentParser(
         prog=f"python3 {kit.name}",
         description="Measures models of mipkd-pipeline on this machine. Needs numpy and the "
@@ -154,7 +153,7 @@ def _asked(arguments: list[str], kit: Path) -> Path:
     return Path(out).absolute()
 
 
-def _file() -> Path:
+def _own_file() -> Path:
     """The kit itself: the file that this module is in."""
     found = next((p for p in Path(__file__).absolute().parents if p.is_file()), None)
     if found is None:
@@ -162,7 +161,7 @@ def _file() -> Path:
     return found
 
 
-def _told(what: str, hint: str, code: int) -> int:
+def _say_error(what: str, hint: str, code: int) -> int:
     print(f"error: {what}", file=sys.stderr)
     if hint:
         print(f"hint: {hint}", file=sys.stderr)

@@ -6,7 +6,6 @@ One JSON line in, then perhaps a file's bytes; one JSON line out, then perhaps a
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -43,7 +42,8 @@ def put(file: str, size: int, sha256: str) -> dict[str, Any]:
     whole.parent.mkdir(parents=True, exist_ok=True)
     try:
         with partial.open("ab") as sink:
-            fcntl.flock(sink, fcntl.LOCK_EX)
+            while not try_lock(sink):
+                time.sleep(0.05)
             _fill(sink, size)
     except OSError:
         partial.unlink()
@@ -61,7 +61,7 @@ def _fill(sink: IO[bytes], size: int) -> None:
         have = sink.truncate(0)
     _say({"have": have})
     while have < size:
-        _wait()
+        _limit_wait()
         data = os.read(0, min(_CHUNK, size - have))
         if not data:
             sink.flush()
@@ -76,7 +76,7 @@ def get(file: str, offset: int) -> dict[str, Any]:
     with whole.open("rb") as source:
         source.seek(offset)
         while data := source.read(_CHUNK):
-            _wait()
+            _limit_wait()
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
     return {}
@@ -107,12 +107,12 @@ def end(folder: str, pid: int) -> dict[str, Any]:
     if not lock.is_file():
         return {"gone": True}
     with lock.open("r+") as held:
-        if _freed(held, _END_S):
+        if _wait_for_lock(held, _END_S):
             return {"gone": True}
         if held.read().strip() != str(pid):
             return {"gone": True}  # somebody else's holds it
         os.killpg(pid, signal.SIGKILL)
-        return {"gone": _freed(held, _END_S)}
+        return {"gone": _wait_for_lock(held, _END_S)}
 
 
 def remove(folder: str) -> dict[str, Any]:
@@ -120,22 +120,36 @@ def remove(folder: str) -> dict[str, Any]:
     lock = Path(folder) / "lock"
     if lock.is_file():
         with lock.open("r+") as held:
-            if not _freed(held, 1.0):
+            if not _wait_for_lock(held, 1.0):
                 return {"removed": False}
     shutil.rmtree(folder, ignore_errors=True)
     return {"removed": True}
 
 
-def _freed(held: IO[str], limit_s: float) -> bool:
+def try_lock(file: IO[Any]) -> bool:
+    """Take the lock of an open file, which lasts until it is closed; False if another has it."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            file.seek(0)  # one byte is locked, where the file stands
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def _wait_for_lock(held: IO[str], limit_s: float) -> bool:
     until = time.monotonic() + limit_s
-    while True:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() > until:
-                return False
-            time.sleep(0.05)
+    while not try_lock(held):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def _hash(file: Path) -> str:
@@ -146,7 +160,7 @@ def _hash(file: Path) -> str:
     return found.hexdigest()
 
 
-def _wait() -> None:
+def _limit_wait() -> None:
     """The kernel ends this process when what follows takes too long."""
     signal.alarm(PATIENCE_S)
 
@@ -161,7 +175,7 @@ ERRANDS = {e.__name__: e for e in (look, put, get, ready, unpack, end, remove)}
 
 def main() -> None:
     """One errand."""
-    _wait()
+    _limit_wait()
     asked = json.loads(sys.stdin.buffer.readline())
     signal.alarm(0)
     try:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from mipkd.core.errors import MipkdError, MissingError, StageError
-from pipeline.device import there
-from pipeline.device.ssh import Link, LinkError, Remote
+from pipeline.machine.remote import remote_script
+from pipeline.machine.remote.link import Link, LinkError, Remote
 
 _MARK = b"mipkd-pipeline on Python "
 _CHUNK = 1 << 18
@@ -34,7 +34,7 @@ _START = (
 class Talk:
     """An errand under way."""
 
-    python: Python
+    python: RemotePython
     remote: Remote
 
     def line(self) -> bytes:
@@ -45,7 +45,7 @@ class Talk:
         """
         if line := self.remote.output.readline():
             return line
-        raise self.python.trouble(self.remote)
+        raise self.python.explain(self.remote)
 
     def answer(self) -> dict[str, Any]:
         """What it answers.
@@ -63,7 +63,7 @@ class Talk:
         return answer
 
 
-class Python:
+class RemotePython:
     """A Python on a device."""
 
     def __init__(self, link: Link, command: str) -> None:
@@ -78,7 +78,7 @@ class Python:
         return self.link.start(f"cd /; {self._quoted} {shlex.join(arguments)}; exit $?")
 
     def ask(self, errand: str, *, limit_s: float = 120.0, **asked: Any) -> dict[str, Any]:
-        """The answer to an errand of `pipeline/device/there.py`."""
+        """The answer to an errand of `remote_script.py`."""
         with self._talk(errand, limit_s, **asked) as talk:
             return talk.answer()
 
@@ -111,7 +111,7 @@ class Python:
             while left > 0 and (data := t.remote.output.read(min(_CHUNK, left))):
                 left -= sink.write(data)
             if left > 0:
-                raise self.trouble(t.remote)
+                raise self.explain(t.remote)
         with partial.open("rb") as found:
             same = hashlib.file_digest(found, "sha256").hexdigest() == promised["sha256"]
         if not same:
@@ -119,22 +119,22 @@ class Python:
             raise LinkError(f"{self.link.address}: {file} arrived damaged")
         partial.replace(into)
 
-    def trouble(self, remote: Remote) -> MipkdError:
+    def explain(self, remote: Remote) -> MipkdError:
         """Why a command ended early."""
         code, complaint = remote.finish(), remote.complaint()
         where = self.link.address
-        if code == 255:
-            return self.link.trouble(complaint)
+        if (broken := self.link.explain(code, complaint)) is not None:
+            return broken
         if code in (126, 127):
             return MissingError(f"{where}: no Python there: {self.command}", hint=_OTHER)
         if code < 0:
             return LinkError(f"{where}: no answer in time")
-        told = f": {complaint.splitlines()[-1]}" if complaint else ""
-        return StageError(f"{where}: its program ended with exit code {code}{told}")
+        last = f": {complaint.splitlines()[-1]}" if complaint else ""
+        return StageError(f"{where}: its program ended with exit code {code}{last}")
 
     @contextmanager
     def _talk(self, errand: str, limit_s: float | None, **asked: Any) -> Iterator[Talk]:
-        source = inspect.getsource(there).encode()
+        source = inspect.getsource(remote_script).encode()
         code = _START.format(mark=_MARK.decode(), length=len(source))
         with self.start("-c", code) as remote:
             watch = threading.Timer(limit_s or threading.TIMEOUT_MAX, remote.process.kill)
@@ -142,14 +142,18 @@ class Python:
             watch.start()
             try:
                 talk = Talk(self, remote)
-                self._greeted(talk)
+                self._skip_greeting(talk)
                 remote.send(source + json.dumps({"errand": errand, **asked}).encode() + b"\n")
                 yield talk
             finally:
                 watch.cancel()
 
-    def _greeted(self, talk: Talk) -> None:
-        """Leave out what the user's shell may say first."""
+    def _skip_greeting(self, talk: Talk) -> None:
+        """Leave out what the user's shell may say first.
+
+        Raises:
+            MissingError: the Python there is too old.
+        """
         while not (line := talk.line()).startswith(_MARK):
             pass
         version = line.removeprefix(_MARK).decode().strip()
