@@ -137,9 +137,9 @@ def run(
 ) -> None:
     """Distil, export, quantise, measure, judge and report. Finished steps are remembered."""
     set_logging(verbose)
-    from pipeline.conclude import bundle_folder, conclude, unseen
     from pipeline.config import load
-    from pipeline.flow import flow
+    from pipeline.flow import run_pipeline
+    from pipeline.publish import bundle_folder, unseen
     from pipeline.report.write import report_folder
     from pipeline.summary import summary
 
@@ -161,7 +161,7 @@ def run(
             "training photos and test images" if not settings.data else "test images",
         )
     with here.locked():
-        evidence = conclude(settings, here, flow(settings, here), command=_command())
+        evidence = run_pipeline(settings, here, command=_command())
     print_wide(summary(evidence))
     typer.echo(f"report: {report_folder(here.root) / 'index.html'}")
     typer.echo(f"bundle: {bundle_folder(here.root)}")
@@ -184,14 +184,14 @@ def train(
     """Train a net from photos alone: a checkpoint that `run --teacher` takes."""
     set_logging(verbose)
     from pipeline.config import load
-    from pipeline.flow import train_flow
+    from pipeline.flow import train_from_photos
 
     flags = _flags(None, None, None, None, data, val, None, steps, scale, out)
     settings = load(flags, file=config, sets=sets or (), alone=True)
     name = arch.replace(":", "-")
     here = _run_of(settings.model_copy(update={"out": out or Path("runs") / f"{name}-x{scale}"}))
     with here.locked():
-        found = train_flow(settings, here, arch)
+        found = train_from_photos(settings, here, arch)
     made = found.distilled
     typer.echo(f"{made.psnr_y_db:.3f} dB PSNR-Y after {made.steps} steps, {made.seconds:.0f} s")
     typer.echo(f"checkpoint: {found.checkpoint}")
@@ -222,7 +222,7 @@ def study(
     """Teach one student in several ways, and say with intervals what each brought."""
     set_logging(verbose)
     from pipeline.config import load
-    from pipeline.flow import subject_of
+    from pipeline.inputs import study_subject
     from pipeline.report.study import table_of
     from pipeline.study import conduct
 
@@ -237,7 +237,7 @@ def study(
         found = conduct(
             settings.study,
             settings.distill,
-            subject_of(settings, tests or [settings.val]),
+            study_subject(settings, tests or [settings.val]),
             here,
             command=_command(),
         )
@@ -273,7 +273,7 @@ def plan(
     """Say what `run` with the same options would do, what it remembers, and why."""
     set_logging(verbose)
     from pipeline.config import load
-    from pipeline.flow import flow
+    from pipeline.flow import measure_all
 
     settings = load(
         _flags(teacher, model, target, student, data, val, precision, steps, scale, out)
@@ -287,7 +287,7 @@ def plan(
         sets=sets or (),
     )
     here = _run_of(settings, dry=True)
-    flow(settings, here)
+    measure_all(settings, here)
     for event in here.events:
         verb = "skip" if event.remembered else "run "
         why = ", ".join(filter(None, (event.why, event.note)))

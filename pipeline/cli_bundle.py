@@ -237,8 +237,8 @@ def collect(
 ) -> None:
     """Take a kit's results into its run; judge and report anew."""
     set_logging(verbose)
-    from pipeline.conclude import bundle_folder
-    from pipeline.conclude import collect as collected
+    from pipeline.publish import bundle_folder
+    from pipeline.publish import collect as collected
     from pipeline.report.write import report_folder
     from pipeline.summary import summary
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from mipkd.core.errors import UsageError
 from mipkd.core.records import Built, Evidence, Failure, Measurement, TestSet
 from pipeline.bench.models import name_of
+from pipeline.machine.base import Job
 from pipeline.machine.kit import ANEW, Kit
 from pipeline.machine.remote.job_file import hash_files
 from pipeline.run import Run
@@ -43,8 +44,8 @@ def keep(results_file: Path, run: Run, evidence: Evidence) -> Collected:
     home = run.root / _FOLDER / target.replace(":", "-")
     partial = home.with_name(home.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    settings = machine.asked.settings
-    found = measure_on(machine, machine.info, builts, settings, evidence.tests, partial)
+    job = Job(machine.info, builts, machine.asked.settings)
+    found = measure_on(machine, job, evidence.tests, partial)
     partial.mkdir(parents=True, exist_ok=True)  # of a target without pixels nothing lies there
     shutil.rmtree(home, ignore_errors=True)
     partial.rename(home)

@@ -21,7 +21,7 @@ from mipkd.distill import student as students
 from mipkd.export.onnx import export
 from pipeline.bench.latency import BenchSettings
 from pipeline.machine.base import Job, Machine, MachineLostError
-from pipeline.run import stage
+from pipeline.run import NotInKey, Ref, stage
 from targets.base import find
 
 log = logging.getLogger(__name__)
@@ -62,27 +62,31 @@ class Candidate:
     p50_ms: float
 
 
+@dataclass(frozen=True)
+class FitInputs:
+    """Students of a teacher, to be timed on a machine."""
+
+    config: FitConfig
+    info: TargetInfo
+    precisions: tuple[str, ...]
+    teacher: Ref[Model]
+    patches: Ref[PatchSet]
+    machine: NotInKey[Machine]
+
+
 @stage(version=3)
-def fit(
-    config: FitConfig,
-    info: TargetInfo,
-    precisions: tuple[str, ...],
-    teacher: Model,
-    patches: PatchSet,
-    machine: Machine,
-    *,
-    out: Path,
-) -> tuple[Candidate, ...]:
+def fit(inputs: FitInputs, *, out: Path) -> tuple[Candidate, ...]:
     """Candidates smaller than the teacher, the least first, until one is hopelessly slow."""
+    config, target = inputs.config, inputs.info.target
     found = []
-    for cost, spec in _by_cost(config, teacher):
-        builts = _build_candidate(spec, info, precisions, teacher, patches, out)
-        p50s = _time_candidate(machine, info, builts, config.size)
-        if p50s:
-            fastest = min(p50s, key=lambda p: p50s[p])
-            ms = p50s[fastest] * 1e3
-            log.info("%s on %s: %.2f ms in %s", spec, info.target, ms, fastest)
-            found.append(Candidate(spec, cost, info.target, fastest, ms))
+    for cost, spec in _by_cost(config, inputs.teacher.value):
+        builts = _build_candidate(inputs, spec, out / spec.replace(":", "-"))
+        p50s_s = _time_candidate(inputs.machine.value, inputs.info, builts, config.size)
+        if p50s_s:
+            fastest = min(p50s_s, key=lambda p: p50s_s[p])
+            ms = p50s_s[fastest] * 1e3
+            log.info("%s on %s: %.2f ms in %s", spec, target, ms, fastest)
+            found.append(Candidate(spec, cost, target, fastest, ms))
             if config.latency_budget_ms and ms > _HOPELESS * config.latency_budget_ms:
                 break
     return tuple(found)
@@ -105,11 +109,11 @@ def largest_within(config: FitConfig, tried: Sequence[Sequence[Candidate]]) -> s
     within = [c for c in everywhere if c.p50_ms <= config.latency_budget_ms]
     if not within:
         quickest = min(everywhere, key=lambda c: c.p50_ms, default=None)
-        told = f"the quickest, {quickest.spec}, takes {quickest.p50_ms:.3g}" if quickest else "none"
+        best = f"the quickest, {quickest.spec}, takes {quickest.p50_ms:.3g}" if quickest else "none"
         where = f" on {quickest.target}" if quickest else " could be built"
         raise UsageError(
             f"--latency-budget: no student runs in {config.latency_budget_ms:g} ms at LR "
-            f"{config.size[1]}x{config.size[0]}: {told}{' ms' if quickest else ''}{where}",
+            f"{config.size[1]}x{config.size[0]}: {best}{' ms' if quickest else ''}{where}",
             hint="raise the budget, or lower the size: --set fit.size=[90,160]",
         )
     return max(within, key=lambda c: c.gmacs).spec
@@ -126,31 +130,21 @@ def _by_cost(config: FitConfig, teacher: Model) -> list[tuple[float, str]]:
     return sorted(found)
 
 
-def _build_candidate(
-    spec: str,
-    info: TargetInfo,
-    precisions: Sequence[str],
-    teacher: Model,
-    patches: PatchSet,
-    out: Path,
-) -> list[Built]:
-    """The candidate in each precision that can be built."""
-    folder = out / spec.replace(":", "-")
+def _build_candidate(inputs: FitInputs, spec: str, folder: Path) -> list[Built]:
+    """A student in each precision that can be built."""
     folder.mkdir()
-    arch, hyper = students.choose(teacher, spec)
+    arch, hyper = students.choose(inputs.teacher.value, spec)
     torch.manual_seed(0)
     net = arch.make(hyper).eval()
     graph = export(net, out=folder, metadata={}, role="student", family=arch.name)
-    builts = []
-    for precision in precisions:
-        calibration = patches if precision == "int8" else None
+    target, builts = find(inputs.info.target), []
+    for precision in inputs.precisions:
+        patches = inputs.patches.value if precision == "int8" else None
         try:
-            built = find(info.target).build(
-                graph, precision, calibration, folder / precision, on=info
-            )
-            builts.append(built)
+            place = folder / precision
+            builts.append(target.build(graph, precision, patches, place, on=inputs.info))
         except MipkdError as error:
-            log.warning("%s %s %s: %s", info.target, spec, precision, error.what)
+            log.warning("%s %s %s: %s", target.name, spec, precision, error.what)
     return builts
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from pipeline.bench.latency import BenchSettings
 from pipeline.bench.models import name_of
 from pipeline.bench.pixels import score_image
 from pipeline.machine.base import Job, Machine
-from pipeline.run import stage
+from pipeline.run import NotInKey, Ref, stage
 from targets.base import ByteArray
 
 
@@ -21,31 +22,33 @@ def is_disturbed(found: tuple[Measurement, ...]) -> bool:
     return any(one.invalid_because for one in found)
 
 
-@stage(version=5, again=is_disturbed)
-def measure(
-    config: BenchSettings,
-    info: TargetInfo,
-    builts: tuple[Built, ...],
-    tests: TestSet,
-    machine: Machine,
-    out: Path,
-) -> tuple[Measurement, ...]:
+@dataclass(frozen=True)
+class MeasureInputs:
+    """Models of one target, the images they are scored on, and the machine that runs them."""
+
+    config: BenchSettings
+    info: TargetInfo
+    builts: tuple[Ref[Built], ...]
+    tests: Ref[TestSet]
+    machine: NotInKey[Machine]
+
+
+@stage(version=5, retry_if=is_disturbed)
+def measure(inputs: MeasureInputs, *, out: Path) -> tuple[Measurement, ...]:
     """All of one target's models: latencies interleaved, then the students' pixels."""
-    return measure_on(machine, info, builts, config, tests, out)
+    builts = tuple(ref.value for ref in inputs.builts)
+    job = Job(inputs.info, builts, inputs.config)
+    return measure_on(inputs.machine.value, job, inputs.tests.value, out)
 
 
-def measure_on(
-    machine: Machine,
-    info: TargetInfo,
-    builts: tuple[Built, ...],
-    settings: BenchSettings,
-    tests: TestSet,
-    out: Path,
-) -> tuple[Measurement, ...]:
-    """One record a model; outputs are kept as PNG under `out`."""
-    scored = Scored(tests, out)
+def measure_on(machine: Machine, job: Job, tests: TestSet, out: Path) -> tuple[Measurement, ...]:
+    """Run a job on a machine, with the test set's images: one record a model.
+
+    Outputs are kept as PNG under `out`.
+    """
+    scored, info = Scored(tests, out), job.info
     images = ((name, lr_HWC) for name, lr_HWC, _ in load_tests(tests))
-    found = machine.run(Job(info, builts, settings, images), scored.take)
+    found = machine.run(replace(job, images=images), scored.take)
     return tuple(
         Measurement(
             role=built.role,
@@ -64,7 +67,7 @@ def measure_on(
             device=machine.address,
             host=None if info.local else info.host,
         )
-        for built, latencies in zip(builts, found.latencies, strict=True)
+        for built, latencies in zip(job.builts, found.latencies, strict=True)
     )
 
 

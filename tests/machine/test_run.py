@@ -15,6 +15,7 @@ from mipkd.core import plugins
 from mipkd.core.images import write_png
 from pipeline import cli
 from pipeline.machine.base import DeviceConfig, connect
+from pipeline.run import NotInKey, ready
 
 from .conftest import BarePython, Sshd, gone
 from .test_ssh import in_the_meantime
@@ -158,7 +159,7 @@ def test_students_are_timed_on_the_device_that_they_are_fitted_to(
 ) -> None:
     from mipkd.core.records import PatchSet
     from mipkd.distill.teacher import describe, save
-    from pipeline.stages.fit import FitConfig, fit
+    from pipeline.stages.fit import FitConfig, FitInputs, fit
 
     arch = plugins.load("mipkd.archs", "edsr", "ARCH")
     hyper, file = arch.shrink(arch.paper(2), "c64b8"), tmp_path / "teacher.safetensors"
@@ -171,8 +172,9 @@ def test_students_are_timed_on_the_device_that_they_are_fitted_to(
     with connect(config) as machine:
         info = machine.offers(["cpu"])["cpu"]
         patches = PatchSet(tmp_path, "", "", 0, (0, 0))
-        inputs = (info, ("fp32",), teacher, patches, machine)
-        found = fit.function(asked, *inputs, out=tmp_path / "fit")
+        nets = (ready(teacher), ready(patches))
+        inputs = FitInputs(asked, info, ("fp32",), *nets, NotInKey(machine))
+        found = fit.function(inputs, out=tmp_path / "fit")
     assert [one.spec for one in found] == ["edge:c16b3", "edge:c16b6"]
     assert all(one.p50_ms > 0 for one in found)
     assert gone(config.folder)
