@@ -388,9 +388,11 @@ def _flags(
 
 def _device_config(address: str | None, sets: Sequence[str]) -> Any:
     """None without an address: this machine, whatever a `mipkd.toml` here names."""
+    if address is None:
+        return None
     from pipeline.config import load
 
-    return load({"device": {"address": address}}, sets=sets).device if address else None
+    return load({"device": {"address": address}}, sets=sets).device
 
 
 def _listed(text: str | None) -> tuple[str, ...] | None:

@@ -9,7 +9,6 @@ these fields, so the whole plan is known before anything runs. It works in
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -25,6 +24,7 @@ from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, get_type_hints
 
+from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
 
@@ -273,29 +273,27 @@ class Run:
         Raises:
             UsageError: the folder cannot be written, or another run holds it.
         """
+        lock = FileLock(self.root / "lock", timeout=0)
+        holder = self.root / "lock.process"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT)
+            lock.acquire()
+        except Timeout:
+            process = holder.read_text() if holder.is_file() else "unknown"
+            raise UsageError(
+                f"--out: {self.root} is in use by another run (process {process})",
+                hint="wait for it, or give this run a folder of its own with --out",
+            ) from None
         except OSError as error:
             raise UsageError(
                 f"--out: cannot write to {self.root}: {error.strerror}",
                 hint="name a folder that you may write to",
             ) from error
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(handle, 64).decode(errors="replace").strip() or "unknown"
-            os.close(handle)
-            raise UsageError(
-                f"--out: {self.root} is in use by another run (process {holder})",
-                hint="wait for it, or give this run a folder of its own with --out",
-            ) from None
-        try:
-            os.truncate(handle, 0)
-            os.write(handle, str(os.getpid()).encode())
+            holder.write_text(str(os.getpid()))
             yield
         finally:
-            os.close(handle)
+            lock.release()
 
 
 def _partial_name(asked: dict[str, Any]) -> str:
