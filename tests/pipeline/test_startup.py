@@ -23,7 +23,7 @@ for name in {BLOCKED}:
     sys.modules.pop(name, None)
 sys.meta_path.insert(0, Blocker())
 from typer.testing import CliRunner
-from pipeline.cli import app
+from pipeline.cli.app import app
 
 said = []
 for words in json.load(sys.stdin):

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from pipeline.terminal import Verbose, print_wide, set_logging
+from pipeline.cli.terminal import Verbose, print_wide, set_logging
 
 
 def register(app: typer.Typer) -> None:
