@@ -48,6 +48,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "bench.min_time_s": 0.1,
         "bench.warmup_s": 0.02,
         "bench.max_drift": 9,
+        "bench.max_busy": 1,
         "calibrate.size": 24,
         "gates.min_gain_over_bicubic_db": "off",
         "quantize.search": "false",  # which is of this machine alone
@@ -58,12 +59,13 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture
-def command(inputs: list[str], config: DeviceConfig, tmp_path: Path) -> Command:
+def command(inputs: list[str], request: pytest.FixtureRequest, tmp_path: Path) -> Command:
     """`run` or `plan`, on the device if asked for."""
 
     def start(name: str, *more: str, there: bool = True, **changes: object) -> Result:
         given = [*inputs, "--out", str(tmp_path / "run"), *more]
         if there:
+            config = request.getfixturevalue("config")
             given += ["--device", config.address or "", *settings(config, **changes)]
         return CliRunner().invoke(cli.app, [name, *given])
 
@@ -88,6 +90,23 @@ def quality(results: dict[str, Any]) -> dict[tuple[str, str], float]:
         if m["target"] == "cpu"
         for image in m["quality"]["images"]
     }
+
+
+def test_a_whole_run_on_the_fake_machine_has_the_quality_of_one_here(
+    command: Command, tmp_path: Path
+) -> None:
+    assert command("run", there=False).exit_code in (0, 6, 7)
+    at_home = results_in(tmp_path / "run")
+    ended = command("run", "--device", "fake://board", there=False)
+    assert ended.exit_code in (0, 6, 7), ended.stderr
+    results = results_in(tmp_path / "run")
+    assert quality(results) == quality(at_home)
+    assert len(quality(results)) == 4
+    on = [m for m in results["measurements"] if m["target"] == "cpu"]
+    assert all(m["device"] == "fake://board" and m["latencies"] for m in on)
+    assert "cpu on fake://board" in (tmp_path / "run/report/latest/index.html").read_text()
+    again = command("plan", "--device", "fake://board", there=False)
+    assert again.stdout.splitlines()[-1].startswith("0 of ")
 
 
 def test_quality_is_that_of_a_run_here_and_the_page_names_the_device(
