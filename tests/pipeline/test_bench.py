@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +115,7 @@ def test_the_first_call_of_a_turn_is_not_counted() -> None:
 
     settings = replace(QUICK, min_time_s=0.1)
     found = compare({name: Cold(name) for name in "ab"}, (8, 12), settings)
-    changes = sum(one != before for before, one in zip(latest, latest[1:], strict=False))
+    changes = sum(one != before for before, one in pairwise(latest))
     slow = sum(s >= 0.04 for latency in found.values() for s in latency.samples_s)
     assert changes >= 10
     assert slow < changes / 4  # a busy machine may make one slow, not each
