@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.machine.base import DeviceConfig, connect
 from targets.base import every
+
+if TYPE_CHECKING:
+    from mipkd.archs.base import SRNet
 
 
 def examine_machine(config: DeviceConfig | None = None) -> dict[str, Any]:
@@ -33,7 +36,8 @@ def examine_machine(config: DeviceConfig | None = None) -> dict[str, Any]:
 def describe_machine(found: dict[str, Any]) -> str:
     """What `examine_machine` found: a line about the machine, and one a target."""
     host, targets = found["host"], found["targets"]
-    memory = f"{host['memory_bytes'] / 2**30:.0f} GiB"
+    size = host["memory_bytes"]
+    memory = f"{size / 2**30:.0f} GiB" if size else "memory unknown"
     wide = max(map(len, targets))
     lines = [
         f"{host['cpu']}, {host['cores']} cores, {memory}, {host['system']}",
@@ -61,49 +65,45 @@ def examine_checkpoint(file: Path, images: Path | None, sets: Sequence[str]) -> 
     `--set identify.image_range=255` and the like settle what the file cannot tell.
     """
     from mipkd.distill import teacher as teachers
-    from mipkd.distill.data import load_tests, prepare_tests, probe_images
+    from mipkd.distill.data import probe_images
     from mipkd.distill.suited import possible
-    from pipeline.bench.pixels import score
     from pipeline.config import load
-    from pipeline.stages.assess import TorchSession
 
-    options = load({"teacher": file}, sets=sets).identify
     model, net = teachers.identify(
         file,
         role="teacher",
-        options=options,
+        options=load({"teacher": file}, sets=sets).identify,
         probe=lambda scale: probe_images(images, scale=scale),
     )
-    found: dict[str, Any] = {
-        "file": str(file),
-        "sha256": model.sha256,
-        "arch": model.arch,
-        "scale": model.scale,
-        "layout": model.layout,
-        "hyper": model.hyper,
-        "image_range": model.hyper.get("image_range"),
-        "settled": model.settled,
-        "params": model.params,
-        "gmacs": model.gmacs,
-        "licence": model.licence,
-    }
+    named = ("sha256", "arch", "scale", "layout", "hyper", "settled", "params", "gmacs", "licence")
+    found = {"file": str(file), **{name: getattr(model, name) for name in named}}
+    found["image_range"] = model.hyper.get("image_range")
     if not net.in_parts:
         found["losses"] = possible(net)
-    if images:
-        with TemporaryDirectory() as folder:
-            tests = prepare_tests(images, scale=model.scale, out=Path(folder))
-            scores = score(
-                TorchSession(net),
-                tests=load_tests(tests),
-                scale=model.scale,
-                multiple=net.multiple,
-                out=Path(folder) / "outputs",
-            )
-        found["images"] = len(scores)
-        found["lr_from"] = tests.lr_from
-        found["psnr_y_db"] = round(statistics.fmean(s.psnr_y_db for s in scores), 4)
-        found["ssim_y"] = round(statistics.fmean(s.ssim_y for s in scores), 5)
-    return found
+    return found | (_score_checkpoint(net, model.scale, images) if images else {})
+
+
+def _score_checkpoint(net: SRNet, scale: int, images: Path) -> dict[str, Any]:
+    """Mean PSNR and SSIM on a test set, or on photos."""
+    from mipkd.distill.data import load_tests, prepare_tests
+    from pipeline.bench.pixels import score
+    from pipeline.stages.assess import TorchSession
+
+    with TemporaryDirectory() as folder:
+        tests = prepare_tests(images, scale=scale, out=Path(folder))
+        scores = score(
+            TorchSession(net),
+            tests=load_tests(tests),
+            scale=scale,
+            multiple=net.multiple,
+            out=Path(folder) / "outputs",
+        )
+    return {
+        "images": len(scores),
+        "lr_from": tests.lr_from,
+        "psnr_y_db": round(statistics.fmean(s.psnr_y_db for s in scores), 4),
+        "ssim_y": round(statistics.fmean(s.ssim_y for s in scores), 5),
+    }
 
 
 def describe(found: dict[str, Any], indent: str = "") -> str:

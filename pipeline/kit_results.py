@@ -72,7 +72,7 @@ def lay_over(
     Figures of a model that has changed since, or on other test images, are left out.
     """
     for file in sorted((run.root / _FOLDER).glob("*/record.json")):
-        record = _record(run, file)
+        record = _read_record(run, file)
         mine = {name_of(b): b for b in builts if b.target == record.target}
         lasting = [
             replace(m, file=mine[_name(m)].file)
@@ -96,7 +96,7 @@ def lay_over(
     return own, failures
 
 
-def _record(run: Run, file: Path) -> Collected:
+def _read_record(run: Run, file: Path) -> Collected:
     try:
         return run.kept(file.relative_to(run.root).as_posix(), Collected)
     except ValueError as error:

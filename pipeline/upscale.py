@@ -15,7 +15,7 @@ from mipkd.core import memory
 from mipkd.core.errors import MissingError, StageError, UsageError, nearest
 from mipkd.core.images import ByteArray, list_images, resize_bicubic
 from mipkd.core.records import Built
-from pipeline.bench.latency import rise
+from pipeline.bench.latency import measure_memory_rise
 from pipeline.bench.tiles import Tiling, bands, spans
 from pipeline.bundle import check, manifest
 from pipeline.pictures import Picture, joined, read_picture
@@ -251,6 +251,6 @@ def _bytes_per_pixel(session: Session, model: manifest.Model) -> int:
         upscale(session, image, scale=model.scale, multiple=model.multiple)
 
     run(_SMALL)
-    with rise() as bytes_more:
+    with measure_memory_rise() as bytes_more:
         run(_TRIED)
     return max(bytes_more[0], _TRIED**2) // _TRIED**2 if bytes_more else _PER_PIXEL

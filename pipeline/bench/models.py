@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from time import perf_counter
 
 from mipkd.core.records import Built, Latency, TargetInfo
-from pipeline.bench.board import Watch, facts
-from pipeline.bench.host import Neighbours, describe_host
-from pipeline.bench.latency import BenchSettings, Held, compare, rise
+from pipeline.bench.board import Watch, read_board
+from pipeline.bench.host import OtherPrograms, describe_host
+from pipeline.bench.latency import BenchSettings, LoadCost, compare, measure_memory_rise
 from pipeline.bench.power import power_source
 from targets.base import ByteArray, Session, Target, find, upscale
 
@@ -61,16 +61,16 @@ def time_models(target: Target, builts: Sequence[Built], settings: BenchSettings
     if target.simulated:
         return Results(((),) * len(builts))
     multiples = {name_of(b): b.multiple for b in builts}
-    power, board, neighbours = power_source(), facts(), Neighbours()
+    power, board, others = power_source(), read_board(), OtherPrograms()
     by_size = []
-    held: dict[str, Held] = {}
-    with open_models(target, builts, held) as sessions, Watch() as watch:
+    costs: dict[str, LoadCost] = {}
+    with open_models(target, builts, costs) as sessions, Watch() as watch:
         for size in settings.sizes:
             log.debug("latency at LR %dx%d", size[1], size[0])
             by_size.append(
-                compare(sessions, size, settings, multiples=multiples, power=power, held=held)
+                compare(sessions, size, settings, multiples=multiples, power=power, costs=costs)
             )
-    share = neighbours.share()
+    share = others.share()
     return Results(
         latencies=tuple(tuple(found[name_of(b)] for found in by_size) for b in builts),
         notes=_note_if_busy(share),
@@ -101,18 +101,18 @@ def gives_pixels(built: Built) -> bool:
 
 @contextmanager
 def open_models(
-    target: Target, builts: Sequence[Built], held: dict[str, Held] | None = None
+    target: Target, builts: Sequence[Built], costs: dict[str, LoadCost] | None = None
 ) -> Iterator[dict[str, Session]]:
-    """A session of each model, by `name_of`; what it took to open goes into `held`."""
+    """A session of each model, by `name_of`; what it took to open goes into `costs`."""
     sessions: dict[str, Session] = {}
     with ExitStack() as stack:
         for built in builts:
             start = perf_counter()
-            with rise() as bytes_more:
+            with measure_memory_rise() as bytes_more:
                 session = target.open(built)
-            if held is not None:
+            if costs is not None:
                 memory_bytes = bytes_more[0] if bytes_more else None
-                held[name_of(built)] = Held(perf_counter() - start, memory_bytes)
+                costs[name_of(built)] = LoadCost(perf_counter() - start, memory_bytes)
             sessions[name_of(built)] = stack.enter_context(closing(session))
         yield sessions
 

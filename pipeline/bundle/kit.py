@@ -55,7 +55,7 @@ def make_kit(bundle: Path, target: str, out: Path) -> Kit:
     if not models:
         known = {model.target for model in stated.models}
         raise UsageError(f"{bundle}: no model for {target!r}", hint=nearest(target, known))
-    run = run_around(bundle, models)
+    run = find_run_around(bundle, models)
     others = [b for b in run.builts if b.target == target and b.role != "student"] if run else []
     builts = [*models, *(b for b in others if b.file.exists())]
     images = list(_tests(run) if run else _golden(bundle))
@@ -73,7 +73,7 @@ def kit_name(target: str) -> str:
     return f"kit-{target}.pyz".replace(":", "-")
 
 
-def run_around(bundle: Path, models: list[Built]) -> Evidence | None:
+def find_run_around(bundle: Path, models: list[Built]) -> Evidence | None:
     """The run that a bundle lies in, if its models are still those of the bundle."""
     try:
         found = Run(bundle.resolve().parent).kept(EVIDENCE, Evidence)

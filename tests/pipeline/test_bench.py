@@ -19,8 +19,8 @@ from mipkd.core import memory
 from mipkd.core.images import read_rgb
 from mipkd.core.records import Built
 from pipeline.bench import host
-from pipeline.bench.host import Neighbours, describe_host
-from pipeline.bench.latency import BenchSettings, compare, doubt, drift
+from pipeline.bench.host import OtherPrograms, describe_host
+from pipeline.bench.latency import BenchSettings, compare, find_doubt, find_drift
 from pipeline.bench.models import time_models
 from pipeline.bench.pixels import output_file, score
 from pipeline.bench.stats import percentiles, ratio_of_medians
@@ -186,14 +186,14 @@ def test_a_pace_that_moves_is_invalid_and_noise_is_not() -> None:
     steady = tuple(0.010 * (1 + random.gamma(1.0, 0.1, 60)))
     stalls = tuple(np.where(random.random(60) < 0.1, 0.08, steady))
     throttled = (*steady[:40], *(sample * 1.5 for sample in steady[40:]))
-    assert doubt(steady, USUAL) == ""
-    assert doubt(stalls, USUAL) == ""
-    assert "unstable: median" in doubt(throttled, USUAL)
-    assert "bound 30%" in drift(throttled, USUAL)
+    assert find_doubt(steady, USUAL) == ""
+    assert find_doubt(stalls, USUAL) == ""
+    assert "unstable: median" in find_doubt(throttled, USUAL)
+    assert "bound 30%" in find_drift(throttled, USUAL)
 
 
 def test_calls_that_do_not_block_are_invalid() -> None:
-    assert "do not block" in doubt((0.010,) * 50 + (0.0001,) * 10, USUAL)
+    assert "do not block" in find_doubt((0.010,) * 50 + (0.0001,) * 10, USUAL)
 
 
 def test_a_drifting_measurement_is_made_again() -> None:
@@ -301,9 +301,9 @@ def test_what_other_programs_take_is_known() -> None:
     with subprocess.Popen([sys.executable, "-c", spin], stdout=subprocess.PIPE) as other:
         assert other.stdout
         other.stdout.readline()
-        neighbours = Neighbours()
+        others = OtherPrograms()
         time.sleep(0.5)
-        share = neighbours.share()
+        share = others.share()
         other.kill()
     cores = os.cpu_count() or 1
     assert 0.3 / cores < share <= 1.0
@@ -311,7 +311,7 @@ def test_what_other_programs_take_is_known() -> None:
 
 def test_our_own_work_is_no_other_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "_cpu_times", lambda: (0.0, 0.0, 0.0))
-    alone, beside = Neighbours(), Neighbours()
+    alone, beside = OtherPrograms(), OtherPrograms()
     monkeypatch.setattr(host, "_cpu_times", lambda: (9.0, 20.0, 9.0))
     assert alone.share() == 0.0
     monkeypatch.setattr(host, "_cpu_times", lambda: (19.0, 20.0, 9.0))
@@ -325,9 +325,9 @@ def test_others_beside_a_container_take_nothing_of_ours_until_no_core_is_left(
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(host, "_cores", lambda: 2)
     monkeypatch.setattr(host, "_cpu_times", lambda: (0.0, 0.0, 0.0))
-    neighbours = Neighbours()
+    others = OtherPrograms()
     monkeypatch.setattr(host, "_cpu_times", lambda: (busy, 8.0, 0.0))
-    assert neighbours.share() == share
+    assert others.share() == share
 
 
 def test_the_range_of_a_percentile_holds_it_19_times_of_20() -> None:
