@@ -8,9 +8,9 @@ from mipkd.core.errors import UsageError, nearest
 
 
 def names(package: str) -> tuple[str, ...]:
-    """The plug-ins of `package`: its modules, sorted; not `base`, private ones and packages."""
+    """The plug-ins of `package`: its modules except `base` and the private ones, sorted."""
     path = importlib.import_module(package).__path__
-    found = {module.name for module in pkgutil.iter_modules(path) if not module.ispkg}
+    found = {module.name for module in pkgutil.iter_modules(path)}
     return tuple(sorted(n for n in found if n != "base" and not n.startswith("_")))
 
 

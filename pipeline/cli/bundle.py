@@ -47,11 +47,11 @@ def upscale(
     set_logging(verbose)
     from rich.progress import Progress
 
-    from pipeline import upscale as work
+    from pipeline.upscale import upscale as work
 
-    files = work.pictures(images)
-    model = work.chosen(bundle, target, precision)
-    typer.echo(f"{model.target} {model.precision}, x{model.scale}, {work.told_of_tiles(model)}")
+    files = work.list_pictures(images)
+    model = work.choose_model(bundle, target, precision)
+    typer.echo(f"{model.target} {model.precision}, x{model.scale}, {work.describe_tiles(model)}")
     failed = 0
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("rows")
@@ -62,7 +62,7 @@ def upscale(
             out,
             memory_bytes=int(memory * 2**30),
             side=tile,
-            tell=lambda done, whole: bar.update(task, completed=done, total=whole),
+            notify=lambda done, whole: bar.update(task, completed=done, total=whole),
         )
         for one in made:
             if one.file is None:
