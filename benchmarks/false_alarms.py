@@ -29,7 +29,7 @@ SLOWER = 0.1
 BOUNDS = {"false alarms": 0.01, "missed": 0.01, "invalid": 0.1}
 
 
-class Slowed:
+class Slowed(Session):
     """A session that takes a part of a second longer."""
 
     def __init__(self, session: Session, extra_s: float) -> None:

@@ -23,7 +23,7 @@ from pipeline.bench.host import describe_host
 from pipeline.bench.latency import BenchSettings
 from pipeline.machine.base import DeviceConfig, Job, Machine, connect
 from pipeline.machine.local import Local
-from targets.base import find
+from targets.base import BuildRequest, find
 
 BOUND = 0.10
 
@@ -53,7 +53,7 @@ def main() -> None:
         folder = Path(name)
         graph = graph_of(asked.model, folder)
         builts = [
-            find(target).build(graph, "fp32", None, folder / target)
+            find(target).build(BuildRequest(graph, "fp32", folder / target))
             for target in asked.target.split(",")
         ]
         rounds = _rounds(builts, settings, (Local(), device), asked.rounds)

@@ -7,12 +7,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from mipkd.core.errors import MissingError, UsageError, nearest
+from mipkd.core.precision import PRECISIONS
 from mipkd.core.records import Failure, Host, TargetInfo
 from pipeline.config import Config
 from pipeline.failures import record_failure
 from pipeline.machine.base import Machine
 from pipeline.run import Run
-from targets.base import PRECISIONS, find
+from targets.base import find
 
 
 @dataclass(frozen=True)

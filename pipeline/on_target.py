@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from mipkd.core.errors import UnsupportedError
+from mipkd.core.precision import PRECISIONS
 from mipkd.core.records import (
     Built,
     Failure,
@@ -29,11 +30,10 @@ from pipeline.quantize.search import SearchInputs, check_floats, search
 from pipeline.run import NotInKey, Ref
 from pipeline.stages.build import BuildInputs, build
 from pipeline.stages.measure import MeasureInputs, measure
-from targets.base import QUANTIZED, find, is_teachable, is_tunable
+from targets.base import Feature, find
 
 log = logging.getLogger(__name__)
 
-_PROBED = ("fp16", "int8")  # precisions whose ranges are read from the calibration patches
 Measured = Ref[tuple[Measurement, ...]]
 
 
@@ -78,7 +78,7 @@ class OnTarget:
         asked = self.on.precisions(self.info)
         for one in (one for one in contenders if one.graph):
             for precision in asked:
-                if one.name != "teacher" or precision not in QUANTIZED:
+                if one.name != "teacher" or PRECISIONS[precision].is_float:
                     yield one, precision
 
     def _build(self, one: Contender, precision: str) -> Ref[Built]:
@@ -89,7 +89,7 @@ class OnTarget:
             plan = self.plans[one.name] = self._plan(one, one.graph)
         elif precision == "int8" and one.name == "student":
             self._warn_of_unused()
-        patches = self.patches if precision in _PROBED else None
+        patches = self.patches if PRECISIONS[precision].reads_patches else None
         inputs = BuildInputs(config.build, precision, self.info, one.graph, patches, plan)
         key, label = find(name).versions(), f"{name} {one.name} {precision}"
         return self.on.run.step(build, inputs, depends_on=key, label=label)
@@ -106,9 +106,10 @@ class OnTarget:
 
         What a layer costs on another machine is not known here: there INT8 has a fixed recipe.
         """
-        target, config = find(self.info.target), self.on.config
-        searched = config.quantize.search and is_tunable(target) and self.info.local
-        return searched or (config.qat.run and is_teachable(target))
+        features, config = find(self.info.target).features, self.on.config
+        can_search = Feature.FLOAT_SEARCH in features and self.info.local
+        searched = config.quantize.search and can_search
+        return searched or (config.qat.run and Feature.FIXED_INT8 in features)
 
     def _warn_of_unused(self) -> None:
         """What was asked for and INT8 by a fixed recipe does not heed."""

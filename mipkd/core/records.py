@@ -244,7 +244,7 @@ class Built:
     """A model in a target's own format, ready to be opened on a device."""
 
     target: str
-    precision: str
+    precision: str  # that was asked for
     role: str
     file: Path
     size_bytes: int
@@ -253,6 +253,8 @@ class Built:
     options: dict[str, str] = field(default_factory=dict)  # given to the runtime when opening
     notes: tuple[str, ...] = ()  # what a reader should know: layers kept float, fallbacks
     versions: dict[str, str] = field(default_factory=dict)  # of what built it
+    # The precision that runs, read back from the compiled model; "" where the runtime cannot tell.
+    executes: str = ""
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
+from mipkd.core.precision import FLOATS
 from mipkd.core.records import Latency, Measurement
 from pipeline.bench.stats import Ratio, ratio_of_medians
 
 REFERENCE = "reference"  # the target of figures that the others are held against
-FLOATS = ("fp32", "bf16", "fp16")
 _COLOURS = ("red", "green", "blue")
 
 Size = tuple[int, int]  # LR height, width

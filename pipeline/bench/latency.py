@@ -24,7 +24,7 @@ import numpy as np
 from mipkd.core import memory
 from mipkd.core.records import Latency
 from pipeline.bench.power import Energy, Source, joules_per_frame
-from targets.base import FloatArray, Session, takes_bytes, upscale
+from targets.base import FloatArray, Session, upscale
 
 log = logging.getLogger(__name__)
 
@@ -244,7 +244,7 @@ class _Runner:
 
     def measure_end_to_end(self) -> float:
         """What a caller with bytes waits for bytes: conversions to and from floats included."""
-        image_NCHW = self.lr_NCHW if takes_bytes(self.session) else np.rint(self.lr_NCHW * 255)
+        image_NCHW = self.lr_NCHW if self.session.takes_uint8 else np.rint(self.lr_NCHW * 255)
         lr_HWC = np.ascontiguousarray(image_NCHW[0].transpose(1, 2, 0), dtype=np.uint8)
         scale = np.asarray(self.session.run(self.lr_NCHW)).shape[2] // len(lr_HWC)
         found: list[int] = []
@@ -321,7 +321,7 @@ def _without_collector() -> Iterator[None]:
 def _input(session: Session, size: tuple[int, int], multiple: int, seed: int) -> FloatArray:
     """An image in the type that the session's model takes."""
     image = _image(size, multiple, seed)
-    return cast("FloatArray", (image * 255).astype(np.uint8)) if takes_bytes(session) else image
+    return cast("FloatArray", (image * 255).astype(np.uint8)) if session.takes_uint8 else image
 
 
 def _image(size: tuple[int, int], multiple: int, seed: int) -> FloatArray:

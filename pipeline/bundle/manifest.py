@@ -47,6 +47,7 @@ class Model:
     versions: dict[str, str]  # that built it
     margin: int  # LR pixels that a tile needs around it
     inexact_because: str  # why tiles differ from the whole even so; "" where they do not
+    executes: str = ""  # as in `Built`
 
     @property
     def name(self) -> str:
@@ -66,6 +67,7 @@ class Model:
             options=self.options,
             notes=self.notes,
             versions=self.versions,
+            executes=self.executes,
         )
 
 

@@ -94,6 +94,7 @@ def _copied(built: Built, evidence: Evidence, around: Reach, out: Path) -> manif
         versions=built.versions,
         margin=around.pixels,
         inexact_because=around.inexact_because,
+        executes=built.executes,
     )
 
 

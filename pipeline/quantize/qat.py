@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from mipkd.export import onnx
 from mipkd.export.rounded import Rounded
 from pipeline.quantize.search import judged, worth_their_time
 from pipeline.run import Ref, stage
-from targets.base import Teachable, find, is_teachable
+from targets.base import BuildRequest, Feature, find
 
 log = logging.getLogger(__name__)
 
@@ -126,8 +126,8 @@ def _rounding(inputs: QatInputs, folder: Path) -> Rounding:
         floats = worth_their_time(judge, inputs.size, spare) if spare else []
         found = judge.tuner.rounding(floats)
         left = f"{len(floats)} of {len(judge.operations)} operations float"
-    elif is_teachable(chosen):
-        found = cast("Teachable", chosen).rounding(graph, patches)
+    elif Feature.FIXED_INT8 in chosen.features:
+        found = chosen.rounding(BuildRequest(graph, "int8", folder, patches))
         left = "those of its fixed recipe"
     else:
         raise UnsupportedError(

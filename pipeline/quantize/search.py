@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import Annotated, cast
+from typing import Annotated
 
 from pydantic import Field
 
@@ -28,7 +28,7 @@ from pipeline.bench.latency import BenchSettings
 from pipeline.quantize.evaluator import Crops, Judge
 from pipeline.quantize.hold_out import HoldoutConfig
 from pipeline.run import Ref, stage
-from targets.base import Teachable, Tuner, find, tuner_of
+from targets.base import BuildRequest, Feature, Tuner, find
 
 log = logging.getLogger(__name__)
 
@@ -174,14 +174,16 @@ def _by_recipe(inputs: SearchInputs, out: Path) -> QuantPlan:
         with closing(chosen.open(built)) as session:
             return crops.psnrs(session)
 
-    fp32 = psnrs(chosen.build(graph, "fp32", patches, out / "fp32"))
-    loss = crops.loss(fp32, psnrs(chosen.build(graph, "int8", patches, out / "int8")))
+    def build(precision: str) -> Built:
+        return chosen.build(BuildRequest(graph, precision, out / precision, patches))
+
+    fp32 = psnrs(build("fp32"))
+    loss = crops.loss(fp32, psnrs(build("int8")))
     told = "%s: INT8 by its fixed recipe loses %.3f dB on the holdout, worst crop %.3f"
     log.info(told, target, loss.mean_db, loss.worst_db)
     if tuned:
-        teachable, of, learned = cast("Teachable", chosen), tuned.graph, tuned.rounding
-        built = teachable.build(of, "int8", patches, out / "tuned", rounding=learned)
-        trained = crops.loss(fp32, psnrs(built))
+        request = BuildRequest(tuned.graph, "int8", out / "tuned", patches, rounding=tuned.rounding)
+        trained = crops.loss(fp32, psnrs(chosen.build(request)))
         log.info("%s: trained on %.3f, %.3f", target, trained.mean_db, trained.worst_db)
         if config.bounds.share(trained) < config.bounds.share(loss):
             loss = trained
@@ -217,11 +219,14 @@ def judged(
     folder.mkdir(exist_ok=True)
     chosen = find(target)
     of, rounding = (tuned.graph, tuned.rounding) if tuned else (graph, None)
-    tuner = tuner_of(chosen, of, patches, folder, rounding)
+    request = BuildRequest(of, "int8", folder, patches, rounding=rounding)
+    searched = Feature.FLOAT_SEARCH in chosen.features
+    tuner = chosen.tuner(request) if searched else None
     if tuner is None:
         return None
     judge = Judge(tuner, held, multiple=graph.multiple, folder=folder)
-    with closing(chosen.open(chosen.build(graph, "fp32", None, folder / "fp32"))) as session:
+    fp32 = chosen.build(BuildRequest(graph, "fp32", folder / "fp32"))
+    with closing(chosen.open(fp32)) as session:
         judge.hold_against(session)
     return judge
 

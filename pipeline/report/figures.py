@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mipkd.core.health import BEFORE, is_health
+from mipkd.core.precision import FLOATS, QUANTIZED
 from pipeline.report.plots import COLOURS, Curve, Point, lines, scatter
 from pipeline.report.schema import MeasurementResult, PlanResult, QualityResult, Results
 from pipeline.report.tables import sizes_of
 from pipeline.report.wording import as_size, number
 
-SHAPES = {"fp32": "circle", "bf16": "square", "fp16": "square", "int8": "diamond"}
+SHAPES = dict.fromkeys(FLOATS, "square") | dict.fromkeys(QUANTIZED, "diamond") | {"fp32": "circle"}
 _NOT_TERMS = {"step", "total", "lr", "seconds", "psnr_y_db", "ssim_y", "grad_norm"}
 _POINTS = 240  # of a curve; a longer one is averaged in bins
 

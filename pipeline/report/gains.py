@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mipkd.core.precision import QUANTIZED
 from mipkd.core.records import Model, Rival
 from pipeline.bench.gain import NO_GAIN, Gain, Over
 from pipeline.bench.stats import Interval, Ratio
@@ -9,7 +10,6 @@ from pipeline.report import schema as s
 from pipeline.report.plots import COLOURS, Span, spans
 from pipeline.report.tables import Row, Table
 from pipeline.report.wording import NONE, interval, number, share, signed, thousands
-from targets.base import QUANTIZED
 
 
 def sentence(found: Over, rival: Rival, student: Model) -> str:

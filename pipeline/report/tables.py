@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from mipkd.core.precision import order_of
 from mipkd.core.records import BY_KIT
 from pipeline.report.schema import (
     LatencyResult,
@@ -28,7 +29,6 @@ from pipeline.report.wording import (
     three_digits,
 )
 
-_ORDER = {"fp32": 0, "bf16": 1, "fp16": 2, "w8": 3, "int8": 4}
 _NOT_MEASURED = "not measured"
 _ROLES = {"student": 0, "teacher": 2, "bicubic": 3}  # between the first two: rivals
 
@@ -202,7 +202,7 @@ def _sorted(measurements: Iterable[MeasurementResult]) -> list[MeasurementResult
             targets.index(m.target) if m.target in targets else len(targets),
             _ROLES.get(m.role, 1),
             rivals.index(m.role) if m.role in rivals else 0,
-            _ORDER.get(m.precision, 9),
+            order_of(m.precision),
         ),
     )
 

@@ -12,10 +12,10 @@ from mipkd.distill import teacher as teachers
 from mipkd.distill.data import load_tests
 from pipeline.bench.pixels import score, score_images
 from pipeline.run import Ref, stage
-from targets.base import FloatArray
+from targets.base import FloatArray, Session
 
 
-class TorchSession:
+class TorchSession(Session):
     """A net that runs as a target's session does."""
 
     def __init__(self, net: SRNet) -> None:
@@ -28,9 +28,6 @@ class TorchSession:
         with torch.inference_mode():
             image: FloatArray = self._net(torch.from_numpy(lr_NCHW)).numpy()
         return image
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 @dataclass(frozen=True)

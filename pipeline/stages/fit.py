@@ -22,7 +22,7 @@ from mipkd.export.onnx import export
 from pipeline.bench.latency import BenchSettings
 from pipeline.machine.base import Job, Machine, MachineLostError
 from pipeline.run import NotInKey, Ref, stage
-from targets.base import find
+from targets.base import BuildRequest, find
 
 log = logging.getLogger(__name__)
 
@@ -139,10 +139,11 @@ def _build_candidate(inputs: FitInputs, spec: str, folder: Path) -> list[Built]:
     graph = export(net, out=folder, metadata={}, role="student", family=arch.name)
     target, builts = find(inputs.info.target), []
     for precision in inputs.precisions:
-        patches = inputs.patches.value if precision == "int8" else None
+        place, patches = folder / precision, inputs.patches.value
         try:
-            place = folder / precision
-            builts.append(target.build(graph, precision, patches, place, on=inputs.info))
+            builts.append(
+                target.build(BuildRequest(graph, precision, place, patches, on=inputs.info))
+            )
         except MipkdError as error:
             log.warning("%s %s %s: %s", target.name, spec, precision, error.what)
     return builts

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from mipkd.core.precision import QUANTIZED
 from mipkd.core.records import (
     Failure,
     Gate,
@@ -32,7 +33,6 @@ from pipeline.bench.against import (
 )
 from pipeline.bench.gain import Gain, Over, is_rival, over
 from pipeline.bench.stats import Ratio
-from targets.base import QUANTIZED
 
 NOT_MEASURED = "not measured on the device; its pixels were simulated on this machine"
 

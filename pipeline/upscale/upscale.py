@@ -21,7 +21,7 @@ from pipeline.run import as_stage_error
 from pipeline.upscale.pictures import Picture, join_alpha, read_picture
 from pipeline.upscale.png import PngBands
 from pipeline.upscale.tiles import Tiling, bands, spans
-from targets.base import Forgets, Session, Target, find, upscale
+from targets.base import Session, Target, find, upscale
 
 log = logging.getLogger(__name__)
 
@@ -136,8 +136,8 @@ def upscale_all(
                     raise UsageError(f"{file}: would be overwritten", hint="give another --out")
                 levels = cutter.look(picture)
                 tiling = cutter.tiling(picture)
-                if cutter.is_new(picture, tiling) and isinstance(session, Forgets):
-                    session.forget()
+                if cutter.is_new(picture, tiling):
+                    session.forget_shapes()
                 start = perf_counter()
                 made = _write(
                     session, picture, tiling, model.scale, out / f"{file.stem}.png", notify

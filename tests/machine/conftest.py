@@ -21,7 +21,7 @@ from mipkd.core import plugins
 from mipkd.core.records import Built, Graph
 from pipeline.bench.latency import BenchSettings
 from pipeline.machine.base import DeviceConfig, Job, Machine
-from targets.base import find
+from targets.base import BuildRequest, find
 
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
 BarePython = Callable[..., str]
@@ -229,4 +229,4 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Built:
     made = arch.make(arch.shrink(arch.paper(2), "c8b2")).eval()
     out = tmp_path_factory.mktemp("net")
     graph: Graph = export(made, out=out, metadata={}, role="student", family="edsr")
-    return find("cpu").build(graph, "fp32", None, out / "cpu")
+    return find("cpu").build(BuildRequest(graph, "fp32", out / "cpu"))

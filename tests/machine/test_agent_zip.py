@@ -42,7 +42,7 @@ def test_it_probes_on_its_own(program: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-I", str(program), "probe", "null", "cpu"]
     assert probed(command, tmp_path) == {"null": "", "cpu": ""}
     names = zipfile.ZipFile(program).namelist()
-    assert "targets/_trt.py" in names
+    assert "targets/_tensorrt/engine.py" in names
     rooms = ("pipeline/stages", "pipeline/report", "mipkd/distill", "mipkd/archs")
     assert not [n for n in names if n.startswith(rooms)]
 

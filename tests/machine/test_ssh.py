@@ -24,7 +24,7 @@ from pipeline.machine.remote import job_file
 from pipeline.machine.remote.agent_machine import AgentMachine
 from pipeline.machine.remote.transfer import RemotePython
 from pipeline.machine.ssh import MACHINE, SshLink, address_of
-from targets.base import ByteArray, find
+from targets.base import BuildRequest, ByteArray, find
 
 from .conftest import RNG, BarePython, Sshd, gone, job_of, running
 
@@ -68,7 +68,7 @@ def test_openvino_runs_where_numpy_and_openvino_are_all_there_is(
     outputs: list[ByteArray] = []
     with closing(MACHINE(there)) as device:
         info = device.offers(["openvino"])["openvino"]
-        built = openvino.build(graph, "fp32", None, tmp_path / "ov", on=info)
+        built = openvino.build(BuildRequest(graph, "fp32", tmp_path / "ov", on=info))
         results = device.run(job_of(device, built), lambda _b, _n, sr: outputs.append(sr))
     assert len(outputs) == 2
     assert results.latencies[0][0].samples_s

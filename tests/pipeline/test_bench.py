@@ -24,7 +24,7 @@ from pipeline.bench.latency import BenchSettings, compare, find_doubt, find_drif
 from pipeline.bench.models import time_models
 from pipeline.bench.pixels import output_file, score
 from pipeline.bench.stats import percentiles, ratio_of_medians
-from targets.base import FloatArray, find
+from targets.base import FloatArray, Session, find
 
 USUAL = BenchSettings()
 QUICK = BenchSettings(  # a busy machine moves the pace of so short a measurement; not our subject
@@ -40,7 +40,7 @@ QUICK = BenchSettings(  # a busy machine moves the pace of so short a measuremen
 
 
 @dataclass
-class Repeat:
+class Repeat(Session):
     """A session that repeats pixels, after a pause."""
 
     pause_s: float = 0.0
@@ -51,9 +51,6 @@ class Repeat:
         self.seen.append(lr_NCHW.shape)
         time.sleep(self.pause_s)
         return lr_NCHW.repeat(self.scale, axis=2).repeat(self.scale, axis=3)
-
-    def close(self) -> None:
-        pass
 
 
 class Broken(Repeat):

@@ -12,6 +12,7 @@ from onnx import TensorProto, numpy_helper
 
 from mipkd.core.records import Graph, Host, PatchSet, TargetInfo
 from pipeline.bench.host import describe_host
+from targets.base import BuildRequest
 from targets.cpu import TARGET
 
 
@@ -43,7 +44,7 @@ def largest_weight(file: Path) -> int:
 def test_the_cpu_that_runs_it_decides(
     on: TargetInfo, bits: int, thirds: Graph, noise: PatchSet, tmp_path: Path
 ) -> None:
-    built = TARGET.build(thirds, "int8", noise, tmp_path / "out", on=on)
+    built = TARGET.build(BuildRequest(thirds, "int8", tmp_path / "out", noise, on=on))
     assert largest_weight(built.file) == (64 if bits == 7 else 127)
     assert any("7 bits" in note for note in built.notes) == (bits == 7)
 
@@ -54,5 +55,5 @@ def test_without_another_machine_this_one_decides(
     host = describe_host()
     has_vnni = any("vnni" in feature for feature in host.features)
     is_x86 = platform.machine().lower() in ("x86_64", "amd64")
-    built = TARGET.build(thirds, "int8", noise, tmp_path / "out")
+    built = TARGET.build(BuildRequest(thirds, "int8", tmp_path / "out", noise))
     assert largest_weight(built.file) == (64 if is_x86 and not has_vnni else 127)

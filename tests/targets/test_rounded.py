@@ -5,23 +5,22 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import onnx
 import pytest
 import torch
 
-from calibration import qdq
-from calibration.floats import grids
-from calibration.scopes import onnx_scopes
+from calibration.sensitive_layers import sensitive_layers_in_file
 from mipkd.archs.base import SRNet
 from mipkd.core import plugins
 from mipkd.core.errors import UnsupportedError
 from mipkd.core.records import Graph, Grid, PatchSet, QuantPlan, Rounding, Tuned
 from mipkd.export.onnx import export, with_weights
 from mipkd.export.rounded import Rounded
-from targets.base import FloatArray, Target, Teachable, Tuner, find, is_teachable, tuner_of
+from targets._onnx.unquantize import read_grids
+from targets._tensorrt import symmetric_qdq
+from targets.base import BuildRequest, Feature, FloatArray, Target, Tuner, find
 
 
 def made(family: str) -> SRNet:
@@ -55,7 +54,7 @@ def tuner(
     target: Target, graph: Graph, patches: PatchSet, out: Path, rounding: Rounding | None = None
 ) -> Tuner:
     out.mkdir()
-    found = tuner_of(target, graph, patches, out, rounding)
+    found = target.tuner(BuildRequest(graph, "int8", out, patches, rounding=rounding))
     assert found is not None
     return found
 
@@ -111,7 +110,7 @@ def test_after_training_the_target_computes_what_torch_did(
         target.name, "learned", "fp32", (), None, None, met=True,
         tuned=Tuned(made, learned, tmp_path, 3, 0.0, ("logits",)),
     )  # fmt: skip
-    built = target.build(made, "int8", patches, tmp_path / "built", plan=plan)  # type: ignore[call-arg]
+    built = target.build(BuildRequest(made, "int8", tmp_path / "built", patches, plan=plan))
     with closing(target.open(built)) as session:
         assert np.array_equal(session.run(image()), seen)
 
@@ -136,7 +135,7 @@ def test_what_it_was_trained_with_as_floats_stays_float(
         target.name, "learned", "fp32", (), None, None, met=True, operations=9,
         tuned=Tuned(made, rounding, tmp_path, 3, 0.0, ("logits",)),
     )  # fmt: skip
-    built = target.build(made, "int8", patches, tmp_path / "built", plan=plan)  # type: ignore[call-arg]
+    built = target.build(BuildRequest(made, "int8", tmp_path / "built", patches, plan=plan))
     assert f"{len(floats)} of 9 operations stay FP32" in built.notes[0]
     with closing(target.open(built)) as session:
         assert np.array_equal(session.run(image()), seen)
@@ -147,18 +146,18 @@ def test_after_training_a_fixed_recipe_computes_what_torch_did(
 ) -> None:
     """Signed, symmetric, 16 bits beside it: the Jetson's graph, run by ONNX Runtime."""
     jetson = find("jetson")
-    assert is_teachable(jetson)
-    target = cast("Teachable", jetson)
-    before = target.rounding(graph, patches)
+    assert Feature.FIXED_INT8 in jetson.features
+    request = BuildRequest(graph, "int8", tmp_path / "built", patches)
+    before = jetson.rounding(request)
     assert {grid.zero for grid in before.grids} == {128}
     student = trained(net, before)
     learned = student.rounding()
     made = with_weights(graph, student.weights(), out=tmp_path)
-    quantized, _ = qdq.quantized(onnx.load(made.file), patches, learned)
-    assert [grid.scale for grid in grids(quantized)] == pytest.approx(
+    quantized, _ = symmetric_qdq.quantize_symmetric(onnx.load(made.file), patches, learned)
+    assert [grid.scale for grid in read_grids(quantized)] == pytest.approx(
         [grid.scale for grid in learned.grids], rel=1e-6
     )
-    built = target.build(made, "int8", patches, tmp_path / "built", rounding=learned)
+    built = jetson.build(replace(request, graph=made, rounding=learned))
     with closing(jetson.open(built)) as session:
         seen = np.array(session.run(image()))
     lost, expected = error(seen, by_torch(net)), error(by_torch(student), by_torch(net))
@@ -211,7 +210,7 @@ def test_the_image_is_rounded_to_the_levels_it_has(
     target: Target, graph: Graph, patches: PatchSet, tmp_path: Path
 ) -> None:
     """Whatever the patches show, and with the mean's ones beside it."""
-    head = onnx_scopes(graph.file).head[0]
+    head = sensitive_layers_in_file(graph.file).head[0]
     found = tuner(target, graph, patches, tmp_path / "made").rounding(())
     (grid,) = [grid for grid in found.grids if (head, 0) in grid.readers]
     assert grid.scale == pytest.approx(1 / 255, rel=1e-6)

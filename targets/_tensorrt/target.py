@@ -8,14 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mipkd.core.errors import MissingError, UnsupportedError
-from mipkd.core.records import Built, Graph, PatchSet, Rounding, TargetInfo
-from targets import _trt
-from targets._cuda import gpu
-from targets._trt_session import PlanSession, SimulatedSession
-from targets.base import version_of
+from mipkd.core.errors import MissingError
+from targets._tensorrt import engine
+from targets._tensorrt.cuda import gpu
+from targets._tensorrt.session import PlanSession, SimulatedSession
+from targets.base import BuildRequest, Feature, Target, version_of
 
 if TYPE_CHECKING:
+    from mipkd.core.records import Built, Rounding
     from targets.base import Session
 
 _OFFERED = ("fp32", "fp16", "int8")
@@ -26,12 +26,12 @@ _PATCHES = 8  # of the calibration's that probe FP16's range, beside the extreme
 _PROBED = 48  # LR pixels a side of these extreme images
 
 
-class TensorRt:
+class TensorRt(Target):
     """One flavour of TensorRT on the first NVIDIA GPU."""
 
-    makes_pixels = True
+    features = frozenset({Feature.FIXED_INT8})
 
-    def __init__(self, flavour: _trt.Flavour, name: str = "") -> None:
+    def __init__(self, flavour: engine.Flavour, name: str = "") -> None:
         self.name = name or flavour.name
         self._flavour = flavour
 
@@ -59,57 +59,33 @@ class TensorRt:
         """The runtime, what makes its graph, and the GPU's facts that an engine depends on."""
         return {self._flavour.name: self._flavour.load().__version__, **facts(*MAKERS)}
 
-    def build(
-        self,
-        graph: Graph,
-        precision: str,
-        calibration: PatchSet | None,
-        out: Path,
-        *,
-        on: TargetInfo | None = None,
-        rounding: Rounding | None = None,
-    ) -> Built:
+    def build(self, request: BuildRequest) -> Built:
         """`out`/model.onnx in its final types, and the engine under `out`/engines.
 
-        INT8 is on the grids of `rounding` where it was learned with the weights of `graph`.
+        INT8 is on the request's grids where they were learned with the weights of its graph.
         """
-        if precision not in _KNOWN:
-            raise UnsupportedError(
-                f"{self.name}: no precision {precision!r}", hint="known: " + ", ".join(_KNOWN)
-            )
-        if precision == "int8" and calibration is None:
-            raise MissingError(
-                f"{self.name} int8 needs calibration patches", hint="give photos: --data"
-            )
+        self.accept(request, known=_KNOWN)
         self._require()
-        from calibration.qdq import check
+        from targets._tensorrt.symmetric_qdq import refuse_unreadable
 
-        model, kind, notes = _typed(graph, precision, calibration, rounding)
-        check(model)
+        model, kind, notes = _typed_graph(request)
+        refuse_unreadable(model)
         data = model.SerializeToString()
-        out.mkdir(parents=True, exist_ok=True)
-        file, profile = out / "model.onnx", _trt.Profile.of(graph.multiple)
+        file, profile = request.out / "model.onnx", engine.Profile.of(request.graph.multiple)
         file.write_bytes(data)
         notes = (*notes, *self._prepare(file, data, profile))
-        return Built(
-            target=self.name,
-            precision=kind,
-            role=graph.role,
-            file=file,
-            size_bytes=len(data),
-            scale=graph.scale,
-            multiple=graph.multiple,
-            options={"profile": str(profile)},
-            notes=notes,
-        )
+        options = {"profile": str(profile)}
+        # Networks are strongly typed: the types of the graph are those that it is computed in.
+        return self.describe(request, file, executes=kind, options=options, notes=notes)
 
-    def rounding(self, graph: Graph, patches: PatchSet) -> Rounding:
-        """What its INT8 of `graph` rounds; what is float is taken for exact."""
+    def rounding(self, request: BuildRequest) -> Rounding:
+        """What its INT8 of a graph rounds; what is float is taken for exact."""
         import onnx
 
-        from calibration.qdq import rounding
+        from targets._tensorrt.symmetric_qdq import read_rounding
 
-        return rounding(onnx.load(graph.file), patches)
+        assert request.patches is not None, "INT8 has them"
+        return read_rounding(onnx.load(request.graph.file), request.patches)
 
     def open(self, built: Built) -> Session:
         """The engine for this GPU; one that was built elsewhere is built anew."""
@@ -117,13 +93,15 @@ class TensorRt:
         if self.simulated:
             return SimulatedSession(built.file, self.name)
         trt, data = self._flavour.load(), built.file.read_bytes()
-        profile = _trt.Profile.of(built.multiple)
-        return PlanSession(trt, _trt.engine(trt, data, profile, caches=_caches(built.file)))
+        profile = engine.Profile.of(built.multiple)
+        return PlanSession(trt, engine.engine(trt, data, profile, caches=_caches(built.file)))
 
-    def _prepare(self, file: Path, data: bytes, profile: _trt.Profile) -> tuple[str, ...]:
+    def _prepare(self, file: Path, data: bytes, profile: engine.Profile) -> tuple[str, ...]:
         """The engine beside the graph `data` in `file`, and notes."""
-        _trt.engine(self._flavour.load(), data, profile, caches=_caches(file))
-        simulated = f"built without a GPU, for SM{_trt.ASSUMED_SM}: a device builds its own engine"
+        engine.engine(self._flavour.load(), data, profile, caches=_caches(file))
+        simulated = (
+            f"built without a GPU, for SM{engine.ASSUMED_SM}: a device builds its own engine"
+        )
         return (simulated,) if self.simulated else ()
 
     def _require(self) -> None:
@@ -131,38 +109,38 @@ class TensorRt:
             raise MissingError(f"{self.name}: {reason}")
 
 
-def _typed(
-    graph: Graph, precision: str, calibration: PatchSet | None, rounding: Rounding | None
-) -> tuple[Any, str, tuple[str, ...]]:
-    """The model in the types to compute in, the precision that became, and notes."""
+def _typed_graph(request: BuildRequest) -> tuple[Any, str, tuple[str, ...]]:
+    """The model in the types to compute in, the precision that these are, and notes."""
     import onnx
 
-    from calibration import half, qdq
+    from targets._onnx.onnx_float16 import convert_to_16_bits
+    from targets._tensorrt.symmetric_qdq import quantize_symmetric
 
-    model = onnx.load(graph.file)
+    model, precision = onnx.load(request.graph.file), request.precision
     if precision == "fp32":
         return model, precision, ()
-    kind, notes = (half.BF16, ()) if precision == half.BF16 else sixteen_bits(graph, calibration)
+    kind, notes = ("bf16", ()) if precision == "bf16" else fp16_or_bf16(request)
     if precision != "int8":
-        return half.halved(model, kind), kind, notes
-    assert calibration is not None
-    quantized, kept = qdq.quantized(model, calibration, rounding)
+        return convert_to_16_bits(model, kind), kind, notes
+    assert request.patches is not None, "accepted with them"
+    quantized, kept = quantize_symmetric(model, request.patches, request.rounding)
     notes = (*kept, f"what is float is {kind.upper()}", *notes)
-    return half.halved(quantized, kind), precision, notes
+    return convert_to_16_bits(quantized, kind), precision, notes
 
 
-def sixteen_bits(graph: Graph, calibration: PatchSet | None) -> tuple[str, tuple[str, ...]]:
-    """FP16, or BF16 with a note where values of this graph would overflow FP16."""
-    from calibration import half
+def fp16_or_bf16(request: BuildRequest) -> tuple[str, tuple[str, ...]]:
+    """FP16, or BF16 with a note where values of the graph would overflow FP16."""
     from calibration.patches import as_batches
+    from targets._onnx.onnx_float16 import extreme_images, find_peak
 
-    side = -(-_PROBED // graph.multiple) * graph.multiple
-    patches = as_batches(calibration) if calibration else []
-    images = [*half.extremes(side), *patches[:: -(-len(patches) // _PATCHES) or 1]]
-    peak = half.peak(graph.file, images)
+    multiple = request.graph.multiple
+    patches = as_batches(request.patches) if request.patches else []
+    probes = patches[:: -(-len(patches) // _PATCHES) or 1]
+    images = [*extreme_images(-(-_PROBED // multiple) * multiple), *probes]
+    peak = find_peak(request.graph.file, images)
     if peak.fits_fp16:
-        return half.FP16, ()
-    return half.BF16, (f"BF16, not FP16: {peak.tensor} reaches {peak.value:.3g}",)
+        return "fp16", ()
+    return "bf16", (f"BF16, not FP16: {peak.tensor} reaches {peak.value:.3g}",)
 
 
 def _caches(file: Path) -> tuple[Path, ...]:

@@ -34,20 +34,20 @@ def operations(model: Any) -> list[Any]:
     ]
 
 
-def grids(model: Any) -> tuple[Grid, ...]:
-    """What a quantised model rounds feature maps to."""
+def read_grids(model: Any) -> tuple[Grid, ...]:
+    """Scale and zero point of every feature map that a quantised model rounds."""
     from onnx import numpy_helper
 
     constants = {t.name: t for t in model.graph.initializer}
     found = []
-    for node in _of_features(model):
+    for node in _dequantized_features(model):
         scale, zero = (numpy_helper.to_array(constants[name]) for name in node.input[1:3])
         found.append(Grid(_readers(model, node.output[0]), float(scale), int(zero)))
     return tuple(found)
 
 
-def put_on(model: Any, learned: Iterable[Grid]) -> None:
-    """Give the grids of a quantised model the scales of those with the same readers, in place.
+def set_scales(model: Any, learned: Iterable[Grid]) -> None:
+    """Give a quantised model the scales of the grids that have the same readers, in place.
 
     Raises:
         StageError: none has them.
@@ -58,7 +58,7 @@ def put_on(model: Any, learned: Iterable[Grid]) -> None:
     constants = {t.name: t for t in model.graph.initializer}
     maker = {node.output[0]: node for node in model.graph.node}
     scales = {grid.readers: grid.scale for grid in learned}
-    for node in _of_features(model):
+    for node in _dequantized_features(model):
         if (readers := _readers(model, node.output[0])) not in scales:
             raise StageError(f"int8: no grid was learned for what {readers} read")
         for name in {node.input[1], maker[node.input[0]].input[1]}:
@@ -67,7 +67,7 @@ def put_on(model: Any, learned: Iterable[Grid]) -> None:
             constants[name].CopyFrom(numpy_helper.from_array(scale, name))
 
 
-def _of_features(model: Any) -> list[Any]:
+def _dequantized_features(model: Any) -> list[Any]:
     """The nodes that give rounded feature maps."""
     stored = _stored(model)
     return [n for n in model.graph.node if n.op_type == _DQ and n.output[0] not in stored]
@@ -84,7 +84,7 @@ def _readers(model: Any, tensor: str) -> tuple[tuple[str, int], ...]:
     return tuple(found)
 
 
-def with_floats(quantized: Any, original: Any, names: Iterable[str]) -> Any:
+def restore_floats(quantized: Any, original: Any, names: Iterable[str]) -> Any:
     """A copy of `quantized` in which the nodes called `names` are as in `original`.
 
     Raises:
@@ -130,7 +130,7 @@ def _stored(model: Any) -> set[str]:
 
 
 def _bypass(model: Any, still: set[str]) -> None:
-    """Let what is not in INT8 read unrounded tensors, where their maker is not in INT8 either."""
+    """Bypass Q/DQ pairs between two float nodes: those that are not `still` in INT8."""
     from onnx import helper
 
     maker = {name: node for node in model.graph.node for name in node.output}

@@ -38,7 +38,7 @@ class Peak:
         return self.value <= GREATEST
 
 
-def peak(file: Path, images: Iterable[npt.NDArray[np.float32]]) -> Peak:
+def find_peak(file: Path, images: Iterable[npt.NDArray[np.float32]]) -> Peak:
     """The greatest value that the graph of `file` computes from `images`, float32 NCHW."""
     import onnx
     import onnxruntime
@@ -65,7 +65,7 @@ def peak(file: Path, images: Iterable[npt.NDArray[np.float32]]) -> Peak:
     return found
 
 
-def extremes(side: int) -> list[npt.NDArray[np.float32]]:
+def extreme_images(side: int) -> list[npt.NDArray[np.float32]]:
     """Images that drive a net hard: white, black, noise, a chessboard; `side` pixels."""
     board = np.indices((side, side)).sum(0) % 2
     noise = np.random.default_rng(0).random((1, 3, side, side), np.float32)
@@ -73,7 +73,7 @@ def extremes(side: int) -> list[npt.NDArray[np.float32]]:
     return [*flat, noise, np.broadcast_to(board, (1, 3, side, side)).astype(np.float32)]
 
 
-def halved(model: Any, kind: str) -> Any:
+def convert_to_16_bits(model: Any, kind: str) -> Any:
     """A copy of an ONNX model that computes in `kind`, FP16 or BF16, wherever ONNX allows it.
 
     Raises:
@@ -95,13 +95,13 @@ class _Halver:
     def __init__(self, model: Any, kind: str) -> None:
         from onnx import TensorProto
 
-        from calibration.scopes import model_scopes
+        from calibration.sensitive_layers import sensitive_layers_of
 
         self._model, self._kind = model, kind
         self._full = TensorProto.FLOAT
         self._half = TensorProto.FLOAT16 if kind == FP16 else TensorProto.BFLOAT16
         self._types = _types(model)
-        self._ends = set(model_scopes(model).ends)
+        self._ends = set(sensitive_layers_of(model).ends)
         self._constants = {t.name: t for t in model.graph.initializer}
         self._had: dict[tuple[str, int], str] = {}  # float tensor, type -> its name
         self._nodes: list[Any] = []

@@ -5,6 +5,7 @@ Shapes: N batch, C channels, H W low-res size, S scale. Values: float32 in [0, 1
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections import OrderedDict
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from targets import _ov
+from targets._openvino import devices
+from targets.base import Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +27,10 @@ log = logging.getLogger(__name__)
 # Ours among the options of a `Built`; OpenVINO's own are in capitals and go to it as they are.
 SHAPES = "shapes"  # "fixed": compile anew for each input shape, at its first use
 CACHE = "cache"  # folder beside the model in which compiled models are kept
-PIXELS = "pixels"  # "uint8": the model takes and gives bytes
+PIXELS = "pixels"  # "uint8": the model takes and gives uint8
+_SIDE = 64  # LR pixels of the model whose types are read back
+_PRODUCTS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
+_PRECISION = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "u8": "int8", "i8": "int8"}
 KEPT = 4  # compiled shapes in memory: a device's is small, and each is a model of its own
 
 
@@ -36,7 +41,7 @@ class Compiler:
     def __init__(
         self, source: Path | Any, device: str, options: dict[str, str], wrap: Callable[[Any], Any]
     ) -> None:
-        self._core = _ov.core()
+        self._core = devices.core()
         self._source, self._device, self._wrap = source, device, wrap
         self._properties = {k: v for k, v in options.items() if k not in (SHAPES, CACHE, PIXELS)}
         if isinstance(source, Path) and CACHE in options and os.access(source.parent, os.W_OK):
@@ -80,11 +85,11 @@ class Compiler:
         self._kept.clear()
 
 
-class LatencySession:
+class LatencySession(Session):
     """One inference request: a frame starts when the one before is done."""
 
     def __init__(self, source: Path | Any, device: str, options: dict[str, str]) -> None:
-        self.takes_bytes = options.get(PIXELS) == "uint8"
+        self.takes_uint8 = options.get(PIXELS) == "uint8"
         self._compiler = Compiler(source, device, options, lambda m: m.create_infer_request())
 
     def run(self, lr_NCHW: FloatArray) -> FloatArray:
@@ -93,7 +98,7 @@ class LatencySession:
         request.infer([lr_NCHW], share_inputs=True, share_outputs=True)
         return request.get_output_tensor(0).data  # type: ignore[no-any-return]
 
-    def forget(self) -> None:
+    def forget_shapes(self) -> None:
         """Drop what was compiled for shapes so far."""
         self._compiler.forget()
 
@@ -102,7 +107,7 @@ class LatencySession:
         self._compiler.close()
 
 
-class ThroughputSession:
+class ThroughputSession(Session):
     """As many requests in flight as the device wants; a batch is run frame by frame among them.
 
     So frames a second are N over the time of one `run`; a batch of one frame takes longer than in
@@ -111,7 +116,7 @@ class ThroughputSession:
 
     def __init__(self, file: Path, device: str, options: dict[str, str], scale: int) -> None:
         self._scale = scale
-        self.takes_bytes = options.get(PIXELS) == "uint8"
+        self.takes_uint8 = options.get(PIXELS) == "uint8"
         self._compiler = Compiler(file, device, options, _requests)
 
     def frames_in_flight(self, shape: tuple[int, ...]) -> int:
@@ -123,7 +128,7 @@ class ThroughputSession:
         count, channels, height, width = lr_NCHW.shape
         requests = self._compiler.at((1, channels, height, width))
         shape = (count, channels, height * self._scale, width * self._scale)
-        sr_NCHW = np.empty(shape, np.uint8 if self.takes_bytes else np.float32)
+        sr_NCHW = np.empty(shape, np.uint8 if self.takes_uint8 else np.float32)
         for i in range(count + len(requests)):
             # No callbacks: OpenVINO's threads would want Python's lock while somebody holds it
             # and waits for them.
@@ -138,6 +143,27 @@ class ThroughputSession:
     def close(self) -> None:
         """Drop the model and its threads."""
         self._compiler.close()
+
+
+def executed_precision(file: Path, device: str, options: dict[str, str], multiple: int) -> str:
+    """What the compiled model computes in: "int8" where any of its products has 8 bits.
+
+    Else the type of most of them; "" where the device does not tell.
+    """
+    side = -(-_SIDE // multiple) * multiple
+    found: list[str] = []
+
+    def read(model: Any) -> None:
+        for op in model.get_runtime_model().get_ordered_ops():
+            facts = op.get_rt_info()
+            if "layerType" in facts and facts["layerType"].astype(str) in _PRODUCTS:
+                kind = facts["runtimePrecision"].astype(str)
+                found.append(_PRECISION.get(kind, kind))
+
+    given = {name: value for name, value in options.items() if name != CACHE}
+    with contextlib.suppress(RuntimeError):  # a device need not tell
+        Compiler(file, device, given | {SHAPES: "fixed"}, read).at((1, 3, side, side))
+    return "int8" if "int8" in found else max(found, key=found.count, default="")
 
 
 def _requests(model: Any) -> list[Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ATTENTION_NOTE = "window attention: 16 bits were faster than INT8 wherever we measured"
+ATTENTION_FLOAT = "window attention and its MLPs stay float: INT8 holds convolutions only"
 
 _POINTWISE = {"Sub", "Subtract", "Mul", "Multiply", "Add", "Div", "Divide", "Clip", "Clamp"}
 _PASSED = _POINTWISE | {"DepthToSpace", "Identity", "Cast", "Convert", "Pad"}
@@ -31,7 +32,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Scopes:
+class SensitiveLayers:
     """Names of nodes that matter to a quantiser."""
 
     head: tuple[str, ...]  # convolutions that see the image
@@ -42,14 +43,14 @@ class Scopes:
     ends: tuple[str, ...]  # pointwise operations between an image and the nearest convolution
 
     @property
-    def sensitive(self) -> dict[str, str]:
+    def parts(self) -> dict[str, str]:
         """What to leave float where nothing is measured, and what each of it is."""
         parts = dict.fromkeys(self.gates, "channel attention")
         parts |= dict.fromkeys(self.head, "first convolution")
         parts |= dict.fromkeys(self.tail, "last convolution")
         return parts | dict.fromkeys(self.adds, "skip addition")
 
-    def told(self, kind: str) -> str:
+    def note_on_floats(self, kind: str) -> str:
         """A note that says that it is `kind` which these stay."""
         gates = f", {len(self.gates)} of channel attention" if self.gates else ""
         return (
@@ -58,11 +59,11 @@ class Scopes:
         )
 
 
-def scopes(nodes: Sequence[Node], *, image: str, result: str) -> Scopes:
+def find_sensitive_layers(nodes: Sequence[Node], *, image: str, result: str) -> SensitiveLayers:
     """The parts of a topologically ordered SR graph; `image` and `result` are its tensors."""
     head, before = _reached(((n, n.inputs, n.outputs) for n in nodes), image)
     tail, after = _reached(((n, n.outputs, n.inputs) for n in reversed(nodes)), result)
-    return Scopes(
+    return SensitiveLayers(
         head=head,
         tail=tail,
         adds=tuple(n.name for n in nodes if n.kind == "Add" and len(n.inputs) == 2),
@@ -72,15 +73,15 @@ def scopes(nodes: Sequence[Node], *, image: str, result: str) -> Scopes:
     )
 
 
-def onnx_scopes(file: Path) -> Scopes:
-    """The scopes of an ONNX file."""
+def sensitive_layers_in_file(file: Path) -> SensitiveLayers:
+    """Of an ONNX file."""
     import onnx
 
-    return model_scopes(onnx.load(file, load_external_data=False))
+    return sensitive_layers_of(onnx.load(file, load_external_data=False))
 
 
-def model_scopes(model: Any) -> Scopes:
-    """The scopes of a loaded ONNX model."""
+def sensitive_layers_of(model: Any) -> SensitiveLayers:
+    """Of a loaded ONNX model."""
     graph = model.graph
     constants = {t.name for t in graph.initializer}
     constants |= {n.output[0] for n in graph.node if n.op_type == "Constant"}
@@ -89,7 +90,7 @@ def model_scopes(model: Any) -> Scopes:
         for n in graph.node
     ]
     image = next(i.name for i in graph.input if i.name not in constants)
-    return scopes(nodes, image=image, result=graph.output[0].name)
+    return find_sensitive_layers(nodes, image=image, result=graph.output[0].name)
 
 
 def _pooled(nodes: Iterable[Node]) -> tuple[str, ...]:

@@ -10,12 +10,12 @@ import numpy as np
 import onnx
 import pytest
 
-from calibration import qdq
-from calibration.scopes import model_scopes
+from calibration.sensitive_layers import sensitive_layers_of
 from mipkd.core import plugins
 from mipkd.core.errors import MissingError
 from mipkd.core.records import PatchSet
 from mipkd.export.onnx import export
+from targets._tensorrt import symmetric_qdq
 
 
 @pytest.fixture(scope="module")
@@ -41,32 +41,32 @@ def test_ends_and_additions_stay_float_and_the_rest_is_signed_and_symmetric(
     maker: str, model: Any, patches: PatchSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip(maker, reason=f"needs {maker}, which is not installed here")
-    monkeypatch.setattr(qdq, "_MAKERS", {maker: qdq._MAKERS[maker]})
-    made, notes = qdq.quantized(model, patches)
-    qdq.check(made)
-    found = model_scopes(model)
+    monkeypatch.setattr(symmetric_qdq, "_MAKERS", {maker: symmetric_qdq._MAKERS[maker]})
+    made, notes = symmetric_qdq.quantize_symmetric(model, patches)
+    symmetric_qdq.refuse_unreadable(made)
+    found = sensitive_layers_of(model)
     rounded = {node.output[0] for node in made.graph.node if node.op_type == "DequantizeLinear"}
     fed = {
         node.name: rounded & set(node.input)
         for node in made.graph.node
         if node.op_type in {"Conv", "Add"}
     }
-    floats = set(found.sensitive)
+    floats = set(found.parts)
     assert {name for name, by in fed.items() if not by} == floats
     assert all(len(by) == 2 for name, by in fed.items() if name not in floats)  # values, weights
-    assert notes == (found.told("float"),)
+    assert notes == (found.note_on_floats("float"),)
 
 
 def test_a_width_that_nvidia_advises_against_is_told(patches: PatchSet, tmp_path: Path) -> None:
     pytest.importorskip("nncf", reason="needs nncf, which is not installed here")
-    _, notes = qdq.quantized(wide(20, tmp_path), patches)
+    _, notes = symmetric_qdq.quantize_symmetric(wide(20, tmp_path), patches)
     assert any("20, 80 channels: TensorRT's INT8 is fastest in multiples of 32" in n for n in notes)
 
 
 def test_without_a_library_that_makes_it_the_cure_is_named(
     model: Any, patches: PatchSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(qdq, "find_spec", lambda name: None)
+    monkeypatch.setattr(symmetric_qdq, "find_spec", lambda name: None)
     with pytest.raises(MissingError, match="int8 needs nncf") as caught:
-        qdq.quantized(model, patches)
+        symmetric_qdq.quantize_symmetric(model, patches)
     assert caught.value.hint == "pip install nncf"

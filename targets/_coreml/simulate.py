@@ -1,6 +1,6 @@
 """Core ML packages run op by op without Core ML: what graph and weights give, not how fast.
 
-The program is read from the saved package (_mil_file.py), its operations are in _mil_ops.py.
+The program is read from the saved package (package.py), its operations are in mil_ops.py.
 Arithmetic is torch's in float32; each result is rounded to the type that the program declares, so
 FP16 programs round, and overflow, where Core ML does at the latest. Where it keeps more digits or
 sums in another order is not known here.
@@ -15,8 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mipkd.core.errors import UnsupportedError
-from targets._mil_file import accepted, check_weights, main_block, read_spec, stored, type_name
-from targets._mil_ops import OPS, WIDER, Values, rounded
+from targets._coreml.mil_ops import OPS, WIDER, Values, rounded
+from targets._coreml.package import (
+    accepted,
+    check_weights,
+    main_block,
+    read_spec,
+    stored,
+    type_name,
+)
 
 if TYPE_CHECKING:
     from targets.base import FloatArray

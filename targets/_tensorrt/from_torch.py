@@ -7,19 +7,18 @@ versions compute in the types of the program (2.13 knows nothing else), so the p
 from __future__ import annotations
 
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mipkd.core.errors import MissingError, StageError, UnsupportedError
-from mipkd.core.records import Built, Graph, PatchSet, Rounding, TargetInfo
-from targets import _torch_net
-from targets._cuda import gpu
-from targets._trt import Profile
-from targets._trt_session import PlanSession
-from targets._trt_target import TensorRt, facts, sixteen_bits
+from mipkd.core.errors import MissingError, StageError
+from targets._tensorrt.cuda import gpu
+from targets._tensorrt.engine import Profile
+from targets._tensorrt.session import PlanSession
+from targets._tensorrt.target import TensorRt, facts, fp16_or_bf16
+from targets._torch.exported_program import export_program, load_net
 
 if TYPE_CHECKING:
-    from targets.base import Session
+    from mipkd.core.records import Built
+    from targets.base import BuildRequest, Session
 
 INSTALL = 'pip install "mipkd-pipeline[tensorrt]"'
 _OFFERED = ("fp32", "fp16")
@@ -35,6 +34,8 @@ SETTINGS = {
 
 class TorchTensorRt(TensorRt):
     """TensorRT engines made from the torch net instead of from ONNX."""
+
+    features = frozenset()
 
     def precisions(self) -> tuple[str, ...]:
         """FP32 and 16 bits."""
@@ -52,40 +53,24 @@ class TorchTensorRt(TensorRt):
         trt = self._flavour.load()
         return {"tensorrt": trt.__version__, **facts("torch", "torch-tensorrt", "numpy")}
 
-    def build(
-        self,
-        graph: Graph,
-        precision: str,
-        calibration: PatchSet | None,
-        out: Path,
-        *,
-        on: TargetInfo | None = None,
-        rounding: Rounding | None = None,
-    ) -> Built:
-        """`out`/model.plan, for this machine's GPU and TensorRT only; it has no INT8 to round to.
+    def build(self, request: BuildRequest) -> Built:
+        """`out`/model.plan, for this machine's GPU and TensorRT only.
 
         Raises:
             StageError: torch-tensorrt does not convert the net.
         """
-        if precision not in _OFFERED:
-            raise UnsupportedError(
-                f"{self.name}: no precision {precision!r}", hint="known: " + ", ".join(_OFFERED)
-            )
+        self.accept(request)
         self._require()
-        kind, notes = (precision, ()) if precision == "fp32" else sixteen_bits(graph, calibration)
-        net, profile = _torch_net.net_of(graph, target=self.name), Profile.of(graph.multiple)
-        plan = _engine(program(net.cuda(), kind, profile), profile)
-        out.mkdir(parents=True, exist_ok=True)
-        file = out / "model.plan"
-        file.write_bytes(plan)
-        return Built(
-            target=self.name,
-            precision=kind,
-            role=graph.role,
-            file=file,
-            size_bytes=len(plan),
-            scale=graph.scale,
-            multiple=graph.multiple,
+        fp32 = request.precision == "fp32"
+        kind, notes = ("fp32", ()) if fp32 else fp16_or_bf16(request)
+        net = load_net(request, target=self.name)
+        profile = Profile.of(request.graph.multiple)
+        file = request.out / "model.plan"
+        file.write_bytes(_engine(typed_program(net.cuda(), kind, profile), profile))
+        return self.describe(
+            request,
+            file,
+            executes=kind,
             options={"profile": str(profile), "made_for": self._made_for()},
             notes=(*notes, f"all of the net is {kind.upper()}, the image's ends too"),
         )
@@ -109,7 +94,7 @@ class TorchTensorRt(TensorRt):
         return f"sm{device.sm if device else ''}-trt{self._flavour.load().__version__}"
 
 
-def program(net: Any, kind: str, profile: Profile) -> Any:
+def typed_program(net: Any, kind: str, profile: Profile) -> Any:
     """The exported program of `net` in the types of `kind`; images stay float32 at both ends."""
     import torch
 
@@ -119,9 +104,7 @@ def program(net: Any, kind: str, profile: Profile) -> Any:
     def upscale(lr: Any) -> Any:
         return net.tapped(lr.to(dtype))[0].float()
 
-    return _torch_net.program(
-        net, upscale, least=profile.least, side=profile.usual, most=profile.most
-    )
+    return export_program(net, upscale, least=profile.least, usual=profile.usual, most=profile.most)
 
 
 def shapes(profile: Profile) -> dict[str, tuple[int, int, int, int]]:

@@ -12,7 +12,7 @@ import numpy as np
 from mipkd.core.errors import MipkdError, MissingError, StageError
 from mipkd.core.quiet import quiet
 from mipkd.core.records import Graph
-from targets import _torch_net
+from targets._torch.exported_program import export_program
 from targets.base import version_of
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def load_coremltools() -> Any:
     return coremltools
 
 
-def converted(
+def convert_net(
     net: Any, graph: Graph, precision: str, *, images: bool
 ) -> tuple[Any, tuple[str, ...]]:
     """The converted model for any size in a range, or else for one size, and what to note.
@@ -63,9 +63,9 @@ def converted(
         if smallest is None:
             return model, (f"LR size fixed at {_FIXED}x{_FIXED}: no range can be converted",)
         return model, (f"LR sizes {smallest} to {_MOST} a side",)
-    told = next((line for line in str(why).splitlines() if line.strip()), type(why).__name__)
+    reason = next((line for line in str(why).splitlines() if line.strip()), type(why).__name__)
     raise StageError(
-        f"coreml: {graph.family} cannot be converted: {told}",
+        f"coreml: {graph.family} cannot be converted: {reason}",
         hint="report the checkpoint, or leave the target out",
     ) from why
 
@@ -107,10 +107,10 @@ def _program(net: Any, smallest: int | None, side: int, *, images: bool) -> Any:
         return net.tapped(lr)[0]
 
     upscale = on_pixels if images else on_arrays
-    return _torch_net.program(net, upscale, least=smallest, side=side, most=_MOST)
+    return export_program(net, upscale, least=smallest, usual=side, most=_MOST)
 
 
-def with_small_weights(model: Any) -> Any:
+def with_8_bit_weights(model: Any) -> Any:
     """Weights as symmetric 8-bit integers with a scale for each output channel.
 
     The last convolution makes the pixels and stays FP16: where it was quantised too, nets of
@@ -147,12 +147,12 @@ def describe(model: Any, graph: Graph, precision: str) -> None:
         model.user_defined_metadata[f"mipkd.{name}"] = value
 
 
-def settle(package: Path) -> None:
+def make_reproducible(package: Path) -> None:
     """Note the weight file's hash, and drop what is not of the model: when and how it was made.
 
     So that a changed weight shows, and the same net gives the same files.
     """
-    from targets._mil_file import WEIGHTS_SHA256, model_file, read_spec, weight_file
+    from targets._coreml.package import WEIGHTS_SHA256, model_file, read_spec, weight_file
 
     spec = read_spec(package)
     noted = spec.description.metadata.userDefined

@@ -95,7 +95,7 @@ def name_as_in(model: Any, file: Path) -> None:
             op.set_friendly_name(f"{op.get_type_name()} {count[op.get_type_name()]}")
 
 
-def with_floats(quantized: Any, original: Any, names: Iterable[str]) -> Any:
+def restore_floats(quantized: Any, original: Any, names: Iterable[str]) -> Any:
     """A copy of `quantized` in which the operations called `names` are as in `original`.
 
     Raises:
@@ -138,7 +138,7 @@ def factors(model: Any, file: Path) -> dict[str, float]:
     return found
 
 
-def grids(model: Any, factors: Mapping[str, float]) -> tuple[Grid, ...]:
+def read_grids(model: Any, factors: Mapping[str, float]) -> tuple[Grid, ...]:
     """What a quantised model rounds feature maps to, as large as they are in the ONNX file."""
     found = []
     for op in _roundings(model):
@@ -171,7 +171,7 @@ def with_exact_image(model: Any) -> Any:
     return model
 
 
-def on_grids(model: Any, wanted: Iterable[Grid], factors: Mapping[str, float]) -> Any:
+def with_grids(model: Any, wanted: Iterable[Grid], factors: Mapping[str, float]) -> Any:
     """A copy of a quantised model that rounds feature maps to other grids."""
     model = model.clone()
     by_readers = {grid.readers: grid for grid in wanted}

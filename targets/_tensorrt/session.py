@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mipkd.core.errors import MissingError, StageError, UsageError
-from targets._cuda import Cuda
+from targets._onnxruntime.session import OrtSession
+from targets._tensorrt.cuda import Cuda
+from targets.base import Session
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from targets.base import FloatArray
 
 
-class PlanSession:
+class PlanSession(Session):
     """An engine, its buffers and a stream; copies to and from the GPU belong to a run."""
 
     def __init__(self, trt: Any, plan: bytes) -> None:
@@ -80,30 +82,16 @@ class PlanSession:
         self._shape = shape
 
 
-class SimulatedSession:
+class SimulatedSession(OrtSession):
     """The engine's ONNX on ONNX Runtime's CPU: the same Q/DQ and casts, other kernels."""
 
     def __init__(self, file: Path, name: str) -> None:
-        import onnxruntime
+        from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as Unknown
 
-        settings = onnxruntime.SessionOptions()
-        settings.log_severity_level = 4
         try:
-            self._session: Any = onnxruntime.InferenceSession(
-                str(file), settings, providers=["CPUExecutionProvider"]
-            )
-        except onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented as error:
+            super().__init__(file, {})
+        except Unknown as error:
             raise MissingError(
                 f"{name}: ONNX Runtime's CPU cannot simulate this graph: {str(error).strip()}",
                 hint="bf16 needs an NVIDIA GPU; fp32 and fp16 can be simulated",
             ) from error
-        self._input = self._session.get_inputs()[0].name
-
-    def run(self, lr_NCHW: FloatArray) -> FloatArray:
-        """The upscaled batch, shape (N, C, S*H, S*W)."""
-        (image,) = self._session.run(None, {self._input: lr_NCHW})
-        return image  # type: ignore[no-any-return]
-
-    def close(self) -> None:
-        """Drop the session and its threads."""
-        self._session = None

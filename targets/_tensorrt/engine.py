@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mipkd.core.errors import MissingError, StageError, UnsupportedError
-from targets._cuda import Gpu, gpu
+from targets._tensorrt.cuda import Gpu, gpu
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

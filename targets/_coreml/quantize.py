@@ -38,11 +38,11 @@ class Range:
         return max(self.high / 127, -self.low / 127, _LEAST_SCALE), 128
 
 
-def quantized(net: Any, patches: PatchSet) -> tuple[Any, tuple[str, ...]]:
+def quantize_convolutions(net: Any, patches: PatchSet) -> tuple[Any, tuple[str, ...]]:
     """`net` with 8-bit weights and inputs of convolutions, changed in place, and notes."""
     import torch
 
-    from calibration.qdq import ATTENTION_FLOAT
+    from calibration.sensitive_layers import ATTENTION_FLOAT
 
     seen = _ranges(net, patches)
     first, *_, last = seen

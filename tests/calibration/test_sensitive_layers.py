@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from calibration.scopes import Node, onnx_scopes, scopes
+from calibration.sensitive_layers import Node, find_sensitive_layers, sensitive_layers_in_file
 
 
 def node(kind: str, *inputs: str, to: str) -> Node:
@@ -29,7 +29,7 @@ def test_first_and_last_convolutions_and_sums_of_two_features_are_found() -> Non
         node("Mul", "h", to="i"),
         node("Add", "i", to="result"),  # with a constant, which is not among its inputs
     ]
-    found = scopes(nodes, image="image", result="result")
+    found = find_sensitive_layers(nodes, image="image", result="result")
     assert found.head == ("Conv a",)
     assert found.tail == ("Conv h",)
     assert found.adds == ("Add e",)
@@ -42,7 +42,7 @@ def test_a_convolution_straight_to_the_shuffled_image_is_the_last() -> None:
         node("Convolution", "a", to="b"),
         node("DepthToSpace", "b", to="result"),
     ]
-    found = scopes(nodes, image="image", result="result")
+    found = find_sensitive_layers(nodes, image="image", result="result")
     assert (found.head, found.tail) == (("Convolution a",), ("Convolution b",))
 
 
@@ -52,7 +52,7 @@ def test_a_skip_from_the_image_adds_both_ends() -> None:
         node("Conv", "a", to="b"),
         node("Add", "b", "image", to="result"),
     ]
-    found = scopes(nodes, image="image", result="result")
+    found = find_sensitive_layers(nodes, image="image", result="result")
     assert (found.head, found.tail, found.adds) == (("Conv a",), ("Conv b",), ("Add result",))
 
 
@@ -69,16 +69,16 @@ def test_convolutions_of_pooled_values_are_channel_attention() -> None:
         node("Add", "a", "e", to="f"),
         node("Conv", "f", to="result"),
     ]
-    found = scopes(nodes, image="image", result="result")
+    found = find_sensitive_layers(nodes, image="image", result="result")
     assert found.gates == ("Conv b", "Conv d")
-    assert found.sensitive == {
+    assert found.parts == {
         "Conv b": "channel attention",
         "Conv d": "channel attention",
         "Conv a": "first convolution",
         "Conv result": "last convolution",
         "Add f": "skip addition",
     }
-    assert found.told("float") == (
+    assert found.note_on_floats("float") == (
         "2 convolutions (first, last), 2 of channel attention and 1 skip additions stay float"
     )
 
@@ -97,5 +97,5 @@ def test_products_of_two_feature_maps_are_attention_and_of_weights_are_not(
         onnx.save(helper.make_model(graph), tmp_path / "x.onnx")
         return tmp_path / "x.onnx"
 
-    assert onnx_scopes(saved("image")).attention
-    assert not onnx_scopes(saved("weight")).attention
+    assert sensitive_layers_in_file(saved("image")).attention
+    assert not sensitive_layers_in_file(saved("weight")).attention

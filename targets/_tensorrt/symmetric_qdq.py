@@ -12,19 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calibration.floats import grids, operations, put_on
 from calibration.patches import as_batches
-from calibration.scopes import model_scopes
+from calibration.sensitive_layers import ATTENTION_FLOAT, sensitive_layers_of
 from mipkd.core.errors import MissingError, UnsupportedError
 from mipkd.core.quiet import quiet
 from mipkd.core.records import Rounding
+from targets._onnx.unquantize import operations, read_grids, set_scales
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from mipkd.core.records import PatchSet
-
-ATTENTION_FLOAT = "window attention and its MLPs stay float: INT8 holds convolutions only"
 
 _CLIPPED = 1e-4  # share of values that a range leaves out
 _WIDTH = 32  # channels, by NVIDIA's advice
@@ -33,7 +31,7 @@ _MOST = 127  # the integer that a channel's largest weight becomes
 _MIDDLE = 128  # of a grid's 0 to 255: a signed 0
 
 
-def quantized(
+def quantize_symmetric(
     model: Any, patches: PatchSet, learned: Rounding | None = None
 ) -> tuple[Any, tuple[str, ...]]:
     """A copy of an ONNX model with symmetric Q/DQ, and notes of what stays float.
@@ -48,24 +46,25 @@ def quantized(
     maker = next((made_by for name, made_by in _MAKERS.items() if find_spec(name)), None)
     if maker is None:
         raise MissingError("int8 needs nncf, which is not installed", hint="pip install nncf")
-    found = model_scopes(model)
-    floats, kinds = tuple(found.sensitive), ("MatMul",) * found.attention
+    found = sensitive_layers_of(model)
+    floats, kinds = tuple(found.parts), ("MatMul",) * found.attention
     with quiet():
-        made = maker(model, patches, floats, kinds, learned=learned is not None)
+        quantized = maker(model, patches, floats, kinds, learned=learned is not None)
     if learned:
-        put_on(made, learned.grids)
-    notes = [found.told("float"), *_of_channels(model, floats)]
-    return made, (*notes, ATTENTION_FLOAT) if found.attention else tuple(notes)
+        set_scales(quantized, learned.grids)
+    notes = [found.note_on_floats("float"), *_note_on_channels(model, floats)]
+    return quantized, (*notes, ATTENTION_FLOAT) if found.attention else tuple(notes)
 
 
-def rounding(model: Any, patches: PatchSet) -> Rounding:
-    """All that `quantized` rounds of a model."""
-    made, _ = quantized(model, patches)
-    weights = tuple((node.name, _MOST) for node in operations(made))
-    return Rounding(tuple(replace(grid, zero=_MIDDLE) for grid in grids(made)), weights)
+def read_rounding(model: Any, patches: PatchSet) -> Rounding:
+    """All that `quantize_symmetric` rounds of a model."""
+    quantized, _ = quantize_symmetric(model, patches)
+    weights = tuple((node.name, _MOST) for node in operations(quantized))
+    grids = tuple(replace(grid, zero=_MIDDLE) for grid in read_grids(quantized))
+    return Rounding(grids, weights)
 
 
-def check(model: Any) -> None:
+def refuse_unreadable(model: Any) -> None:
     """Refuse the Q/DQ that TensorRT rejects or misreads.
 
     Raises:
@@ -84,14 +83,14 @@ def check(model: Any) -> None:
     for node in nodes:
         if (values := stored[node.name]) is not None and values.data_type == TensorProto.INT32:
             raise UnsupportedError(
-                f"tensorrt: {_shown(node)} reads the INT32 bias {node.input[0]!r}; "
+                f"tensorrt: {_name_of(node)} reads the INT32 bias {node.input[0]!r}; "
                 "biases have to stay float",
                 hint="quantise without biases; with ONNX Runtime: extra option QuantizeBias=False",
             )
     for node in nodes:
         if _is_unsigned(node, stored[node.name], zeros.get(node.name)):
             raise UnsupportedError(
-                f"tensorrt: {_shown(node)} has a UINT8 zero point; TensorRT would read it as "
+                f"tensorrt: {_name_of(node)} has a UINT8 zero point; TensorRT would read it as "
                 "INT8 and clip the upper half of the values",
                 hint="quantise activations to signed, symmetric INT8",
             )
@@ -101,12 +100,12 @@ def check(model: Any) -> None:
             zero is not None and np.any(numpy_helper.to_array(zero))
         ):
             raise UnsupportedError(
-                f"tensorrt: {_shown(node)} has a zero point other than 0",
+                f"tensorrt: {_name_of(node)} has a zero point other than 0",
                 hint="quantise weights and activations symmetrically",
             )
 
 
-def _of_channels(model: Any, floats: Collection[str]) -> list[str]:
+def _note_on_channels(model: Any, floats: Collection[str]) -> list[str]:
     """A note where INT8 convolutions give other numbers of channels than NVIDIA advises."""
     weights = {t.name: t for t in model.graph.initializer}
     counts = [
@@ -178,7 +177,7 @@ def _unrounded(model: Any, names: Sequence[str]) -> None:
 _MAKERS = {"nncf": _by_nncf, "modelopt": _by_modelopt}
 
 
-def _shown(node: Any) -> str:
+def _name_of(node: Any) -> str:
     return f"{node.op_type} {node.name or node.output[0]!r}"
 
 
