@@ -11,6 +11,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 
+from mipkd.core.errors import MipkdError
 from mipkd.core.records import Built, Latency, TargetInfo
 from pipeline.bench.board import Watch, read_board
 from pipeline.bench.host import OtherPrograms, describe_host
@@ -37,11 +38,7 @@ class Results:
 
 
 def probe_target(name: str) -> TargetInfo:
-    """One target on this machine; a runtime that is broken cannot run it.
-
-    Raises:
-        UsageError: no such target.
-    """
+    """One target on this machine; one that is unknown here, or broken, cannot run."""
     host = describe_host()
     try:
         target = find(name)
@@ -49,8 +46,11 @@ def probe_target(name: str) -> TargetInfo:
             return TargetInfo(name, reason, target.simulated, (), {}, host)
         offered = target.precisions(), target.versions()
         return TargetInfo(name, "", target.simulated, *offered, host)
+    except MipkdError as error:
+        why = "; ".join(filter(None, (error.what, error.hint)))
     except (ImportError, OSError, RuntimeError) as error:
-        return TargetInfo(name, f"{type(error).__name__}: {error}", False, (), {}, host)
+        why = f"{type(error).__name__}: {error}"
+    return TargetInfo(name, why, False, (), {}, host)
 
 
 def time_models(target: Target, builts: Sequence[Built], settings: BenchSettings) -> Results:

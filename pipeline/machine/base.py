@@ -65,7 +65,7 @@ class Machine(Protocol):
         """What reports call it; "" for the machine that runs the pipeline."""
 
     def offers(self, targets: Sequence[str]) -> dict[str, TargetInfo]:
-        """What it is to each target; one that it does not know is left out.
+        """Each target as it is on this machine, which may be unable to run it.
 
         Raises:
             MipkdError: it cannot be reached, or lacks what every target needs.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mipkd.core.errors import UsageError
@@ -42,8 +43,13 @@ class Kit:
         return tuple(name_of(built) for built in self.asked.builts)
 
     def offers(self, targets: Sequence[str]) -> dict[str, TargetInfo]:
-        """The one target that it measured."""
-        return {self.info.target: self.info} if self.info.target in targets else {}
+        """The one target that it measured; nothing is known of the others."""
+        why = f"this kit measured {self.info.target}"
+        unknown = TargetInfo("", why, False, (), {}, self.info.host)
+        return {
+            name: self.info if name == self.info.target else replace(unknown, target=name)
+            for name in targets
+        }
 
     def run(self, job: Job, take: Sink = ignore_pixels) -> Results:
         """What the kit measured, if it was given these models and images.

@@ -133,7 +133,8 @@ def test_the_program_says_what_it_can_and_what_it_did(job: Path) -> None:
     with start("probe", "cpu", "null", "nonsense") as process:
         assert process.stdout
         found = json.loads(process.stdout.read())
-    assert set(found["targets"]) == {"cpu", "null"}
+    assert list(found["targets"]) == ["cpu", "null", "nonsense"]
+    assert "unknown name 'nonsense'" in found["targets"]["nonsense"]["why_not"]
     assert job_file.parse_info(found["targets"]["cpu"]).precisions[0] == "fp32"
     with start("work", str(job)) as process:
         assert process.stdout

@@ -27,8 +27,9 @@ def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
 
 
 def test_it_offers_what_its_targets_can(machine: Machine) -> None:
-    offered = machine.offers(["cpu", "null"])
-    assert list(offered) == ["cpu", "null"]
+    offered = machine.offers(["cpu", "null", "nonsense"])
+    assert list(offered) == ["cpu", "null", "nonsense"]
+    assert "unknown name 'nonsense'" in offered["nonsense"].why_not
     cpu = offered["cpu"]
     assert (cpu.target, cpu.why_not, cpu.simulated) == ("cpu", "", False)
     assert cpu.precisions[0] == "fp32"

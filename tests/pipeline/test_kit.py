@@ -117,6 +117,15 @@ def test_collected_figures_are_those_of_a_local_run(
     assert bench["host"]["id"] == host.id
 
 
+def test_a_kits_results_say_what_its_machine_offers(results: Path, ended: Command) -> None:
+    said = ended("doctor", "--device", f"kit://{results}", "--json")
+    assert said.code == 0, said.err
+    found = json.loads(said.out)
+    assert found["targets"]["cpu"]["usable"]
+    assert found["targets"]["null"]["why_not"] == "this kit measured cpu"
+    assert found["host"]["cores"] > 0
+
+
 def test_a_later_run_keeps_them_while_the_models_last(
     finished: Finished, results: Path, ended: Command
 ) -> None:

@@ -21,12 +21,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from mipkd.core.errors import MipkdError, MissingError, StageError, UsageError
+from mipkd.core.errors import MipkdError, MissingError, StageError
 from mipkd.core.records import Built
 from pipeline.bench.models import (
     Results,
@@ -159,7 +159,8 @@ def main(arguments: list[str]) -> int:
     try:
         _end_when_left()
         if arguments[0] == "probe":
-            _say({"python": platform.python_version(), "targets": _probe(arguments[1:])})
+            infos = {name: asdict(probe_target(name)) for name in arguments[1:]}
+            _say({"python": platform.python_version(), "targets": infos})
         else:
             folder = Path(arguments[1])
             _say({"pid": os.getpid()})
@@ -175,14 +176,6 @@ def main(arguments: list[str]) -> int:
         _say({"error": f"{error.filename or 'system'}: {error.strerror or error}", "hint": hint})
         return 5
     return 0
-
-
-def _probe(names: list[str]) -> dict[str, Any]:
-    found = {}
-    for name in names:
-        with suppress(UsageError):  # a target that this version does not know is left out
-            found[name] = asdict(probe_target(name))
-    return found
 
 
 if __name__ == "__main__":
