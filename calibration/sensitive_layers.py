@@ -61,13 +61,13 @@ class SensitiveLayers:
 
 def find_sensitive_layers(nodes: Sequence[Node], *, image: str, result: str) -> SensitiveLayers:
     """The parts of a topologically ordered SR graph; `image` and `result` are its tensors."""
-    head, before = _reached(((n, n.inputs, n.outputs) for n in nodes), image)
-    tail, after = _reached(((n, n.outputs, n.inputs) for n in reversed(nodes)), result)
+    head, before = _walk_from(((n, n.inputs, n.outputs) for n in nodes), image)
+    tail, after = _walk_from(((n, n.outputs, n.inputs) for n in reversed(nodes)), result)
     return SensitiveLayers(
         head=head,
         tail=tail,
         adds=tuple(n.name for n in nodes if n.kind == "Add" and len(n.inputs) == 2),
-        gates=_pooled(nodes),
+        gates=_convolutions_of_pooled(nodes),
         attention=any(n.kind == "MatMul" and len(n.inputs) == 2 for n in nodes),
         ends=tuple(dict.fromkeys((*before, *after))),
     )
@@ -93,7 +93,7 @@ def sensitive_layers_of(model: Any) -> SensitiveLayers:
     return find_sensitive_layers(nodes, image=image, result=graph.output[0].name)
 
 
-def _pooled(nodes: Iterable[Node]) -> tuple[str, ...]:
+def _convolutions_of_pooled(nodes: Iterable[Node]) -> tuple[str, ...]:
     """Convolutions of nothing but what a pool over the image gives."""
     found, pooled = [], set[str]()
     for node in nodes:
@@ -104,7 +104,7 @@ def _pooled(nodes: Iterable[Node]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _reached(
+def _walk_from(
     nodes: Iterable[tuple[Node, tuple[str, ...], tuple[str, ...]]], start: str
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Convolutions met first when walking from a tensor, and the pointwise nodes walked through."""

@@ -144,8 +144,8 @@ class Target(ABC):
         """How far its outputs may be from those of another machine."""
         return self.tolerances.get(precision) or tolerance_of(precision)
 
-    def accept(self, request: BuildRequest, known: Sequence[str] | None = None) -> None:
-        """Refuse what cannot be built, and make the folder for what can.
+    def check(self, request: BuildRequest, known: Sequence[str] | None = None) -> None:
+        """Refuse what cannot be built.
 
         `known` are the precisions that can be built, where they are not those offered.
 
@@ -165,7 +165,6 @@ class Target(ABC):
                 f"build.pixels: {self.name} has no models on uint8 here",
                 hint="leave it at float32",
             )
-        request.out.mkdir(parents=True, exist_ok=True)
 
     def describe(
         self,

@@ -151,13 +151,14 @@ class CoreMl(Target):
         return CoreMlSession(built.file, units)
 
     def _build(self, request: BuildRequest, name: str, *, images: bool) -> Built:
-        self.accept(request)
+        self.check(request)
         graph, precision, package = request.graph, request.precision, request.out / name
         net, kept = load_net(request, target=self.name), tuple[str, ...]()
         if precision == "int8":
             assert request.patches is not None, "accepted with them"
             net, kept = quantize_convolutions(net, request.patches)
             kept = (*kept, "needs macOS 14 or iOS 17")
+        request.out.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(package, ignore_errors=True)
         with quiet(*LOGGERS):
             model, notes = convert_net(net, graph, precision, images=images)

@@ -41,7 +41,8 @@ class Cpu(Target):
 
     def build(self, request: BuildRequest) -> Built:
         """`out`/model.onnx, quantised for "int8"."""
-        self.accept(request)
+        self.check(request)
+        request.out.mkdir(parents=True, exist_ok=True)
         file = request.out / "model.onnx"
         notes: tuple[str, ...] = ()
         if request.precision == "int8":

@@ -68,7 +68,7 @@ def _refuse_old(on: TargetInfo) -> None:
         refuse_old(found, f"jetson: {on.host.id}")
         return
     raise MissingError(
-        f"jetson: {on.host.id} told of no TensorRT: {on.why_not or 'no reason given'}",
+        f"jetson: {on.host.id} reports no TensorRT: {on.why_not or 'no reason given'}",
         hint="there: sudo apt install python3-libnvinfer (JetPack 6.1 or later)",
     )
 

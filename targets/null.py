@@ -51,7 +51,8 @@ class Null(Target):
 
     def build(self, request: BuildRequest) -> Built:
         """The graph as it is."""
-        self.accept(request)
+        self.check(request)
+        request.out.mkdir(parents=True, exist_ok=True)
         file = request.out / request.graph.file.name
         shutil.copyfile(request.graph.file, file)
         return self.describe(request, file)

@@ -77,7 +77,7 @@ class OpenVino(Target):
         """The package or the device; where models only run, nncf is not needed."""
         if not version_of("openvino"):
             return f"openvino is not installed; {devices.INSTALL}"
-        return devices.absent(self._device)
+        return devices.why_absent(self._device)
 
     def versions(self) -> dict[str, str]:
         """openvino, numpy, nncf where it is installed, and an accelerator's name and driver."""
@@ -91,7 +91,8 @@ class OpenVino(Target):
         if on is None and (reason := self.why_not()):
             raise MissingError(f"{self.name}: {reason}")
         offered = on.precisions if on else self.precisions()
-        self.accept(request, known=offered)
+        self.check(request, known=offered)
+        request.out.mkdir(parents=True, exist_ok=True)
         file = request.out / "model.xml"
         rest = request.plan.rest if request.plan else _float_beside(precision, offered)
         with quiet():

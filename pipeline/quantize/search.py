@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import Field
 
 from calibration import search as core
-from calibration.search import Bounds, Candidate, Found, Loss, Operation, rounded
+from calibration.search import Bounds, Candidate, Found, Loss, Measured, Operation, round_time
 from mipkd.core.errors import UsageError
 from mipkd.core.records import (
     Built,
@@ -123,23 +123,21 @@ def search(inputs: SearchInputs, *, out: Path) -> QuantPlan:
     if tuned and bounds.hold(every):  # trained to need no floats
         base_ms = judge.base_ms(ranges, config.size, _PACE)
         best = Candidate(forced, every, 0.0)
-        found = Found(best, met=True, front=(best,))
+        found = Found(best, bounds_met=True, pareto=(best,))
     else:
         base_ms, costs_ms = judge.costs_ms(ranges, config.size, _PACE)
         harms = _harms(judge, ranges, operations, _clock(started + _FOR_HARMS * config.limit_s))
+        coarse_ms = {name: round_time(ms) for name, ms in costs_ms.items()}
         found = core.search(
-            operations,
-            harms=harms,
-            costs_ms={name: rounded(ms) for name, ms in costs_ms.items()},
-            bounds=bounds,
-            slack_ms=_SLACK * rounded(base_ms, parts=2),
-            evaluate=lambda floats: judge.loss(ranges, floats),
+            Measured(operations, harms, coarse_ms, bounds),
+            lambda floats: judge.loss(ranges, floats),
+            slack_ms=_SLACK * round_time(base_ms, parts=2),
             forced=forced,
             late=_clock(started + config.limit_s),
         )
     if found.best.floats or tuned:
         judge.refine_rest(ranges, found.best.floats, config.size, _PACE)
-        found = core.judged_anew(found, judge.loss(ranges, found.best.floats), bounds)
+        found = core.with_remeasured_loss(found, judge.loss(ranges, found.best.floats), bounds)
     _tell(target, config, found, monotonic() - started)
     return QuantPlan(
         target=target,
@@ -152,10 +150,10 @@ def search(inputs: SearchInputs, *, out: Path) -> QuantPlan:
         ),
         drop_db=found.best.loss.mean_db,
         worst_db=found.best.loss.worst_db,
-        met=found.met,
+        met=found.bounds_met,
         max_drop_db=config.max_drop_db,
         max_worst_db=config.max_worst_drop_db,
-        front=tuple(_point(one, base_ms, costs_ms, found) for one in found.front),
+        front=tuple(_point(one, base_ms, costs_ms, found) for one in found.pareto),
         holdout=held,
         operations=len(operations) + (len(tuned.rounding.floats) if tuned else 0),
         size=config.size,
@@ -240,13 +238,9 @@ def worth_their_time(judge: Judge, size: tuple[int, int], share: float) -> list[
     ranges = judge.tuner.ranges[0]
     base_ms, costs_ms = judge.costs_ms(ranges, size, _PACE)
     harms = _harms(judge, ranges, judge.operations, lambda: False)
-    return core.most_worth(
-        judge.operations,
-        harms=harms,
-        costs_ms={name: rounded(ms) for name, ms in costs_ms.items()},
-        bounds=QuantizeConfig().bounds,
-        budget_ms=share * base_ms,
-    )
+    coarse_ms = {name: round_time(ms) for name, ms in costs_ms.items()}
+    known = Measured(judge.operations, harms, coarse_ms, QuantizeConfig().bounds)
+    return core.knapsack_floats(known, share * base_ms)
 
 
 def check_floats(config: QuantizeConfig, graph: Graph) -> None:
@@ -318,7 +312,7 @@ def _harms(
 def _tell(target: str, config: QuantizeConfig, found: Found, seconds: Seconds) -> None:
     loss, count = found.best.loss, len(found.best.floats)
     text = f"{loss.mean_db:.3f} dB lost on the holdout, worst crop {loss.worst_db:.3f}"
-    if found.met:
+    if found.bounds_met:
         log.info("%s: %d operations stay float; %s; %.0f s", target, count, text, seconds)
     else:
         log.warning(

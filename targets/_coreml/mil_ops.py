@@ -8,19 +8,17 @@ from typing import Any
 from mipkd.core.errors import UnsupportedError
 
 # Types that torch can hold but not index or add; macOS 14 programs have sizes in them.
-WIDER = {"UINT16": "int32", "UINT32": "int64"}
+WIDER = {"uint16": "int32", "uint32": "int64"}
 
 Values = dict[str, Any]
 Op = Callable[[Any, Values], Any]  # (torch, inputs by name) -> result, or a tuple of results
 
 
-def rounded(torch: Any, value: Any, declared: str) -> Any:
-    """A result in the type that the program says it has; floats stay in float32."""
-    if declared == "FLOAT16":
+def cast_to(torch: Any, value: Any, dtype: str) -> Any:
+    """A result in the type that the program gives it; floats stay in float32."""
+    if dtype == "float16":
         return value.to(torch.float16).to(torch.float32)
-    if declared == "FLOAT32":
-        return value.to(torch.float32)
-    return value.to(getattr(torch, WIDER.get(declared, declared.lower())))
+    return value.to(getattr(torch, WIDER.get(dtype, dtype)))
 
 
 def _ints(tensor: Any) -> list[int]:
@@ -74,14 +72,14 @@ def _spread(v: Values, name: str, ndim: int) -> Any:
     return value.reshape(along)
 
 
-def _dequantized(torch: Any, v: Values) -> Any:
+def _dequantize(torch: Any, v: Values) -> Any:
     """scale * (stored - zero point), per tensor or along an axis."""
     stored = (v["quantized_data"] if "quantized_data" in v else v["input"]).float()
     zero, scale = (_spread(v, name, stored.ndim) for name in ("zero_point", "scale"))
     return (stored - zero) * scale
 
 
-def _quantized(torch: Any, v: Values) -> Any:
+def _quantize(torch: Any, v: Values) -> Any:
     """8-bit codes, clipped; their type is the declared one."""
     x, bounds = v["input"], torch.iinfo(getattr(torch, v["output_dtype"]))
     zero, scale = (_spread(v, name, x.ndim) for name in ("zero_point", "scale"))
@@ -144,7 +142,7 @@ def _range(torch: Any, v: Values) -> Any:
     return torch.arange(begin, end, step)
 
 
-def _upsampled(torch: Any, v: Values) -> Any:
+def _upsample(torch: Any, v: Values) -> Any:
     """Bilinear by given factors; the size is rounded down."""
     centred = "half_pixel_centers" not in v or bool(v["half_pixel_centers"])
     if bool(v["align_corners"]) or not centred:
@@ -184,7 +182,7 @@ def _squeeze(torch: Any, v: Values) -> Any:
     return v["x"].squeeze(tuple(_ints(v["axes"]))) if "axes" in v else v["x"].squeeze()
 
 
-def _expanded(torch: Any, v: Values) -> Any:
+def _expand_dims(torch: Any, v: Values) -> Any:
     x = v["x"]
     axes = _ints(v["axes"])
     rank = x.ndim + len(axes)
@@ -198,10 +196,10 @@ OPS: Mapping[str, Op] = {
     "cast": lambda torch, v: v["x"],  # to the declared type, as every result
     "clip": _clip,
     "concat": _concat,
-    "constexpr_affine_dequantize": _dequantized,
+    "constexpr_affine_dequantize": _dequantize,
     "conv": _conv,
-    "dequantize": _dequantized,
-    "expand_dims": _expanded,
+    "dequantize": _dequantize,
+    "expand_dims": _expand_dims,
     "floor_div": lambda torch, v: torch.floor_divide(v["x"], v["y"]),
     "gather": _gather,
     "gelu": _gelu,
@@ -215,7 +213,7 @@ OPS: Mapping[str, Op] = {
     "mul": lambda torch, v: v["x"] * v["y"],
     "not_equal": lambda torch, v: v["x"] != v["y"],
     "pixel_shuffle": lambda torch, v: torch.pixel_shuffle(v["x"], _int(v["upscale_factor"])),
-    "quantize": _quantized,
+    "quantize": _quantize,
     "range_1d": _range,
     "reduce_mean": _mean,
     "relu": lambda torch, v: v["x"].relu(),
@@ -229,5 +227,5 @@ OPS: Mapping[str, Op] = {
     "squeeze": _squeeze,
     "sub": lambda torch, v: v["x"] - v["y"],
     "transpose": lambda torch, v: v["x"].permute(_ints(v["perm"])),
-    "upsample_bilinear": _upsampled,
+    "upsample_bilinear": _upsample,
 }

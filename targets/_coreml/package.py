@@ -8,19 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from mipkd.core.errors import StageError, UsageError
+from mipkd.core.errors import StageError, UnsupportedError, UsageError
 
 WEIGHTS_SHA256 = "mipkd.weights_sha256"  # metadata of a package: what its weight file must be
-_MODEL_PATH = "@model_path/"
-# Of a weight file: a header of 64 bytes, then for each blob a record of 64 and its values.
-_RECORD = struct.Struct("<IIQQ")  # sentinel, type, bytes, where the values begin
-_SENTINEL = 0xDEADBEEF
 
 
 def read_spec(package: Path) -> Any:
@@ -61,20 +55,20 @@ def check_weights(package: Path, spec: Any) -> None:
     Raises:
         StageError: it is another file, or gone.
     """
-    told = spec.description.metadata.userDefined.get(WEIGHTS_SHA256)
-    if told is None:
+    noted = spec.description.metadata.userDefined.get(WEIGHTS_SHA256)
+    if noted is None:
         return
     file = weight_file(package)
     found = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "no file"
-    if found != told:
+    if found != noted:
         raise StageError(
             f"coreml: {package.name}/{file.relative_to(package)} is not what was built: "
-            f"its sha256 is {found[:12]}, noted is {told[:12]}",
+            f"its sha256 is {found[:12]}, noted is {noted[:12]}",
             hint="copy the package again from where it was built, or build it again",
         )
 
 
-def accepted(spec: Any) -> list[tuple[int, int]]:
+def accepted_sizes(spec: Any) -> list[tuple[int, int]]:
     """The least and largest size of each dimension (N, C, H, W) that the input may have."""
     kind = spec.description.input[0].type
     if kind.WhichOneof("Type") == "imageType":
@@ -89,12 +83,17 @@ def accepted(spec: Any) -> list[tuple[int, int]]:
     return [(side, side) for side in array.shape]
 
 
-def main_block(spec: Any, package: Path) -> Any:
-    """The operations between the one image that goes in and the one that comes out.
+def load_program(package: Path, spec: Any, known: Collection[str]) -> Any:
+    """The program between the one image that goes in and the one that comes out, as coremltools
+    reads it: operations with typed results, constants with their values.
 
     Raises:
         UsageError: it is not an ML program, or has more inputs or outputs.
+        UnsupportedError: an operation is none of `known`.
+        StageError: the weight file does not hold what the program reads.
     """
+    from coremltools.converters.mil.frontend.milproto.load import load
+
     functions = spec.mlProgram.functions
     if spec.WhichOneof("Type") != "mlProgram" or "main" not in functions:
         raise UsageError(
@@ -107,58 +106,19 @@ def main_block(spec: Any, package: Path) -> Any:
             f"{len(block.outputs)} outputs",
             hint="known: one image in, one image out",
         )
-    return block
-
-
-def type_name(value_type: Any) -> str:
-    """Such as FLOAT16."""
-    from coremltools.proto import MIL_pb2
-
-    kind = value_type.tensorType.dataType
-    return str(MIL_pb2.DataType.Name(kind))
-
-
-def stored(package: Path, value: Any) -> Any:
-    """A constant as it is saved: a str, or an array of its shape.
-
-    Raises:
-        StageError: the weight file holds no whole blob where it should be.
-    """
-    kind = type_name(value.type)
-    if value.WhichOneof("value") == "blobFileValue":
-        place = value.blobFileValue
-        file = model_file(package).parent / place.fileName.removeprefix(_MODEL_PATH)
-        array = _blob(file, place.offset, kind)
-    else:
-        tensor = value.immediateValue.tensor
-        held: Any = getattr(tensor, tensor.WhichOneof("value") or "ints").values
-        if kind == "STRING":
-            return held[0]
-        raw = isinstance(held, bytes)
-        array = np.frombuffer(held, _dtype(kind)) if raw else np.array([*held], _dtype(kind))
-    shape = [d.constant.size for d in value.type.tensorType.dimensions]
-    # A scalar may be stored for a tensor of equal values.
-    whole = array if array.size == np.prod(shape, dtype=int) else np.broadcast_to(array, shape)
-    return whole.reshape(shape)
-
-
-def _dtype(kind: str) -> np.dtype[Any]:
-    return np.dtype(kind.lower())
-
-
-def _blob(file: Path, offset: int, kind: str) -> Any:
-    """The values of one blob; `offset` is where its record begins."""
-    with file.open("rb") as weights:
-        weights.seek(offset)
-        record = weights.read(_RECORD.size)
-        sentinel, _, size, begin = (
-            _RECORD.unpack(record) if len(record) == _RECORD.size else [0] * 4
-        )
-        weights.seek(begin)
-        held = weights.read(size)
-    if sentinel != _SENTINEL or len(held) != size:
+    for operation in block.operations:
+        if operation.type not in (*known, "const"):
+            raise UnsupportedError(
+                f"coreml: {package.name}: operation {operation.type!r} "
+                f"({operation.outputs[0].name}) is not known to the simulation",
+                hint="run the package on a Mac, or give a net without it; known: "
+                + ", ".join(sorted(known)),
+            )
+    try:
+        program = load(spec, spec.specificationVersion, str(weight_file(package).parent))
+    except (RuntimeError, ValueError) as error:
         raise StageError(
-            f"coreml: {file.name}: no whole blob at {offset}",
-            hint="the file was cut or changed: copy the package again",
-        )
-    return np.frombuffer(held, _dtype(kind))
+            f"coreml: {package.name}: its weights do not load: {error}",
+            hint="a file was cut or changed: copy the package again",
+        ) from error
+    return program.functions["main"]

@@ -145,7 +145,7 @@ class _Halver:
         made = self._half if halved else self._full
         for i, name in enumerate(node.output):
             if self._is_float(name):
-                node.output[i] = self._had[name, made] = self._named(name, made)
+                node.output[i] = self._had[name, made] = self._name_as(name, made)
         if halved:
             self._retype(node)
         self._nodes.append(node)
@@ -175,7 +175,7 @@ class _Halver:
     def _is_float(self, name: str) -> bool:
         return bool(self._types.get(name) == self._full)
 
-    def _named(self, name: str, kind: int) -> str:
+    def _name_as(self, name: str, kind: int) -> str:
         return name if kind == self._full else f"{name}_{self._kind}"
 
     def _as(self, name: str, wanted: int) -> str:
@@ -184,7 +184,7 @@ class _Halver:
 
         if (name, wanted) in self._had:
             return self._had[name, wanted]
-        shown = self._had[name, wanted] = self._named(name, wanted)
+        shown = self._had[name, wanted] = self._name_as(name, wanted)
         if name in self._constants:
             tensor = self._constants[name]
             if wanted == self._half:
@@ -212,7 +212,7 @@ class _Halver:
         weight, scale = (self._constants[name] for name in node.input[:2])
         codes, exact = numpy_helper.to_array(weight), numpy_helper.to_array(scale)
         floor = _LEAST_SCALE if self._kind == FP16 else 0.0
-        held = self._narrow(np.maximum(exact, floor), self._named(scale.name, self._half))
+        held = self._narrow(np.maximum(exact, floor), self._name_as(scale.name, self._half))
         ratio = exact / numpy_helper.to_array(held).astype(np.float32)
         axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
         if ratio.ndim:

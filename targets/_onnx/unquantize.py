@@ -23,7 +23,7 @@ def is_quantized(model: Any) -> bool:
 
 def operations(model: Any) -> list[Any]:
     """The nodes that compute in INT8, in order: those with weights, and sums of feature maps."""
-    stored = _stored(model)
+    stored = _weight_tensors(model)
     rounded = {n.output[0] for n in model.graph.node if n.op_type == _DQ} - stored
     before = {n.input[0] for n in model.graph.node if n.op_type == _Q}
     return [
@@ -69,7 +69,7 @@ def set_scales(model: Any, learned: Iterable[Grid]) -> None:
 
 def _dequantized_features(model: Any) -> list[Any]:
     """The nodes that give rounded feature maps."""
-    stored = _stored(model)
+    stored = _weight_tensors(model)
     return [n for n in model.graph.node if n.op_type == _DQ and n.output[0] not in stored]
 
 
@@ -100,7 +100,7 @@ def restore_floats(quantized: Any, original: Any, names: Iterable[str]) -> Any:
     held = operations(model)
     if lost := floats - {node.name for node in held}:
         raise StageError(f"int8: no operation {', '.join(sorted(lost))} to be left float")
-    stored = _stored(model)
+    stored = _weight_tensors(model)
     for node in held:
         if node.name in floats:
             for index, name in enumerate(node.input):
@@ -122,7 +122,7 @@ def _float_constant(model: Any, tensor: Any) -> str:
     return name
 
 
-def _stored(model: Any) -> set[str]:
+def _weight_tensors(model: Any) -> set[str]:
     """Outputs of DequantizeLinear that give weights and biases."""
     constants = {t.name for t in model.graph.initializer}
     nodes = model.graph.node

@@ -36,7 +36,7 @@ def devices() -> tuple[str, ...]:
     return tuple(core().available_devices)
 
 
-def absent(device: str) -> str:
+def why_absent(device: str) -> str:
     """Why a device cannot be used here, with the cure; "" when it can."""
     seen = devices()
     # The first of two is called GPU.0, and GPU is another name of it.
@@ -48,11 +48,11 @@ def absent(device: str) -> str:
 
 def capabilities(device: str) -> tuple[str, ...]:
     """What a device says that it computes in, such as FP32, BF16 and INT8."""
-    asked = chosen_by_auto() if device == "AUTO" else device
+    asked = device_of_auto() if device == "AUTO" else device
     return tuple(core().get_property(asked, "OPTIMIZATION_CAPABILITIES"))
 
 
-def chosen_by_auto() -> str:
+def device_of_auto() -> str:
     """What AUTO runs on: a GPU where there is one, else the CPU, an NPU only by name.
 
     AUTO itself tells the sum of what all devices can, and no one device may have all of it.
@@ -65,5 +65,5 @@ def facts(device: str) -> dict[str, str]:
     if device == "AUTO":
         return {"devices": ", ".join(devices())}
     known = set(core().get_property(device, "SUPPORTED_PROPERTIES"))
-    told = {ours: of for of, ours in _FACTS.items() if of in known}
-    return {ours: str(core().get_property(device, of)) for ours, of in told.items()}
+    named = {ours: of for of, ours in _FACTS.items() if of in known}
+    return {ours: str(core().get_property(device, of)) for ours, of in named.items()}

@@ -111,7 +111,7 @@ def restore_floats(quantized: Any, original: Any, names: Iterable[str]) -> Any:
         _restore(op, before)
     still = {op.get_friendly_name() for op in found} - {op.get_friendly_name() for op in floats}
     shapes = [op for op in model.get_ops() if op.get_type_name() == "ShapeOf"]
-    for op in (*floats, *_freed(model, still), *shapes):
+    for op in (*floats, *_followers_of_floats(model, still), *shapes):
         for entry in op.inputs():
             if fake := _quantizer(entry):
                 entry.replace_source_output(fake.input_value(0))
@@ -286,7 +286,7 @@ def _users(op: Any) -> list[Any]:
     return [entry.get_node() for output in op.outputs() for entry in output.get_target_inputs()]
 
 
-def _freed(model: Any, still: set[str]) -> list[Any]:
+def _followers_of_floats(model: Any, still: set[str]) -> list[Any]:
     """The followers that no operation computing in INT8 reads any more."""
     freed: list[Any] = []
     needed: set[str] = set()

@@ -89,13 +89,13 @@ class NncfInt8:
             target_device=nncf.TargetDevice[kind if kind in _PLACED_FOR else "ANY"],
             subset_size=self.patches.count,
             model_type=nncf.ModelType.TRANSFORMER if attention else None,
-            advanced_parameters=_advanced(ranges, saturates=self.saturates),
+            advanced_parameters=_advanced_parameters(ranges, saturates=self.saturates),
             ignored_scope=nncf.IgnoredScope(names=ignored),
         )
         return with_exact_image(quantized)
 
 
-def _advanced(ranges: str, *, saturates: bool) -> Any:
+def _advanced_parameters(ranges: str, *, saturates: bool) -> Any:
     """How a range comes from the patches: "clipped", of each patch all but 1 value in 100,000 and
     over all patches the widest; "whole", the least and the greatest value; "averaged", NNCF's own:
     the mean of the patches' ranges, which clips whatever is brighter. "learned" ones are set

@@ -49,7 +49,7 @@ class Compiler:
         self._fixed = options.get(SHAPES) == "fixed"
         self._kept: OrderedDict[tuple[int, ...], Any] = OrderedDict()
         if not self._fixed:
-            self._kept[()] = self._compiled(str(source) if isinstance(source, Path) else source)
+            self._kept[()] = self._compile(str(source) if isinstance(source, Path) else source)
 
     def at(self, shape: tuple[int, ...]) -> Any:
         """What runs inputs of a shape; those used longest ago are dropped."""
@@ -62,11 +62,11 @@ class Compiler:
             else:
                 model = self._source.clone()
             model.reshape(list(shape))
-            self._kept[key] = self._compiled(model)
+            self._kept[key] = self._compile(model)
         self._kept.move_to_end(key)
         return self._kept[key]
 
-    def _compiled(self, model: Any) -> Any:
+    def _compile(self, model: Any) -> Any:
         made = self._core.compile_model(model, self._device, self._properties)
         if "CACHE_DIR" in self._properties:
             found = made.get_property("LOADED_FROM_CACHE")

@@ -59,13 +59,14 @@ class TorchTensorRt(TensorRt):
         Raises:
             StageError: torch-tensorrt does not convert the net.
         """
-        self.accept(request)
+        self.check(request)
         self._require()
         fp32 = request.precision == "fp32"
         kind, notes = ("fp32", ()) if fp32 else fp16_or_bf16(request)
         net = load_net(request, target=self.name)
         profile = Profile.of(request.graph.multiple)
         file = request.out / "model.plan"
+        request.out.mkdir(parents=True, exist_ok=True)
         file.write_bytes(_engine(typed_program(net.cuda(), kind, profile), profile))
         return self.describe(
             request,
@@ -125,8 +126,8 @@ def _engine(exported: Any, profile: Profile) -> bytes:
     try:
         return bytes(convert(exported, arg_inputs=[image], **SETTINGS))
     except Exception as error:  # torch's, TensorRT's and its own share no base class
-        told = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
+        reason = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
         raise StageError(
-            f"tensorrt:torch: the net cannot be converted: {told}",
+            f"tensorrt:torch: the net cannot be converted: {reason}",
             hint="use the target tensorrt, which starts from ONNX",
         ) from error

@@ -133,7 +133,7 @@ def _by_nncf(
         nncf.Dataset([{image: batch} for batch in as_batches(patches)]),
         preset=nncf.QuantizationPreset.PERFORMANCE,
         subset_size=patches.count,
-        advanced_parameters=_advanced(correct_biases=not learned),
+        advanced_parameters=_advanced_parameters(correct_biases=not learned),
         ignored_scope=nncf.IgnoredScope(names=[*floats], types=[*kinds]),
     )
     _sign(made)
@@ -161,11 +161,11 @@ def _by_modelopt(
             log_level="ERROR",
         )
         rounded = onnx.load(made)
-    _unrounded(rounded, floats)
+    _read_before_rounding(rounded, floats)
     return rounded
 
 
-def _unrounded(model: Any, names: Sequence[str]) -> None:
+def _read_before_rounding(model: Any, names: Sequence[str]) -> None:
     """Let nodes read what is before the Q/DQ that ModelOpt shares among all that read a tensor."""
     by = {node.output[0]: node for node in model.graph.node if node.op_type in _QUANTIZERS}
     for node in model.graph.node:
@@ -215,7 +215,7 @@ def _sign(model: Any) -> None:
     del model.graph.value_info[:]  # they state the old types
 
 
-def _advanced(*, correct_biases: bool) -> Any:
+def _advanced_parameters(*, correct_biases: bool) -> Any:
     """Ranges of activations: of each patch all but 1 value in 10,000, over all the widest."""
     from nncf import AdvancedQuantizationParameters
     from nncf.quantization.range_estimator import (

@@ -64,7 +64,7 @@ class TensorRt(Target):
 
         INT8 is on the request's grids where they were learned with the weights of its graph.
         """
-        self.accept(request, known=_KNOWN)
+        self.check(request, known=_KNOWN)
         self._require()
         from targets._tensorrt.symmetric_qdq import refuse_unreadable
 
@@ -72,6 +72,7 @@ class TensorRt(Target):
         refuse_unreadable(model)
         data = model.SerializeToString()
         file, profile = request.out / "model.onnx", engine.Profile.of(request.graph.multiple)
+        request.out.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data)
         notes = (*notes, *self._prepare(file, data, profile))
         options = {"profile": str(profile)}

@@ -198,7 +198,7 @@ def test_a_command_does_what_the_page_says(number: int, reader: Reader) -> None:
     _, line = TYPED[number]
     if line in SKIPPED:
         pytest.skip(f"NOT RUN, {SKIPPED[line]}")
-    ended, fails = reader.note_on_floats(number), is_worse_than_bicubic(line)
+    ended, fails = reader.told(number), is_worse_than_bicubic(line)
     stopped = [x for x in ended.out.splitlines() if re.match(r"FAIL|INVALID|\S+ \S+: INVALID", x)]
     of_time = [x for x in stopped if OF_TIME.match(x)]
     rest = [x for x in stopped if x not in of_time]

@@ -317,7 +317,8 @@ def test_a_target_is_one_file_of_any_package_on_the_path(graph: Graph, tmp_path:
                 def versions(self):
                     return {"numpy": "1"}
                 def build(self, request):
-                    self.accept(request)
+                    self.check(request)
+                    request.out.mkdir()
                     file = request.out / "echo.onnx"
                     shutil.copy(request.graph.file, file)
                     return self.describe(request, file)

@@ -361,7 +361,7 @@ def test_weights_are_read_from_the_file(
     with closing(TARGET.open(built)) as session:
         assert not np.allclose(session.run(lr), before)
     weights.write_bytes(content[:-64])
-    with pytest.raises(StageError, match="no whole blob"):
+    with pytest.raises(StageError, match="its weights do not load"):
         TARGET.open(built)
 
 

@@ -86,7 +86,7 @@ def test_an_older_tensorrt_is_refused_before_anything_is_built(
 
 def test_a_jetson_without_tensorrt_is_told_how_to_get_it(graph: Graph, tmp_path: Path) -> None:
     on = told(why_not="tensorrt: the package is not installed")
-    with pytest.raises(MissingError, match="orin-7 told of no TensorRT: tensorrt: the") as caught:
+    with pytest.raises(MissingError, match="orin-7 reports no TensorRT: tensorrt: the") as caught:
         TARGET.build(BuildRequest(graph, "fp16", tmp_path / "out", on=on))
     assert "sudo apt install python3-libnvinfer" in caught.value.hint
 

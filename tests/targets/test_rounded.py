@@ -110,7 +110,8 @@ def test_after_training_the_target_computes_what_torch_did(
         target.name, "learned", "fp32", (), None, None, met=True,
         tuned=Tuned(made, learned, tmp_path, 3, 0.0, ("logits",)),
     )  # fmt: skip
-    built = target.build(BuildRequest(made, "int8", tmp_path / "built", patches, plan=plan))
+    request = BuildRequest(made, "int8", tmp_path / "built", patches, plan=plan)
+    built = target.build(replace(request, rounding=plan.tuned.rounding))
     with closing(target.open(built)) as session:
         assert np.array_equal(session.run(image()), seen)
 
@@ -135,7 +136,8 @@ def test_what_it_was_trained_with_as_floats_stays_float(
         target.name, "learned", "fp32", (), None, None, met=True, operations=9,
         tuned=Tuned(made, rounding, tmp_path, 3, 0.0, ("logits",)),
     )  # fmt: skip
-    built = target.build(BuildRequest(made, "int8", tmp_path / "built", patches, plan=plan))
+    request = BuildRequest(made, "int8", tmp_path / "built", patches, plan=plan)
+    built = target.build(replace(request, rounding=plan.tuned.rounding))
     assert f"{len(floats)} of 9 operations stay FP32" in built.notes[0]
     with closing(target.open(built)) as session:
         assert np.array_equal(session.run(image()), seen)

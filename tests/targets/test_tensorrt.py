@@ -155,7 +155,8 @@ def test_what_fp16_cannot_hold_becomes_bf16_and_says_so(
     onnx.save(model, tmp_path / "loud.onnx")
     graph = replace(graphs["edsr"], file=tmp_path / "loud.onnx")
     built = TARGET.build(BuildRequest(graph, "fp16", tmp_path / "out"))
-    assert built.precision == "bf16"
+    assert (built.precision, built.executes) == ("fp16", "bf16")
+    assert "asked for fp16, the runtime executes bf16" in built.notes
     assert any("BF16, not FP16" in note for note in built.notes)
     with pytest.raises(MissingError, match="cannot simulate this graph") as caught:
         TARGET.open(built)

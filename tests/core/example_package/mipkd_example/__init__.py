@@ -30,7 +30,8 @@ class Repeat(Target):
         return {"numpy": "any"}
 
     def build(self, request):
-        self.accept(request)
+        self.check(request)
+        request.out.mkdir(parents=True, exist_ok=True)
         file = request.out / "model.onnx"
         shutil.copyfile(request.graph.file, file)
         return self.describe(request, file)
