@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mipkd.core.errors import MissingError, StageError
-from mipkd.core.records import Outcome
+from mipkd.core.evidence import Outcome
 from pipeline.terminal import EXIT, Verbose, print_wide, set_logging
 
 if TYPE_CHECKING:

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from mipkd.core.errors import UsageError
+from mipkd.core.evidence import Evidence, Failure
 from mipkd.core.images import read_rgb
-from mipkd.core.records import BY_KIT, Built, Evidence, Failure, Measurement, TestSet
+from mipkd.core.measurement import BY_KIT, Measurement
+from mipkd.core.records import Built, TestSet
 from pipeline.bench import parcel
 from pipeline.bench.job import name_of
 from pipeline.bundle.golden import lr_file

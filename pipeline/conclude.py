@@ -10,7 +10,8 @@ from pathlib import Path
 import tomli_w
 
 from mipkd.core.errors import UsageError
-from mipkd.core.records import Evidence, Measurement
+from mipkd.core.evidence import Evidence
+from mipkd.core.measurement import Measurement
 from pipeline import collected
 from pipeline.bench.against import simulated
 from pipeline.bundle.golden import BundleConfig

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mipkd.core.errors import UsageError
+from mipkd.core.evidence import Failure
 from mipkd.core.records import (
     Distilled,
-    Failure,
     Graph,
     Model,
     Photos,

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from mipkd.core.errors import MissingError, UnsupportedError, UsageError, nearest
+from mipkd.core.evidence import Failure
+from mipkd.core.measurement import Host, Measurement
 from mipkd.core.records import (
     Built,
-    Failure,
-    Host,
-    Measurement,
     Model,
     PatchSet,
     Photos,

@@ -9,7 +9,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from mipkd.core.records import BY_KIT, Evidence, Gate, Measurement, Outcome
+from mipkd.core.evidence import Evidence, Gate, Outcome
+from mipkd.core.measurement import BY_KIT, Measurement
 from pipeline.bench.against import at, simulated, speedup
 from pipeline.bench.gain import over
 from pipeline.report.gains import sentence

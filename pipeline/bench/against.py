@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from mipkd.core.records import Latency, Measurement
+from mipkd.core.measurement import Latency, Measurement
 from pipeline.bench.stats import Ratio, ratio_of_medians
 
 REFERENCE = "reference"  # the target of figures that the others are held against

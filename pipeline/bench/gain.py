@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from mipkd.core.records import Measurement
+from mipkd.core.measurement import Measurement
 from pipeline.bench.against import Size, reference, speedup, students, valid_sizes
 from pipeline.bench.stats import Interval, Ratio, mean_over_images, ratio_of_means
 

@@ -11,7 +11,8 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 
-from mipkd.core.records import Built, Latency
+from mipkd.core.measurement import Latency
+from mipkd.core.records import Built
 from pipeline.bench.board import Watch, facts
 from pipeline.bench.host import Neighbours
 from pipeline.bench.latency import BenchSettings, Held, compare, rise

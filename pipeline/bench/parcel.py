@@ -20,7 +20,8 @@ from typing import IO, Any
 import numpy as np
 
 from mipkd.core.errors import UsageError
-from mipkd.core.records import Built, Host, Latency, Told
+from mipkd.core.measurement import Host, Latency
+from mipkd.core.records import Built, Told
 from pipeline.bench.job import Done
 from pipeline.bench.latency import BenchSettings
 from targets.base import ByteArray, files_of

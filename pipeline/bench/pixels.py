@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mipkd.core.images import psnr_y, shift_rgb, ssim_y, write_png
-from mipkd.core.records import ImageScore
+from mipkd.core.measurement import ImageScore
 from targets.base import ByteArray, Session, upscale
 
 

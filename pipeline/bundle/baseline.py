@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
 from mipkd.core.errors import UsageError
-from mipkd.core.records import Latency, Measurement
+from mipkd.core.measurement import Latency, Measurement
 from pipeline.bundle.figures import Bench, Quality, figures_of, measurements_of
 from pipeline.bundle.manifest import read
 from pipeline.bundle.provenance import PROVENANCE

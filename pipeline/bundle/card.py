@@ -6,7 +6,8 @@ import re
 import shlex
 from collections.abc import Sequence
 
-from mipkd.core.records import Evidence, Model
+from mipkd.core.evidence import Evidence
+from mipkd.core.records import Model
 from pipeline.bundle import manifest
 from pipeline.bundle.provenance import command, source, without_paths
 from pipeline.report import wording

@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mipkd.core.errors import UsageError
-from mipkd.core.records import Gate, Outcome, Recommendation, Verdict
+from mipkd.core.evidence import Gate, Outcome, Recommendation, Verdict
 from pipeline.bench.latency import BenchSettings
 from pipeline.bundle.baseline import check_comparable, load, of_bundle, save
 from pipeline.bundle.figures import read_figures

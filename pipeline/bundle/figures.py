@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
 from mipkd.core.errors import UsageError
-from mipkd.core.records import Host, ImageScore, Latency, Measurement
+from mipkd.core.measurement import Host, ImageScore, Latency, Measurement
 from pipeline.bench.against import (
     REFERENCE,
     drop_by_image,

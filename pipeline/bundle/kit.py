@@ -13,8 +13,9 @@ from tempfile import TemporaryDirectory
 from pydantic import TypeAdapter
 
 from mipkd.core.errors import UsageError, nearest
+from mipkd.core.evidence import Evidence
 from mipkd.core.images import read_rgb
-from mipkd.core.records import Built, Evidence
+from mipkd.core.records import Built
 from pipeline.bench import kit, parcel
 from pipeline.bench.job import Image
 from pipeline.bench.latency import BenchSettings

@@ -7,7 +7,9 @@ import shutil
 from pathlib import Path
 
 from mipkd.core.errors import MissingError
-from mipkd.core.records import Built, Evidence, Measurement
+from mipkd.core.evidence import Evidence
+from mipkd.core.measurement import Measurement
+from mipkd.core.records import Built
 from mipkd.export.reach import Reach, reach
 from pipeline.bundle import manifest
 from pipeline.bundle.card import card

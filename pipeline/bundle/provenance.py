@@ -11,16 +11,8 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
 
-from mipkd.core.records import (
-    Distilled,
-    Evidence,
-    Failure,
-    Model,
-    PatchSet,
-    Photos,
-    QuantPlan,
-    TestSet,
-)
+from mipkd.core.evidence import Evidence, Failure
+from mipkd.core.records import Distilled, Model, PatchSet, Photos, QuantPlan, TestSet
 
 PROVENANCE = "provenance.json"
 _PATHS = ("teacher", "model", "data", "val", "out")  # in a configuration

@@ -16,7 +16,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mipkd.core.records import Gate, Latency, Measurement, Outcome
+from mipkd.core.evidence import Gate, Outcome
+from mipkd.core.measurement import Latency, Measurement
 from pipeline.bench.against import Size, at, students, subject, tint
 from pipeline.bench.job import time_models
 from pipeline.bench.latency import BenchSettings

@@ -8,7 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mipkd.core.errors import MipkdError, UsageError, nearest
-from mipkd.core.records import Built, Host, Latency, Told
+from mipkd.core.measurement import Host, Latency
+from mipkd.core.records import Built, Told
 from pipeline.bench import parcel
 from pipeline.bench.agent import tell
 from pipeline.bench.job import Done, time_models

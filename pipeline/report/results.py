@@ -12,23 +12,18 @@ from typing import Any, Literal, TypeVar
 from pydantic import ValidationError
 
 from mipkd.core.errors import UsageError
+from mipkd.core.evidence import Evidence, Gate, Outcome, Recommendation, Verdict
 from mipkd.core.health import remark
+from mipkd.core.measurement import Latency, Measurement
 from mipkd.core.records import (
     Distilled,
-    Evidence,
     FloatLayer,
-    Gate,
-    Latency,
-    Measurement,
     Model,
-    Outcome,
     PatchSet,
     Photos,
     QuantPlan,
-    Recommendation,
     Rival,
     TestSet,
-    Verdict,
 )
 from pipeline.bench.against import (
     REFERENCE,

@@ -13,7 +13,8 @@ import tomli_w
 from markupsafe import Markup
 from pydantic_core import to_jsonable_python
 
-from mipkd.core.records import ImageScore, SetScores, Study
+from mipkd.core.measurement import ImageScore
+from mipkd.core.study import SetScores, Study
 from pipeline.bench.stats import Interval, mean_over_seeds, mean_over_seeds_and_images
 from pipeline.report.figures import series
 from pipeline.report.plots import COLOURS, Curve, Span, lines, spans

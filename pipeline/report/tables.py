@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mipkd.core.records import BY_KIT
+from mipkd.core.measurement import BY_KIT
 from pipeline.report.schema import (
     LatencyResult,
     MeasurementResult,

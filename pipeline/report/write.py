@@ -9,7 +9,7 @@ import tomli_w
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from mipkd.core.records import Evidence
+from mipkd.core.evidence import Evidence
 from pipeline.report import figures, tables, wording
 from pipeline.report.crops import exhibits
 from pipeline.report.gains import gain_figures, gain_table, untold

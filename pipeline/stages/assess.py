@@ -6,7 +6,8 @@ from pathlib import Path
 
 from mipkd.archs.base import SRNet
 from mipkd.core.images import resize_bicubic
-from mipkd.core.records import Distilled, Model, SetScores, TestSet
+from mipkd.core.records import Distilled, Model, TestSet
+from mipkd.core.study import SetScores
 from mipkd.distill import teacher as teachers
 from mipkd.distill.data import load_tests
 from pipeline.bench.pixels import score, score_images

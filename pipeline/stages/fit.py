@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mipkd.archs.base import gmacs
 from mipkd.core.errors import MipkdError, UsageError
-from mipkd.core.records import Built, Host, Model, PatchSet, Told
+from mipkd.core.measurement import Host
+from mipkd.core.records import Built, Model, PatchSet, Told
 from mipkd.distill import student as students
 from mipkd.export.onnx import export
 from pipeline.bench import parcel

@@ -8,15 +8,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mipkd.core.records import (
-    Failure,
-    Gate,
-    Measurement,
-    Outcome,
-    QuantPlan,
-    Recommendation,
-    Verdict,
-)
+from mipkd.core.evidence import Failure, Gate, Outcome, Recommendation, Verdict
+from mipkd.core.measurement import Measurement
+from mipkd.core.records import QuantPlan
 from pipeline.bench.against import (
     at,
     drop_by_image,

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from mipkd.core.errors import StageError
-from mipkd.core.records import Built, Host, ImageScore, Measurement, TestSet, Told
+from mipkd.core.measurement import Host, ImageScore, Measurement
+from mipkd.core.records import Built, TestSet, Told
 from mipkd.distill.data import load_tests
 from pipeline.bench import parcel
 from pipeline.bench.job import Done, carry_out, name_of

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mipkd.core.records import Host, Model, Pace, Photos, TeacherCache
+from mipkd.core.measurement import Host
+from mipkd.core.records import Model, Photos, TeacherCache
+from mipkd.core.study import Pace
 from mipkd.distill import student as students
 from mipkd.distill.job import Task
 from mipkd.distill.pace import time_paces

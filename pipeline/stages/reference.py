@@ -6,7 +6,8 @@ from contextlib import closing
 from pathlib import Path
 
 from mipkd.core.images import resize_bicubic
-from mipkd.core.records import Graph, ImageScore, Measurement, TestSet
+from mipkd.core.measurement import ImageScore, Measurement
+from mipkd.core.records import Graph, TestSet
 from mipkd.distill.data import load_tests
 from pipeline.bench.pixels import score, score_images
 from pipeline.run import stage

@@ -13,13 +13,13 @@ from pydantic import Field
 from calibration import search as core
 from calibration.search import Bounds, Candidate, Found, Loss, Operation, rounded
 from mipkd.core.errors import UsageError
+from mipkd.core.measurement import Host
 from mipkd.core.records import (
     Built,
     FloatLayer,
     FrontPoint,
     Graph,
     Holdout,
-    Host,
     PatchSet,
     QuantPlan,
     Tuned,

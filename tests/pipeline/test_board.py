@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from mipkd.core import records
-from mipkd.core.records import Built, Measurement, Outcome
+from mipkd.core.evidence import Outcome
+from mipkd.core.measurement import Measurement
+from mipkd.core.records import Built
 from pipeline.bench.board import Watch, facts
 from pipeline.bench.host import Neighbours, describe_host
 from pipeline.bench.latency import BenchSettings

@@ -18,8 +18,9 @@ import pytest
 from PIL import Image
 
 from mipkd.core.errors import StageError
+from mipkd.core.evidence import Evidence
 from mipkd.core.images import read_rgb, write_png
-from mipkd.core.records import Distilled, Evidence
+from mipkd.core.records import Distilled
 from pipeline.bundle import card, golden, manifest, pack, provenance
 from pipeline.bundle.golden import BundleConfig
 from pipeline.run import Run

@@ -14,8 +14,8 @@ import torch
 from pydantic import TypeAdapter
 
 from mipkd.archs import edsr
+from mipkd.core.evidence import Evidence
 from mipkd.core.images import resize_bicubic, write_png
-from mipkd.core.records import Evidence
 from mipkd.distill.teacher import save
 from pipeline.bundle import manifest
 from pipeline.bundle.provenance import command, provenance

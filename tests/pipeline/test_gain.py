@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from mipkd.core.records import ImageScore, Latency, Measurement
+from mipkd.core.measurement import ImageScore, Latency, Measurement
 from pipeline.bench.gain import NO_GAIN, Gain, Over, over
 
 SIZES = ((64, 64), (128, 128))

@@ -6,15 +6,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from mipkd.core.records import (
-    Failure,
-    Gate,
-    ImageScore,
-    Latency,
-    Measurement,
-    Outcome,
-    QuantPlan,
-)
+from mipkd.core.evidence import Failure, Gate, Outcome
+from mipkd.core.measurement import ImageScore, Latency, Measurement
+from mipkd.core.records import QuantPlan
 from pipeline.stages.judge import GateConfig, judge
 
 SMALL, LARGE = (64, 64), (180, 320)

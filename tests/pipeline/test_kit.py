@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from mipkd.core.records import Evidence
+from mipkd.core.evidence import Evidence
 from pipeline.bench import parcel
 from pipeline.bundle import manifest
 from pipeline.bundle.kit import make_kit

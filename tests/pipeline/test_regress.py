@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mipkd.core.records import Gate, Host, ImageScore, Latency, Measurement, Outcome
+from mipkd.core.evidence import Gate, Outcome
+from mipkd.core.measurement import Host, ImageScore, Latency, Measurement
 from pipeline.bundle.regress import FEWEST_IMAGES, BaselineConfig, Beside, regress
 
 HOST = Host("a", "a CPU", 2, 2**34, "Linux", ())

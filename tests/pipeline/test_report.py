@@ -18,19 +18,10 @@ from skimage import data
 
 from mipkd.core import records
 from mipkd.core.errors import UsageError
+from mipkd.core.evidence import Evidence, Failure
 from mipkd.core.images import crop_to_multiple, downscale, resize_bicubic, write_png
-from mipkd.core.records import (
-    Distilled,
-    Evidence,
-    Failure,
-    Graph,
-    Host,
-    Latency,
-    Measurement,
-    Model,
-    PatchSet,
-    Photos,
-)
+from mipkd.core.measurement import Host, Latency, Measurement
+from mipkd.core.records import Distilled, Graph, Model, PatchSet, Photos
 from pipeline.bench.pixels import score_images
 from pipeline.report import schema, schema_pages
 from pipeline.report.results import load

@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 
 from mipkd.archs import edsr
 from mipkd.core.images import resize_bicubic, write_png
-from mipkd.core.records import Host, ImageScore, Model, Pace, Photos, SetScores, Study, Trained
+from mipkd.core.measurement import Host, ImageScore
+from mipkd.core.records import Model, Photos
+from mipkd.core.study import Pace, SetScores, Study, Trained
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.teacher import save
 from pipeline import cli

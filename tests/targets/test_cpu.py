@@ -10,7 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from mipkd.core.records import Graph, Host, PatchSet, Told
+from mipkd.core.measurement import Host
+from mipkd.core.records import Graph, PatchSet, Told
 from pipeline.bench.host import describe_host
 from targets.cpu import TARGET
 

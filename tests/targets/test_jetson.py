@@ -14,7 +14,8 @@ import torch
 from calibration.qdq import check
 from mipkd.core import plugins
 from mipkd.core.errors import MissingError, UnsupportedError
-from mipkd.core.records import Graph, Host, PatchSet, Told
+from mipkd.core.measurement import Host
+from mipkd.core.records import Graph, PatchSet, Told
 from mipkd.export.onnx import export
 from targets import _trt
 from targets._cuda import gpu, is_jetson

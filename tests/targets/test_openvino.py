@@ -18,7 +18,8 @@ import torch
 
 from mipkd.archs import edsr
 from mipkd.core.errors import MissingError, UnsupportedError, UsageError
-from mipkd.core.records import Built, Graph, Host, PatchSet, Told
+from mipkd.core.measurement import Host
+from mipkd.core.records import Built, Graph, PatchSet, Told
 from mipkd.export.onnx import export
 from targets import _ov
 from targets._ov_session import CACHE, KEPT, SHAPES, Compiler, ThroughputSession
