@@ -24,7 +24,7 @@ from mipkd.core.measurement import Measurement
 from mipkd.core.records import Built
 from pipeline.bench.latency import BenchSettings, compare
 from pipeline.bundle import manifest
-from pipeline.bundle.regress import BaselineConfig, Beside, regress
+from pipeline.judge.regression import BaselineConfig, Beside, regress
 from targets.base import FloatArray, Session, Target, find
 
 SLOWER = 0.1

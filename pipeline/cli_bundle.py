@@ -181,8 +181,8 @@ def check(
 ) -> None:
     """Judge a bundle by its own gates, and hold it against a baseline."""
     set_logging(verbose)
-    from pipeline.bundle.check import against, set_baseline, settings_with
-    from pipeline.bundle.check import check as checked
+    from pipeline.judge.check import against, set_baseline, settings_with
+    from pipeline.judge.check import check as checked
     from pipeline.report import junit as xml
     from pipeline.report import markdown
     from pipeline.summary import told

@@ -13,17 +13,17 @@ from mipkd.core.errors import UsageError
 from mipkd.core.evidence import Evidence
 from mipkd.core.measurement import Measurement
 from pipeline import collected
-from pipeline.bench.against import simulated
+from pipeline.bench.comparisons import NOT_MEASURED, simulated
 from pipeline.bundle.golden import BundleConfig
 from pipeline.bundle.kit import kit_name, make_kit
 from pipeline.bundle.pack import pack, students
 from pipeline.config import Config
 from pipeline.flow import Flow
+from pipeline.judge.gates import GateConfig, judge
 from pipeline.report import history
-from pipeline.report.results import load
+from pipeline.report.figures import load
 from pipeline.report.write import RESULTS, report_folder, write
 from pipeline.run import EVIDENCE, Run, commit, now
-from pipeline.stages.judge import NOT_MEASURED, GateConfig, judge
 
 log = logging.getLogger(__name__)
 

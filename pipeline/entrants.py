@@ -25,7 +25,7 @@ from mipkd.core.records import (
 from mipkd.distill import ranks
 from mipkd.distill.trainer import DistillConfig
 from pipeline import given
-from pipeline.bench.gain import is_rival
+from pipeline.bench.distillation_gain import is_rival
 from pipeline.config import Config, is_file
 from pipeline.rows import row
 from pipeline.run import Ref, Run, Source

@@ -28,7 +28,7 @@ from mipkd.core.records import (
 )
 from pipeline import caching
 from pipeline.bench.agent import tell
-from pipeline.bench.gain import is_rival
+from pipeline.bench.distillation_gain import is_rival
 from pipeline.bench.host import describe_host
 from pipeline.config import Config
 from pipeline.device.device import Device, reached

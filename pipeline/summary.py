@@ -11,9 +11,9 @@ from rich.text import Text
 
 from mipkd.core.evidence import Evidence, Gate, Outcome
 from mipkd.core.measurement import BY_KIT, Measurement
-from pipeline.bench.against import at, simulated, speedup
-from pipeline.bench.gain import over
-from pipeline.report.gains import sentence
+from pipeline.bench.comparisons import at, simulated, speedup
+from pipeline.bench.distillation_gain import over
+from pipeline.report.gain_tables import sentence
 from pipeline.report.wording import whose
 from pipeline.terminal import COLOURS
 

@@ -17,7 +17,8 @@ from mipkd.core.images import ByteArray, list_images, resize_bicubic
 from mipkd.core.records import Built
 from pipeline.bench.latency import rise
 from pipeline.bench.tiles import Tiling, bands, spans
-from pipeline.bundle import check, manifest
+from pipeline.bundle import manifest
+from pipeline.judge import check
 from pipeline.pictures import Picture, joined, read_picture
 from pipeline.png import PngBands
 from pipeline.run import as_stage_error

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 from mipkd.core.evidence import Evidence
 from mipkd.core.records import Model
+from pipeline.bench.comparisons import NOT_MEASURED
 from pipeline.bundle import manifest
 from pipeline.bundle.provenance import command, source, without_paths
 from pipeline.report import wording
 from pipeline.report.schema import MeasurementResult, Results
 from pipeline.report.tables import Row, Table
 from pipeline.report.write import cell, environment
-from pipeline.stages.judge import NOT_MEASURED
 
 _UNSEEN = "not measured on the device"
 _NON_COMMERCIAL = re.compile(

@@ -13,10 +13,10 @@ from mipkd.core.records import Built
 from mipkd.export.reach import Reach, reach
 from pipeline.bundle import manifest
 from pipeline.bundle.card import card
-from pipeline.bundle.figures import write_figures
 from pipeline.bundle.golden import BundleConfig, copy_golden
+from pipeline.bundle.measurements import write_figures
 from pipeline.bundle.provenance import PROVENANCE, provenance
-from pipeline.report.results import collect
+from pipeline.report.figures import collect
 from pipeline.report.write import replace_folder
 from pipeline.run import as_stage_error, program_version
 from targets.base import files_of

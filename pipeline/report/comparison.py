@@ -14,9 +14,9 @@ from markupsafe import Markup
 
 from mipkd.core.errors import UsageError
 from pipeline.bench.stats import mean_over_images
-from pipeline.report.figures import SHAPES
+from pipeline.report.charts import SHAPES
+from pipeline.report.figures import load
 from pipeline.report.plots import COLOURS, Point, scatter
-from pipeline.report.results import load
 from pipeline.report.schema import MeasurementResult, Results
 from pipeline.report.tables import Row, Table
 from pipeline.report.wording import NONE, as_size, milliseconds, number, signed

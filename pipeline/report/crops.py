@@ -20,7 +20,7 @@ from mipkd.core.errors import UsageError
 from mipkd.core.evidence import Evidence
 from mipkd.core.images import PSNR_OF_EQUAL_DB, ByteArray, luma, psnr_y, read_rgb
 from mipkd.core.measurement import Measurement
-from pipeline.bench.against import drop_by_image, reference, students
+from pipeline.bench.comparisons import drop_by_image, reference, students
 from pipeline.bench.pixels import output_file
 from pipeline.report.wording import number
 

@@ -16,7 +16,7 @@ from pydantic_core import to_jsonable_python
 from mipkd.core.measurement import ImageScore
 from mipkd.core.study import SetScores, Study
 from pipeline.bench.stats import Interval, mean_over_seeds, mean_over_seeds_and_images
-from pipeline.report.figures import series
+from pipeline.report.charts import series
 from pipeline.report.plots import COLOURS, Curve, Span, lines, spans
 from pipeline.report.wording import NONE, number, signed
 from pipeline.report.write import environment, replace_folder

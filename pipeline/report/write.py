@@ -10,11 +10,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mipkd.core.evidence import Evidence
-from pipeline.report import figures, tables, wording
+from pipeline.report import charts, tables, wording
 from pipeline.report.crops import exhibits
-from pipeline.report.gains import gain_figures, gain_table, untold
+from pipeline.report.figures import collect
+from pipeline.report.gain_tables import gain_figures, gain_table, untold
 from pipeline.report.junit import junit
-from pipeline.report.results import collect
 from pipeline.report.schema import Results
 
 RESULTS = "results.json"
@@ -54,19 +54,19 @@ def replace_folder(out: Path, partial: Path) -> None:
 
 
 def _page(results: Results, evidence: Evidence) -> str:
-    trace = figures.training(evidence.distilled.curves if evidence.distilled else None)
+    trace = charts.training(evidence.distilled.curves if evidence.distilled else None)
     return _render(
         "page.html.j2",
         results,
         exhibits=exhibits(evidence),
-        scatter=Markup(figures.quality_against_latency(results)),
-        bicubic=figures.bicubic_note(results),
+        scatter=Markup(charts.quality_against_latency(results)),
+        bicubic=charts.bicubic_note(results),
         psnr_curve=Markup(trace.psnr),
         loss_curves=Markup(trace.losses),
         legend=trace.legend,
         config=tomli_w.dumps(results.run.config),
         spans=[(name, Markup(svg)) for name, svg in gain_figures(results)],
-        fronts=[Markup(figures.front(plan)) for plan in results.plans],
+        fronts=[Markup(charts.front(plan)) for plan in results.plans],
         image_table=tables.image_table(results),
         model_table=tables.model_table(results),
     )

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from pipeline.bundle import manifest
-from pipeline.bundle.baseline import load
+from pipeline.judge.baseline import load
 
 Finished = Any  # the record of conftest.py
 Command = Callable[..., Any]

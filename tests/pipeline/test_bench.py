@@ -263,7 +263,7 @@ class _Exact(Repeat):
 def test_bench_imports_on_a_bare_device() -> None:
     code = (
         "import sys, pipeline.bench.latency, pipeline.bench.stats, pipeline.bench.host, "
-        "pipeline.bench.pixels, pipeline.bench.against\n"
+        "pipeline.bench.pixels, pipeline.bench.comparisons\n"
         "heavy = {'torch', 'pydantic', 'PIL', 'skimage', 'typer', 'onnx'} & set(sys.modules)\n"
         "sys.exit(', '.join(heavy) or 0)"
     )

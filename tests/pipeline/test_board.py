@@ -13,7 +13,7 @@ from mipkd.core.records import Built
 from pipeline.bench.board import Watch, facts
 from pipeline.bench.host import Neighbours, describe_host
 from pipeline.bench.latency import BenchSettings
-from pipeline.stages.judge import GateConfig, judge
+from pipeline.judge.gates import GateConfig, judge
 from pipeline.stages.measure import measure
 
 ORIN = {  # Jetson Orin Nano, JetPack 6

@@ -282,7 +282,7 @@ def test_check_loads_no_network(once: Finished) -> None:
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from pipeline.bundle.check import check\n"
+        "from pipeline.judge.check import check\n"
         f"check(Path({str(once.bundle)!r}))\n"
         "assert not {'torch', 'onnx', 'onnxruntime', 'coremltools'} & set(sys.modules)"
     )

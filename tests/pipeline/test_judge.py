@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from mipkd.core.evidence import Failure, Gate, Outcome
 from mipkd.core.measurement import ImageScore, Latency, Measurement
 from mipkd.core.records import QuantPlan
-from pipeline.stages.judge import GateConfig, judge
+from pipeline.judge.gates import GateConfig, judge
 
 SMALL, LARGE = (64, 64), (180, 320)
 IMAGES = {"baby": 34.0, "bird": 32.0, "woman": 30.0}  # of the FP32 student

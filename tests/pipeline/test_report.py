@@ -23,11 +23,11 @@ from mipkd.core.images import crop_to_multiple, downscale, resize_bicubic, write
 from mipkd.core.measurement import Host, Latency, Measurement
 from mipkd.core.records import Distilled, Graph, Model, PatchSet, Photos
 from pipeline.bench.pixels import score_images
+from pipeline.judge.gates import GateConfig, judge
 from pipeline.report import schema, schema_pages
-from pipeline.report.results import load
+from pipeline.report.figures import load
 from pipeline.report.wording import milliseconds
 from pipeline.report.write import write
-from pipeline.stages.judge import GateConfig, judge
 from pipeline.summary import summary
 
 ROOT = Path(__file__).resolve().parents[2]

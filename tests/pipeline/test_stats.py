@@ -16,7 +16,7 @@ from pipeline.bench.stats import (
     ratio_of_means,
     ratio_of_medians,
 )
-from pipeline.bundle.regress import FEWEST_IMAGES, SURE
+from pipeline.judge.regression import FEWEST_IMAGES, SURE
 
 Array = npt.NDArray[np.float64]
 TRIALS = 1500

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mipkd.core.records import Model, Rival
-from pipeline.bench.gain import NO_GAIN, Gain, Over
+from pipeline.bench.distillation_gain import NO_GAIN, Gain, Over
 from pipeline.bench.stats import Interval, Ratio
 from pipeline.report import schema as s
 from pipeline.report.plots import COLOURS, Span, spans

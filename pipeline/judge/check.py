@@ -11,15 +11,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mipkd.core.errors import UsageError
 from mipkd.core.evidence import Gate, Outcome, Recommendation, Verdict
+from pipeline.bench.comparisons import NOT_MEASURED
 from pipeline.bench.latency import BenchSettings
-from pipeline.bundle.baseline import check_comparable, load, of_bundle, save
-from pipeline.bundle.figures import read_figures
 from pipeline.bundle.kit import settings_of
 from pipeline.bundle.manifest import Manifest, Problem, problems, read
+from pipeline.bundle.measurements import read_figures
 from pipeline.bundle.provenance import PROVENANCE, failures, plans
-from pipeline.bundle.regress import BaselineConfig, Beside, in_turns, regress
+from pipeline.judge.baseline import check_comparable, load, of_bundle, save
+from pipeline.judge.gates import GateConfig, judge, overall
+from pipeline.judge.regression import BaselineConfig, Beside, in_turns, regress
 from pipeline.settings import as_usage_error, assignments, merged
-from pipeline.stages.judge import NOT_MEASURED, GateConfig, judge, overall
 
 _NOT_JUDGED = "the figures of a bundle with such files are not judged"
 

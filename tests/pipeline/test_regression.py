@@ -10,7 +10,7 @@ import pytest
 
 from mipkd.core.evidence import Gate, Outcome
 from mipkd.core.measurement import Host, ImageScore, Latency, Measurement
-from pipeline.bundle.regress import FEWEST_IMAGES, BaselineConfig, Beside, regress
+from pipeline.judge.regression import FEWEST_IMAGES, BaselineConfig, Beside, regress
 
 HOST = Host("a", "a CPU", 2, 2**34, "Linux", ())
 SIZE = (64, 64)

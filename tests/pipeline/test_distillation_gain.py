@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from mipkd.core.measurement import ImageScore, Latency, Measurement
-from pipeline.bench.gain import NO_GAIN, Gain, Over, over
+from pipeline.bench.distillation_gain import NO_GAIN, Gain, Over, over
 
 SIZES = ((64, 64), (128, 128))
 

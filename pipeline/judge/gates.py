@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from mipkd.core.evidence import Failure, Gate, Outcome, Recommendation, Verdict
 from mipkd.core.measurement import Measurement
 from mipkd.core.records import QuantPlan
-from pipeline.bench.against import (
+from pipeline.bench.comparisons import (
+    NOT_MEASURED,
     at,
     drop_by_image,
     mean_psnr_db,
@@ -24,11 +25,9 @@ from pipeline.bench.against import (
     tint,
     valid_sizes,
 )
-from pipeline.bench.gain import Gain, Over, is_rival, over
+from pipeline.bench.distillation_gain import Gain, Over, is_rival, over
 from pipeline.bench.stats import Ratio
 from targets.base import QUANTIZED
-
-NOT_MEASURED = "not measured on the device; its pixels were simulated on this machine"
 
 Bound = Annotated[float, Field(allow_inf_nan=False)] | Literal["off"]
 

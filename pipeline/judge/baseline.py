@@ -16,8 +16,8 @@ from pydantic_core import to_jsonable_python
 
 from mipkd.core.errors import UsageError
 from mipkd.core.measurement import Latency, Measurement
-from pipeline.bundle.figures import Bench, Quality, figures_of, measurements_of
 from pipeline.bundle.manifest import read
+from pipeline.bundle.measurements import Bench, Quality, figures_of, measurements_of
 from pipeline.bundle.provenance import PROVENANCE
 
 SCHEMA = 1

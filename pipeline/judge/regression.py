@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mipkd.core.evidence import Gate, Outcome
 from mipkd.core.measurement import Latency, Measurement
-from pipeline.bench.against import Size, at, students, subject, tint
+from pipeline.bench.comparisons import Size, at, students, subject, tint
 from pipeline.bench.job import time_models
 from pipeline.bench.latency import BenchSettings
 from pipeline.bench.stats import Ratio, mean_over_images, ratio_of_medians

@@ -10,6 +10,7 @@ from pipeline.bench.stats import Ratio, ratio_of_medians
 
 REFERENCE = "reference"  # the target of figures that the others are held against
 FLOATS = ("fp32", "bf16", "fp16")
+NOT_MEASURED = "not measured on the device; its pixels were simulated on this machine"
 _COLOURS = ("red", "green", "blue")
 
 Size = tuple[int, int]  # LR height, width

@@ -13,7 +13,7 @@ from pydantic_core import to_jsonable_python
 
 from mipkd.core.errors import UsageError
 from mipkd.core.measurement import Host, ImageScore, Latency, Measurement
-from pipeline.bench.against import (
+from pipeline.bench.comparisons import (
     REFERENCE,
     drop_by_image,
     mean_psnr_db,

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mipkd.core.measurement import Measurement
-from pipeline.bench.against import Size, reference, speedup, students, valid_sizes
+from pipeline.bench.comparisons import Size, reference, speedup, students, valid_sizes
 from pipeline.bench.stats import Interval, Ratio, mean_over_images, ratio_of_means
 
 NO_GAIN = "no gain in FP32 to keep"
