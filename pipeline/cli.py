@@ -140,7 +140,7 @@ def run(
     from pipeline.conclude import bundle_folder, conclude, unseen
     from pipeline.config import load
     from pipeline.flow import flow
-    from pipeline.report.write import report_folder
+    from pipeline.report.results_file import report_folder
     from pipeline.summary import summary
 
     settings = load(

@@ -21,7 +21,7 @@ from pipeline.bench.job import name_of
 from pipeline.bundle.golden import lr_file
 from pipeline.bundle.kit import contents
 from pipeline.run import Run
-from pipeline.stages.measure import Scored, measurements
+from pipeline.stages.measure import Scored, with_scores
 from targets.base import ByteArray
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def keep(results_file: Path, run: Run, evidence: Evidence) -> Collected:
         raise UsageError(f"{results_file}: {target} was only simulated there: nothing is measured")
     builts = _builts(results_file, job, evidence)
     _same_images(results_file, job, evidence.tests)
-    if len(results.done.latencies) != len(builts):
+    if len(results.measurements) != len(builts):
         raise UsageError(f"{results_file}: damaged: not one entry a model", hint=_ANEW)
     home = run.root / _FOLDER / target.replace(":", "-")
     partial = home.with_name(home.name + ".partial")
@@ -64,15 +64,7 @@ def keep(results_file: Path, run: Run, evidence: Evidence) -> Collected:
     partial.mkdir(parents=True)
     scored = Scored(evidence.tests, partial)
     _score(results_file, job, builts, outputs, scored)
-    found = measurements(
-        builts,
-        results.done,
-        scored,
-        results.told.versions,
-        simulated=False,
-        device=BY_KIT,
-        host=results.told.host,
-    )
+    found = with_scores(results.measurements, builts, scored, device=BY_KIT)
     shutil.rmtree(home, ignore_errors=True)
     partial.rename(home)
     record = Collected(

@@ -113,8 +113,8 @@ def examine_checkpoint(file: Path, images: Path | None, sets: Sequence[str]) -> 
             )
         found["images"] = len(scores)
         found["lr_from"] = tests.lr_from
-        found["psnr_y_db"] = round(statistics.fmean(s.psnr_y_db for s in scores), 4)
-        found["ssim_y"] = round(statistics.fmean(s.ssim_y for s in scores), 5)
+        found["psnr_y_db"] = round(statistics.fmean(s.metrics["psnr_y"] for s in scores), 4)
+        found["ssim_y"] = round(statistics.fmean(s.metrics["ssim_y"] for s in scores), 5)
     return found
 
 

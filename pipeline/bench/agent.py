@@ -23,20 +23,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mipkd.core import codec
 from mipkd.core.errors import MipkdError, MissingError, StageError
+from mipkd.core.measurement import Measurement
 from mipkd.core.records import Built, Told
 from pipeline.bench import parcel
 from pipeline.bench.host import describe_host
-from pipeline.bench.job import Done, make_pixels, shown, time_models
+from pipeline.bench.job import make_pixels, shown, time_models
 from targets.base import ByteArray, Target, find
 
 PATIENCE_S = 30.0  # without a word from the other side
 RESULTS_FILE = "results.zip"
 
+Parts = tuple[Measurement, ...]
 Say = Callable[[dict[str, Any]], None]
 
 
@@ -71,27 +74,28 @@ def work(folder: Path, say: Say) -> Path:
     total = timed + (len(job.images) if target.makes_pixels else 0)
     progress = _Progress(say, total)
     parts = list(_timings(job, target, done, progress))
+    parts = parts or [time_models(target, job.builts, job.settings)]  # simulated: not timed
     _pixels(job, target, folder, progress)
     results = parcel.Results(
         job=job.id,
         told=told,
         python=platform.python_version(),
-        done=parcel.together(parts, len(job.builts)),
+        measurements=parcel.together(parts),
     )
     parcel.write_results(folder / RESULTS_FILE, results, done)
     return folder / RESULTS_FILE
 
 
-def _timings(job: parcel.Job, target: Target, done: Path, progress: _Progress) -> Iterator[Done]:
+def _timings(job: parcel.Job, target: Target, done: Path, progress: _Progress) -> Iterator[Parts]:
     for size in job.settings.sizes if not target.simulated else ():
         file = done / f"latency-{size[0]}x{size[1]}.json"
         if not file.is_file():
             found = time_models(target, job.builts, replace(job.settings, sizes=(size,)))
             partial = file.with_suffix(".partial")
-            partial.write_text(json.dumps(asdict(found)))
+            partial.write_text(json.dumps(codec.encode(found)))
             partial.replace(file)
         progress.step(f"latency at LR {size[1]}x{size[0]}")
-        yield parcel.as_done(json.loads(file.read_text()))
+        yield codec.decode(Parts, json.loads(file.read_text()))
 
 
 def _pixels(job: parcel.Job, target: Target, folder: Path, progress: _Progress) -> None:
@@ -200,7 +204,7 @@ def _probed(names: list[str]) -> dict[str, Any]:
             except (ImportError, OSError, RuntimeError) as error:  # a runtime that is broken
                 why = f"{type(error).__name__}: {error}"
                 told = Told(name, why, False, (), {}, describe_host())
-            found[name] = asdict(told)
+            found[name] = codec.encode(told)
     return found
 
 

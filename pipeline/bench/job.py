@@ -8,13 +8,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import replace
 from time import perf_counter
 
-from mipkd.core.measurement import Latency
+from mipkd.core.measurement import Measurement
 from mipkd.core.records import Built
 from pipeline.bench.board import Watch, facts
-from pipeline.bench.host import Neighbours
+from pipeline.bench.host import Neighbours, describe_host
 from pipeline.bench.latency import BenchSettings, Held, compare, rise
 from pipeline.bench.power import power_source
 from targets.base import ByteArray, Session, Target, upscale
@@ -27,36 +27,41 @@ Sink = Callable[[Built, str, ByteArray], None]  # takes a model's output for an 
 _BUSY = 0.05  # of the CPU time taken by others: more is told beside the figures
 
 
-@dataclass(frozen=True)
-class Done:
-    """What came of a job, beside the pixels."""
-
-    latencies: tuple[tuple[Latency, ...], ...]  # of each model, by size
-    notes: tuple[str, ...] = ()  # what a reader should know of all of them
-    invalid_because: str = ""
-    conditions: dict[str, str] = field(default_factory=dict)  # of the board, while measured
-
-
 def carry_out(
     target: Target,
     builts: Sequence[Built],
     images: Iterable[Image],
     settings: BenchSettings,
     sink: Sink,
-) -> Done:
+) -> tuple[Measurement, ...]:
     """The latencies of each model, interleaved; each output that is `shown`."""
-    done = time_models(target, builts, settings)
+    found = time_models(target, builts, settings)
     make_pixels(target, builts, images, sink)
-    return done
+    return found
 
 
-def time_models(target: Target, builts: Sequence[Built], settings: BenchSettings) -> Done:
-    """The latencies of each model, interleaved, and what the board did meanwhile.
+def time_models(
+    target: Target, builts: Sequence[Built], settings: BenchSettings
+) -> tuple[Measurement, ...]:
+    """The latencies of each model, interleaved, and what the board did meanwhile; no scores.
 
     Nothing is timed on a target that only simulates here: its models have no latencies.
     """
+    host, versions = describe_host(), target.versions()
+    measurements = [
+        Measurement(
+            role=built.role,
+            target=built.target,
+            precision=built.precision,
+            size_bytes=built.size_bytes,
+            versions=versions,
+            simulated=target.simulated,
+            host=host,
+        )
+        for built in builts
+    ]
     if target.simulated:
-        return Done(((),) * len(builts))
+        return tuple(measurements)
     multiples = {name_of(b): b.multiple for b in builts}
     power, board, neighbours = power_source(), facts(), Neighbours()
     by_size = []
@@ -68,11 +73,15 @@ def time_models(target: Target, builts: Sequence[Built], settings: BenchSettings
                 compare(sessions, size, settings, multiples=multiples, power=power, held=held)
             )
     share = neighbours.share()
-    return Done(
-        latencies=tuple(tuple(found[name_of(b)] for found in by_size) for b in builts),
-        notes=_busy(share),
-        invalid_because=watch.throttled or _too_busy(share, settings),
-        conditions={**board, **watch.conditions},
+    return tuple(
+        replace(
+            m,
+            latencies=tuple(found[name_of(built)] for found in by_size),
+            notes=_busy(share),
+            invalid_because=watch.throttled or _too_busy(share, settings),
+            conditions={**board, **watch.conditions},
+        )
+        for m, built in zip(measurements, builts, strict=True)
     )
 
 

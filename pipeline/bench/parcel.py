@@ -13,20 +13,20 @@ import io
 import json
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from mipkd.core import codec
 from mipkd.core.errors import UsageError
-from mipkd.core.measurement import Host, Latency
+from mipkd.core.measurement import Measurement
 from mipkd.core.records import Built, Told
-from pipeline.bench.job import Done
 from pipeline.bench.latency import BenchSettings
 from targets.base import ByteArray, files_of
 
-SCHEMA = 1
+SCHEMA = 2
 RESULTS, SEAL = "results.json", "seal"
 JOB = "job.json"
 _RETRY = "make the kit anew and run it again on the device"
@@ -50,7 +50,7 @@ class Results:
     job: str  # its id
     told: Told
     python: str
-    done: Done
+    measurements: tuple[Measurement, ...]  # one a model, without scores
 
 
 def write_job(
@@ -69,7 +69,7 @@ def write_job(
             for part in files_of(built):
                 name = f"models/{number}/{part.relative_to(root).as_posix()}"
                 hashes[name] = _add(parcel, name, part.read_bytes())
-            models.append({**asdict(built), "file": f"models/{number}/{built.file.name}"})
+            models.append({**codec.encode(built), "file": f"models/{number}/{built.file.name}"})
         for number, (image, lr_HWC) in enumerate(images):
             hashes[f"images/{number}.npy"] = _add(parcel, f"images/{number}.npy", _npy(lr_HWC))
             names.append(image)
@@ -78,7 +78,7 @@ def write_job(
             "target": target,
             "models": models,
             "images": names,
-            "settings": asdict(settings),
+            "settings": codec.encode(settings),
             "files": hashes,
         }
         text = json.dumps(stated, indent=1, sort_keys=True).encode()
@@ -101,13 +101,12 @@ def read_job(folder: Path) -> Job:
         file = folder / name
         if not file.is_file() or hash_of(file.read_bytes()) != wanted:
             raise UsageError(f"job: {name} is missing or was changed", hint=_RETRY)
-    settings = stated["settings"]
     return Job(
         id=hash_of(text),
         target=stated["target"],
-        builts=tuple(_built(model, folder) for model in stated["models"]),
+        builts=codec.decode(tuple[Built, ...], stated["models"], folder),
         images=tuple(stated["images"]),
-        settings=BenchSettings(**{**settings, "sizes": tuple(map(tuple, settings["sizes"]))}),
+        settings=codec.decode(BenchSettings, stated["settings"]),
     )
 
 
@@ -134,7 +133,7 @@ def write_results(file: Path, results: Results, outputs: Path) -> None:
             )
             for part in sorted(outputs.glob("*/*.npy"))
         }
-        text = json.dumps({"schema": SCHEMA, **asdict(results), "files": hashes}).encode()
+        text = json.dumps({"schema": SCHEMA, **codec.encode(results), "files": hashes}).encode()
         _add(parcel, RESULTS, text)
         parcel.writestr(SEAL, _seal(results.job, text))
     partial.replace(file)
@@ -154,6 +153,7 @@ def read_results(file: Path | IO[bytes]) -> tuple[Results, dict[tuple[int, int],
             _same_schema(str(name), stated)
             if seal != _seal(stated["job"], text):
                 raise UsageError(f"{name}: {RESULTS} in it was changed", hint=_RETRY)
+            results = codec.decode(Results, stated)
             outputs = {}
             for part, wanted in stated["files"].items():
                 data = parcel.read(part)
@@ -165,38 +165,22 @@ def read_results(file: Path | IO[bytes]) -> tuple[Results, dict[tuple[int, int],
         raise UsageError(f"{name}: cannot be read: {error.strerror or error}") from error
     except (zipfile.BadZipFile, KeyError, ValueError) as error:
         raise UsageError(f"{name}: no results of a kit: {error}", hint=_RETRY) from error
-    return Results(
-        stated["job"], as_told(stated["told"]), stated["python"], as_done(stated["done"])
-    ), (outputs)
+    return results, outputs
 
 
-def as_done(stated: Mapping[str, Any]) -> Done:
-    """A `Done` from its JSON."""
-    return Done(
-        latencies=tuple(tuple(map(_latency, of_model)) for of_model in stated["latencies"]),
-        notes=tuple(stated["notes"]),
-        invalid_because=stated["invalid_because"],
-        conditions=dict(stated["conditions"]),
-    )
-
-
-def as_told(stated: Mapping[str, Any]) -> Told:
-    """A `Told` from its JSON."""
-    host = Host(**{**stated["host"], "features": tuple(stated["host"]["features"])})
-    return Told(**{**stated, "precisions": tuple(stated["precisions"]), "host": host})
-
-
-def together(parts: Sequence[Done], models: int) -> Done:
+def together(parts: Sequence[tuple[Measurement, ...]]) -> tuple[Measurement, ...]:
     """What came of a job that was done in parts, one after another."""
-    return Done(
-        latencies=tuple(
-            tuple(one for part in parts for one in part.latencies[number])
-            for number in range(models)
-        ),
+    return tuple(_joined(of_model) for of_model in zip(*parts, strict=True))
+
+
+def _joined(parts: Sequence[Measurement]) -> Measurement:
+    """The parts of one model's measurement."""
+    reasons = dict.fromkeys(part.invalid_because for part in parts if part.invalid_because)
+    return replace(
+        parts[0],
+        latencies=tuple(one for part in parts for one in part.latencies),
         notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
-        invalid_because="; ".join(
-            dict.fromkeys(part.invalid_because for part in parts if part.invalid_because)
-        ),
+        invalid_because="; ".join(reasons),
         conditions={k: v for part in parts for k, v in part.conditions.items()},
     )
 
@@ -204,17 +188,6 @@ def together(parts: Sequence[Done], models: int) -> Done:
 def hash_of(data: bytes) -> str:
     """sha256."""
     return hashlib.sha256(data).hexdigest()
-
-
-def _latency(stated: Mapping[str, Any]) -> Latency:
-    height, width = stated["size"]
-    series = {name: tuple(stated.get(name, ())) for name in ("samples_s", "at_s")}
-    return Latency(**{**stated, "size": (height, width), **series})
-
-
-def _built(stated: Mapping[str, Any], folder: Path) -> Built:
-    made = Built(**{**stated, "file": folder / stated["file"]})
-    return replace(made, notes=tuple(made.notes))
 
 
 def _same_schema(where: str, stated: Mapping[str, Any]) -> None:

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pydantic import TypeAdapter
-
+from mipkd.core.codec import decode
 from mipkd.core.errors import UsageError, nearest
 from mipkd.core.evidence import Evidence
 from mipkd.core.images import read_rgb
@@ -131,4 +130,4 @@ def _golden(bundle: Path) -> Iterator[Image]:
 def settings_of(bundle: Path) -> BenchSettings:
     """How the run measured."""
     config = json.loads((bundle / PROVENANCE).read_text())["config"]
-    return TypeAdapter(BenchSettings).validate_python(config["bench"])
+    return decode(BenchSettings, config["bench"])

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from mipkd.core import codec
 from mipkd.core.errors import MipkdError, MissingError, StageError, UnsupportedError
 from mipkd.core.records import Told
 from pipeline.bench import parcel
@@ -75,7 +76,7 @@ class Device:
             if not facts:
                 raise self._python.trouble(remote)
         self._raise_told(facts[-1])
-        return {name: parcel.as_told(told) for name, told in facts[-1]["targets"].items()}
+        return {name: codec.decode(Told, told) for name, told in facts[-1]["targets"].items()}
 
     def carry_out(self, job: Path, id: str, told: Told, into: Path) -> Path:
         """Have a job done there, through broken links; gives its results, a file in `into`.

@@ -33,7 +33,7 @@ class TorchSession:
         """Nothing is held."""
 
 
-@stage(version=1)
+@stage(version=2)
 def assess(
     config: None, model: Model | Distilled | None, tests: tuple[TestSet, ...], out: Path
 ) -> tuple[SetScores, ...]:

@@ -171,8 +171,8 @@ def _p50s_there(
     results, _ = parcel.read_results(device.carry_out(job, id, told, folder))
     return {
         built.precision: statistics.median(one.samples_s)
-        for built, latencies in zip(builts, results.done.latencies, strict=True)
-        for one in latencies
+        for built, m in zip(builts, results.measurements, strict=True)
+        for one in m.latencies
         if one.samples_s
     }
 

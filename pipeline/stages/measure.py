@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from mipkd.core.measurement import Host, ImageScore, Measurement
 from mipkd.core.records import Built, TestSet, Told
 from mipkd.distill.data import load_tests
 from pipeline.bench import parcel
-from pipeline.bench.job import Done, carry_out, name_of
+from pipeline.bench.job import carry_out, name_of
 from pipeline.bench.latency import BenchSettings
 from pipeline.bench.pixels import score_image
 from pipeline.device.device import Device
@@ -25,7 +26,7 @@ def disturbed(found: tuple[Measurement, ...]) -> bool:
     return any(one.invalid_because for one in found)
 
 
-@stage(version=4, again=disturbed)
+@stage(version=5, again=disturbed)
 def measure(
     config: BenchSettings,
     target: str,
@@ -39,11 +40,11 @@ def measure(
     chosen = find(target)
     scored = Scored(tests, out)
     images = ((name, lr_HWC) for name, lr_HWC, _ in load_tests(tests))
-    done = carry_out(chosen, builts, images, config, scored.take)
-    return measurements(builts, done, scored, versions, simulated=chosen.simulated)
+    timed = carry_out(chosen, builts, images, config, scored.take)
+    return with_scores(timed, builts, scored)
 
 
-@stage(version=2)
+@stage(version=3)
 def measure_there(
     config: BenchSettings,
     told: Told,
@@ -67,47 +68,27 @@ def measure_there(
         scored.take(builts[model], images[image][0], sr_HWC)
     for parcelled in (job, file):
         parcelled.unlink()
-    return measurements(
-        builts,
-        results.done,
-        scored,
-        results.told.versions,
-        simulated=results.told.simulated,
-        device=str(device.address),
-        host=results.told.host,
-    )
+    return with_scores(results.measurements, builts, scored, device=str(device.address))
 
 
-def measurements(
-    builts: Sequence[Built],
-    done: Done,
-    scored: Scored,
-    versions: dict[str, str],
-    *,
-    simulated: bool,
-    device: str = "",
-    host: Host | None = None,
+def with_scores(
+    timed: Sequence[Measurement], builts: Sequence[Built], scored: Scored, *, device: str = ""
 ) -> tuple[Measurement, ...]:
-    """What came of a job, one record a model; `device` and `host` where it was done elsewhere."""
+    """What was timed, with the scores of the pixels; `device` where it was done elsewhere."""
     return tuple(
-        Measurement(
+        replace(
+            m,
             role=built.role,
             target=built.target,
             precision=built.precision,
             size_bytes=built.size_bytes,
-            latencies=found,
             scores=scored.of(built),
             outputs=scored.folder(built) if scored.of(built) else None,
-            versions=versions,
-            notes=(*built.notes, *done.notes),
-            invalid_because=done.invalid_because,
-            conditions=done.conditions,
+            notes=(*built.notes, *m.notes),
             file=built.file,
-            simulated=simulated,
             device=device,
-            host=host,
         )
-        for built, found in zip(builts, done.latencies, strict=True)
+        for m, built in zip(timed, builts, strict=True)
     )
 
 

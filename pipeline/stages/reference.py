@@ -16,7 +16,7 @@ from targets.base import find
 FP32_ON = "cpu"  # ONNX Runtime is always installed, and parity ties its FP32 to torch
 
 
-@stage(version=2)
+@stage(version=3)
 def reference(
     config: None, graphs: tuple[Graph, ...], tests: TestSet, versions: dict[str, str], out: Path
 ) -> tuple[Measurement, ...]:

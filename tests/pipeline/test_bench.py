@@ -22,7 +22,7 @@ from pipeline.bench.host import Neighbours, describe_host
 from pipeline.bench.job import time_models
 from pipeline.bench.latency import BenchSettings, compare, doubt, drift
 from pipeline.bench.pixels import output_file, score
-from pipeline.bench.stats import percentiles, ratio_of_medians
+from pipeline.bench.stats import Estimate, percentiles, ratio_of_medians
 from targets.base import FloatArray, find
 
 USUAL = BenchSettings()
@@ -204,8 +204,10 @@ def test_default_sizes_are_height_by_width() -> None:
 def test_percentiles_are_those_of_the_samples() -> None:
     samples = tuple(i / 100 for i in range(101))
     found = percentiles(samples)
-    assert (found.p50_s, found.p90_s, found.p99_s) == pytest.approx((0.5, 0.9, 0.99))
-    for low, high in (found.p50_range_s, found.p90_range_s, found.p99_range_s):
+    assert tuple(p.value for p in (found.p50_s, found.p90_s, found.p99_s)) == pytest.approx(
+        (0.5, 0.9, 0.99)
+    )
+    for low, high in ((p.low, p.high) for p in (found.p50_s, found.p90_s, found.p99_s)):
         assert low < high
 
 
@@ -312,13 +314,11 @@ def test_the_range_of_a_percentile_holds_it_19_times_of_20() -> None:
     held = np.zeros(2)
     for _ in range(400):
         found = percentiles(rng.exponential(1.0, 120))
-        for index, (share, (low, high)) in enumerate(
-            ((0.5, found.p50_range_s), (0.9, found.p90_range_s))
-        ):
-            held[index] += low <= -np.log(1 - share) <= high
+        for index, (share, one) in enumerate(((0.5, found.p50_s), (0.9, found.p90_s))):
+            held[index] += one.low <= -np.log(1 - share) <= one.high
     assert (held >= 0.93 * 400).all()
     one = percentiles([2.0])
-    assert (one.p50_s, one.p50_range_s, one.p99_range_s) == (2.0, (2.0, 2.0), (2.0, 2.0))
+    assert one.p50_s == one.p99_s == Estimate(2.0, 2.0, 2.0)
 
 
 def test_from_bytes_to_bytes_takes_longer_than_the_bare_call() -> None:

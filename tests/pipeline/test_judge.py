@@ -32,7 +32,7 @@ def measurement(
         usual_s = (ms or 0) * 1e-3 * size[0] * size[1] / (64 * 64)
         latencies.append(Latency(size, tuple(float(usual_s * n) for n in noise), 2, usual_s))
     scores = tuple(
-        ImageScore(name, psnr - lost, 0.9)
+        ImageScore(name, {"psnr_y": psnr - lost})
         for (name, psnr), lost in zip(IMAGES.items(), lost_db, strict=True)
     )
     return Measurement(role, target, precision, 1000, tuple(latencies), scores, None, {})
@@ -180,7 +180,9 @@ def test_a_failed_gate_outweighs_an_invalid_one() -> None:
 
 def test_nothing_measured_is_no_pass() -> None:
     assert judge(GateConfig(), (BICUBIC, STUDENT), ()).outcome is Outcome.INVALID
-    everything_off = GateConfig.model_validate(dict.fromkeys(GateConfig.model_fields, "off"))
+    everything_off = GateConfig.model_validate(
+        dict.fromkeys(GateConfig.model_fields.keys() - {"metrics"}, "off")
+    )
     assert judge(everything_off, (), ()).outcome is Outcome.INVALID
 
 

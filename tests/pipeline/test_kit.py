@@ -102,10 +102,10 @@ def test_collected_figures_are_those_of_a_local_run(
     for key, m in after.items():
         assert m["device"] == "kit"
         assert m["host"]
-        assert m["quality"] == before[key]["quality"]
-        sizes = [(one["height"], one["width"]) for one in m["latencies"]]  # type: ignore[attr-defined]
-        assert sizes == [(24, 32), (32, 32)]
-        assert all(one["samples"] >= 20 for one in m["latencies"])  # type: ignore[attr-defined]
+        assert m["scores"] == before[key]["scores"]
+        sizes = [one["size"] for one in m["latencies"]]  # type: ignore[attr-defined]
+        assert sizes == [[24, 32], [32, 32]]
+        assert all(len(one["samples_s"]) >= 20 for one in m["latencies"])  # type: ignore[attr-defined]
     assert before["student", "int8"]["latencies"] != after["student", "int8"]["latencies"]
     page = (finished.root / "report/latest/report.md").read_text()
     assert "Measured elsewhere: cpu on " in page
