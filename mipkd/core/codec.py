@@ -11,16 +11,15 @@ import dataclasses
 import json
 import math
 import types
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from functools import cache
 from pathlib import Path, PurePath
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from mipkd.core.errors import UsageError
 
 R = TypeVar("R")
-Reader = Callable[[Any, Path], Any]
 
 
 class CodecError(ValueError):
@@ -30,20 +29,14 @@ class CodecError(ValueError):
         super().__init__(f"{place or 'whole file'}: {what}")
         self.what, self.place = what, place
 
-    def inside(self, name: str | int) -> CodecError:
-        """The same, seen from the record or list around it."""
-        return CodecError(self.what, f"{name}.{self.place}".rstrip("."))
-
 
 def encode(value: Any, root: Path | None = None) -> Any:
     """A record as JSON; paths below `root` are written from there."""
-    if value is None or isinstance(value, (bool, int)):
-        return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Enum):
         return value.value
-    if isinstance(value, str):
+    if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, PurePath):
         inside = root is not None and value.is_relative_to(root)
@@ -64,8 +57,7 @@ def decode(kind: type[R], stated: Any, root: Path | None = None) -> R:
     Raises:
         CodecError: it is none, says where and why.
     """
-    reader: Reader = _reader(cast(Hashable, kind))
-    record: R = reader(stated, root or Path())
+    record: R = _read(kind, stated, root or Path())
     return record
 
 
@@ -96,156 +88,100 @@ def decode_file(kind: type[R], stated: Any, file: Path, *, hint: str = "") -> R:
         raise UsageError(f"{file}: damaged: {error}", hint=hint) from error
 
 
-@cache
-def _reader(kind: Any) -> Reader:
-    origin, arguments = get_origin(kind), get_args(kind)
+def _read(kind: Any, stated: Any, root: Path) -> Any:
+    if kind is float:
+        stated = math.nan if stated is None else stated
+        number = isinstance(stated, (int, float)) and not isinstance(stated, bool)
+        return float(_checked(number, stated, "number"))
+    if kind is int:
+        whole = isinstance(stated, int) and not isinstance(stated, bool)
+        return _checked(whole, stated, "whole number")
+    if kind in (str, bool, type(None)):
+        return _checked(isinstance(stated, kind), stated, kind.__name__)
     if kind is Any:
-        return lambda stated, root: stated
+        return stated
+    return _read_parts(kind, stated, root)
+
+
+def _read_parts(kind: Any, stated: Any, root: Path) -> Any:
+    origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        return _union(arguments)
+        return _read_union(arguments, stated, root)
     if origin is Literal:
-        return _one_of(arguments, lambda stated: stated)
+        return _checked(stated in arguments, stated, f"one of {', '.join(map(str, arguments))}")
     if origin is tuple:
-        return _tuple(arguments)
+        _checked(isinstance(stated, (list, tuple)), stated, "list")
+        return _read_tuple(arguments, stated, root)
     if origin is dict:
-        return _mapping(*arguments)
+        _checked(isinstance(stated, dict), stated, "object")
+        return dict(_each(((name, arguments[1], one) for name, one in stated.items()), root))
     if dataclasses.is_dataclass(kind):
-        return _record(kind)
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return _one_of([member.value for member in kind], kind)
-    if isinstance(kind, type) and issubclass(kind, PurePath):
-        return lambda stated, root: root / _text(stated, root)
-    return _PLAIN[kind]
+        return _read_record(kind, _checked(isinstance(stated, dict), stated, _name(kind)), root)
+    if issubclass(kind, Enum):
+        known = [member.value for member in kind]
+        return kind(_checked(stated in known, stated, f"one of {', '.join(map(str, known))}"))
+    return root / _checked(isinstance(stated, str), stated, "path")
 
 
-def _text(stated: Any, root: Path) -> str:
-    if not isinstance(stated, str):
-        raise CodecError(f"no text: {_shown(stated)}")
+def _read_union(kinds: tuple[Any, ...], stated: Any, root: Path) -> Any:
+    """Null stays null where it may; else the first kind that fits."""
+    if stated is None and type(None) in kinds:
+        return None
+    problem = CodecError("fits nothing")
+    for kind in kinds:
+        try:
+            return _read(kind, stated, root)
+        except CodecError as error:
+            problem = error if kind is not type(None) else problem
+    raise problem
+
+
+def _read_tuple(kinds: tuple[Any, ...], stated: Any, root: Path) -> tuple[Any, ...]:
+    if kinds[-1] is Ellipsis:
+        kinds = kinds[:1] * len(stated)
+    if len(kinds) != len(stated):
+        raise CodecError(f"{len(stated)} values, not {len(kinds)}")
+    triples = ((n, kind, one) for n, (kind, one) in enumerate(zip(kinds, stated, strict=True)))
+    return tuple(one for _, one in _each(triples, root))
+
+
+def _read_record(kind: Any, stated: dict[str, Any], root: Path) -> Any:
+    hints, needed, as_now = _facts(kind)
+    stated = as_now(stated) if as_now else stated
+    for name in needed:
+        if name not in stated:
+            raise CodecError("missing", name)
+    known = ((name, hint, stated[name]) for name, hint in hints.items() if name in stated)
+    return kind(**dict(_each(known, root)))
+
+
+@cache
+def _facts(kind: Any) -> tuple[dict[str, Any], list[str], Callable[[Any], Any] | None]:
+    """A record's fields and their kinds, those without a default, and how older JSON reads now."""
+    hints, fields = get_type_hints(kind), dataclasses.fields(kind)
+    needed = [
+        field.name
+        for field in fields
+        if field.default is field.default_factory is dataclasses.MISSING
+    ]
+    return {f.name: hints[f.name] for f in fields}, needed, getattr(kind, "as_now", None)
+
+
+def _each(triples: Iterable[tuple[Any, Any, Any]], root: Path) -> Iterable[tuple[Any, Any]]:
+    """Name and value of each; an error tells the name."""
+    for name, kind, stated in triples:
+        try:
+            yield name, _read(kind, stated, root)
+        except CodecError as error:
+            raise CodecError(error.what, f"{name}.{error.place}".rstrip(".")) from error
+
+
+def _checked(well: bool, stated: Any, kind: str) -> Any:
+    if not well:
+        text = repr(stated)
+        raise CodecError(f"no {kind}: {text if len(text) <= 40 else text[:37] + '...'}")
     return stated
 
 
-def _whole(stated: Any, root: Path) -> int:
-    if not isinstance(stated, int) or isinstance(stated, bool):
-        raise CodecError(f"no whole number: {_shown(stated)}")
-    return stated
-
-
-def _number(stated: Any, root: Path) -> float:
-    if stated is None:
-        return math.nan
-    if not isinstance(stated, (int, float)) or isinstance(stated, bool):
-        raise CodecError(f"no number: {_shown(stated)}")
-    return float(stated)
-
-
-def _truth(stated: Any, root: Path) -> bool:
-    if not isinstance(stated, bool):
-        raise CodecError(f"neither true nor false: {_shown(stated)}")
-    return stated
-
-
-def _nothing(stated: Any, root: Path) -> None:
-    if stated is not None:
-        raise CodecError(f"not null: {_shown(stated)}")
-
-
-_PLAIN: dict[Any, Reader] = {
-    str: _text,
-    int: _whole,
-    float: _number,
-    bool: _truth,
-    type(None): _nothing,
-}
-
-
-def _union(kinds: Iterable[Any]) -> Reader:
-    """Null before any number, so that it stays null; then the first kind that fits."""
-    readers = [_reader(kind) for kind in sorted(kinds, key=lambda kind: kind is not type(None))]
-
-    def read(stated: Any, root: Path) -> Any:
-        for reader in readers:
-            try:
-                return reader(stated, root)
-            except CodecError as error:
-                last = error
-        raise last
-
-    return read
-
-
-def _one_of(known: Iterable[Any], make: Callable[[Any], Any]) -> Reader:
-    known = tuple(known)
-
-    def read(stated: Any, root: Path) -> Any:
-        if stated not in known:
-            raise CodecError(f"{_shown(stated)} is none of {', '.join(map(str, known))}")
-        return make(stated)
-
-    return read
-
-
-def _tuple(kinds: tuple[Any, ...]) -> Reader:
-    alike = len(kinds) == 2 and kinds[1] is Ellipsis
-    readers = [_reader(kind) for kind in (kinds[:1] if alike else kinds)]
-
-    def read(stated: Any, root: Path) -> Any:
-        if not isinstance(stated, (list, tuple)):
-            raise CodecError(f"no list: {_shown(stated)}")
-        if not alike and len(stated) != len(readers):
-            raise CodecError(f"{len(stated)} values, not {len(readers)}")
-        each = readers * len(stated) if alike else readers
-        found = []
-        for number, (reader, one) in enumerate(zip(each, stated, strict=True)):
-            try:
-                found.append(reader(one, root))
-            except CodecError as error:
-                raise error.inside(number) from error
-        return tuple(found)
-
-    return read
-
-
-def _mapping(name_kind: Any, kind: Any) -> Reader:
-    names, values = _reader(name_kind), _reader(kind)
-
-    def read(stated: Any, root: Path) -> Any:
-        if not isinstance(stated, dict):
-            raise CodecError(f"no object: {_shown(stated)}")
-        found = {}
-        for name, one in stated.items():
-            try:
-                found[names(name, root)] = values(one, root)
-            except CodecError as error:
-                raise error.inside(name) from error
-        return found
-
-    return read
-
-
-def _record(kind: Any) -> Reader:
-    hints = get_type_hints(kind)
-    fields = [field for field in dataclasses.fields(kind) if field.init]
-    # A record whose fields have changed may say how its older JSON reads.
-    as_now: Callable[[dict[str, Any]], dict[str, Any]] | None = getattr(kind, "as_now", None)
-
-    def read(stated: Any, root: Path) -> Any:
-        if not isinstance(stated, dict):
-            raise CodecError(f"no {kind.__name__}: {_shown(stated)}")
-        stated = as_now(stated) if as_now else stated
-        found = {}
-        for field in fields:
-            if field.name in stated:
-                try:
-                    found[field.name] = _reader(hints[field.name])(stated[field.name], root)
-                except CodecError as error:
-                    raise error.inside(field.name) from error
-            elif field.default is field.default_factory is dataclasses.MISSING:
-                raise CodecError("missing", field.name)
-        return kind(**found)
-
-    return read
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+def _name(kind: Any) -> str:
+    return str(kind.__name__)

@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mipkd.core import plugins
+from mipkd.core import codec, plugins
 from mipkd.core.errors import MipkdError, MissingError, StageError, UsageError
+from mipkd.core.measurement import Measurement
 from mipkd.core.records import Built, Graph, Told
 from pipeline.bench import parcel
 from pipeline.bench.job import make_pixels
@@ -109,7 +110,7 @@ def test_a_job_comes_back_with_the_pixels_that_are_made_here(
     job = job_of(tmp_path, net, sizes=2)
     file = device.carry_out(job.file, job.id, told(device, "cpu"), tmp_path)
     results, outputs = parcel.read_results(file)
-    assert [one.size for one in results.done.latencies[0]] == [(32, 32), (32, 33)]
+    assert [one.size for one in results.measurements[0].latencies] == [(32, 32), (32, 33)]
     here: list[ByteArray] = []
     make_pixels(find("cpu"), [net], job.images, lambda _b, _n, sr: here.append(sr))
     assert len(outputs) == len(here) == 2
@@ -133,7 +134,7 @@ def test_openvino_runs_where_numpy_and_openvino_are_all_there_is(
         file = device.carry_out(job.file, job.id, of, tmp_path)
     results, outputs = parcel.read_results(file)
     assert len(outputs) == 2
-    assert results.done.latencies[0][0].samples_s
+    assert results.measurements[0].latencies[0].samples_s
     assert gone(config.folder)
 
 
@@ -169,11 +170,11 @@ def test_a_broken_connection_is_made_again_and_no_part_is_lost(
     file = device.carry_out(job.file, job.id, of, tmp_path)
     thread.join()
     results, _ = parcel.read_results(file)
-    latencies = results.done.latencies[0]
+    latencies = results.measurements[0].latencies
     assert len(latencies) == 8
     assert 1 < len(before) < 8
     for part in before:
-        (kept,) = parcel.as_done(json.loads(part)).latencies[0]
+        (kept,) = codec.decode(tuple[Measurement, ...], json.loads(part))[0].latencies
         assert kept in latencies  # to the last sample
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mipkd.core import codec
 from mipkd.core.errors import MissingError, StageError, UsageError
-from mipkd.core.records import Built
+from mipkd.core.records import Built, Told
 from pipeline.bench import agent, parcel
 from pipeline.bench.latency import BenchSettings
 from targets.base import ByteArray
@@ -78,8 +79,10 @@ def test_results_hold_every_size_and_output(job: Path) -> None:
     results, outputs = parcel.read_results(agent.work(job, said.append))
     assert results.job == parcel.read_job(job).id
     assert results.told.target == "null"
-    assert [[one.size for one in of] for of in results.done.latencies] == [[(8, 8), (9, 5)]] * 2
-    assert all(len(one.samples_s) >= 5 for of in results.done.latencies for one in of)
+    assert [[one.size for one in m.latencies] for m in results.measurements] == [
+        [(8, 8), (9, 5)]
+    ] * 2
+    assert all(len(one.samples_s) >= 5 for m in results.measurements for one in m.latencies)
     assert said[-1]["done"] == said[-1]["of"]
     assert {model for model, _ in outputs} <= {0}  # a teacher's pixels are not asked for
 
@@ -89,8 +92,8 @@ def test_work_goes_on_after_the_parts_that_are_done(job: Path) -> None:
     (job / "done" / "latency-9x5.json").unlink()
     second, _ = parcel.read_results(agent.work(job, lambda _: None))
     kept, anew = (
-        [of[number].samples_s for of in first.done.latencies]
-        == [of[number].samples_s for of in second.done.latencies]
+        [m.latencies[number].samples_s for m in first.measurements]
+        == [m.latencies[number].samples_s for m in second.measurements]
         for number in (0, 1)
     )
     assert kept
@@ -102,7 +105,7 @@ def test_a_changed_result_is_refused(job: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(file) as whole:
         parts = {name: whole.read(name) for name in whole.namelist()}
     stated = json.loads(parts[parcel.RESULTS])
-    stated["done"]["latencies"][0][0]["samples_s"] = [1e-6] * 20
+    stated["measurements"][0]["latencies"][0]["samples_s"] = [1e-6] * 20
     parts[parcel.RESULTS] = json.dumps(stated).encode()
     changed = tmp_path / "changed.zip"
     with zipfile.ZipFile(changed, "w") as packed:
@@ -132,7 +135,7 @@ def test_the_program_says_what_it_can_and_what_it_did(job: Path) -> None:
         assert process.stdout
         told = json.loads(process.stdout.read())
     assert set(told["targets"]) == {"cpu", "null"}
-    assert parcel.as_told(told["targets"]["cpu"]).precisions[0] == "fp32"
+    assert codec.decode(Told, told["targets"]["cpu"]).precisions[0] == "fp32"
     with start("work", str(job)) as process:
         assert process.stdout
         lines = [json.loads(line) for line in process.stdout]

@@ -326,7 +326,7 @@ def test_trouble_while_packing_leaves_the_old_bundle(
     def stop(*_: object) -> None:
         raise trouble
 
-    monkeypatch.setattr(pack, "write_figures", stop)
+    monkeypatch.setattr(pack, "write_measurements", stop)
     with pytest.raises((StageError, KeyboardInterrupt)) as caught:
         pack.pack(evidence, BundleConfig(), finished.bundle)
     if isinstance(trouble, OSError):

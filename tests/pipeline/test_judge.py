@@ -279,3 +279,39 @@ def test_a_tint_that_psnr_hardly_sees_fails() -> None:
     tint = gate(found.gates, "cpu int8", "channel shift")
     assert (tint.outcome, tint.figure) == (Outcome.FAIL, pytest.approx(1.2))
     assert "blue +1.20" in tint.reason
+
+
+def test_the_recommendation_is_for_the_largest_size() -> None:
+    """INT8 is the fastest at the small size, FP32 at the large one."""
+    int8 = measurement("student", "cpu", "int8", ms=2)
+    slow_when_large = replace(int8, latencies=(int8.latencies[0], TEACHER.latencies[1]))
+    off = GateConfig(min_speedup_over_teacher="off")
+    verdict = judge(off, (BICUBIC, STUDENT, TEACHER, FP32, slow_when_large), ())
+    assert verdict.outcome is Outcome.PASS
+    assert [r.precision for r in verdict.recommended] == ["fp32"]
+    turned = replace(int8, latencies=(TEACHER.latencies[0], int8.latencies[1]))
+    verdict = judge(off, (BICUBIC, STUDENT, TEACHER, FP32, turned), ())
+    assert [r.precision for r in verdict.recommended] == ["int8"]
+
+
+def test_a_bound_on_another_metric_is_judged_in_its_own_direction() -> None:
+    base = replace(STUDENT, scores=with_tint(STUDENT, 0.2))
+    tinted = replace(INT8, scores=with_tint(INT8, 0.9))
+    bounds = {"tint": {"max_mean_drop": 0.5, "max_worst_drop": 1.0}}
+    config = GateConfig.model_validate({"metrics": bounds})
+    gates = judge(config, (BICUBIC, base, TEACHER, FP32, tinted), ()).gates
+    found = gate(gates, "cpu int8", "mean drop of Tint")
+    assert (found.outcome, found.unit) == (Outcome.FAIL, "levels")
+    assert found.figure == pytest.approx(0.7)
+    assert gate(gates, "cpu int8", "worst drop of Tint").outcome is Outcome.PASS
+    unscored = gate(gates, "cpu fp32", "mean drop of Tint")
+    assert (unscored.outcome, unscored.figure) == (Outcome.INVALID, None)
+
+
+def with_tint(m: Measurement, levels: float) -> tuple[ImageScore, ...]:
+    return tuple(replace(s, metrics={**s.metrics, "tint": levels}) for s in m.scores)
+
+
+def test_a_bound_on_a_metric_that_nobody_knows_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"unknown metric 'psnr_rbg'; did you mean psnr_rgb"):
+        GateConfig.model_validate({"metrics": {"psnr_rbg": {"max_mean_drop": 0.1}}})

@@ -227,8 +227,8 @@ def test_an_interrupted_kit_goes_on(kit: Path, bare: Path, tmp_path: Path) -> No
     assert "goes on where it was interrupted" in second.stdout
     assert sorted(f.name for f in there.parent.iterdir()) == [there.name, "results.zip"]
     found, _ = parcel.read_results(there.with_name("results.zip"))
-    kept = json.loads(done)["latencies"][0][0]["samples_s"]
-    assert list(found.done.latencies[0][0].samples_s) == kept
+    kept = json.loads(done)[0]["latencies"][0]["samples_s"]
+    assert list(found.measurements[0].latencies[0].samples_s) == kept
 
 
 def test_a_kit_says_what_a_device_lacks(once: Finished, kit: Path, tmp_path: Path) -> None:

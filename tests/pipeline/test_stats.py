@@ -12,6 +12,7 @@ from pipeline.bench.stats import (
     mean_over_images,
     mean_over_seeds,
     mean_over_seeds_and_images,
+    percentiles,
     ratio_of_means,
     ratio_of_medians,
 )
@@ -21,7 +22,7 @@ Array = npt.NDArray[np.float64]
 TRIALS = 1500
 
 
-def coverage(truth: float, draw: Callable[[], Estimate | Estimate], trials: int = TRIALS) -> float:
+def coverage(truth: float, draw: Callable[[], Estimate], trials: int = TRIALS) -> float:
     """The share of intervals that hold the truth."""
     found = [draw() for _ in range(trials)]
     return sum(one.low <= truth <= one.high for one in found) / trials
@@ -130,3 +131,30 @@ def test_a_ratio_to_what_may_be_zero_is_unbounded() -> None:
     exact = ratio_of_means([1.0, 1.5, 2.0], [2.0, 3.0, 4.0])
     assert exact.value == pytest.approx(0.5)
     assert (exact.low, exact.high) == (pytest.approx(0.5), pytest.approx(0.5))
+
+
+T_OF_3 = 4.302653  # Student's t with 2 degrees of freedom, 97.5 %; at 95 % it is 2.92
+
+
+def test_a_ratio_of_medians_has_the_interval_of_95_percent() -> None:
+    slow, fast = [2.0, 2.2, 2.1], [1.0, 1.05, 0.95]  # three blocks of one sample
+    logs = np.log(slow) - np.log(fast)
+    reach = math.exp(T_OF_3 * float(logs.std(ddof=1)) / math.sqrt(3))
+    found = ratio_of_medians(slow, fast)
+    assert found.value == pytest.approx(2.1)
+    assert (found.low, found.high) == (pytest.approx(2.1 / reach), pytest.approx(2.1 * reach))
+
+
+def test_a_ratio_of_means_has_the_interval_of_95_percent() -> None:
+    tops, bottoms = [0.2, 0.3, 0.1], [0.3, 0.4, 0.2]
+    found = ratio_of_means(tops, bottoms)
+    for share in (found.low, found.high):  # at its ends the data are just compatible with it
+        left = np.array(tops) - share * np.array(bottoms)
+        reach = T_OF_3 * float(left.std(ddof=1)) / math.sqrt(3)
+        assert abs(float(left.mean())) == pytest.approx(reach, rel=1e-5)
+
+
+def test_percentiles_have_the_intervals_of_95_percent() -> None:
+    found = percentiles([float(n) for n in range(1, 101)])
+    assert (found.p50_s.low, found.p50_s.high) == (40, 61)  # at 90 % it would be 42 and 59
+    assert (found.p90_s.low, found.p90_s.high) == (84, 96)  # 85 and 95
