@@ -22,13 +22,13 @@ from pipeline.bundle.golden import BundleConfig
 from pipeline.device.device import DeviceConfig
 from pipeline.judge.gates import GateConfig
 from pipeline.judge.regression import BaselineConfig
+from pipeline.quantize.qat import QatConfig
+from pipeline.quantize.search import QuantizeConfig
 from pipeline.settings import as_usage_error, assignments, merged
 from pipeline.stages.build import BuildConfig
 from pipeline.stages.calibrate import CalibrateConfig
 from pipeline.stages.export import AdoptConfig, ExportConfig
 from pipeline.stages.fit import FitConfig
-from pipeline.stages.qat import QatConfig
-from pipeline.stages.search import QuantizeConfig
 from pipeline.study import StudyConfig
 
 _PATHS = ("teacher", "model", "data", "val", "out")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from mipkd.core.errors import StageError
-from mipkd.core.measurement import Host, ImageScore, Measurement
+from mipkd.core.measurement import ImageScore, Measurement
 from mipkd.core.records import Built, TestSet, Told
 from mipkd.distill.data import load_tests
 from pipeline.bench import parcel
@@ -17,7 +17,7 @@ from pipeline.bench.job import carry_out, name_of
 from pipeline.bench.latency import BenchSettings
 from pipeline.bench.pixels import score_image
 from pipeline.device.device import Device
-from pipeline.run import stage
+from pipeline.run import NotInKey, Ref, stage
 from targets.base import ByteArray, find
 
 
@@ -26,34 +26,43 @@ def disturbed(found: tuple[Measurement, ...]) -> bool:
     return any(one.invalid_because for one in found)
 
 
-@stage(version=5, again=disturbed)
-def measure(
-    config: BenchSettings,
-    target: str,
-    builts: tuple[Built, ...],
-    tests: TestSet,
-    versions: dict[str, str],
-    host: Host,
-    out: Path,
-) -> tuple[Measurement, ...]:
-    """All of one target's models: latencies interleaved, then the students' pixels."""
-    chosen = find(target)
+@dataclass(frozen=True)
+class MeasureInputs:
+    """All of one target's models, to be measured interleaved."""
+
+    config: BenchSettings
+    target: str
+    builts: tuple[Ref[Built], ...]
+    tests: Ref[TestSet]
+
+
+@stage(version=5, retry_if=disturbed)
+def measure(inputs: MeasureInputs, *, out: Path) -> tuple[Measurement, ...]:
+    """Latencies interleaved, then the students' pixels."""
+    config, builts, tests = inputs.config, [ref.value for ref in inputs.builts], inputs.tests.value
+    chosen = find(inputs.target)
     scored = Scored(tests, out)
     images = ((name, lr_HWC) for name, lr_HWC, _ in load_tests(tests))
     timed = carry_out(chosen, builts, images, config, scored.take)
     return with_scores(timed, builts, scored)
 
 
+@dataclass(frozen=True)
+class MeasureThereInputs:
+    """The same for a device that told of the target."""
+
+    config: BenchSettings
+    told: Told
+    builts: tuple[Ref[Built], ...]
+    tests: Ref[TestSet]
+    device: NotInKey[Device]
+
+
 @stage(version=3)
-def measure_there(
-    config: BenchSettings,
-    told: Told,
-    builts: tuple[Built, ...],
-    tests: TestSet,
-    device: Device,
-    out: Path,
-) -> tuple[Measurement, ...]:
-    """The same on a device that told of a target: its pixels come back and are scored here."""
+def measure_there(inputs: MeasureThereInputs, *, out: Path) -> tuple[Measurement, ...]:
+    """The same on a device: its pixels come back and are scored here."""
+    config, told, device = inputs.config, inputs.told, inputs.device.value
+    builts, tests = [ref.value for ref in inputs.builts], inputs.tests.value
     job, images = out / "job.zip", [(name, lr_HWC) for name, lr_HWC, _ in load_tests(tests)]
     id = parcel.write_job(job, told.target, builts, images, config)
     file = device.carry_out(job, id, told, out)

@@ -24,12 +24,12 @@ from mipkd.core.measurement import Host, Latency, Measurement
 from mipkd.core.records import Distilled, Graph, Model, PatchSet, Photos
 from mipkd.metrics.base import find_metric
 from pipeline.bench.pixels import score_images
+from pipeline.cli.summary import summarize
 from pipeline.judge.gates import GateConfig, judge
 from pipeline.report import schema
 from pipeline.report.results_file import SCHEMA_VERSION, read_results
 from pipeline.report.wording import milliseconds, number
 from pipeline.report.write import write
-from pipeline.summary import summary
 
 ROOT = Path(__file__).resolve().parents[2]
 SCALE = 2
@@ -391,7 +391,7 @@ def test_latencies_of_an_invalid_measurement_are_not_shown(make: Make) -> None:
     assert why in " ".join(parsed(made["index.html"]).text)
     assert "6.00" not in made["report.md"]
     console = Console(width=200, file=StringIO())
-    console.print(summary(replace(evidence, measurements=tuple(slow))))
+    console.print(summarize(replace(evidence, measurements=tuple(slow))))
     told = console.file.getvalue()
     assert told.count("INVALID") == len(MS)
 
@@ -536,7 +536,7 @@ def test_no_gain_to_keep_is_said_and_no_share_given(make: Make) -> None:
     assert said in found["report.md"]
     assert "none to keep" in found["index.html"]
     terminal = StringIO()
-    Console(file=terminal, width=200).print(summary(evidence))
+    Console(file=terminal, width=200).print(summarize(evidence))
     assert said in terminal.getvalue()
 
 

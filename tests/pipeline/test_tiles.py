@@ -12,8 +12,8 @@ import torch
 from mipkd.distill import student
 from mipkd.export.onnx import export
 from mipkd.export.reach import reach
-from pipeline.bench.tiles import Tiling, bands, spans
 from pipeline.stages.assess import TorchSession
+from pipeline.upscale.tiles import Tiling, bands, spans
 from targets.base import upscale
 
 

@@ -13,12 +13,12 @@ from mipkd.core.evidence import Evidence, Gate, Outcome
 from mipkd.core.measurement import BY_KIT, Measurement
 from pipeline.bench.comparisons import mean_of, simulated_targets, speedup, valid_latency
 from pipeline.bench.distillation_gain import compare_with
+from pipeline.cli.terminal import COLOURS
 from pipeline.report.sentences import gain_sentence
 from pipeline.report.wording import whose
-from pipeline.terminal import COLOURS
 
 
-def summary(evidence: Evidence) -> Group:
+def summarize(evidence: Evidence) -> Group:
     """Latency, speed-up, PSNR and drop of each, then what no gate passes and what to ship."""
     table = Table(title=f"{evidence.name}: x{evidence.graph.scale} student, mean of test images")
     for name in ("target", "model", "precision", "size MB", "p50 ms", "at", "x teacher"):
@@ -41,8 +41,8 @@ def summary(evidence: Evidence) -> Group:
         )
     gates = evidence.verdict.gates
     stopped = [gate for gate in gates if gate.outcome is not Outcome.PASS]
-    lines = [_gate_line(Outcome.PASS, f"{len(gates) - len(stopped)} of {len(gates)} gates")]
-    lines += [_gate_line(gate.outcome, told(gate)) for gate in stopped]
+    lines = [_outcome_line(Outcome.PASS, f"{len(gates) - len(stopped)} of {len(gates)} gates")]
+    lines += [_outcome_line(gate.outcome, gate_line(gate)) for gate in stopped]
     for rival in evidence.rivals:
         found = compare_with(rival.name, evidence.measurements)
         lines.append(Text(f"gain    {gain_sentence(found, rival, evidence.student)}"))
@@ -71,14 +71,14 @@ def _elsewhere(evidence: Evidence) -> Iterator[str]:
             yield f"measured on {m.device}"
 
 
-def told(gate: Gate) -> str:
+def gate_line(gate: Gate) -> str:
     """A gate in one line."""
     figure = "" if gate.figure is None else f" {gate.figure:.3f} {gate.unit}"
     bound = "" if gate.figure is None else f" (bound {gate.bound:g} {gate.unit})"
     return f"{gate.subject}: {gate.name}{figure}{bound}: {gate.reason}"
 
 
-def _gate_line(outcome: Outcome, text: str) -> Text:
+def _outcome_line(outcome: Outcome, text: str) -> Text:
     return Text.assemble((f"{outcome.value:<8}", COLOURS[outcome]), text)
 
 
