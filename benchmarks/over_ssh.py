@@ -92,8 +92,8 @@ def _rounds(
 
 def _p50_s(built: Built, settings: BenchSettings, machine: Machine) -> float:
     info = machine.offers([built.target])[built.target]
-    results = machine.run(Job(info, (built,), settings))
-    return statistics.median(results.latencies[0][0].samples_s)
+    (found,) = machine.run(Job(info, (built,), settings))
+    return statistics.median(found.latencies[0].samples_s)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from mipkd.core.records import Distilled, Graph, Model, PatchSet, QuantPlan, Riv
 from mipkd.distill import ranks
 from mipkd.distill.trainer import DistillConfig
 from pipeline import caching
-from pipeline.bench.gain import is_rival
+from pipeline.bench.distillation_gain import is_rival
 from pipeline.config import Config, is_file
 from pipeline.context import RunContext
 from pipeline.inputs import (

@@ -7,8 +7,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from mipkd.core.errors import MissingError, UsageError, nearest
+from mipkd.core.evidence import Failure
+from mipkd.core.measurement import Host
 from mipkd.core.precision import PRECISIONS
-from mipkd.core.records import Failure, Host, TargetInfo
+from mipkd.core.records import TargetInfo
 from pipeline.config import Config
 from pipeline.failures import record_failure
 from pipeline.machine.base import Machine

@@ -101,8 +101,8 @@ def _score_checkpoint(net: SRNet, scale: int, images: Path) -> dict[str, Any]:
     return {
         "images": len(scores),
         "lr_from": tests.lr_from,
-        "psnr_y_db": round(statistics.fmean(s.psnr_y_db for s in scores), 4),
-        "ssim_y": round(statistics.fmean(s.ssim_y for s in scores), 5),
+        "psnr_y_db": round(statistics.fmean(s.metrics["psnr_y"] for s in scores), 4),
+        "ssim_y": round(statistics.fmean(s.metrics["ssim_y"] for s in scores), 5),
     }
 
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from mipkd.core.records import Evidence
+from mipkd.core.evidence import Evidence
 from pipeline import publish
-from pipeline.bench.gain import is_rival
+from pipeline.bench.distillation_gain import is_rival
 from pipeline.bench.host import describe_host
 from pipeline.config import Config
 from pipeline.contenders import (

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mipkd.core.errors import UsageError
-from mipkd.core.records import Built, Evidence, Failure, Measurement, TestSet
+from mipkd.core.evidence import Evidence, Failure
+from mipkd.core.measurement import Measurement
+from mipkd.core.records import Built, TestSet
 from pipeline.bench.models import name_of
 from pipeline.machine.base import Job
 from pipeline.machine.kit import ANEW, Kit

@@ -7,19 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from mipkd.core.errors import UnsupportedError
+from mipkd.core.evidence import Failure
+from mipkd.core.measurement import Measurement
 from mipkd.core.precision import PRECISIONS
-from mipkd.core.records import (
-    Built,
-    Failure,
-    Graph,
-    Measurement,
-    Model,
-    PatchSet,
-    QuantPlan,
-    TargetInfo,
-    Tuned,
-)
-from pipeline.bench.gain import is_rival
+from mipkd.core.records import Built, Graph, Model, PatchSet, QuantPlan, TargetInfo, Tuned
+from pipeline.bench.distillation_gain import is_rival
 from pipeline.contenders import Contender
 from pipeline.context import RunContext
 from pipeline.failures import record_failure

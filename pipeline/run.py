@@ -25,10 +25,9 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, get_type_hints
 
 from filelock import FileLock, Timeout
-from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
 
-from mipkd.core import memory
+from mipkd.core import codec, memory
 from mipkd.core.errors import MipkdError, StageError, UsageError
 
 log = logging.getLogger(__name__)
@@ -180,7 +179,7 @@ class Run:
 
     def keep(self, name: str, record: Any) -> None:
         """Store a record in the run's folder, under a name."""
-        stored = _swap_prefix(to_jsonable_python(record), str(self.root), _HERE)
+        stored = _swap_prefix(codec.encode(record), str(self.root), _HERE)
         partial = self.root / f"{name}.partial"
         partial.write_text(json.dumps(stored, indent=1))
         partial.replace(self.root / name)
@@ -192,7 +191,7 @@ class Run:
             OSError, ValueError: it is not there, or not of this kind.
         """
         stored = json.loads((self.root / name).read_text())
-        return TypeAdapter(kind).validate_python(_swap_prefix(stored, _HERE, str(self.root)))
+        return codec.decode(kind, _swap_prefix(stored, _HERE, str(self.root)))
 
     def _make(
         self,
@@ -238,13 +237,13 @@ class Run:
 
     def _stored(self, record: Any, partial: Path, folder: Path) -> Any:
         place = f"{_HERE}/{folder.relative_to(self.root)}"
-        stored = _swap_prefix(to_jsonable_python(record), str(partial), place)
+        stored = _swap_prefix(codec.encode(record), str(partial), place)
         return _swap_prefix(stored, str(self.root), _HERE)
 
     def _load(self, stage: Stage[I, R], folder: Path) -> R:
         stored = json.loads((folder / "record.json").read_text())
-        adapter: TypeAdapter[R] = TypeAdapter(stage.returns)
-        return adapter.validate_python(_swap_prefix(stored, _HERE, str(self.root)))
+        record: R = codec.decode(stage.returns, _swap_prefix(stored, _HERE, str(self.root)))
+        return record
 
     def _why(self, stage: Stage[I, R], label: str, asked: dict[str, Any]) -> str:
         """What differs from the latest receipt of the same stage and label."""

@@ -10,7 +10,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from mipkd.core.records import Host
+from mipkd.core.measurement import Host
 
 # What decides the speed of a convolution, under the names that Linux and macOS give.
 _FEATURES = {

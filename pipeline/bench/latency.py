@@ -22,7 +22,7 @@ from typing import ClassVar, cast
 import numpy as np
 
 from mipkd.core import memory
-from mipkd.core.records import Latency
+from mipkd.core.measurement import Latency
 from pipeline.bench.power import Energy, Source, joules_per_frame
 from targets.base import FloatArray, Session, upscale
 

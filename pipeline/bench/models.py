@@ -8,11 +8,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import replace
 from time import perf_counter
 
 from mipkd.core.errors import MipkdError
-from mipkd.core.records import Built, Latency, TargetInfo
+from mipkd.core.measurement import Measurement
+from mipkd.core.records import Built, TargetInfo
 from pipeline.bench.board import Watch, read_board
 from pipeline.bench.host import OtherPrograms, describe_host
 from pipeline.bench.latency import BenchSettings, LoadCost, compare, measure_memory_rise
@@ -25,16 +26,6 @@ Image = tuple[str, ByteArray]  # name, LR pixels
 Sink = Callable[[Built, str, ByteArray], None]  # takes a model's output for an image
 
 _BUSY = 0.05  # of the CPU's time taken by other programs: a note says so
-
-
-@dataclass(frozen=True)
-class Results:
-    """What was measured of a target's models, beside their pixels."""
-
-    latencies: tuple[tuple[Latency, ...], ...]  # of each model, by size
-    notes: tuple[str, ...] = ()  # what a reader should know of all of them
-    invalid_because: str = ""
-    conditions: dict[str, str] = field(default_factory=dict)  # of the board, while measured
 
 
 def probe_target(name: str) -> TargetInfo:
@@ -53,13 +44,28 @@ def probe_target(name: str) -> TargetInfo:
     return TargetInfo(name, why, False, (), {}, host)
 
 
-def time_models(target: Target, builts: Sequence[Built], settings: BenchSettings) -> Results:
-    """The latencies of each model, interleaved, and what the board did meanwhile.
+def time_models(
+    target: Target, builts: Sequence[Built], settings: BenchSettings
+) -> tuple[Measurement, ...]:
+    """The latencies of each model, interleaved, and what the board did meanwhile; no scores.
 
     Nothing is timed on a target that only simulates here: its models have no latencies.
     """
+    host, versions = describe_host(), target.versions()
+    measurements = tuple(
+        Measurement(
+            role=built.role,
+            target=built.target,
+            precision=built.precision,
+            size_bytes=built.size_bytes,
+            versions=versions,
+            simulated=target.simulated,
+            host=host,
+        )
+        for built in builts
+    )
     if target.simulated:
-        return Results(((),) * len(builts))
+        return measurements
     multiples = {name_of(b): b.multiple for b in builts}
     power, board, others = power_source(), read_board(), OtherPrograms()
     by_size = []
@@ -71,11 +77,15 @@ def time_models(target: Target, builts: Sequence[Built], settings: BenchSettings
                 compare(sessions, size, settings, multiples=multiples, power=power, costs=costs)
             )
     share = others.share()
-    return Results(
-        latencies=tuple(tuple(found[name_of(b)] for found in by_size) for b in builts),
-        notes=_note_if_busy(share),
-        invalid_because=watch.throttled or _why_too_busy(share, settings),
-        conditions={**board, **watch.conditions},
+    return tuple(
+        replace(
+            m,
+            latencies=tuple(found[name_of(built)] for found in by_size),
+            notes=_note_if_busy(share),
+            invalid_because=watch.throttled or _why_too_busy(share, settings),
+            conditions={**board, **watch.conditions},
+        )
+        for m, built in zip(measurements, builts, strict=True)
     )
 
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pydantic import TypeAdapter
-
+from mipkd.core.codec import decode
 from mipkd.core.errors import UsageError, nearest
+from mipkd.core.evidence import Evidence
 from mipkd.core.images import read_rgb
-from mipkd.core.records import Built, Evidence
+from mipkd.core.records import Built
 from pipeline.bench.latency import BenchSettings
 from pipeline.bench.models import Image
 from pipeline.bundle import manifest
@@ -121,4 +121,4 @@ def _golden(bundle: Path) -> Iterator[Image]:
 def settings_of(bundle: Path) -> BenchSettings:
     """How the run measured."""
     config = json.loads((bundle / PROVENANCE).read_text())["config"]
-    return TypeAdapter(BenchSettings).validate_python(config["bench"])
+    return decode(BenchSettings, config["bench"])

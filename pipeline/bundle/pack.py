@@ -7,14 +7,16 @@ import shutil
 from pathlib import Path
 
 from mipkd.core.errors import MissingError
-from mipkd.core.records import Built, Evidence, Measurement
+from mipkd.core.evidence import Evidence
+from mipkd.core.measurement import Measurement
+from mipkd.core.records import Built
 from mipkd.export.reach import Reach, reach
 from pipeline.bundle import manifest
 from pipeline.bundle.card import card
-from pipeline.bundle.figures import write_figures
 from pipeline.bundle.golden import BundleConfig, copy_golden
+from pipeline.bundle.measurements import write_measurements
 from pipeline.bundle.provenance import PROVENANCE, provenance
-from pipeline.report.results import collect
+from pipeline.report.figures import compute_figures
 from pipeline.report.write import replace_folder
 from pipeline.run import as_stage_error, program_version
 from targets.base import files_of
@@ -49,10 +51,12 @@ def _fill(evidence: Evidence, config: BundleConfig, out: Path) -> None:
     around = reach(evidence.graph.file)
     models = tuple(_copied(built, evidence, around, out) for built in students(evidence))
     golden = copy_golden(evidence.tests, evidence.measurements, config, out)
-    write_figures(evidence.measurements, evidence.host, out)
+    write_measurements(evidence.measurements, out)
     stated = provenance(evidence, program_version())
     (out / PROVENANCE).write_text(json.dumps(stated, indent=1, sort_keys=True))
-    (out / "README.md").write_text(card(evidence, collect(evidence, out), models, golden[0]))
+    (out / "README.md").write_text(
+        card(evidence, compute_figures(evidence, out), models, golden[0])
+    )
     manifest.write(
         manifest.Manifest(
             schema=manifest.SCHEMA,

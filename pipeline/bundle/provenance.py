@@ -4,23 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
 
-from pydantic import TypeAdapter
-from pydantic_core import to_jsonable_python
-
-from mipkd.core.records import (
-    Distilled,
-    Evidence,
-    Failure,
-    Model,
-    PatchSet,
-    Photos,
-    QuantPlan,
-    TestSet,
-)
+from mipkd.core.codec import decode, encode
+from mipkd.core.evidence import Evidence, Failure
+from mipkd.core.records import Distilled, Model, PatchSet, Photos, QuantPlan, TestSet
 
 PROVENANCE = "provenance.json"
 _PATHS = ("teacher", "model", "data", "val", "out")  # in a configuration
@@ -56,8 +46,8 @@ def provenance(evidence: Evidence, program: str) -> dict[str, Any]:
         "tests": _images(evidence.tests),
         "versions": {m.target: m.versions for m in evidence.measurements if m.versions},
         "gates": evidence.config.get("gates", {}),
-        "failures": [asdict(failure) for failure in evidence.failures],
-        "plans": to_jsonable_python([_without_files(plan) for plan in evidence.plans]),
+        "failures": encode(evidence.failures),
+        "plans": encode([_without_files(plan) for plan in evidence.plans]),
         "warnings": list(evidence.warnings),
         "not_measured": list(evidence.not_measured),
         "seconds": evidence.seconds,
@@ -68,12 +58,12 @@ def provenance(evidence: Evidence, program: str) -> dict[str, Any]:
 
 def failures(stated: dict[str, Any]) -> tuple[Failure, ...]:
     """What did not run, from a bundle's provenance."""
-    return tuple(Failure(**failure) for failure in stated["failures"])
+    return decode(tuple[Failure, ...], stated["failures"])
 
 
 def plans(stated: dict[str, Any]) -> tuple[QuantPlan, ...]:
     """How each target's INT8 was searched, from a bundle's provenance."""
-    return TypeAdapter(tuple[QuantPlan, ...]).validate_python(stated["plans"])
+    return decode(tuple[QuantPlan, ...], stated["plans"])
 
 
 def _without_files(plan: QuantPlan) -> QuantPlan:

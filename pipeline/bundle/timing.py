@@ -3,35 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from mipkd.core.errors import MipkdError, UsageError, nearest
-from mipkd.core.records import Host, Latency, TargetInfo
+from mipkd.core.errors import MipkdError, MissingError, UsageError, nearest
+from mipkd.core.evidence import Failure
+from mipkd.core.measurement import Host, Measurement
 from pipeline.bench.latency import BenchSettings
-from pipeline.bundle.manifest import Manifest, Model, damaged, problems
+from pipeline.bundle.manifest import Manifest, damaged, problems
 from pipeline.machine.base import Job, Machine
-
-
-@dataclass(frozen=True)
-class Timed:
-    """One model's latencies, or why there are none."""
-
-    target: str
-    precision: str
-    size_bytes: int
-    why_not: str = ""
-    latencies: tuple[Latency, ...] = ()
-    invalid_because: str = ""
-    notes: tuple[str, ...] = ()
-    conditions: dict[str, str] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def invalid(self) -> str:
-        """Why any of it should not be believed; "" when all can be."""
-        found = [self.invalid_because, *(one.invalid_because for one in self.latencies)]
-        return "; ".join(dict.fromkeys(filter(None, found)))
 
 
 @dataclass(frozen=True)
@@ -40,7 +20,8 @@ class Timings:
 
     bundle: str  # name of its run
     host: Host
-    models: tuple[Timed, ...]
+    measurements: tuple[Measurement, ...]
+    failures: tuple[Failure, ...]  # a row for each model that could not be measured
 
 
 def time_bundle(
@@ -65,43 +46,18 @@ def time_bundle(
         if damaged(model, wrong):
             what = f"{bundle}: files of {model.target} {model.precision} are not the bundle's"
             raise UsageError(what, hint="see which: mipkd-pipeline verify")
-    wanted = list(dict.fromkeys(targets)) or known
-    offered = machine.offers(wanted)
-    found: list[Timed] = []
-    for name in wanted:
+    found: list[Measurement] = []
+    failed: list[Failure] = []
+    offered = machine.offers(list(dict.fromkeys(targets)) or known)
+    for name, info in offered.items():
         models = [model for model in manifest.models if model.target == name]
-        found += _time_target(bundle, models, offered[name], settings, machine)
-    return Timings(manifest.name, offered[wanted[0]].host, tuple(found))
-
-
-def _time_target(
-    bundle: Path,
-    models: Sequence[Model],
-    info: TargetInfo,
-    settings: BenchSettings,
-    machine: Machine,
-) -> list[Timed]:
-    why_not = info.why_not
-    if not why_not and info.simulated:
-        why_not = "this machine could only simulate it"
-    if not why_not:
         try:
-            job = Job(info, tuple(model.built(bundle) for model in models), settings)
-            results = machine.run(job)
+            if info.why_not or info.simulated:
+                raise MissingError(info.why_not or "this machine could only simulate it")
+            builts = tuple(model.built(bundle) for model in models)
+            found += machine.run(Job(info, builts, settings))
         except Exception as error:  # one target's failure is a row
-            why_not = error.what if isinstance(error, MipkdError) else f"failed: {error}"
-    if why_not:
-        return [Timed(m.target, m.precision, m.size_bytes, why_not=why_not) for m in models]
-    return [
-        Timed(
-            target=model.target,
-            precision=model.precision,
-            size_bytes=model.size_bytes,
-            latencies=latencies,
-            invalid_because=results.invalid_because,
-            notes=results.notes,
-            conditions=results.conditions,
-            versions=info.versions,
-        )
-        for model, latencies in zip(models, results.latencies, strict=True)
-    ]
+            why = error.what if isinstance(error, MipkdError) else f"failed: {error}"
+            failed += [Failure(name, model.precision, "bench", why) for model in models]
+    host = next(iter(offered.values())).host
+    return Timings(manifest.name, host, tuple(found), tuple(failed))

@@ -15,9 +15,10 @@ from typing import ClassVar, Protocol
 
 from mipkd.core import plugins
 from mipkd.core.errors import StageError, UsageError, nearest
+from mipkd.core.measurement import Measurement
 from mipkd.core.records import Built, TargetInfo
 from pipeline.bench.latency import BenchSettings
-from pipeline.bench.models import Image, Results, Sink
+from pipeline.bench.models import Image, Sink
 from targets.base import ByteArray
 
 
@@ -71,8 +72,10 @@ class Machine(Protocol):
             MipkdError: it cannot be reached, or lacks what every target needs.
         """
 
-    def run(self, job: Job, take: Sink = ignore_pixels) -> Results:
+    def run(self, job: Job, take: Sink = ignore_pixels) -> tuple[Measurement, ...]:
         """Time the job's models and give the pixels of each image to `take`.
+
+        One measurement a model, in the job's order and without scores, which are the caller's.
 
         Raises:
             MachineLostError: it cannot be reached any more.

@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from mipkd.core.errors import UsageError
-from mipkd.core.records import BY_KIT, Built, TargetInfo
-from pipeline.bench.models import Results, Sink, name_of
+from mipkd.core.measurement import BY_KIT, Measurement
+from mipkd.core.records import Built, TargetInfo
+from pipeline.bench.models import Sink, name_of
 from pipeline.machine.base import DeviceConfig, Job, ignore_pixels
 from pipeline.machine.remote import job_file
 
@@ -34,7 +35,7 @@ class Kit:
             raise UsageError(f"{file}: for {self.info.target}, its job for {target}")
         if self.info.simulated:
             raise UsageError(f"{file}: {target} was only simulated there: nothing is measured")
-        if len(self._found.results.latencies) != len(self.asked.builts):
+        if len(self._found.measurements) != len(self.asked.builts):
             raise UsageError(f"{file}: damaged: not one entry a model", hint=ANEW)
 
     @property
@@ -51,7 +52,7 @@ class Kit:
             for name in targets
         }
 
-    def run(self, job: Job, take: Sink = ignore_pixels) -> Results:
+    def run(self, job: Job, take: Sink = ignore_pixels) -> tuple[Measurement, ...]:
         """What the kit measured, if it was given these models and images.
 
         Raises:
@@ -60,7 +61,7 @@ class Kit:
         self._check_models(job.builts)
         self._check_images(job)
         job_file.give_outputs(self._outputs, self.asked, job.builts, take)
-        return self._found.results
+        return self._found.measurements
 
     def close(self) -> None:
         """Nothing is open."""

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mipkd.core.errors import MipkdError, StageError
+from mipkd.core.measurement import Measurement
 from mipkd.core.records import TargetInfo
-from pipeline.bench.models import Results, Sink, make_pixels, probe_target, time_models
+from pipeline.bench.models import Sink, make_pixels, probe_target, time_models
 from pipeline.machine.base import DeviceConfig, Job, ignore_pixels
 from targets.base import find
 
@@ -23,16 +24,16 @@ class Local:
     def offers(self, targets: Sequence[str]) -> dict[str, TargetInfo]:
         return {name: replace(probe_target(name), local=True) for name in targets}
 
-    def run(self, job: Job, take: Sink = ignore_pixels) -> Results:
+    def run(self, job: Job, take: Sink = ignore_pixels) -> tuple[Measurement, ...]:
         target = find(job.info.target)
         try:
-            results = time_models(target, job.builts, job.settings)
+            found = time_models(target, job.builts, job.settings)
             make_pixels(target, job.builts, job.images, take)
         except (MipkdError, OSError):
             raise
         except Exception as error:  # whatever a runtime raises
             raise StageError(f"{type(error).__name__}: {error}") from error
-        return results
+        return found
 
     def close(self) -> None:
         """Nothing is open."""

@@ -1,4 +1,4 @@
-"""What runs on one machine came to over time: lines in a plain file, changes, and a page.
+"""Latency and quality of this machine's runs over time: a line a model, changes, and a page.
 
 `history.jsonl` lies beside the runs' folders; each finished run adds a line for each model.
 """
@@ -6,17 +6,19 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from markupsafe import Markup
-from pydantic import TypeAdapter, ValidationError
 
+from mipkd.core.codec import decode, encode
 from mipkd.core.errors import UsageError
+from mipkd.core.evidence import Evidence
+from pipeline.bench.comparisons import mean_of, students, valid_latency, valid_sizes
 from pipeline.report.plots import Curve, lines
-from pipeline.report.schema import MeasurementResult, Results
 from pipeline.report.write import environment
 
 FILE = "history.jsonl"
@@ -58,34 +60,33 @@ class Change:
     after: float
 
 
-def of_results(results: Results) -> Iterator[Line]:
+def lines_of(evidence: Evidence) -> Iterator[Line]:
     """A line for each model of the student that was measured."""
-    for m in results.measurements:
-        if m.role != "student" or m.kind == "reference":
-            continue
-        size, p50_ms = _latency(m)
-        host = m.host or results.host
+    for m in students(evidence.measurements):
+        size = max(valid_sizes(m), key=math.prod, default=None)  # the largest that is valid
+        latency = valid_latency(m, size) if size else None
+        host = m.host or evidence.host
         yield Line(
-            created=results.run.created,
-            run=results.run.name,
-            commit=results.run.commit,
+            created=evidence.created,
+            run=evidence.name,
+            commit=evidence.commit,
             host=host.id,
             cpu=host.cpu,
             target=m.target,
             precision=m.precision,
-            size=size,
-            p50_ms=p50_ms,
-            psnr_y_db=m.quality.psnr_y_db if m.quality else None,
-            tests=results.tests.sha256[:12],
-            verdict=results.verdict.outcome,
+            size=f"{size[1]}x{size[0]}" if size else "",
+            p50_ms=statistics.median(latency.samples_s) * 1e3 if latency else None,
+            psnr_y_db=mean_of(m),
+            tests=evidence.tests.sha256[:12],
+            verdict=evidence.verdict.outcome.value,
         )
 
 
-def append(results: Results, file: Path) -> None:
+def append(evidence: Evidence, file: Path) -> None:
     """Add a run's lines; the file only grows."""
     with file.open("a") as kept:
-        for line in of_results(results):
-            kept.write(json.dumps(asdict(line)) + "\n")
+        for line in lines_of(evidence):
+            kept.write(json.dumps(encode(line)) + "\n")
 
 
 def read(file: Path) -> list[Line]:
@@ -104,13 +105,12 @@ def read(file: Path) -> list[Line]:
     found = []
     for number, text in enumerate(texts, 1):
         try:
-            found.append(TypeAdapter(Line).validate_json(text))
-        except ValidationError as error:
+            found.append(decode(Line, json.loads(text)))
+        except ValueError as error:
             if number == len(texts):
                 break
-            what = error.errors()[0]["msg"]
             raise UsageError(
-                f"{file}: line {number}: {what}", hint="take that line out of the file"
+                f"{file}: line {number}: {error}", hint="take that line out of the file"
             ) from error
     return sorted(found, key=lambda line: line.created)
 
@@ -226,12 +226,3 @@ def _steps(moved: Sequence[Change], count: int) -> Iterator[Curve]:
         first, last = max(0, change.at - _BEFORE), min(count, change.at + _AFTER)
         yield Curve("before", [first + 1, change.at], [change.before] * 2, 2)
         yield Curve("after", [change.at + 1, max(last, change.at + 2)], [change.after] * 2, 1)
-
-
-def _latency(m: MeasurementResult) -> tuple[str, float | None]:
-    """At the largest size that is valid."""
-    valid = [one for one in m.latencies if one.p50_ms is not None and not one.invalid_because]
-    if not valid:
-        return "", None
-    most = max(valid, key=lambda one: one.height * one.width)
-    return f"{most.width}x{most.height}", most.p50_ms

@@ -168,7 +168,7 @@ def _time_candidate(
         return {precision: p50_s for one in alone for precision, p50_s in one.items()}
     return {
         built.precision: statistics.median(one.samples_s)
-        for built, latencies in zip(builts, found.latencies, strict=True)
-        for one in latencies
+        for built, m in zip(builts, found, strict=True)
+        for one in m.latencies
         if one.samples_s
     }

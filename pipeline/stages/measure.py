@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mipkd.core.records import Built, ImageScore, Measurement, TargetInfo, TestSet
+from mipkd.core.measurement import ImageScore, Measurement
+from mipkd.core.records import Built, TargetInfo, TestSet
 from mipkd.distill.data import load_tests
 from pipeline.bench.latency import BenchSettings
 from pipeline.bench.models import name_of
@@ -33,7 +34,7 @@ class MeasureInputs:
     machine: NotInKey[Machine]
 
 
-@stage(version=5, retry_if=is_disturbed)
+@stage(version=6, retry_if=is_disturbed)
 def measure(inputs: MeasureInputs, *, out: Path) -> tuple[Measurement, ...]:
     """All of one target's models: latencies interleaved, then the students' pixels."""
     builts = tuple(ref.value for ref in inputs.builts)
@@ -46,28 +47,23 @@ def measure_on(machine: Machine, job: Job, tests: TestSet, out: Path) -> tuple[M
 
     Outputs are kept as PNG under `out`.
     """
-    scored, info = Scored(tests, out), job.info
+    scored = Scored(tests, out)
     images = ((name, lr_HWC) for name, lr_HWC, _ in load_tests(tests))
-    found = machine.run(replace(job, images=images), scored.take)
+    timed = machine.run(replace(job, images=images), scored.take)
     return tuple(
-        Measurement(
+        replace(
+            m,
             role=built.role,
             target=built.target,
             precision=built.precision,
             size_bytes=built.size_bytes,
-            latencies=latencies,
             scores=scored.of(built),
             outputs=scored.folder(built) if scored.of(built) else None,
-            versions=info.versions,
-            notes=(*built.notes, *found.notes),
-            invalid_because=found.invalid_because,
-            conditions=found.conditions,
+            notes=(*built.notes, *m.notes),
             file=built.file,
-            simulated=info.simulated,
             device=machine.address,
-            host=None if info.local else info.host,
         )
-        for built, latencies in zip(job.builts, found.latencies, strict=True)
+        for m, built in zip(timed, job.builts, strict=True)
     )
 
 

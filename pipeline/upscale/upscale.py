@@ -16,7 +16,8 @@ from mipkd.core.errors import MissingError, StageError, UsageError, nearest
 from mipkd.core.images import ByteArray, list_images, resize_bicubic
 from mipkd.core.records import Built
 from pipeline.bench.latency import measure_memory_rise
-from pipeline.bundle import check, manifest
+from pipeline.bundle import manifest
+from pipeline.judge import check
 from pipeline.run import as_stage_error
 from pipeline.upscale.pictures import Picture, join_alpha, read_picture
 from pipeline.upscale.png import PngBands

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mipkd.core import codec
 from mipkd.core.errors import MissingError, StageError, UsageError
-from mipkd.core.records import Built
+from mipkd.core.records import Built, TargetInfo
 from pipeline.bench.latency import BenchSettings
 from pipeline.machine.remote import agent, job_file
 from targets.base import ByteArray
@@ -77,11 +78,11 @@ def test_a_changed_job_is_refused(job: Path) -> None:
 def test_results_hold_every_size_and_output(job: Path) -> None:
     said: list[dict[str, object]] = []
     found, outputs = job_file.read_results(agent.work(job, said.append))
-    results = found.results
+    measurements = found.measurements
     assert found.job == job_file.read_job(job).id
     assert found.info.target == "null"
-    assert [[one.size for one in of] for of in results.latencies] == [[(8, 8), (9, 5)]] * 2
-    assert all(len(one.samples_s) >= 5 for of in results.latencies for one in of)
+    assert [[one.size for one in m.latencies] for m in measurements] == [[(8, 8), (9, 5)]] * 2
+    assert all(len(one.samples_s) >= 5 for m in measurements for one in m.latencies)
     assert said[-1]["done"] == said[-1]["of"]
     assert {model for model, _ in outputs} <= {0}  # a teacher's pixels are not asked for
 
@@ -91,8 +92,8 @@ def test_work_goes_on_after_the_parts_that_are_done(job: Path) -> None:
     (job / "done" / "latency-9x5.json").unlink()
     second, _ = job_file.read_results(agent.work(job, lambda _: None))
     kept, anew = (
-        [of[number].samples_s for of in first.results.latencies]
-        == [of[number].samples_s for of in second.results.latencies]
+        [m.latencies[number].samples_s for m in first.measurements]
+        == [m.latencies[number].samples_s for m in second.measurements]
         for number in (0, 1)
     )
     assert kept
@@ -104,7 +105,7 @@ def test_a_changed_result_is_refused(job: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(file) as whole:
         parts = {name: whole.read(name) for name in whole.namelist()}
     stated = json.loads(parts[job_file.RESULTS])
-    stated["results"]["latencies"][0][0]["samples_s"] = [1e-6] * 20
+    stated["measurements"][0]["latencies"][0]["samples_s"] = [1e-6] * 20
     parts[job_file.RESULTS] = json.dumps(stated).encode()
     changed = tmp_path / "changed.zip"
     with zipfile.ZipFile(changed, "w") as packed:
@@ -135,7 +136,7 @@ def test_the_program_says_what_it_can_and_what_it_did(job: Path) -> None:
         found = json.loads(process.stdout.read())
     assert list(found["targets"]) == ["cpu", "null", "nonsense"]
     assert "unknown name 'nonsense'" in found["targets"]["nonsense"]["why_not"]
-    assert job_file.parse_info(found["targets"]["cpu"]).precisions[0] == "fp32"
+    assert codec.decode(TargetInfo, found["targets"]["cpu"]).precisions[0] == "fp32"
     with start("work", str(job)) as process:
         assert process.stdout
         lines = [json.loads(line) for line in process.stdout]

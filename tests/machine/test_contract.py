@@ -44,9 +44,9 @@ def test_its_pixels_are_those_of_the_runtime_and_every_size_is_timed(
     job = job_of(machine, net, sizes=2)
     job = replace(job, builts=(net, replace(net, role="teacher")))
     pixels: list[tuple[str, str, ByteArray]] = []
-    results = machine.run(job, lambda b, name, sr: pixels.append((b.role, name, sr)))
-    assert [[one.size for one in of] for of in results.latencies] == [[(32, 32), (32, 33)]] * 2
-    assert all(len(one.samples_s) >= 5 for of in results.latencies for one in of)
+    found = machine.run(job, lambda b, name, sr: pixels.append((b.role, name, sr)))
+    assert [[one.size for one in m.latencies] for m in found] == [[(32, 32), (32, 33)]] * 2
+    assert all(len(one.samples_s) >= 5 for m in found for one in m.latencies)
     here: list[ByteArray] = []
     make_pixels(find("cpu"), [net], job.images, lambda _b, _n, sr: here.append(sr))
     assert [(role, name) for role, name, _ in pixels] == [  # a teacher's are not asked for
@@ -59,7 +59,7 @@ def test_its_pixels_are_those_of_the_runtime_and_every_size_is_timed(
 
 def test_a_job_without_images_is_timed_alone(machine: Machine, net: Built) -> None:
     job = job_of(machine, net, images=0)
-    assert machine.run(job).latencies[0][0].samples_s
+    assert machine.run(job)[0].latencies[0].samples_s
 
 
 def test_a_job_that_fails_is_an_error_of_ours_and_the_next_one_runs(
@@ -71,7 +71,7 @@ def test_a_job_that_fails_is_an_error_of_ours_and_the_next_one_runs(
     with pytest.raises(MipkdError) as raised:
         machine.run(Job(job.info, (replace(net, file=broken),), job.settings))
     assert not isinstance(raised.value, MachineLostError)
-    assert machine.run(job).latencies[0][0].samples_s
+    assert machine.run(job)[0].latencies[0].samples_s
 
 
 def test_a_link_that_drops_is_tried_again_and_given_up(net: Built, tmp_path: str) -> None:
@@ -82,7 +82,7 @@ def test_a_link_that_drops_is_tried_again_and_given_up(net: Built, tmp_path: str
     machine = AgentMachine(link, config)
     job = job_of(machine, net)
     link.drops = 2
-    assert machine.run(job).latencies[0][0].samples_s
+    assert machine.run(job)[0].latencies[0].samples_s
     link.drops = 9
     with pytest.raises(MachineLostError, match="fake://far: connection lost for good"):
         machine.run(job)

@@ -25,8 +25,8 @@ PHONE = """
 import subprocess
 from time import perf_counter
 
-from mipkd.core.records import Latency
-from pipeline.bench.models import Results, probe_target
+from mipkd.core.measurement import Latency, Measurement
+from pipeline.bench.models import probe_target
 
 
 class Phone:
@@ -37,7 +37,17 @@ class Phone:
         return {name: probe_target(name) for name in targets if name == "null"}
 
     def run(self, job, take=None):
-        return Results(tuple(tuple(map(self._time, job.settings.sizes)) for _ in job.builts))
+        sizes, host = job.settings.sizes, job.info.host
+        return tuple(
+            Measurement(
+                b.role,
+                b.target,
+                b.precision,
+                latencies=tuple(map(self._time, sizes)),
+                host=host,
+            )
+            for b in job.builts
+        )
 
     def close(self):
         pass
@@ -107,7 +117,7 @@ def test_a_machine_without_python_runs_jobs_its_own_way(tmp_path: Path) -> None:
         "with connect(DeviceConfig('phone://mine')) as machine:\n"
         "    info = machine.offers(['null', 'cpu'])['null']\n"
         "    found = machine.run(Job(info, (built,), BenchSettings(sizes=((8, 8), (9, 9)))))\n"
-        "print([[one.size, min(one.samples_s) >= 0.01] for one in found.latencies[0]])\n"
+        "print([[one.size, min(one.samples_s) >= 0.01] for one in found[0].latencies])\n"
     )
     env = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(mine)))}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)

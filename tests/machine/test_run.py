@@ -85,10 +85,10 @@ def results_in(folder: Path) -> dict[str, Any]:
 
 def quality(results: dict[str, Any]) -> dict[tuple[str, str], float]:
     return {
-        (m["precision"], image["image"]): image["psnr_y_db"]
+        (m["precision"], image["image"]): image["metrics"]["psnr_y"]
         for m in results["measurements"]
         if m["target"] == "cpu"
-        for image in m["quality"]["images"]
+        for image in m["scores"]
     }
 
 
@@ -213,5 +213,5 @@ def test_a_bundle_keeps_the_devices_address_to_itself_and_is_timed_there(
     said = CliRunner().invoke(cli.app, given)
     assert said.exit_code in (0, 7), said.stderr
     found = json.loads((tmp_path / "b.json").read_text())
-    assert [one["size"] for m in found["models"] for one in m["latencies"]] == [[9, 8]] * 2
-    assert "torch" not in found["models"][0]["versions"]
+    assert [one["size"] for m in found["measurements"] for one in m["latencies"]] == [[9, 8]] * 2
+    assert "torch" not in found["measurements"][0]["versions"]

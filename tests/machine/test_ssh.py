@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 
+from mipkd.core import codec
 from mipkd.core.errors import MipkdError, MissingError, StageError, UsageError
 from mipkd.core.records import Built, Graph
 from pipeline.machine.base import DeviceConfig, MachineLostError, connect
-from pipeline.machine.remote import job_file
+from pipeline.machine.remote import agent
 from pipeline.machine.remote.agent_machine import AgentMachine
 from pipeline.machine.remote.transfer import RemotePython
 from pipeline.machine.ssh import MACHINE, SshLink, address_of
@@ -69,9 +70,9 @@ def test_openvino_runs_where_numpy_and_openvino_are_all_there_is(
     with closing(MACHINE(there)) as device:
         info = device.offers(["openvino"])["openvino"]
         built = openvino.build(BuildRequest(graph, "fp32", tmp_path / "ov", on=info))
-        results = device.run(job_of(device, built), lambda _b, _n, sr: outputs.append(sr))
+        (found,) = device.run(job_of(device, built), lambda _b, _n, sr: outputs.append(sr))
     assert len(outputs) == 2
-    assert results.latencies[0][0].samples_s
+    assert found.latencies[0].samples_s
     assert gone(config.folder)
 
 
@@ -103,12 +104,12 @@ def test_a_broken_connection_is_made_again_and_no_part_is_lost(
         sshd.cut()
 
     thread = in_the_meantime(lambda: len(parts()) > 1, cut)
-    latencies = device.run(job).latencies[0]
+    latencies = device.run(job)[0].latencies
     thread.join()
     assert len(latencies) == 8
     assert 1 < len(before) < 8
     for part in before:
-        (kept,) = job_file.parse_results(json.loads(part)).latencies[0]
+        ((kept,),) = (m.latencies for m in codec.decode(agent.Parts, json.loads(part)))
         assert kept in latencies  # to the last sample
 
 

@@ -23,7 +23,7 @@ from pipeline.bench.host import OtherPrograms, describe_host
 from pipeline.bench.latency import BenchSettings, compare, find_doubt, find_drift
 from pipeline.bench.models import time_models
 from pipeline.bench.pixels import output_file, score
-from pipeline.bench.stats import percentiles, ratio_of_medians
+from pipeline.bench.stats import Estimate, percentiles, ratio_of_medians
 from targets.base import FloatArray, Session, find
 
 USUAL = BenchSettings()
@@ -224,8 +224,10 @@ def test_default_sizes_are_height_by_width() -> None:
 def test_percentiles_are_those_of_the_samples() -> None:
     samples = tuple(i / 100 for i in range(101))
     found = percentiles(samples)
-    assert (found.p50_s, found.p90_s, found.p99_s) == pytest.approx((0.5, 0.9, 0.99))
-    for low, high in (found.p50_range_s, found.p90_range_s, found.p99_range_s):
+    assert tuple(p.value for p in (found.p50_s, found.p90_s, found.p99_s)) == pytest.approx(
+        (0.5, 0.9, 0.99)
+    )
+    for low, high in ((p.low, p.high) for p in (found.p50_s, found.p90_s, found.p99_s)):
         assert low < high
 
 
@@ -259,7 +261,7 @@ def test_scores_are_of_the_pixels_that_are_written(tmp_path: Path) -> None:
         for name, session in (("exact", _Exact(hr)), ("repeated", Repeat()))
     )
     assert exact[0].psnr_y_db == 100
-    assert exact[0].ssim_y == pytest.approx(1)
+    assert exact[0].metrics["ssim_y"] == pytest.approx(1)
     assert repeated[0].psnr_y_db < 15
     assert repeated[0].image == "one.two"
     assert np.array_equal(read_rgb(output_file(tmp_path / "exact", "one.two")), hr)
@@ -283,7 +285,7 @@ class _Exact(Repeat):
 def test_bench_imports_on_a_bare_device() -> None:
     code = (
         "import sys, pipeline.bench.latency, pipeline.bench.stats, pipeline.bench.host, "
-        "pipeline.bench.pixels, pipeline.bench.against\n"
+        "pipeline.bench.pixels, pipeline.bench.comparisons\n"
         "heavy = {'torch', 'pydantic', 'PIL', 'skimage', 'typer', 'onnx'} & set(sys.modules)\n"
         "sys.exit(', '.join(heavy) or 0)"
     )
@@ -332,13 +334,11 @@ def test_the_range_of_a_percentile_holds_it_19_times_of_20() -> None:
     held = np.zeros(2)
     for _ in range(400):
         found = percentiles(rng.exponential(1.0, 120))
-        for index, (share, (low, high)) in enumerate(
-            ((0.5, found.p50_range_s), (0.9, found.p90_range_s))
-        ):
-            held[index] += low <= -np.log(1 - share) <= high
+        for index, (share, one) in enumerate(((0.5, found.p50_s), (0.9, found.p90_s))):
+            held[index] += one.low <= -np.log(1 - share) <= one.high
     assert (held >= 0.93 * 400).all()
     one = percentiles([2.0])
-    assert (one.p50_s, one.p50_range_s, one.p99_range_s) == (2.0, (2.0, 2.0), (2.0, 2.0))
+    assert one.p50_s == one.p99_s == Estimate(2.0, 2.0, 2.0)
 
 
 def test_from_bytes_to_bytes_takes_longer_than_the_bare_call() -> None:
@@ -357,7 +357,7 @@ def taken(size: int) -> mmap.mmap:
     return found
 
 
-class Hungry:
+class Hungry(Session):
     """Takes memory when it is opened, and more at its first inference."""
 
     def __init__(self) -> None:
@@ -377,8 +377,8 @@ def test_load_and_memory_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     target = find("null")
     monkeypatch.setattr(type(target), "open", lambda self, built: Hungry())
     built = Built("null", "fp32", "student", tmp_path / "model.onnx", 1, scale=2, multiple=1)
-    done = time_models(target, [built], replace(QUICK, sizes=((8, 8), (16, 16))))
-    for latency in done.latencies[0]:
+    (found,) = time_models(target, [built], replace(QUICK, sizes=((8, 8), (16, 16))))
+    for latency in found.latencies:
         assert latency.load_s is not None
         assert latency.load_s > 0
         assert latency.memory_bytes is not None

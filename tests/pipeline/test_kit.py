@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from mipkd.core.records import Evidence
+from mipkd.core.evidence import Evidence
 from pipeline.bundle import manifest
 from pipeline.bundle.kit import make_kit
 from pipeline.machine.remote import job_file
@@ -102,10 +102,10 @@ def test_collected_figures_are_those_of_a_local_run(
     for key, m in after.items():
         assert m["device"] == "kit"
         assert m["host"]
-        assert m["quality"] == before[key]["quality"]
-        sizes = [(one["height"], one["width"]) for one in m["latencies"]]  # type: ignore[attr-defined]
-        assert sizes == [(24, 32), (32, 32)]
-        assert all(one["samples"] >= 20 for one in m["latencies"])  # type: ignore[attr-defined]
+        assert m["scores"] == before[key]["scores"]
+        sizes = [one["size"] for one in m["latencies"]]  # type: ignore[attr-defined]
+        assert sizes == [[24, 32], [32, 32]]
+        assert all(len(one["samples_s"]) >= 20 for one in m["latencies"])  # type: ignore[attr-defined]
     assert before["student", "int8"]["latencies"] != after["student", "int8"]["latencies"]
     page = (finished.root / "report/latest/report.md").read_text()
     assert "Measured elsewhere: cpu on " in page
@@ -236,8 +236,8 @@ def test_an_interrupted_kit_goes_on(kit: Path, bare: Path, tmp_path: Path) -> No
     assert "goes on where it was interrupted" in second.stdout
     assert sorted(f.name for f in there.parent.iterdir()) == [there.name, "results.zip"]
     found, _ = job_file.read_results(there.with_name("results.zip"))
-    kept = json.loads(done)["latencies"][0][0]["samples_s"]
-    assert list(found.results.latencies[0][0].samples_s) == kept
+    kept = json.loads(done)[0]["latencies"][0]["samples_s"]
+    assert list(found.measurements[0].latencies[0].samples_s) == kept
 
 
 def test_a_kit_says_what_a_device_lacks(once: Finished, kit: Path, tmp_path: Path) -> None:

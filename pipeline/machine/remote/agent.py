@@ -22,14 +22,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mipkd.core import codec
 from mipkd.core.errors import MipkdError, MissingError, StageError
+from mipkd.core.measurement import Measurement
 from mipkd.core.records import Built
 from pipeline.bench.models import (
-    Results,
     gives_pixels,
     make_pixels,
     probe_target,
@@ -42,6 +43,7 @@ from targets.base import ByteArray, Target, find
 PATIENCE_S = 30.0  # without a word from the other side
 RESULTS_FILE = "results.zip"
 
+Parts = tuple[Measurement, ...]  # one a model
 Say = Callable[[dict[str, Any]], None]
 
 
@@ -63,25 +65,26 @@ def work(folder: Path, say: Say) -> Path:
     total = timed + (len(job.images) if target.makes_pixels else 0)
     progress = _Progress(say, total)
     parts = list(_timings(job, target, done, progress))
+    parts = parts or [time_models(target, job.builts, job.settings)]  # simulated: not timed
     _pixels(job, target, folder, progress)
-    results = job_file.join_results(parts, len(job.builts))
-    stored = job_file.StoredResults(job.id, info, platform.python_version(), results)
+    found = job_file.join_parts(parts)
+    stored = job_file.StoredResults(job.id, info, platform.python_version(), found)
     job_file.write_results(folder / RESULTS_FILE, stored, done)
     return folder / RESULTS_FILE
 
 
 def _timings(
     job: job_file.StoredJob, target: Target, done: Path, progress: _Progress
-) -> Iterator[Results]:
+) -> Iterator[Parts]:
     for size in job.settings.sizes if not target.simulated else ():
         file = done / f"latency-{size[0]}x{size[1]}.json"
         if not file.is_file():
             found = time_models(target, job.builts, replace(job.settings, sizes=(size,)))
             partial = file.with_suffix(".partial")
-            partial.write_text(json.dumps(asdict(found)))
+            partial.write_text(json.dumps(codec.encode(found)))
             partial.replace(file)
         progress.step(f"latency at LR {size[1]}x{size[0]}")
-        yield job_file.parse_results(json.loads(file.read_text()))
+        yield codec.decode(Parts, json.loads(file.read_text()))
 
 
 def _pixels(job: job_file.StoredJob, target: Target, folder: Path, progress: _Progress) -> None:
@@ -159,7 +162,7 @@ def main(arguments: list[str]) -> int:
     try:
         _end_when_left()
         if arguments[0] == "probe":
-            infos = {name: asdict(probe_target(name)) for name in arguments[1:]}
+            infos = {name: codec.encode(probe_target(name)) for name in arguments[1:]}
             _say({"python": platform.python_version(), "targets": infos})
         else:
             folder = Path(arguments[1])

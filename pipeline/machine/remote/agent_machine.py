@@ -9,14 +9,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from mipkd.core import codec
 from mipkd.core.errors import MipkdError, MissingError, StageError, UnsupportedError
+from mipkd.core.measurement import Measurement
 from mipkd.core.records import TargetInfo
-from pipeline.bench.models import Results, Sink
+from pipeline.bench.models import Sink
 from pipeline.machine.base import DeviceConfig, Job, MachineLostError, ignore_pixels
 from pipeline.machine.remote import job_file
 from pipeline.machine.remote.agent_zip import agent_bytes
@@ -60,9 +61,9 @@ class AgentMachine:
             if not facts:
                 raise self._python.explain(remote)
         self._raise_error(facts[-1])
-        return {name: job_file.parse_info(info) for name, info in facts[-1]["targets"].items()}
+        return {name: codec.decode(TargetInfo, info) for name, info in facts[-1]["targets"].items()}
 
-    def run(self, job: Job, take: Sink = ignore_pixels) -> Results:
+    def run(self, job: Job, take: Sink = ignore_pixels) -> tuple[Measurement, ...]:
         """Have a job done there, through broken links.
 
         Raises:
@@ -76,7 +77,7 @@ class AgentMachine:
             file, results = Path(name) / "job.zip", Path(name) / "results.zip"
             stored = job_file.write_job(file, job.info.target, job.builts, job.settings, job.images)
             # Parts that another version of the runtime made are no parts of this job.
-            parts = f"{stored.id} {json.dumps(asdict(job.info))}"
+            parts = f"{stored.id} {json.dumps(codec.encode(job.info))}"
             folder = f"jobs/{job_file.hash_of(parts.encode())[:24]}"
             self._persist(lambda: self._attempt(file, folder, results, progress), progress)
             found, outputs = job_file.read_results(results)
@@ -86,7 +87,7 @@ class AgentMachine:
                 hint="run the same command again",
             )
         job_file.give_outputs(outputs, stored, job.builts, take)
-        return found.results
+        return found.measurements
 
     def _persist(self, attempt: Callable[[], None], progress: _Progress) -> None:
         """Try until it is done, or until nothing more was done in so many tries."""

@@ -13,16 +13,18 @@ import io
 import json
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from mipkd.core import codec
 from mipkd.core.errors import UsageError
-from mipkd.core.records import Built, Host, Latency, TargetInfo
+from mipkd.core.measurement import Measurement
+from mipkd.core.records import Built, TargetInfo
 from pipeline.bench.latency import BenchSettings
-from pipeline.bench.models import Image, Results, Sink
+from pipeline.bench.models import Image, Sink
 from targets.base import ByteArray, files_of
 
 SCHEMA = 2
@@ -52,7 +54,7 @@ class StoredResults:
     job: str  # its id
     info: TargetInfo
     python: str
-    results: Results
+    measurements: tuple[Measurement, ...]  # one a model, without scores
 
 
 def write_job(
@@ -70,7 +72,7 @@ def write_job(
             for name, part in _parts(built).items():
                 place = f"models/{number}/{name}"
                 hashes[place] = _add(packed, place, part.read_bytes())
-            models.append({**asdict(built), "file": f"models/{number}/{built.file.name}"})
+            models.append({**codec.encode(built), "file": f"models/{number}/{built.file.name}"})
         for number, (image, lr_HWC) in enumerate(images):
             hashes[f"images/{number}.npy"] = _add(packed, f"images/{number}.npy", _npy(lr_HWC))
             names.append(image)
@@ -79,7 +81,7 @@ def write_job(
             "target": target,
             "models": models,
             "images": names,
-            "settings": asdict(settings),
+            "settings": codec.encode(settings),
             "files": hashes,
         }
         text = json.dumps(stated, indent=1, sort_keys=True).encode()
@@ -112,13 +114,12 @@ def parse_job(text: bytes, folder: Path) -> StoredJob:
     """
     stated = json.loads(text)
     _check_schema("job", stated)
-    settings = stated["settings"]
     return StoredJob(
         id=hash_of(text),
         target=stated["target"],
-        builts=tuple(_built(model, folder) for model in stated["models"]),
+        builts=codec.decode(tuple[Built, ...], stated["models"], folder),
         images=tuple(stated["images"]),
-        settings=BenchSettings(**{**settings, "sizes": tuple(map(tuple, settings["sizes"]))}),
+        settings=codec.decode(BenchSettings, stated["settings"]),
         files=stated["files"],
     )
 
@@ -144,7 +145,7 @@ def write_results(file: Path, found: StoredResults, outputs: Path) -> None:
         for part in sorted(outputs.glob("*/*.npy")):
             name = f"outputs/{part.relative_to(outputs).as_posix()}"
             hashes[name] = _add(packed, name, part.read_bytes())
-        text = json.dumps({"schema": SCHEMA, **asdict(found), "files": hashes}).encode()
+        text = json.dumps({"schema": SCHEMA, **codec.encode(found), "files": hashes}).encode()
         _add(packed, RESULTS, text)
         packed.writestr(SEAL, _seal(found.job, text))
     partial.replace(file)
@@ -171,9 +172,7 @@ def read_results(file: Path | IO[bytes]) -> tuple[StoredResults, Outputs]:
                     raise UsageError(f"{name}: {part} in it was changed", hint=_RETRY)
                 model, image = part.removesuffix(".npy").split("/")[-2:]
                 outputs[int(model), int(image)] = np.load(io.BytesIO(data), allow_pickle=False)
-        results = parse_results(stated["results"])
-        info = parse_info(stated["info"])
-        return StoredResults(stated["job"], info, stated["python"], results), outputs
+        return codec.decode(StoredResults, stated), outputs
     except OSError as error:
         raise UsageError(f"{name}: cannot be read: {error.strerror or error}") from error
     except (zipfile.BadZipFile, KeyError, ValueError) as error:
@@ -194,33 +193,18 @@ def give_outputs(outputs: Outputs, job: StoredJob, builts: Sequence[Built], take
             raise UsageError(f"results: damaged: {what}", hint=_RETRY) from error
 
 
-def parse_results(stated: Mapping[str, Any]) -> Results:
-    """`Results` from JSON."""
-    return Results(
-        latencies=tuple(tuple(map(_latency, of_model)) for of_model in stated["latencies"]),
-        notes=tuple(stated["notes"]),
-        invalid_because=stated["invalid_because"],
-        conditions=dict(stated["conditions"]),
-    )
-
-
-def parse_info(stated: Mapping[str, Any]) -> TargetInfo:
-    """A `TargetInfo` from JSON."""
-    host = Host(**{**stated["host"], "features": tuple(stated["host"]["features"])})
-    return TargetInfo(**{**stated, "precisions": tuple(stated["precisions"]), "host": host})
-
-
-def join_results(parts: Sequence[Results], models: int) -> Results:
+def join_parts(parts: Sequence[tuple[Measurement, ...]]) -> tuple[Measurement, ...]:
     """What came of a job that was done in parts, one after another."""
-    return Results(
-        latencies=tuple(
-            tuple(one for part in parts for one in part.latencies[number])
-            for number in range(models)
-        ),
+    return tuple(_join(of_model) for of_model in zip(*parts, strict=True))
+
+
+def _join(parts: Sequence[Measurement]) -> Measurement:
+    reasons = dict.fromkeys(part.invalid_because for part in parts if part.invalid_because)
+    return replace(
+        parts[0],
+        latencies=tuple(one for part in parts for one in part.latencies),
         notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
-        invalid_because="; ".join(
-            dict.fromkeys(part.invalid_because for part in parts if part.invalid_because)
-        ),
+        invalid_because="; ".join(reasons),
         conditions={k: v for part in parts for k, v in part.conditions.items()},
     )
 
@@ -243,17 +227,6 @@ def hash_image(image_HWC: ByteArray) -> str:
 def _parts(built: Built) -> dict[str, Path]:
     root = built.file.parent
     return {part.relative_to(root).as_posix(): part for part in files_of(built)}
-
-
-def _latency(stated: Mapping[str, Any]) -> Latency:
-    height, width = stated["size"]
-    series = {name: tuple(stated.get(name, ())) for name in ("samples_s", "at_s")}
-    return Latency(**{**stated, "size": (height, width), **series})
-
-
-def _built(stated: Mapping[str, Any], folder: Path) -> Built:
-    found = Built(**{**stated, "file": folder / stated["file"]})
-    return replace(found, notes=tuple(found.notes))
 
 
 def _check_schema(where: str, stated: Mapping[str, Any]) -> None:

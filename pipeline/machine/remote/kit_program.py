@@ -16,10 +16,10 @@ import shutil
 import sys
 import time
 import zipfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mipkd.core import codec
 from mipkd.core.errors import MipkdError, MissingError, StageError, UsageError
 from mipkd.core.records import TargetInfo
 from pipeline.bench.models import name_of, probe_target
@@ -95,7 +95,7 @@ def _unpack(packed: zipfile.ZipFile, work: Path) -> bool:
 
 def _forget_others(work: Path, info: TargetInfo) -> None:
     """Parts that another machine or another version of the runtime made are no parts of this."""
-    now, file = json.dumps(asdict(info)), work / "info.json"
+    now, file = json.dumps(codec.encode(info)), work / "info.json"
     if not file.is_file() or file.read_text() != now:
         shutil.rmtree(work / "done", ignore_errors=True)
         file.write_text(now)

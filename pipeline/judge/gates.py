@@ -6,37 +6,46 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from mipkd.core.errors import nearest
+from mipkd.core.evidence import Failure, Gate, Outcome, Recommendation, Verdict
+from mipkd.core.measurement import Measurement
 from mipkd.core.precision import QUANTIZED
-from mipkd.core.records import (
-    Failure,
-    Gate,
-    Measurement,
-    Outcome,
-    QuantPlan,
-    Recommendation,
-    Verdict,
-)
-from pipeline.bench.against import (
-    at,
+from mipkd.core.records import QuantPlan
+from mipkd.metrics.base import Metric, find_metric, list_metrics
+from pipeline.bench.comparisons import (
+    NOT_MEASURED,
+    channel_shift,
     drop_by_image,
-    mean_psnr_db,
-    reference,
-    simulated,
+    find_reference,
+    mean_of,
+    simulated_targets,
     speedup,
     speedup_over_best,
     students,
     subject,
-    tint,
+    valid_latency,
     valid_sizes,
 )
-from pipeline.bench.gain import Gain, Over, is_rival, over
-from pipeline.bench.stats import Ratio
-
-NOT_MEASURED = "not measured on the device; its pixels were simulated on this machine"
+from pipeline.bench.distillation_gain import (
+    DistillationGain,
+    TargetGain,
+    compare_with,
+    is_rival,
+)
+from pipeline.bench.stats import Estimate
 
 Bound = Annotated[float, Field(allow_inf_nan=False)] | Literal["off"]
+
+
+class MetricBounds(BaseModel):
+    """How much worse than the FP32 student a target may be by a metric, in the metric's unit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_mean_drop: Bound = "off"  # mean over the test images
+    max_worst_drop: Bound = "off"  # on the image that loses most
 
 
 class GateConfig(BaseModel):
@@ -56,6 +65,15 @@ class GateConfig(BaseModel):
     min_gain_over_bicubic_db: Bound = 0.1  # PSNR-Y of the FP32 student, mean
     min_speedup_over_teacher: Bound = 1.0  # at every LR size, against its fastest float precision
     min_gain_retained: Bound = "off"  # share of the FP32 gain over each rival, where quantised
+    metrics: dict[str, MetricBounds] = Field(default_factory=dict)  # by name, beside PSNR-Y
+
+    @field_validator("metrics")
+    @classmethod
+    def _are_known(cls, bounds: dict[str, MetricBounds]) -> dict[str, MetricBounds]:
+        for name in bounds:
+            if name not in list_metrics():
+                raise ValueError(f"unknown metric {name!r}; {nearest(name, list_metrics())}")
+        return bounds
 
 
 def judge(
@@ -108,7 +126,7 @@ def _recommend_for(target: str, on: Sequence[Measurement], gates: Sequence[Gate]
     size = max(common, key=lambda s: s[0] * s[1])
     fastest = min(passing, key=lambda m: _median_s(m, size))
     tied = [m for m in passing if (r := speedup(m, fastest, size)) and r.low <= 1.0]
-    best = max(tied, key=lambda m: (mean_psnr_db(m) or 0.0, m is fastest))
+    best = max(tied, key=lambda m: (mean_of(m) or 0.0, m is fastest))
     if best is fastest:
         return Recommendation(target, best.precision, "the fastest that passes every gate")
     why = f"as fast as {fastest.precision}, with a higher PSNR"
@@ -119,8 +137,8 @@ def _gain_over_bicubic(config: GateConfig, measurements: Sequence[Measurement]) 
     bound, name = config.min_gain_over_bicubic_db, "gain over bicubic"
     if bound == "off":
         return
-    student = mean_psnr_db(reference(measurements, "student"))
-    bicubic = mean_psnr_db(reference(measurements, "bicubic"))
+    student = mean_of(find_reference(measurements, "student"))
+    bicubic = mean_of(find_reference(measurements, "bicubic"))
     if student is None or bicubic is None:
         yield _invalid(name, "student", bound, "dB", "no score of the FP32 student or of bicubic")
         return
@@ -137,39 +155,52 @@ def _of_one(
         yield _invalid("measured", subject(m), 0.0, "", m.invalid_because)
         return
     for latency in m.latencies:
-        if not at(m, latency.size):
+        if not valid_latency(m, latency.size):
             name = f"latency at {latency.size[1]}x{latency.size[0]}"
             yield _invalid(name, subject(m), 0.0, "", latency.invalid_because or "no samples")
-    yield from _drops(config, m, reference(measurements, "student"))
-    yield from _tint(config, m, reference(measurements, "student"))
+    yield from _drops(config, m, find_reference(measurements, "student"))
+    yield from _tint(config, m, find_reference(measurements, "student"))
     if not m.simulated:
         yield from _speedup(config, m, measurements)
 
 
 def _drops(config: GateConfig, m: Measurement, base: Measurement | None) -> Iterator[Gate]:
-    """PSNR lost against the FP32 student, on the mean and on the image that loses most."""
-    drops = drop_by_image(m, base)
+    """What is lost against the FP32 student, on the mean and on the image that loses most."""
+    psnr_y = MetricBounds(
+        max_mean_drop=config.max_mean_drop_db, max_worst_drop=config.max_worst_drop_db
+    )
+    yield from _drops_of(find_metric("psnr_y"), psnr_y, m, base, "")
+    for name, bounds in config.metrics.items():
+        metric = find_metric(name)
+        yield from _drops_of(metric, bounds, m, base, f" of {metric.title}")
+
+
+def _drops_of(
+    metric: Metric, bounds: MetricBounds, m: Measurement, base: Measurement | None, of: str
+) -> Iterator[Gate]:
+    drops = drop_by_image(m, base, metric.name)
     worst = max(drops, key=lambda image: drops[image], default="")
     for name, bound in (
-        ("mean drop", config.max_mean_drop_db),
-        ("worst drop", config.max_worst_drop_db),
+        ("mean drop", bounds.max_mean_drop),
+        ("worst drop", bounds.max_worst_drop),
     ):
         if bound == "off":
             continue
         if not drops:
             why = "not scored on the test images of the FP32 student"
-            yield _invalid(name, subject(m), bound, "dB", why)
+            yield _invalid(name + of, subject(m), bound, metric.unit, why)
             continue
         on_mean = name == "mean drop"
         figure = statistics.fmean(drops.values()) if on_mean else drops[worst]
         reason = ("simulated here, " if m.simulated else "") + "against the FP32 student, "
         reason += f"mean of {len(drops)} images" if on_mean else f"on {worst}"
-        yield Gate(name, subject(m), _passes(figure <= bound), figure, bound, "dB", reason)
+        well = _passes(figure <= bound)
+        yield Gate(name + of, subject(m), well, figure, bound, metric.unit, reason)
 
 
 def _tint(config: GateConfig, m: Measurement, base: Measurement | None) -> Iterator[Gate]:
     """The channel that is furthest from the FP32 student's in brightness; PSNR-Y hardly sees it."""
-    bound, found = config.max_channel_shift, tint(m, base)
+    bound, found = config.max_channel_shift, channel_shift(m, base)
     if bound == "off" or found is None:  # figures of older runs hold no colours
         return
     figure, words = found
@@ -233,29 +264,29 @@ def _gains_retained(
         return
     roles = [m.role for m in measurements] + [f.role for f in failures]
     for rival in dict.fromkeys(role for role in roles if is_rival(role)):
-        found = over(rival, measurements)
-        if found.fp32_db and found.fp32_db.mean <= 0:
+        found = compare_with(rival, measurements)
+        if found.fp32_db and found.fp32_db.value <= 0:
             continue
         for one in (one for one in found.on if one.precision in QUANTIZED):
             yield _gain_retained(f"gain retained over {rival}", one, found, bound)
 
 
-def _gain_retained(name: str, one: Gain, found: Over, bound: float) -> Gate:
+def _gain_retained(name: str, one: TargetGain, found: DistillationGain, bound: float) -> Gate:
     on, unit = f"{one.target} {one.precision}", "of FP32"
     if not (one.retained and one.gain_db and found.fp32_db):
         return _invalid(name, on, bound, unit, one.why_not or found.why_not)
     share, gain = one.retained, one.gain_db
     reason = (
         f"{'simulated here, ' if one.simulated else ''}95 % interval {share.low:.2f} to "
-        f"{share.high:.2f}; {gain.mean:+.3f} dB ({gain.low:+.3f} to {gain.high:+.3f}) "
-        f"of {found.fp32_db.mean:+.3f} in FP32, {one.images} images"
+        f"{share.high:.2f}; {gain.value:+.3f} dB ({gain.low:+.3f} to {gain.high:+.3f}) "
+        f"of {found.fp32_db.value:+.3f} in FP32, {one.images} images"
     )
     return _by_interval(name, on, share, bound, unit, reason)
 
 
 def _remarks(measurements: Sequence[Measurement]) -> Iterator[str]:
     """What was only simulated; INT8 that is not faster than the student in a float precision."""
-    for target in simulated(measurements):
+    for target in simulated_targets(measurements):
         yield f"{target}: {NOT_MEASURED}"
     on = students(measurements)
     for int8 in (m for m in on if m.precision == "int8"):
@@ -288,7 +319,7 @@ def _not_run(
 
 
 def _by_interval(
-    name: str, subject: str, found: Ratio, bound: float, unit: str, reason: str
+    name: str, subject: str, found: Estimate, bound: float, unit: str, reason: str
 ) -> Gate:
     """PASS above the bound, FAIL below it; an interval that holds the bound is inconclusive."""
     outcome = _passes(found.low >= bound)
@@ -315,6 +346,6 @@ def overall(gates: Sequence[Gate]) -> Outcome:
 
 
 def _median_s(m: Measurement, size: tuple[int, int]) -> float:
-    latency = at(m, size)
+    latency = valid_latency(m, size)
     assert latency is not None
     return statistics.median(latency.samples_s)

@@ -10,16 +10,17 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mipkd.core.errors import UsageError
-from mipkd.core.records import Gate, Outcome, Recommendation, Verdict
+from mipkd.core.evidence import Gate, Outcome, Recommendation, Verdict
+from pipeline.bench.comparisons import NOT_MEASURED, students
 from pipeline.bench.latency import BenchSettings
-from pipeline.bundle.baseline import check_comparable, load, of_bundle, save
-from pipeline.bundle.figures import read_figures
 from pipeline.bundle.kit import settings_of
 from pipeline.bundle.manifest import Manifest, Problem, problems, read
+from pipeline.bundle.measurements import read_measurements
 from pipeline.bundle.provenance import PROVENANCE, failures, plans
-from pipeline.bundle.regress import BaselineConfig, Beside, in_turns, regress
+from pipeline.judge.baseline import check_comparable, load, of_bundle, save
+from pipeline.judge.gates import GateConfig, judge, overall
+from pipeline.judge.regression import BaselineConfig, Beside, in_turns, regress
 from pipeline.settings import as_usage_error, assignments, merged
-from pipeline.stages.judge import NOT_MEASURED, GateConfig, judge, overall
 
 _NOT_JUDGED = "the figures of a bundle with such files are not judged"
 
@@ -97,7 +98,7 @@ def against(
     if baseline.is_dir():
         _check_whole(baseline)
         beside = in_turns(bundle, baseline, settings)
-    gates = (*found.gates, *regress(config, new.measurements(), old.measurements(), beside))
+    gates = (*found.gates, *regress(config, new.measurements, old.measurements, beside))
     return replace(found, gates=gates, outcome=overall(gates))
 
 
@@ -115,7 +116,8 @@ def set_baseline(bundle: Path, file: Path | None, reason: str | None) -> str:
         )
     _check_whole(bundle)
     made = save(of_bundle(bundle), file, str(reason).strip())
-    return f"{file}: {len(made.benches)} models of {made.run}; reason {len(made.reasons)}: {reason}"
+    models = f"{len(students(made.measurements))} models of {made.run}"
+    return f"{file}: {models}; reason {len(made.reasons)}: {reason}"
 
 
 def _check_whole(bundle: Path) -> None:
@@ -134,4 +136,4 @@ def _judged(bundle: Path) -> Verdict:
         lost, searched = failures(stated), plans(stated)
     except (ValidationError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{file}: its gates cannot be read: {error}") from error
-    return judge(config, read_figures(bundle), lost, searched)
+    return judge(config, read_measurements(bundle), lost, searched)

@@ -11,16 +11,16 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from mipkd.core.records import Measurement
-from pipeline.bench.against import Size, reference, speedup, students, valid_sizes
-from pipeline.bench.stats import Interval, Ratio, mean_over_images, ratio_of_means
+from mipkd.core.measurement import Measurement
+from pipeline.bench.comparisons import Size, find_reference, speedup, students, valid_sizes
+from pipeline.bench.stats import Estimate, mean_over_images, ratio_of_means
 
 NO_GAIN = "no gain in FP32 to keep"
 _OURS = ("student", "teacher", "bicubic")
 
 
 @dataclass(frozen=True)
-class Gain:
+class TargetGain:
     """What our student has over a rival on one target at one precision, in dB of PSNR-Y.
 
     None is what cannot be told; `why_not` says why.
@@ -32,22 +32,22 @@ class Gain:
     images: int = 0  # that both have a finite score of
     psnr_y_db: float | None = None  # ours, mean over them
     rival_psnr_y_db: float | None = None
-    gain_db: Interval | None = None
-    retained: Ratio | None = None  # mean gain here / mean gain in FP32, over the same images
-    speed: Ratio | None = None  # how many times as fast as ours the rival is
+    gain_db: Estimate | None = None
+    retained: Estimate | None = None  # mean gain here / mean gain in FP32, over the same images
+    speed: Estimate | None = None  # how many times as fast as ours the rival is
     size: Size | None = None  # LR, the largest one at which both can be believed
     why_not: str = ""
 
 
 @dataclass(frozen=True)
-class Over:
+class DistillationGain:
     """Our student against one rival: in FP32, and on every target that gave pixels."""
 
     rival: str
     images: int
-    fp32_db: Interval | None
+    fp32_db: Estimate | None
     why_not: str
-    on: tuple[Gain, ...]
+    on: tuple[TargetGain, ...]
 
 
 def is_rival(role: str) -> bool:
@@ -55,12 +55,12 @@ def is_rival(role: str) -> bool:
     return role not in _OURS
 
 
-def over(rival: str, measurements: Sequence[Measurement]) -> Over:
+def compare_with(rival: str, measurements: Sequence[Measurement]) -> DistillationGain:
     """All that can be told of our student against `rival`."""
-    ours, theirs = (reference(measurements, role) for role in ("student", rival))
+    ours, theirs = (find_reference(measurements, role) for role in ("student", rival))
     fp32 = _differences(ours, theirs)
     why_not = _too_few(fp32) if ours and theirs else "it has no scores in FP32"
-    return Over(
+    return DistillationGain(
         rival=rival,
         images=len(fp32),
         fp32_db=None if why_not else mean_over_images(list(fp32.values())),
@@ -71,9 +71,9 @@ def over(rival: str, measurements: Sequence[Measurement]) -> Over:
     )
 
 
-def _gain(m: Measurement, theirs: Measurement | None, fp32: Mapping[str, float]) -> Gain:
+def _gain(m: Measurement, theirs: Measurement | None, fp32: Mapping[str, float]) -> TargetGain:
     """`fp32` are the references' differences, by image."""
-    unknown = Gain(m.target, m.precision, m.simulated)
+    unknown = TargetGain(m.target, m.precision, m.simulated)
     if theirs is None or not theirs.scores:
         return replace(unknown, why_not="the rival has no pixels there")
     if theirs.simulated != m.simulated:
@@ -95,7 +95,7 @@ def _gain(m: Measurement, theirs: Measurement | None, fp32: Mapping[str, float])
     )
 
 
-def _retained(here: Mapping[str, float], fp32: Mapping[str, float]) -> tuple[str, Ratio | None]:
+def _retained(here: Mapping[str, float], fp32: Mapping[str, float]) -> tuple[str, Estimate | None]:
     """The share of the FP32 gain that is left, over images that have both; or why it is none."""
     both = [image for image in here if image in fp32]
     if why_not := _too_few(both):

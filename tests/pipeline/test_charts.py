@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.report.figures import training
+from pipeline.report.charts import training
 
 
 @pytest.mark.parametrize(

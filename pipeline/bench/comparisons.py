@@ -5,11 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
+from mipkd.core.measurement import REFERENCE, Latency, Measurement
 from mipkd.core.precision import FLOATS
-from mipkd.core.records import Latency, Measurement
-from pipeline.bench.stats import Ratio, ratio_of_medians
+from mipkd.metrics.base import Metric, list_metrics
+from pipeline.bench.stats import Estimate, ratio_of_medians
 
-REFERENCE = "reference"  # the target of figures that the others are held against
+NOT_MEASURED = "not measured on the device; its pixels were simulated on this machine"
 _COLOURS = ("red", "green", "blue")
 
 Size = tuple[int, int]  # LR height, width
@@ -20,7 +21,7 @@ def students(measurements: Sequence[Measurement]) -> list[Measurement]:
     return [m for m in measurements if m.role == "student" and m.target != REFERENCE]
 
 
-def reference(measurements: Sequence[Measurement], role: str) -> Measurement | None:
+def find_reference(measurements: Sequence[Measurement], role: str) -> Measurement | None:
     """The quality of "student" or "teacher" in FP32, or of "bicubic"."""
     found = (m for m in measurements if (m.role, m.target) == (role, REFERENCE))
     return next(found, None)
@@ -31,12 +32,12 @@ def subject(m: Measurement) -> str:
     return f"{m.target} {m.precision}"
 
 
-def simulated(measurements: Sequence[Measurement]) -> list[str]:
+def simulated_targets(measurements: Sequence[Measurement]) -> list[str]:
     """The targets whose pixels come from another engine, and whose speed is not known."""
     return list(dict.fromkeys(m.target for m in measurements if m.simulated))
 
 
-def at(m: Measurement, size: Size) -> Latency | None:
+def valid_latency(m: Measurement, size: Size) -> Latency | None:
     """The latency at an LR size if it can be believed."""
     found = next((latency for latency in m.latencies if latency.size == size), None)
     usable = found and found.samples_s and not found.invalid_because and not m.invalid_because
@@ -45,18 +46,18 @@ def at(m: Measurement, size: Size) -> Latency | None:
 
 def valid_sizes(m: Measurement) -> list[Size]:
     """The LR sizes, smallest first, at which the latency can be believed."""
-    return sorted(latency.size for latency in m.latencies if at(m, latency.size))
+    return sorted(latency.size for latency in m.latencies if valid_latency(m, latency.size))
 
 
-def speedup(slow: Measurement, fast: Measurement, size: Size) -> Ratio | None:
+def speedup(slow: Measurement, fast: Measurement, size: Size) -> Estimate | None:
     """How many times as fast the second is; None unless both are valid at that size."""
-    theirs, ours = at(slow, size), at(fast, size)
+    theirs, ours = valid_latency(slow, size), valid_latency(fast, size)
     return ratio_of_medians(theirs.samples_s, ours.samples_s) if theirs and ours else None
 
 
 def speedup_over_best(
     slow: Sequence[Measurement], fast: Measurement, size: Size
-) -> tuple[Ratio, str] | None:
+) -> tuple[Estimate, str] | None:
     """The least speed-up over any of `slow` in a float precision, and which precision that is.
 
     None when one of them is not valid: it might have been the fastest.
@@ -69,26 +70,37 @@ def speedup_over_best(
     return min(found, key=lambda pair: pair[0].value, default=None)
 
 
-def mean_psnr_db(m: Measurement | None) -> float | None:
-    """Mean PSNR-Y over the images; None without any."""
-    return statistics.fmean(s.psnr_y_db for s in m.scores) if m and m.scores else None
+def mean_of(m: Measurement | None, metric: str = "psnr_y") -> float | None:
+    """Mean of a metric over the images; None without any."""
+    found = _by_image(m, metric).values()
+    return statistics.fmean(found) if found else None
 
 
-def mean_ssim(m: Measurement | None) -> float | None:
-    """Mean SSIM-Y over the images; None without any."""
-    return statistics.fmean(s.ssim_y for s in m.scores) if m and m.scores else None
+def scored_metrics(measurements: Sequence[Measurement]) -> list[Metric]:
+    """The metrics that any of them was scored by and that this program knows."""
+    found = {name for m in measurements for score in m.scores for name in score.metrics}
+    return [metric for name, metric in list_metrics().items() if name in found]
 
 
-def drop_by_image(m: Measurement, base: Measurement | None) -> dict[str, float]:
-    """PSNR-Y lost against `base` on each image in dB; empty unless both scored the same images."""
-    theirs = {s.image: s.psnr_y_db for s in base.scores} if base else {}
-    ours = {s.image: s.psnr_y_db for s in m.scores}
+def drop_by_image(
+    m: Measurement, base: Measurement | None, metric: str = "psnr_y"
+) -> dict[str, float]:
+    """By how much each image is worse than with `base`, in the metric's unit.
+
+    Empty unless both scored the same images by it.
+    """
+    loss = list_metrics()[metric].loss
+    ours, theirs = _by_image(m, metric), _by_image(base, metric)
     if ours.keys() != theirs.keys():
         return {}
-    return {image: theirs[image] - ours[image] for image in ours}
+    return {image: loss(ours[image], theirs[image]) for image in ours}
 
 
-def tint(m: Measurement, base: Measurement | None) -> tuple[float, str] | None:
+def _by_image(m: Measurement | None, metric: str) -> dict[str, float]:
+    return {s.image: s.metrics[metric] for s in m.scores if metric in s.metrics} if m else {}
+
+
+def channel_shift(m: Measurement, base: Measurement | None) -> tuple[float, str] | None:
     """The channel that is furthest from `base` in brightness: levels, mean over the images, and in
     words.
 

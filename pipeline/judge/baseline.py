@@ -10,21 +10,34 @@ import json
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import to_jsonable_python
-
+from mipkd.core.codec import decode_file, encode, read_json
 from mipkd.core.errors import UsageError
-from mipkd.core.records import Latency, Measurement
-from pipeline.bundle.figures import Bench, Quality, figures_of, measurements_of
+from mipkd.core.measurement import Latency, Measurement
 from pipeline.bundle.manifest import read
+from pipeline.bundle.measurements import read_measurements
 from pipeline.bundle.provenance import PROVENANCE
+from pipeline.report.results_file import read_results
 
-SCHEMA = 1
+SCHEMA = 2
 KIND = "mipkd-pipeline baseline"
 PROTOCOL = "PSNR-Y and SSIM-Y of 8-bit RGB, a border of the scale cropped"
 _KEPT = 400  # samples of a series, evenly taken; a median needs no more
 _HINT = "make one: mipkd-pipeline check BUNDLE --baseline FILE --update-baseline --reason WHY"
+
+
+@dataclass(frozen=True)
+class _Tests:
+    sha256: str
+    source: str
+
+
+@dataclass(frozen=True)
+class _Provenance:
+    """What is read of a bundle's provenance."""
+
+    tests: _Tests
 
 
 @dataclass(frozen=True)
@@ -48,13 +61,17 @@ class Baseline:
     protocol: str
     tests: str  # a hash over the test images
     tests_from: str
-    qualities: dict[str, Quality]  # by name, such as "openvino-int8"
-    benches: dict[str, Bench]
+    measurements: tuple[Measurement, ...]
     reasons: tuple[Reason, ...] = ()  # the newest last
 
-    def measurements(self) -> tuple[Measurement, ...]:
-        """As a run gives them, without pixels."""
-        return measurements_of(self.qualities, self.benches)
+    @staticmethod
+    def as_now(stated: dict[str, Any]) -> dict[str, Any]:
+        """Schema 1 held quality and speed apart, each by name."""
+        if stated.get("schema") != 1:
+            return stated
+        quality, speed = stated.get("qualities", {}), stated.get("benches", {})
+        both = [{**quality.get(n, {}), **speed.get(n, {})} for n in {**quality, **speed}]
+        return {**stated, "schema": SCHEMA, "measurements": both}
 
 
 def of_bundle(bundle: Path) -> Baseline:
@@ -65,12 +82,7 @@ def of_bundle(bundle: Path) -> Baseline:
     """
     manifest = read(bundle)
     file = bundle / PROVENANCE
-    try:
-        tests = json.loads(file.read_text())["tests"]
-        sha256, source = str(tests["sha256"]), str(tests["source"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{file}: its test images cannot be read: {error}") from error
-    qualities, benches = figures_of(bundle)
+    tests = decode_file(_Provenance, read_json(file), file).tests
     return Baseline(
         schema=SCHEMA,
         kind=KIND,
@@ -78,41 +90,51 @@ def of_bundle(bundle: Path) -> Baseline:
         program=manifest.program,
         scale=manifest.scale,
         protocol=PROTOCOL,
-        tests=sha256,
-        tests_from=source,
-        qualities=qualities,
-        benches=benches,
+        tests=tests.sha256,
+        tests_from=tests.source,
+        measurements=read_measurements(bundle),
+    )
+
+
+def of_results(file: Path) -> Baseline:
+    """The figures in a run's `results.json`, of any version that can be read.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    evidence = read_results(file)
+    return Baseline(
+        schema=SCHEMA,
+        kind=KIND,
+        run=evidence.name,
+        program=evidence.commit,
+        scale=evidence.student.scale,
+        protocol=PROTOCOL,
+        tests=evidence.tests.sha256,
+        tests_from=evidence.tests.source,
+        measurements=evidence.measurements,
     )
 
 
 def load(source: Path) -> Baseline:
-    """A baseline from a bundle's folder or from a file.
+    """A baseline from a bundle's folder, from its own file or from a `results.json`.
 
     Raises:
-        UsageError: neither, damaged, or of another schema.
+        UsageError: none of these, damaged, or of another schema.
     """
     if source.is_dir():
         return of_bundle(source)
-    try:
-        stated = json.loads(source.read_bytes())
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise UsageError(f"{source}: no baseline: {why}", hint=_HINT) from error
-    except ValueError as error:
-        raise UsageError(f"{source}: damaged: {error}", hint=_HINT) from error
+    stated = read_json(source, what="baseline", hint=_HINT)
+    if isinstance(stated, dict) and "schema_version" in stated:
+        return of_results(source)
     if not isinstance(stated, dict) or stated.get("kind") != KIND:
         raise UsageError(f"{source}: no baseline of this program", hint=_HINT)
-    if stated.get("schema") != SCHEMA:
+    if stated.get("schema") not in (1, SCHEMA):
         raise UsageError(
             f"{source}: its schema is {stated.get('schema')!r}, this program reads {SCHEMA}",
             hint="use the version of mipkd-pipeline that wrote it, or set it anew",
         )
-    try:
-        return TypeAdapter(Baseline).validate_python(stated)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"{source}: damaged: {place}: {first['msg']}", hint=_HINT) from error
+    return decode_file(Baseline, stated, source, hint=_HINT)
 
 
 def check_comparable(new: Baseline, old: Baseline, *, name: str) -> None:
@@ -137,10 +159,13 @@ def save(baseline: Baseline, file: Path, reason: str) -> Baseline:
     """Write it into `file`, whose earlier reasons are kept."""
     before = load(file).reasons if file.is_file() else ()
     now = Reason(datetime.now(UTC).isoformat(timespec="seconds"), baseline.run, reason)
-    benches = {name: _thinned(bench) for name, bench in baseline.benches.items()}
-    made = replace(baseline, benches=benches, reasons=(*before, now))
+    kept = tuple(
+        replace(m, latencies=tuple(_evenly(one) for one in m.latencies))
+        for m in baseline.measurements
+    )
+    made = replace(baseline, measurements=kept, reasons=(*before, now))
     partial = file.with_name(file.name + ".partial")
-    partial.write_text(json.dumps(to_jsonable_python(made), indent=1, sort_keys=True) + "\n")
+    partial.write_text(json.dumps(encode(made), indent=1, sort_keys=True) + "\n")
     partial.replace(file)
     return made
 
@@ -149,10 +174,6 @@ def _tests(baseline: Baseline) -> str:
     return f"{baseline.tests_from} ({baseline.tests[:12]})"
 
 
-def _thinned(bench: Bench) -> Bench:
-    return replace(bench, latencies=tuple(_evenly(one) for one in bench.latencies))
-
-
 def _evenly(latency: Latency) -> Latency:
     step = -(-len(latency.samples_s) // _KEPT)
-    return replace(latency, samples_s=latency.samples_s[:: max(1, step)])
+    return replace(latency, samples_s=latency.samples_s[:: max(1, step)], at_s=())

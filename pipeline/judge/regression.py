@@ -12,19 +12,19 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mipkd.core.records import Gate, Latency, Measurement, Outcome
-from pipeline.bench.against import Size, at, students, subject, tint
+from mipkd.core.evidence import Gate, Outcome
+from mipkd.core.measurement import Latency, Measurement
+from pipeline.bench.comparisons import Size, channel_shift, students, subject, valid_latency
 from pipeline.bench.latency import BenchSettings
 from pipeline.bench.models import time_models
-from pipeline.bench.stats import Ratio, mean_over_images, ratio_of_medians
+from pipeline.bench.stats import Estimate, mean_over_images, ratio_of_medians
 from pipeline.bundle.manifest import read
+from pipeline.judge.gates import Bound
 from targets.base import find
 
-Bound = Annotated[float, Field(allow_inf_nan=False)] | Literal["off"]
 Pair = tuple[Latency, Latency]  # the baseline's, ours
 Timed = Mapping[tuple[str, str], Sequence[Pair]]  # by target and precision, one a size
 
@@ -99,13 +99,12 @@ def in_turns(new: Path, old: Path, settings: BenchSettings) -> Beside:
         mine = [m for m in both if m.target == name]
         builts = [m.built(new) for m in mine]
         builts += [replace(theirs[name, m.precision].built(old), role=_OLD) for m in mine]
-        done = time_models(target, builts, settings)
-        for number, model in enumerate(mine):
-            key = (name, model.precision)
-            ours, before = done.latencies[number], done.latencies[number + len(mine)]
-            pairs[key] = list(zip(before, ours, strict=True))
-            if done.invalid_because:
-                invalid[key] = done.invalid_because
+        found = time_models(target, builts, settings)
+        for ours, before in zip(found[: len(mine)], found[len(mine) :], strict=True):
+            key = (name, ours.precision)
+            pairs[key] = list(zip(before.latencies, ours.latencies, strict=True))
+            if ours.invalid_because:
+                invalid[key] = ours.invalid_because
     return Beside(pairs, invalid=invalid)
 
 
@@ -129,7 +128,7 @@ def _quality(config: BaselineConfig, now: Measurement, before: Measurement) -> I
             figure = statistics.fmean(lost[image] for image in images)
             why = f"on {worst[0]}" if len(images) == 1 else f"{len(images)} of {len(lost)} images"
             yield _bounded(name, now, figure, bound, "dB", why)
-    found = tint(now, before)
+    found = channel_shift(now, before)
     if found and config.max_channel_shift != "off":
         figure, words = found
         why = f"{words}, mean of all images"
@@ -147,9 +146,9 @@ def _mean_loss(bound: Bound, now: Measurement, lost: Sequence[float]) -> Iterato
     if images < FEWEST_IMAGES:
         why = f"{images} images, at least {FEWEST_IMAGES} are needed to pass"
     unsure = images < FEWEST_IMAGES or (outcome is Outcome.FAIL and found.low <= 0)
-    if unsure and found.mean < bound:
+    if unsure and found.value < bound:
         outcome, why = Outcome.INVALID, f"inconclusive: {why}"
-    yield Gate("mean loss", subject(now), outcome, found.mean, bound, "dB", why)
+    yield Gate("mean loss", subject(now), outcome, found.value, bound, "dB", why)
 
 
 def _size(config: BaselineConfig, now: Measurement, before: Measurement) -> Iterator[Gate]:
@@ -174,7 +173,7 @@ def _speed(
         return
     apart = _hosts(now, before)
     for latency in before.latencies:
-        there, here = (at(m, latency.size) for m in (before, now))
+        there, here = (valid_latency(m, latency.size) for m in (before, now))
         ratio, why = None, apart or "no valid latency of both"
         if there and here and not apart:
             ratio = ratio_of_medians(here.samples_s, there.samples_s)
@@ -186,7 +185,7 @@ def _slowdown(
     config: BaselineConfig,
     now: Measurement,
     size: Size,
-    ratio: Ratio | None,
+    ratio: Estimate | None,
     why: str,
     *,
     sure: bool,

@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mipkd.core.records import Gate, Host, ImageScore, Latency, Measurement, Outcome
-from pipeline.bundle.regress import FEWEST_IMAGES, BaselineConfig, Beside, regress
+from mipkd.core.evidence import Gate, Outcome
+from mipkd.core.measurement import Host, ImageScore, Latency, Measurement
+from pipeline.judge.regression import FEWEST_IMAGES, BaselineConfig, Beside, regress
 
 HOST = Host("a", "a CPU", 2, 2**34, "Linux", ())
 SIZE = (64, 64)
@@ -37,7 +38,9 @@ def measured(
     rng: np.random.Generator, *, psnr: np.ndarray | None = None, ms: float = 5.0
 ) -> Measurement:
     db = rng.normal(30, 3, IMAGES) if psnr is None else psnr
-    scores = tuple(ImageScore(str(n), float(v), 0.9, (0.1, 0.0, -0.1)) for n, v in enumerate(db))
+    scores = tuple(
+        ImageScore(str(n), {"psnr_y": float(v)}, (0.1, 0.0, -0.1)) for n, v in enumerate(db)
+    )
     series = latency(samples(rng, ms, pace(rng)))
     return Measurement("student", *KEY, 1000, (series,), scores, None, {}, host=HOST)
 
@@ -115,7 +118,7 @@ def test_one_image_of_a_hundred(lost_db: float) -> None:
     """Ruined, or with one tile that is."""
     before = measured(np.random.default_rng(0))
     scores = list(before.scores)
-    scores[42] = replace(scores[42], psnr_y_db=scores[42].psnr_y_db - lost_db)
+    scores[42] = replace(scores[42], metrics={"psnr_y": scores[42].psnr_y_db - lost_db})
     gates = regress(BaselineConfig(), [replace(before, scores=tuple(scores))], [before], Beside({}))
     worst = next(gate for gate in gates if gate.name == "worst loss")
     assert worst.outcome is Outcome.FAIL
@@ -192,5 +195,5 @@ def test_few_images_do_not_show_that_nothing_is_lost(images: int) -> None:
 def test_a_loss_over_the_bound_fails_on_few_images_too() -> None:
     one = measured(np.random.default_rng(0))
     before = replace(one, scores=one.scores[:3])
-    scores = tuple(replace(s, psnr_y_db=s.psnr_y_db - 0.1) for s in before.scores)
+    scores = tuple(replace(s, metrics={"psnr_y": s.psnr_y_db - 0.1}) for s in before.scores)
     assert judged(replace(before, scores=scores), before)["mean loss"] is Outcome.FAIL
