@@ -114,7 +114,7 @@ def _loss(target: Target, graph: Graph, patches: PatchSet, held: Holdout, folder
         target.open(target.build(BuildRequest(graph, "fp32", folder / "fp32")))
     ) as session:
         judge.hold_against(session)
-    return judge.loss(tuner.ranges[0], ())
+    return judge.loss(tuner.range_estimators[0], ())
 
 
 if __name__ == "__main__":

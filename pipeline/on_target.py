@@ -10,7 +10,7 @@ from mipkd.core.errors import UnsupportedError
 from mipkd.core.evidence import Failure
 from mipkd.core.measurement import Measurement
 from mipkd.core.precision import PRECISIONS
-from mipkd.core.records import Built, Graph, Model, PatchSet, QuantPlan, TargetInfo, Tuned
+from mipkd.core.records import Built, Graph, Model, PatchSet, QatStudent, QuantPlan, TargetInfo
 from pipeline.bench.distillation_gain import is_rival
 from pipeline.contenders import Contender
 from pipeline.context import RunContext
@@ -118,7 +118,7 @@ class OnTarget:
             check_floats(config.quantize, graph.record)
         cut = HoldOutInputs(config.quantize.holdout, self.images.photos, config.calibrate.seed)
         held = run.step(hold_out, cut)
-        tuned: Ref[Tuned] | None = None
+        tuned: Ref[QatStudent] | None = None
         name, versions = self.info.target, self.info.versions
         label = f"{name} {one.name}" if is_rival(one.name) else name
         if config.qat.run:

@@ -21,7 +21,7 @@ from calibration.search import Operation
 from mipkd.core import plugins
 from mipkd.core.errors import MissingError, UnsupportedError, UsageError, nearest
 from mipkd.core.precision import PRECISIONS, Tolerance, tolerance_of
-from mipkd.core.records import Built, Graph, Model, PatchSet, QuantPlan, Rounding, TargetInfo
+from mipkd.core.records import Built, Graph, Model, PatchSet, QuantPlan, QuantScheme, TargetInfo
 
 FloatArray = npt.NDArray[np.float32]
 ByteArray = npt.NDArray[np.uint8]
@@ -47,16 +47,16 @@ class Session(ABC):
 class Tuner(Protocol):
     """INT8 candidates of one graph on one target: all the same but for what stays float."""
 
-    ranges: tuple[str, ...]  # estimators of activations' ranges, the usual one first
-    rests: tuple[str, ...]  # precisions that floats can be computed in, the finest first
+    range_estimators: tuple[str, ...]  # estimators of activations' ranges, the usual one first
+    other_precisions: tuple[str, ...]  # precisions that floats can be computed in, the finest first
 
     def operations(self) -> tuple[Operation, ...]:
         """What INT8 can compute of the graph, in order."""
 
-    def session(self, ranges: str, floats: Sequence[str], rest: str) -> Session:
+    def session(self, estimator: str, floats: Sequence[str], other: str) -> Session:
         """A candidate in which the operations called `floats` are computed in `rest`."""
 
-    def rounding(self, floats: Sequence[str]) -> Rounding:
+    def quant_scheme(self, floats: Sequence[str]) -> QuantScheme:
         """All that INT8 rounds, with the usual ranges, when the operations called `floats` are."""
 
 
@@ -64,7 +64,7 @@ class Feature(Enum):
     """What a target can do beside building and opening."""
 
     FLOAT_SEARCH = "float_search"  # `tuner`: which layers INT8 leaves float can be searched
-    FIXED_INT8 = "fixed_int8"  # `rounding`: a student can be trained for its one INT8 recipe
+    FIXED_INT8 = "fixed_int8"  # `quant_scheme`: a student can be trained for its one INT8 recipe
     UINT8_IO = "uint8_io"  # builds models that take and give uint8
 
 
@@ -78,7 +78,7 @@ class BuildRequest:
     patches: PatchSet | None = None  # to read ranges from
     on: TargetInfo | None = None  # the machine that will run it; None: this one
     plan: QuantPlan | None = None  # which operations INT8 leaves float, as a search found
-    rounding: Rounding | None = None  # learned together with the weights of `graph`
+    scheme: QuantScheme | None = None  # learned together with the weights of `graph`
     uint8_io: bool = False  # uint8 in and out; clipping and rounding in the model
     load_net: NetLoader | None = None  # for targets that start from the torch net
 
@@ -131,12 +131,12 @@ class Target(ABC):
     def tuner(self, request: BuildRequest) -> Tuner | None:
         """Candidates, kept in `request.out`; None where only the fixed recipe makes sense.
 
-        With `request.rounding` all of them are on its grids, and its floats stay float. Only with
+        With `request.scheme` all of them are on its grids, and its floats stay float. Only with
         `Feature.FLOAT_SEARCH`.
         """
         return None
 
-    def rounding(self, request: BuildRequest) -> Rounding:
+    def quant_scheme(self, request: BuildRequest) -> QuantScheme:
         """All that its fixed INT8 of a graph rounds. Only with `Feature.FIXED_INT8`."""
         raise NotImplementedError
 

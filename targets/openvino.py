@@ -94,13 +94,13 @@ class OpenVino(Target):
         self.check(request, known=offered)
         request.out.mkdir(parents=True, exist_ok=True)
         file = request.out / "model.xml"
-        rest = request.plan.rest if request.plan else _float_beside(precision, offered)
+        other = request.plan.rest if request.plan else _float_beside(precision, offered)
         with quiet():
-            model, notes = self._convert(request, rest)
+            model, notes = self._convert(request, other)
             # By default it would write FP16 weights, and "fp32" would not be FP32.
             fp16 = precision == "fp16"
             devices.package().save_model(model, str(file), compress_to_fp16=fp16)
-        options = self._options(rest)
+        options = self._options(other)
         executes = (
             "" if on else executed_precision(file, self._device, options, request.graph.multiple)
         )
@@ -131,8 +131,8 @@ class OpenVino(Target):
             return ThroughputSession(built.file, self._device, built.options, built.scale)
         return LatencySession(built.file, self._device, built.options)
 
-    def _convert(self, request: BuildRequest, rest: str) -> tuple[Any, tuple[str, ...]]:
-        """The model, what is not quantised in `rest`, and notes."""
+    def _convert(self, request: BuildRequest, other: str) -> tuple[Any, tuple[str, ...]]:
+        """The model, what is not quantised in `other`, and notes."""
         notes: tuple[str, ...] = ()
         model: Any = devices.package().convert_model(str(request.graph.file))
         if request.precision == "int8":
@@ -143,8 +143,8 @@ class OpenVino(Target):
             if request.plan:
                 model, notes = int8.quantize_by_plan(model, request.plan)
             else:
-                model, notes = int8.quantize_by_recipe(model, rest)
-        if rest != "fp32":
+                model, notes = int8.quantize_by_recipe(model, other)
+        if other != "fp32":
             model = last_bias_in_fp32(model)
         return with_uint8_io(model) if request.uint8_io else model, notes
 
@@ -157,18 +157,18 @@ class OpenVino(Target):
             raise MissingError(what, hint=devices.INSTALL)
         # An accelerator is taken to be as careful as NNCF takes it to be.
         careful = self._device != "CPU" or saturates(request.on)
-        patches, rounding = request.patches, request.rounding
-        return NncfInt8(request.graph.file, patches, self._device, careful, rounding)
+        patches, scheme = request.patches, request.scheme
+        return NncfInt8(request.graph.file, patches, self._device, careful, scheme)
 
     @property
     def _slow_to_compile(self) -> bool:
         """GPU and NPU compile for seconds, the NPU for one shape only."""
         return self._device.startswith(("GPU", "NPU"))
 
-    def _options(self, rest: str) -> dict[str, str]:
+    def _options(self, other: str) -> dict[str, str]:
         options = {"PERFORMANCE_HINT": self._hint}
         if self._device != "NPU":  # which has one float type and not always this property
-            options["INFERENCE_PRECISION_HINT"] = _HINT[rest]
+            options["INFERENCE_PRECISION_HINT"] = _HINT[other]
         if self._device == "AUTO":  # first frames on the CPU would be of another device
             options |= {"ENABLE_STARTUP_FALLBACK": "NO", "ENABLE_RUNTIME_FALLBACK": "NO"}
         if self._slow_to_compile:

@@ -146,31 +146,31 @@ class Holdout:
 
 
 @dataclass(frozen=True)
-class Grid:
-    """The 256 values that a feature map is rounded to, and the inputs that read it rounded."""
+class QuantParams:
+    """Scale and zero point of a feature map in INT8, and the inputs that read it rounded."""
 
     # Operations in the ONNX graph, and which input of each; the operation "" is the result.
     readers: tuple[tuple[str, int], ...]
     scale: float  # between two values
-    zero: int  # which of 0 to 255 stands for 0.0
+    zero: int  # the zero point: which of 0 to 255 stands for 0.0
 
 
 @dataclass(frozen=True)
-class Rounding:
+class QuantScheme:
     """All that INT8 rounds on a target."""
 
-    grids: tuple[Grid, ...]
+    grids: tuple[QuantParams, ...]
     # Operations whose weights are rounded, and how many steps the largest of a channel has.
     weights: tuple[tuple[str, float], ...]
     floats: tuple[str, ...] = ()  # operations that it leaves alone
 
 
 @dataclass(frozen=True)
-class Tuned:
+class QatStudent:
     """A student trained on with the rounding of a target's INT8, and that rounding as it ended."""
 
     graph: Graph  # its weights as floats
-    rounding: Rounding
+    rounding: QuantScheme
     curves: Path
     steps: int
     seconds: float
@@ -217,17 +217,17 @@ class QuantPlan:
     operations: int = 0  # that INT8 could compute
     size: tuple[int, int] = (0, 0)  # LR at which costs were measured
     fixed: bool = False  # nothing was searched: the target's own recipe
-    tuned: Tuned | None = None  # what is quantised in place of the graph, on grids of its own
+    tuned: QatStudent | None = None  # what is quantised in place of the graph, on grids of its own
 
     @property
-    def spared(self) -> tuple[str, ...]:
+    def trained_as_float(self) -> tuple[str, ...]:
         """Operations that stay float beside `floats`: those it was trained with as floats."""
         return self.tuned.rounding.floats if self.tuned else ()
 
     @property
     def counted(self) -> str:
         """How many operations stay float, in words."""
-        return f"{len(self.floats) + len(self.spared)} of {self.operations} operations"
+        return f"{len(self.floats) + len(self.trained_as_float)} of {self.operations} operations"
 
 
 @dataclass(frozen=True)

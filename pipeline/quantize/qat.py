@@ -23,8 +23,8 @@ from mipkd.core.records import (
     Model,
     PatchSet,
     Photos,
-    Rounding,
-    Tuned,
+    QatStudent,
+    QuantScheme,
     model_of,
 )
 from mipkd.distill import ranks
@@ -80,7 +80,7 @@ class QatInputs:
 
 
 @stage(version=10, resumes=True)
-def qat(inputs: QatInputs, *, out: Path) -> Tuned:
+def qat(inputs: QatInputs, *, out: Path) -> QatStudent:
     """The student trained on with what INT8 of the target rounds.
 
     Raises:
@@ -107,7 +107,7 @@ def qat(inputs: QatInputs, *, out: Path) -> Tuned:
     )
     rounded = trained.student
     assert isinstance(rounded, Rounded)
-    return Tuned(
+    return QatStudent(
         graph=onnx.with_weights(inputs.graph.value, rounded.weights(), out=out),
         rounding=rounded.rounding(),
         curves=trained.curves,
@@ -117,17 +117,17 @@ def qat(inputs: QatInputs, *, out: Path) -> Tuned:
     )
 
 
-def _rounding(inputs: QatInputs, folder: Path) -> Rounding:
+def _rounding(inputs: QatInputs, folder: Path) -> QuantScheme:
     """What the target's INT8 rounds beside what is worth its time as a float."""
     folder.mkdir(exist_ok=True)
     target, graph, patches = inputs.target, inputs.graph.value, inputs.patches.value
     chosen, spare = find(target), inputs.config.spare
     if judge := judged(target, graph, None, patches, inputs.holdout.value, folder):
         floats = worth_their_time(judge, inputs.size, spare) if spare else []
-        found = judge.tuner.rounding(floats)
+        found = judge.tuner.quant_scheme(floats)
         left = f"{len(floats)} of {len(judge.operations)} operations float"
     elif Feature.FIXED_INT8 in chosen.features:
-        found = chosen.rounding(BuildRequest(graph, "int8", folder, patches))
+        found = chosen.quant_scheme(BuildRequest(graph, "int8", folder, patches))
         left = "those of its fixed recipe"
     else:
         raise UnsupportedError(

@@ -21,8 +21,8 @@ from mipkd.core.records import (
     Graph,
     Holdout,
     PatchSet,
+    QatStudent,
     QuantPlan,
-    Tuned,
 )
 from pipeline.bench.latency import BenchSettings
 from pipeline.quantize.evaluator import Crops, Judge
@@ -78,7 +78,7 @@ class SearchInputs:
     graph: Ref[Graph]
     patches: Ref[PatchSet]
     holdout: Ref[Holdout]
-    tuned: Ref[Tuned] | None = None
+    tuned: Ref[QatStudent] | None = None
 
 
 @stage(version=10, resumes=True)
@@ -100,17 +100,17 @@ def search(inputs: SearchInputs, *, out: Path) -> QuantPlan:
     tuner, operations = judge.tuner, judge.operations
     forced = frozenset(op.name for op in operations) & frozenset(config.float)
     if tuned and (trained := judged(target, graph, tuned, patches, held, out / "tuned")):
-        spared = frozenset(tuned.rounding.floats)
+        trained_as_float = frozenset(tuned.rounding.floats)
         losses = [
-            judge.loss(tuner.ranges[0], forced | spared),
-            trained.loss(trained.tuner.ranges[0], forced - spared),
+            judge.loss(tuner.range_estimators[0], forced | trained_as_float),
+            trained.loss(trained.tuner.range_estimators[0], forced - trained_as_float),
         ]
         told = "%s: with %d floats INT8 loses %.4f dB (worst crop %.3f), trained on %.4f (%.3f)"
         figures = (f for loss in losses for f in (loss.mean_db, loss.worst_db))
-        log.info(told, target, len(spared), *figures)
+        log.info(told, target, len(trained_as_float), *figures)
         if bounds.share(losses[1]) < bounds.share(losses[0]):
             judge, tuner, operations = trained, trained.tuner, trained.operations
-            forced -= spared
+            forced -= trained_as_float
         else:
             log.warning(_NO_HELP, target)
             tuned = None
@@ -180,7 +180,7 @@ def _by_recipe(inputs: SearchInputs, out: Path) -> QuantPlan:
     told = "%s: INT8 by its fixed recipe loses %.3f dB on the holdout, worst crop %.3f"
     log.info(told, target, loss.mean_db, loss.worst_db)
     if tuned:
-        request = BuildRequest(tuned.graph, "int8", out / "tuned", patches, rounding=tuned.rounding)
+        request = BuildRequest(tuned.graph, "int8", out / "tuned", patches, scheme=tuned.rounding)
         trained = crops.loss(fp32, psnrs(chosen.build(request)))
         log.info("%s: trained on %.3f, %.3f", target, trained.mean_db, trained.worst_db)
         if config.bounds.share(trained) < config.bounds.share(loss):
@@ -207,7 +207,7 @@ def _by_recipe(inputs: SearchInputs, out: Path) -> QuantPlan:
 def judged(
     target: str,
     graph: Graph,
-    tuned: Tuned | None,
+    tuned: QatStudent | None,
     patches: PatchSet,
     held: Holdout,
     folder: Path,
@@ -216,8 +216,8 @@ def judged(
     target has a fixed recipe for it."""
     folder.mkdir(exist_ok=True)
     chosen = find(target)
-    of, rounding = (tuned.graph, tuned.rounding) if tuned else (graph, None)
-    request = BuildRequest(of, "int8", folder, patches, rounding=rounding)
+    of, scheme = (tuned.graph, tuned.rounding) if tuned else (graph, None)
+    request = BuildRequest(of, "int8", folder, patches, scheme=scheme)
     searched = Feature.FLOAT_SEARCH in chosen.features
     tuner = chosen.tuner(request) if searched else None
     if tuner is None:
@@ -235,7 +235,7 @@ def worth_their_time(judge: Judge, size: tuple[int, int], share: float) -> list[
     What they bring is weighed by the default bounds: other bounds need no other training.
     """
     judge.settle_rest(size, _PACE)
-    ranges = judge.tuner.ranges[0]
+    ranges = judge.tuner.range_estimators[0]
     base_ms, costs_ms = judge.costs_ms(ranges, size, _PACE)
     harms = _harms(judge, ranges, judge.operations, lambda: False)
     coarse_ms = {name: round_time(ms) for name, ms in costs_ms.items()}
@@ -278,7 +278,7 @@ def _best_ranges(
     """The recipe that loses least with first and last convolution and skip additions float."""
     usual = [op.name for op in operations if op.part]
     shares: dict[str, Seconds] = {}
-    for ranges in tuner.ranges:
+    for ranges in tuner.range_estimators:
         if shares and late():
             log.warning("search: no time left for ranges %s", ranges)
             break

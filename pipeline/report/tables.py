@@ -223,7 +223,7 @@ def float_table(plan: QuantPlan) -> Table:
 
 def _spared(plan: QuantPlan) -> list[FloatLayer]:
     why = "float while it was trained on: it brings most for its time"
-    return [FloatLayer(name, "", 0.0, 0.0, why) for name in plan.spared]
+    return [FloatLayer(name, "", 0.0, 0.0, why) for name in plan.trained_as_float]
 
 
 def sizes_of(measurements: Iterable[Measurement]) -> list[tuple[int, int]]:

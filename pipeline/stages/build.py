@@ -50,7 +50,7 @@ def build(inputs: BuildInputs, *, out: Path) -> Built:
         patches=inputs.calibration.value if inputs.calibration else None,
         on=inputs.info,
         plan=None if plan is None or plan.fixed else plan,
-        rounding=tuned.rounding if tuned else None,
+        scheme=tuned.rounding if tuned else None,
         uint8_io=inputs.config.pixels == "uint8",
         load_net=load_deployed,
     )

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from mipkd.core.errors import StageError
-from mipkd.core.records import Grid
+from mipkd.core.records import QuantParams
 
 _Q, _DQ = "QuantizeLinear", "DequantizeLinear"
 
@@ -34,7 +34,7 @@ def operations(model: Any) -> list[Any]:
     ]
 
 
-def read_grids(model: Any) -> tuple[Grid, ...]:
+def read_grids(model: Any) -> tuple[QuantParams, ...]:
     """Scale and zero point of every feature map that a quantised model rounds."""
     from onnx import numpy_helper
 
@@ -42,11 +42,11 @@ def read_grids(model: Any) -> tuple[Grid, ...]:
     found = []
     for node in _dequantized_features(model):
         scale, zero = (numpy_helper.to_array(constants[name]) for name in node.input[1:3])
-        found.append(Grid(_readers(model, node.output[0]), float(scale), int(zero)))
+        found.append(QuantParams(_readers(model, node.output[0]), float(scale), int(zero)))
     return tuple(found)
 
 
-def set_scales(model: Any, learned: Iterable[Grid]) -> None:
+def set_scales(model: Any, learned: Iterable[QuantParams]) -> None:
     """Give a quantised model the scales of the grids that have the same readers, in place.
 
     Raises:

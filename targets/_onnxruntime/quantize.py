@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from mipkd.core.records import Graph, PatchSet, Rounding
+    from mipkd.core.records import Graph, PatchSet, QuantScheme
     from targets.base import BuildRequest, FloatArray
 
 # Recipes for ranges of activations. Percentiles took ten times as long and lost more.
 WHOLE = "whole"  # from the least to the greatest value
-RANGES = (WHOLE,)
+RANGE_ESTIMATORS = (WHOLE,)
 # A ReLU named here gives its range to the convolution before it and costs nothing.
 _QUANTISED = ("Conv", "MatMul", "Relu", "Clip")
 LEARNED = "learned"
@@ -37,7 +37,7 @@ def quantize_graph(request: BuildRequest, file: Path, *, saturates: bool) -> tup
 
     assert request.patches is not None, "accepted with them"
     original = prepare_graph(request.graph, file.parent)
-    settings = OrtInt8(request.patches, saturates, request.rounding)
+    settings = OrtInt8(request.patches, saturates, request.scheme)
     if plan := request.plan:
         quantized = settings.quantize_all(original, file)
         floats = [layer.name for layer in plan.floats]
@@ -83,7 +83,7 @@ class OrtInt8:
 
     patches: PatchSet
     saturates: bool  # sums of 8-bit products: weights get 7 bits
-    rounding: Rounding | None = None  # learned with the weights: ranges are its, its floats float
+    scheme: QuantScheme | None = None  # learned with the weights: its ranges, its floats
 
     @property
     def weights_most(self) -> int:
@@ -122,10 +122,10 @@ class OrtInt8:
                 calibrate_method=CalibrationMethod.MinMax,
                 extra_options={
                     "QDQKeepRemovableActivations": True,  # for what becomes float again
-                    "TensorQuantOverrides": _overrides(model, self.rounding),
+                    "TensorQuantOverrides": _overrides(model, self.scheme),
                 },
             )
-        return restore_floats(onnx.load(file), model, self.rounding.floats if self.rounding else ())
+        return restore_floats(onnx.load(file), model, self.scheme.floats if self.scheme else ())
 
 
 def _reader(name: str, patches: PatchSet) -> Any:
@@ -143,7 +143,7 @@ def _reader(name: str, patches: PatchSet) -> Any:
     return Patches()
 
 
-def _overrides(model: Any, rounding: Rounding | None) -> dict[str, list[dict[str, Any]]]:
+def _overrides(model: Any, scheme: QuantScheme | None) -> dict[str, list[dict[str, Any]]]:
     """Scale and zero point by name in the float model; the image keeps its 256 levels."""
     import numpy as np
     from onnxruntime.quantization import QuantType
@@ -151,7 +151,7 @@ def _overrides(model: Any, rounding: Rounding | None) -> dict[str, list[dict[str
     inputs = {node.name: node.input for node in model.graph.node}
     inputs[""] = [one.name for one in model.graph.output]
     wanted = dict.fromkeys(_images(model), (1 / 255, 0))
-    for grid in rounding.grids if rounding else ():
+    for grid in scheme.grids if scheme else ():
         operation, index = grid.readers[0]
         wanted[inputs[operation][index]] = (grid.scale, grid.zero)
     return {

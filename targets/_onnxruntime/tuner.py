@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from calibration.search import Operation
 from calibration.sensitive_layers import sensitive_layers_of
-from mipkd.core.records import Rounding
+from mipkd.core.records import QuantScheme
 from targets._onnx import unquantize
-from targets._onnxruntime.quantize import LEARNED, RANGES, OrtInt8, prepare_graph
+from targets._onnxruntime.quantize import LEARNED, RANGE_ESTIMATORS, OrtInt8, prepare_graph
 from targets._onnxruntime.session import OrtSession
 
 if TYPE_CHECKING:
@@ -23,51 +23,53 @@ class OrtTuner:
     `options` are those of a session.
     """
 
-    rests: tuple[str, ...] = ("fp32",)
+    other_precisions: tuple[str, ...] = ("fp32",)
 
     def __init__(
         self, request: BuildRequest, *, saturates: bool, options: Mapping[str, str]
     ) -> None:
         assert request.patches is not None, "a search has them"
-        self.ranges: tuple[str, ...] = (LEARNED,) if request.rounding else RANGES
+        self.range_estimators: tuple[str, ...] = (LEARNED,) if request.scheme else RANGE_ESTIMATORS
         self._out, self._options = request.out, options
-        self._settings = OrtInt8(request.patches, saturates, request.rounding)
+        self._settings = OrtInt8(request.patches, saturates, request.scheme)
         self._original = prepare_graph(request.graph, request.out)
         self._quantized: dict[str, Any] = {}
 
     def operations(self) -> tuple[Operation, ...]:
         """Convolutions and products with weights, in the graph's order."""
         parts = sensitive_layers_of(self._original).parts
-        nodes = unquantize.operations(self._load(self.ranges[0]))
+        nodes = unquantize.operations(self._load(self.range_estimators[0]))
         costs = _cost_keys(self._original)
         return tuple(
             Operation(n.name, n.op_type, costs[n.name], parts.get(n.name, "")) for n in nodes
         )
 
-    def session(self, ranges: str, floats: Sequence[str], rest: str) -> OrtSession:
+    def session(self, estimator: str, floats: Sequence[str], other: str) -> OrtSession:
         """A candidate, opened."""
-        edited = unquantize.restore_floats(self._load(ranges), self._original, floats)
+        edited = unquantize.restore_floats(self._load(estimator), self._original, floats)
         return OrtSession(edited.SerializeToString(), self._options)
 
-    def rounding(self, floats: Sequence[str]) -> Rounding:
+    def quant_scheme(self, floats: Sequence[str]) -> QuantScheme:
         """What INT8 rounds beside `floats`, with the usual ranges."""
-        edited = unquantize.restore_floats(self._load(self.ranges[0]), self._original, floats)
+        edited = unquantize.restore_floats(
+            self._load(self.range_estimators[0]), self._original, floats
+        )
         most = self._settings.weights_most
         weights = [(n.name, most) for n in unquantize.operations(edited) if n.op_type != "Add"]
-        return Rounding(unquantize.read_grids(edited), tuple(weights), tuple(floats))
+        return QuantScheme(unquantize.read_grids(edited), tuple(weights), tuple(floats))
 
-    def _load(self, ranges: str) -> Any:
+    def _load(self, estimator: str) -> Any:
         """The graph in INT8, quantised the first time that it is asked for."""
         import onnx
 
-        if ranges not in self._quantized:
-            file = self._out / f"{ranges}.onnx"
+        if estimator not in self._quantized:
+            file = self._out / f"{estimator}.onnx"
             if not file.is_file():
-                partial = self._out / f"{ranges}.partial"
+                partial = self._out / f"{estimator}.partial"
                 onnx.save(self._settings.quantize_all(self._original, partial), partial)
                 partial.replace(file)
-            self._quantized[ranges] = onnx.load(file)
-        return self._quantized[ranges]
+            self._quantized[estimator] = onnx.load(file)
+        return self._quantized[estimator]
 
 
 def _cost_keys(model: Any) -> dict[str, str]:

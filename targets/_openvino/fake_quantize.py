@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mipkd.core.errors import StageError
-from mipkd.core.records import Grid
+from mipkd.core.records import QuantParams
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -138,14 +138,14 @@ def factors(model: Any, file: Path) -> dict[str, float]:
     return found
 
 
-def read_grids(model: Any, factors: Mapping[str, float]) -> tuple[Grid, ...]:
+def read_grids(model: Any, factors: Mapping[str, float]) -> tuple[QuantParams, ...]:
     """What a quantised model rounds feature maps to, as large as they are in the ONNX file."""
     found = []
     for op in _roundings(model):
         low, high = (float(_values(op, index).item()) for index in (1, 2))
         scale = (high - low) / _STEPS
         readers = _readers(op)
-        found.append(Grid(readers, scale * _factor(readers, factors), round(-low / scale)))
+        found.append(QuantParams(readers, scale * _factor(readers, factors), round(-low / scale)))
     return tuple(found)
 
 
@@ -171,7 +171,7 @@ def with_exact_image(model: Any) -> Any:
     return model
 
 
-def with_grids(model: Any, wanted: Iterable[Grid], factors: Mapping[str, float]) -> Any:
+def with_grids(model: Any, wanted: Iterable[QuantParams], factors: Mapping[str, float]) -> Any:
     """A copy of a quantised model that rounds feature maps to other grids."""
     model = model.clone()
     by_readers = {grid.readers: grid for grid in wanted}

@@ -11,11 +11,11 @@ from mipkd.core.errors import UnsupportedError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mipkd.core.records import PatchSet, QuantPlan, Rounding
+    from mipkd.core.records import PatchSet, QuantPlan, QuantScheme
 
 # Recipes for ranges of activations, the usual one first.
 CLIPPED, WHOLE, AVERAGED = "clipped", "whole", "averaged"
-RANGES = (CLIPPED, WHOLE, AVERAGED)
+RANGE_ESTIMATORS = (CLIPPED, WHOLE, AVERAGED)
 LEARNED = "learned"
 _CLIPPED = 1e-5  # share of values that a clipped range leaves out
 _PLACED_FOR = ("GPU", "NPU")  # devices whose quantisers NNCF places otherwise than for a CPU
@@ -29,7 +29,7 @@ class NncfInt8:
     patches: PatchSet
     device: str
     saturates: bool  # sums of 8-bit products: weights get 7 bits
-    rounding: Rounding | None = None  # learned with the weights: ranges are its, its floats float
+    scheme: QuantScheme | None = None  # learned with the weights: its ranges, its floats
 
     def quantize_by_plan(self, model: Any, plan: QuantPlan) -> tuple[Any, tuple[str, ...]]:
         """The model in INT8 and notes: what stays in another precision."""
@@ -39,8 +39,8 @@ class NncfInt8:
         edited = restore_floats(self.quantize_all(model, plan.ranges), model, floats)
         return edited, (f"{plan.counted} stay {plan.rest.upper()}",)
 
-    def quantize_by_recipe(self, model: Any, rest: str) -> tuple[Any, tuple[str, ...]]:
-        """The model in INT8 and notes: first and last convolution and the skips stay in `rest`.
+    def quantize_by_recipe(self, model: Any, other: str) -> tuple[Any, tuple[str, ...]]:
+        """The model in INT8 and notes: first and last convolution and the skips stay in `other`.
 
         What each part of that recipe costs and saves: docs/decisions/0003-int8-recipes.md.
         """
@@ -49,21 +49,21 @@ class NncfInt8:
         found = sensitive_layers_of(model)
         ignored = list(found.parts)
         quantized = self._quantize(model, CLIPPED, ignored, attention=found.attention)
-        notes = (found.note_on_floats(rest.upper()),)
+        notes = (found.note_on_floats(other.upper()),)
         return quantized, (*notes, ATTENTION_NOTE) if found.attention else notes
 
-    def quantize_all(self, model: Any, ranges: str) -> Any:
+    def quantize_all(self, model: Any, estimator: str) -> Any:
         """The model with all in INT8 that can be: what a search takes floats out of."""
-        if self.rounding is None:
-            return self._quantize(model, ranges, [])
+        if self.scheme is None:
+            return self._quantize(model, estimator, [])
         from targets._openvino.fake_quantize import factors, restore_floats, with_grids
 
         quantized = self._quantize(model, LEARNED, [])
-        quantized = restore_floats(quantized, model, self.rounding.floats)
-        return with_grids(quantized, self.rounding.grids, factors(model, self.file))
+        quantized = restore_floats(quantized, model, self.scheme.floats)
+        return with_grids(quantized, self.scheme.grids, factors(model, self.file))
 
     def _quantize(
-        self, model: Any, ranges: str, ignored: list[str], *, attention: bool = False
+        self, model: Any, estimator: str, ignored: list[str], *, attention: bool = False
     ) -> Any:
         """By NNCF's mixed preset.
 
@@ -89,13 +89,13 @@ class NncfInt8:
             target_device=nncf.TargetDevice[kind if kind in _PLACED_FOR else "ANY"],
             subset_size=self.patches.count,
             model_type=nncf.ModelType.TRANSFORMER if attention else None,
-            advanced_parameters=_advanced_parameters(ranges, saturates=self.saturates),
+            advanced_parameters=_advanced_parameters(estimator, saturates=self.saturates),
             ignored_scope=nncf.IgnoredScope(names=ignored),
         )
         return with_exact_image(quantized)
 
 
-def _advanced_parameters(ranges: str, *, saturates: bool) -> Any:
+def _advanced_parameters(estimator: str, *, saturates: bool) -> Any:
     """How a range comes from the patches: "clipped", of each patch all but 1 value in 100,000 and
     over all patches the widest; "whole", the least and the greatest value; "averaged", NNCF's own:
     the mean of the patches' ranges, which clips whatever is brighter. "learned" ones are set
@@ -112,13 +112,13 @@ def _advanced_parameters(ranges: str, *, saturates: bool) -> Any:
     )
 
     given: dict[str, Any] = {} if saturates else {"overflow_fix": OverflowFix.DISABLE}
-    if ranges == LEARNED:
+    if estimator == LEARNED:
         given["disable_bias_correction"] = True
-    if ranges in (CLIPPED, WHOLE):
+    if estimator in (CLIPPED, WHOLE):
         statistics = {
             CLIPPED: (StatisticsType.QUANTILE, StatisticsType.QUANTILE),
             WHOLE: (StatisticsType.MIN, StatisticsType.MAX),
-        }[ranges]
+        }[estimator]
         given["activations_range_estimator_params"] = RangeEstimatorParameters(
             *(
                 StatisticsCollectorParameters(statistic, aggregator, quantile_outlier_prob=_CLIPPED)

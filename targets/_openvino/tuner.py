@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from calibration.search import Operation
 from mipkd.core.quiet import quiet
-from mipkd.core.records import Rounding
+from mipkd.core.records import QuantScheme
 from targets._openvino import devices
 from targets._openvino.fake_quantize import (
     factors,
@@ -18,7 +18,7 @@ from targets._openvino.fake_quantize import (
     weights,
 )
 from targets._openvino.last_bias import last_bias_in_fp32
-from targets._openvino.quantize import LEARNED, RANGES, NncfInt8, sensitive_layers_of
+from targets._openvino.quantize import LEARNED, RANGE_ESTIMATORS, NncfInt8, sensitive_layers_of
 from targets._openvino.session import LatencySession
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ class OvTuner:
     def __init__(
         self, settings: NncfInt8, out: Path, options: Mapping[str, dict[str, str]]
     ) -> None:
-        self.ranges: tuple[str, ...] = (LEARNED,) if settings.rounding else RANGES
-        self.rests = tuple(options)
+        self.range_estimators: tuple[str, ...] = (LEARNED,) if settings.scheme else RANGE_ESTIMATORS
+        self.other_precisions = tuple(options)
         self._settings, self._out, self._options = settings, out, options
         self._quantized: dict[str, Any] = {}
         with quiet():
@@ -48,7 +48,7 @@ class OvTuner:
     def operations(self) -> tuple[Operation, ...]:
         """What NNCF puts into INT8, in the graph's order."""
         parts = sensitive_layers_of(self._original).parts
-        sized = _with_fixed_size(self._load(self.ranges[0]))
+        sized = _with_fixed_size(self._load(self.range_estimators[0]))
         return tuple(
             Operation(
                 name_of(op),
@@ -59,30 +59,33 @@ class OvTuner:
             for op in operations(sized)
         )
 
-    def session(self, ranges: str, floats: Iterable[str], rest: str) -> LatencySession:
+    def session(self, estimator: str, floats: Iterable[str], other: str) -> LatencySession:
         """A candidate, compiled as `open` compiles."""
-        edited = restore_floats(self._load(ranges), self._original, floats)
-        if rest != "fp32":
+        edited = restore_floats(self._load(estimator), self._original, floats)
+        if other != "fp32":
             edited = last_bias_in_fp32(edited)
-        return LatencySession(edited, self._settings.device, self._options[rest])
+        return LatencySession(edited, self._settings.device, self._options[other])
 
-    def rounding(self, floats: Sequence[str]) -> Rounding:
+    def quant_scheme(self, floats: Sequence[str]) -> QuantScheme:
         """What INT8 rounds beside `floats`, with the usual ranges."""
-        edited = restore_floats(self._load(self.ranges[0]), self._original, floats)
+        edited = restore_floats(self._load(self.range_estimators[0]), self._original, floats)
         found = read_grids(edited, factors(self._original, self._settings.file))
-        return Rounding(found, weights(edited, self._original), tuple(floats))
+        return QuantScheme(found, weights(edited, self._original), tuple(floats))
 
-    def _load(self, ranges: str) -> Any:
+    def _load(self, estimator: str) -> Any:
         """The graph in INT8, quantised the first time that it is asked for."""
-        if ranges not in self._quantized:
-            file, whole = self._out / f"{ranges}.xml", self._out / f"{ranges}.whole"
+        if estimator not in self._quantized:
+            file, whole = (
+                self._out / f"{estimator}.xml",
+                self._out / f"{estimator}.whole",
+            )
             if not whole.is_file():
                 with quiet():
-                    made = self._settings.quantize_all(self._original, ranges)
+                    made = self._settings.quantize_all(self._original, estimator)
                     devices.package().save_model(made, str(file), compress_to_fp16=False)
                 whole.touch()
-            self._quantized[ranges] = devices.core().read_model(str(file))
-        return self._quantized[ranges]
+            self._quantized[estimator] = devices.core().read_model(str(file))
+        return self._quantized[estimator]
 
 
 def _with_fixed_size(model: Any) -> Any:

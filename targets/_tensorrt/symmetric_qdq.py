@@ -16,7 +16,7 @@ from calibration.patches import as_batches
 from calibration.sensitive_layers import ATTENTION_FLOAT, sensitive_layers_of
 from mipkd.core.errors import MissingError, UnsupportedError
 from mipkd.core.quiet import quiet
-from mipkd.core.records import Rounding
+from mipkd.core.records import QuantScheme
 from targets._onnx.unquantize import operations, read_grids, set_scales
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _MIDDLE = 128  # of a grid's 0 to 255: a signed 0
 
 
 def quantize_symmetric(
-    model: Any, patches: PatchSet, learned: Rounding | None = None
+    model: Any, patches: PatchSet, learned: QuantScheme | None = None
 ) -> tuple[Any, tuple[str, ...]]:
     """A copy of an ONNX model with symmetric Q/DQ, and notes of what stays float.
 
@@ -56,12 +56,12 @@ def quantize_symmetric(
     return quantized, (*notes, ATTENTION_FLOAT) if found.attention else tuple(notes)
 
 
-def read_rounding(model: Any, patches: PatchSet) -> Rounding:
+def read_rounding(model: Any, patches: PatchSet) -> QuantScheme:
     """All that `quantize_symmetric` rounds of a model."""
     quantized, _ = quantize_symmetric(model, patches)
     weights = tuple((node.name, _MOST) for node in operations(quantized))
     grids = tuple(replace(grid, zero=_MIDDLE) for grid in read_grids(quantized))
-    return Rounding(grids, weights)
+    return QuantScheme(grids, weights)
 
 
 def refuse_unreadable(model: Any) -> None:

@@ -15,7 +15,7 @@ from targets._tensorrt.session import PlanSession, SimulatedSession
 from targets.base import BuildRequest, Feature, Target, version_of
 
 if TYPE_CHECKING:
-    from mipkd.core.records import Built, Rounding
+    from mipkd.core.records import Built, QuantScheme
     from targets.base import Session
 
 _OFFERED = ("fp32", "fp16", "int8")
@@ -79,7 +79,7 @@ class TensorRt(Target):
         # Networks are strongly typed: the types of the graph are those that it is computed in.
         return self.describe(request, file, executes=kind, options=options, notes=notes)
 
-    def rounding(self, request: BuildRequest) -> Rounding:
+    def quant_scheme(self, request: BuildRequest) -> QuantScheme:
         """What its INT8 of a graph rounds; what is float is taken for exact."""
         import onnx
 
@@ -124,7 +124,7 @@ def _typed_graph(request: BuildRequest) -> tuple[Any, str, tuple[str, ...]]:
     if precision != "int8":
         return convert_to_16_bits(model, kind), kind, notes
     assert request.patches is not None, "accepted with them"
-    quantized, kept = quantize_symmetric(model, request.patches, request.rounding)
+    quantized, kept = quantize_symmetric(model, request.patches, request.scheme)
     notes = (*kept, f"what is float is {kind.upper()}", *notes)
     return convert_to_16_bits(quantized, kind), precision, notes
 

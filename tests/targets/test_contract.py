@@ -266,7 +266,7 @@ def test_it_declares_what_it_can_do(name: str) -> None:
     kind = type(find(name))
     assert (Feature.FLOAT_SEARCH in kind.features) == (kind.tuner is not Target.tuner)
     if Feature.FIXED_INT8 in kind.features:
-        assert kind.rounding is not Target.rounding
+        assert kind.quant_scheme is not Target.quant_scheme
         assert "int8" in kind.precisions(find(name))
 
 

@@ -51,7 +51,9 @@ def tuned(target: Target, graph: Graph, patches: PatchSet, out: Path) -> Tuner:
 
 
 def pixels(tuner: Tuner, floats: Sequence[str]) -> FloatArray:
-    with closing(tuner.session(tuner.ranges[0], floats, tuner.rests[-1])) as session:
+    with closing(
+        tuner.session(tuner.range_estimators[0], floats, tuner.other_precisions[-1])
+    ) as session:
         return np.array(session.run(image()))
 
 
@@ -92,8 +94,8 @@ def test_a_build_by_a_plan_gives_the_candidates_pixels(
     chosen = [op.name for op in tuner.operations() if op.part]
     plan = QuantPlan(
         target=target.name,
-        ranges=tuner.ranges[0],
-        rest=tuner.rests[-1],
+        ranges=tuner.range_estimators[0],
+        rest=tuner.other_precisions[-1],
         floats=tuple(FloatLayer(name, "Conv", 0.0, 0.0, "a test") for name in chosen),
         drop_db=None,
         worst_db=None,
@@ -179,10 +181,11 @@ def test_what_a_converter_fuses_is_found_again_by_its_name(
     assert tuner is not None
     floats = [op.name for op in tuner.operations()][::2]
     layers = tuple(FloatLayer(name, "", 0.0, 0.0, "") for name in floats)
-    plan = QuantPlan("openvino", tuner.ranges[0], tuner.rests[0], layers, 0.0, 0.0, met=True)
+    estimator, other = tuner.range_estimators[0], tuner.other_precisions[0]
+    plan = QuantPlan("openvino", estimator, other, layers, 0.0, 0.0, met=True)
     built = target.build(BuildRequest(graph, "int8", tmp_path / "built", patches, plan=plan))
     with (
-        closing(tuner.session(tuner.ranges[0], floats, tuner.rests[0])) as searched,
+        closing(tuner.session(estimator, floats, other)) as searched,
         closing(target.open(built)) as shipped,
     ):
         assert np.allclose(searched.run(image()), shipped.run(image()), atol=1e-5)
@@ -190,4 +193,4 @@ def test_what_a_converter_fuses_is_found_again_by_its_name(
 
 def test_a_float_that_is_no_operation_is_refused(tuner: Tuner) -> None:
     with pytest.raises(StageError, match="no operation nowhere"):
-        tuner.session(tuner.ranges[0], ["nowhere"], tuner.rests[0])
+        tuner.session(tuner.range_estimators[0], ["nowhere"], tuner.other_precisions[0])
