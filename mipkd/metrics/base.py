@@ -43,7 +43,7 @@ class Metric:
 @cache
 def list_metrics() -> dict[str, Metric]:
     """All that can be loaded, by name."""
-    found: dict[str, Metric] = plugins.load_all("mipkd.metrics", "METRIC")
+    found = plugins.load_all("mipkd.metrics", "METRIC", Metric)
     order = [name for name in FIRST if name in found]
     return {name: found[name] for name in dict.fromkeys([*order, *found])}
 
