@@ -20,7 +20,7 @@ from pipeline.bench.job import Image
 from pipeline.bench.latency import BenchSettings
 from pipeline.bundle import manifest
 from pipeline.bundle.golden import lr_file
-from pipeline.bundle.provenance import PROVENANCE
+from pipeline.bundle.provenance import read_provenance
 from pipeline.device.source import agent_bytes
 from pipeline.run import EVIDENCE, Run, as_stage_error
 from targets.base import files_of
@@ -59,7 +59,7 @@ def make_kit(bundle: Path, target: str, out: Path) -> Kit:
     others = [b for b in run.builts if b.target == target and b.role != "student"] if run else []
     builts = [*models, *(b for b in others if b.file.exists())]
     images = list(_tests(run) if run else _golden(bundle))
-    data = _packed(stated.name, target, builts, images, settings_of(bundle))
+    data = _pack_job(stated.name, target, builts, images, settings_of(bundle))
     try:
         _write(out, data)
     except OSError as error:
@@ -96,7 +96,7 @@ def contents(built: Built) -> dict[str, str]:
     }
 
 
-def _packed(
+def _pack_job(
     run: str, target: str, builts: list[Built], images: list[Image], settings: BenchSettings
 ) -> bytes:
     with TemporaryDirectory() as scratch:
@@ -129,5 +129,4 @@ def _golden(bundle: Path) -> Iterator[Image]:
 
 def settings_of(bundle: Path) -> BenchSettings:
     """How the run measured."""
-    config = json.loads((bundle / PROVENANCE).read_text())["config"]
-    return decode(BenchSettings, config["bench"])
+    return decode(BenchSettings, read_provenance(bundle).config["bench"])
