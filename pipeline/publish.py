@@ -17,7 +17,7 @@ from pipeline import kit_results
 from pipeline.bench.comparisons import NOT_MEASURED, simulated_targets
 from pipeline.bundle.golden import BundleConfig
 from pipeline.bundle.kit import kit_name, make_kit
-from pipeline.bundle.pack import pack, students
+from pipeline.bundle.pack import pack, student_builds
 from pipeline.config import Config
 from pipeline.contenders import Contender
 from pipeline.inputs import Images
@@ -151,7 +151,7 @@ def _publish(run: Run, evidence: Evidence) -> None:
 
 def unseen(evidence: Evidence) -> list[str]:
     """The targets that were only simulated and can be measured by a kit."""
-    can = {built.target for built in students(evidence)}
+    can = {built.target for built in student_builds(evidence)}
     return [target for target in simulated_targets(evidence.measurements) if target in can]
 
 

@@ -15,29 +15,29 @@ class Model:
     """A network that has been identified: what is in a checkpoint and how we know it."""
 
     role: str  # "teacher" or "student"
-    file: Path
-    sha256: str
+    file: Path  # its weights
+    sha256: str  # of the weights
     arch: str  # name of a file in mipkd/archs, "onnx" for a foreign graph
     hyper: dict[str, Any]  # arguments of the architecture's Hyper
-    scale: int
+    scale: int  # upscaling factor
     layout: str  # whose key names: "original", "basicsr", ...
     settled: dict[str, str]  # fact -> how it was settled, where tensors cannot tell
-    params: int
-    gmacs: float  # at LR 256x256
-    licence: str = "unknown"
+    params: int  # 0 when not known
+    gmacs: float  # at LR 256x256, in units of 10^9; null when not known
+    licence: str = "unknown"  # of the weights as far as they say
 
 
 @dataclass(frozen=True)
 class Photos:
     """Training photos decoded once: uint8 HR and LR pixels in two flat files and an index."""
 
-    folder: Path
+    folder: Path  # of those files
     sha256: str  # of the photos' contents and the way they were prepared
-    source: str
-    scale: int
-    count: int
-    skipped: tuple[str, ...] = ()
-    is_sample: bool = False
+    source: str  # where they came from
+    scale: int  # of the LR pixels
+    count: int  # of photos
+    skipped: tuple[str, ...] = ()  # those that could not be used
+    is_sample: bool = False  # whether they are the sample photos
 
 
 @dataclass(frozen=True)
@@ -75,26 +75,26 @@ class TeacherCache:
 class TestSet:
     """Images to validate on: `<folder>/hr/*.png` and `<folder>/lr/*.png` of the same names."""
 
-    folder: Path
-    sha256: str
-    source: str
-    scale: int
-    images: tuple[str, ...]
+    folder: Path  # of those files
+    sha256: str  # of their contents and preparation
+    source: str  # where they came from
+    scale: int  # of the LR images
+    images: tuple[str, ...]  # names
     lr_from: str  # "published" files or "bicubic" of our own
-    skipped: tuple[str, ...] = ()
-    is_sample: bool = False
+    skipped: tuple[str, ...] = ()  # those that could not be used
+    is_sample: bool = False  # whether they are the sample photos
 
 
 @dataclass(frozen=True)
 class Distilled:
     """A trained student and the trace of its training."""
 
-    model: Model
+    model: Model  # the student
     curves: Path  # JSON lines: step, every loss term, lr, seconds
-    pictures: tuple[Path, ...]
-    steps: int
-    seconds: float
-    losses: tuple[str, ...]
+    pictures: tuple[Path, ...]  # of validation images, as training went on
+    steps: int  # of the optimiser
+    seconds: float  # wall time
+    losses: tuple[str, ...]  # names of the loss terms
     psnr_y_db: float  # of the exported (EMA) weights, mean over the validation images
 
 
@@ -107,16 +107,16 @@ def model_of(net: Model | Distilled) -> Model:
 class Graph:
     """An ONNX graph: RGB NCHW float32 in [0, 1] in and out, dynamic height and width."""
 
-    file: Path
-    sha256: str
-    role: str
-    scale: int
+    file: Path  # .onnx
+    sha256: str  # of the file
+    role: str  # of its model: student, teacher or a rival's name
+    scale: int  # upscaling factor
     multiple: int  # height and width of the input must be multiples of it
-    opset: int
+    opset: int  # ONNX operator set
     family: str  # name of the architecture, "onnx" when unknown
     parity_max_abs: float | None = None  # against torch on real images, in [0, 1]
-    parity_images: int = 0
-    licence: str = "unknown"
+    parity_images: int = 0  # how many images that was measured on
+    licence: str = "unknown"  # of the weights
     model: Model | None = None  # the torch net it was made from; none for a foreign graph
 
 
@@ -124,25 +124,25 @@ class Graph:
 class PatchSet:
     """LR patches for calibration: one .npy of uint8 RGB, shape NHWC."""
 
-    file: Path
-    sha256: str
-    source: str
-    count: int
-    size: tuple[int, int]
+    file: Path  # .npy
+    sha256: str  # of the pixels
+    source: str  # where the photos came from
+    count: int  # of patches
+    size: tuple[int, int]  # height, width
 
 
 @dataclass(frozen=True)
 class Holdout:
     """LR and HR crops that no range was read from: two .npy of uint8 RGB, shape NHWC."""
 
-    lr: Path
-    hr: Path
-    sha256: str
-    source: str
+    lr: Path  # the LR crops
+    hr: Path  # the HR crops
+    sha256: str  # of their pixels
+    source: str  # where the photos came from
     photos: int  # crops of photos; the first ones
     pages: int  # drawn pages with letters, flat colours and gradients; the last ones
     size: tuple[int, int]  # LR
-    scale: int
+    scale: int  # HR over LR
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class QuantParams:
 class QuantScheme:
     """All that INT8 rounds on a target."""
 
-    grids: tuple[QuantParams, ...]
+    grids: tuple[QuantParams, ...]  # of feature maps
     # Operations whose weights are rounded, and how many steps the largest of a channel has.
     weights: tuple[tuple[str, float], ...]
     floats: tuple[str, ...] = ()  # operations that it leaves alone
@@ -170,11 +170,11 @@ class QatStudent:
     """A student trained on with the rounding of a target's INT8, and that rounding as it ended."""
 
     graph: Graph  # its weights as floats
-    rounding: QuantScheme
-    curves: Path
-    steps: int
-    seconds: float
-    losses: tuple[str, ...]
+    rounding: QuantScheme  # as it ended
+    curves: Path  # JSON lines, as of a training
+    steps: int  # of the optimiser
+    seconds: float  # wall time
+    losses: tuple[str, ...]  # names of the loss terms
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class FloatLayer:
     kind: str  # "Conv", "Add", ...
     harm_db: float  # mean PSNR-Y that it would lose on the holdout if it alone were INT8
     cost_ms: float  # on the target, at the LR size of the search
-    reason: str
+    reason: str  # why it stays float
 
 
 @dataclass(frozen=True)
@@ -196,24 +196,24 @@ class FrontPoint:
     drop_db: float  # mean PSNR-Y on the holdout, below the target's own FP32
     worst_db: float  # the same on the crop that loses most
     floats: int  # how many operations stay float
-    chosen: bool = False
+    chosen: bool = False  # whether this one was built
 
 
 @dataclass(frozen=True)
 class QuantPlan:
     """How to quantise a graph for a target: what a search found, or what a user asked for."""
 
-    target: str
+    target: str  # whose INT8 it is
     ranges: str  # name of the recipe for ranges of activations
     rest: str  # precision of what stays float
-    floats: tuple[FloatLayer, ...]
+    floats: tuple[FloatLayer, ...]  # operations that stay float
     drop_db: float | None  # predicted: on the holdout
-    worst_db: float | None
+    worst_db: float | None  # the same on the crop that loses most
     met: bool  # whether the bounds hold on the holdout
     max_drop_db: float = 0.0  # the bounds
-    max_worst_db: float = 0.0
-    front: tuple[FrontPoint, ...] = ()
-    holdout: Holdout | None = None
+    max_worst_db: float = 0.0  # on the crop that loses most
+    front: tuple[FrontPoint, ...] = ()  # what was tried, the fastest first
+    holdout: Holdout | None = None  # crops on which losses were measured
     operations: int = 0  # that INT8 could compute
     size: tuple[int, int] = (0, 0)  # LR at which costs were measured
     fixed: bool = False  # nothing was searched: the target's own recipe
@@ -237,20 +237,20 @@ class Rival:
     name: str  # its role in graphs, builds and measurements
     model: Model | None  # none if it could not be made
     distilled: Distilled | None  # none when a finished one was given
-    plans: tuple[QuantPlan, ...]
+    plans: tuple[QuantPlan, ...]  # how its INT8 was made
 
 
 @dataclass(frozen=True)
 class Built:
     """A model in a target's own format, ready to be opened on a device."""
 
-    target: str
+    target: str  # that opens it
     precision: str  # that was asked for
-    role: str
-    file: Path
-    size_bytes: int
-    scale: int
-    multiple: int
+    role: str  # of its model: student, teacher or a rival's name
+    file: Path  # a folder for a package
+    size_bytes: int  # on disk
+    scale: int  # upscaling factor
+    multiple: int  # height and width of the input must be multiples of it
     options: dict[str, str] = field(default_factory=dict)  # given to the runtime when opening
     notes: tuple[str, ...] = ()  # what a reader should know: layers kept float, fallbacks
     versions: dict[str, str] = field(default_factory=dict)  # of what built it

@@ -49,6 +49,12 @@ def valid_sizes(m: Measurement) -> list[Size]:
     return sorted(latency.size for latency in m.latencies if valid_latency(m, latency.size))
 
 
+def p50_s(m: Measurement, size: Size | None) -> float | None:
+    """The median latency at an LR size; None where it cannot be believed."""
+    found = valid_latency(m, size) if size else None
+    return statistics.median(found.samples_s) if found else None
+
+
 def speedup(slow: Measurement, fast: Measurement, size: Size) -> Estimate | None:
     """How many times as fast the second is; None unless both are valid at that size."""
     theirs, ours = valid_latency(slow, size), valid_latency(fast, size)

@@ -26,28 +26,28 @@ class TargetGain:
     None is what cannot be told; `why_not` says why.
     """
 
-    target: str
-    precision: str
-    simulated: bool
+    target: str  # where both ran
+    precision: str  # at which both ran
+    simulated: bool  # how both came by their pixels
     images: int = 0  # that both have a finite score of
     psnr_y_db: float | None = None  # ours, mean over them
-    rival_psnr_y_db: float | None = None
-    gain_db: Estimate | None = None
+    rival_psnr_y_db: float | None = None  # the rival's
+    gain_db: Estimate | None = None  # student less rival, image by image
     retained: Estimate | None = None  # mean gain here / mean gain in FP32, over the same images
     speed: Estimate | None = None  # how many times as fast as ours the rival is
     size: Size | None = None  # LR, the largest one at which both can be believed
-    why_not: str = ""
+    why_not: str = ""  # why something is null; empty when nothing is
 
 
 @dataclass(frozen=True)
 class DistillationGain:
     """Our student against one rival: in FP32, and on every target that gave pixels."""
 
-    rival: str
-    images: int
-    fp32_db: Estimate | None
-    why_not: str
-    on: tuple[TargetGain, ...]
+    rival: str  # its role among the measurements
+    images: int  # that both have a finite score of in FP32
+    fp32_db: Estimate | None  # what the student has over it in FP32; null when not known
+    why_not: str  # why it is not known; empty when it is
+    on: tuple[TargetGain, ...]  # one entry a target and precision that gave pixels
 
 
 def is_rival(role: str) -> bool:

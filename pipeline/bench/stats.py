@@ -23,7 +23,7 @@ class Estimate:
     Where nothing can be told of the spread, the ends are NaN; where no end can be, infinite.
     """
 
-    value: float
+    value: float  # the figure
     low: float  # lower end of the interval
     high: float  # upper end of it
 

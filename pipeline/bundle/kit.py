@@ -19,7 +19,7 @@ from pipeline.bench.latency import BenchSettings
 from pipeline.bench.models import Image
 from pipeline.bundle import manifest
 from pipeline.bundle.golden import lr_file
-from pipeline.bundle.provenance import PROVENANCE
+from pipeline.bundle.provenance import read_provenance
 from pipeline.machine.remote import job_file, kit_program
 from pipeline.machine.remote.agent_zip import agent_bytes
 from pipeline.machine.remote.job_file import hash_files
@@ -120,5 +120,4 @@ def _golden(bundle: Path) -> Iterator[Image]:
 
 def settings_of(bundle: Path) -> BenchSettings:
     """How the run measured."""
-    config = json.loads((bundle / PROVENANCE).read_text())["config"]
-    return decode(BenchSettings, config["bench"])
+    return decode(BenchSettings, read_provenance(bundle).config["bench"])

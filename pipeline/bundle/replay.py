@@ -52,7 +52,7 @@ def replay(bundle: Path, manifest: Manifest, wrong: list[Problem]) -> Iterator[R
             yield Replayed(model, why_not="its files are not those of the bundle")
             continue
         try:
-            yield _replayed(bundle, model)
+            yield _replay_model(bundle, model)
         except (MissingError, UnsupportedError) as error:
             yield Replayed(model, why_not=error.what)
         except Exception as error:  # one model's failure is a row
@@ -60,7 +60,7 @@ def replay(bundle: Path, manifest: Manifest, wrong: list[Problem]) -> Iterator[R
             yield Replayed(model, failed=what or type(error).__name__)
 
 
-def _replayed(bundle: Path, model: Model) -> Replayed:
+def _replay_model(bundle: Path, model: Model) -> Replayed:
     target = find(model.target)
     if reason := target.why_not():
         return Replayed(model, why_not=reason)

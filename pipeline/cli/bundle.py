@@ -181,8 +181,8 @@ def check(
     """Judge a bundle by its own gates, and hold it against a baseline."""
     set_logging(verbose)
     from pipeline.cli.summary import gate_line
-    from pipeline.judge.check import against, set_baseline, settings_with
     from pipeline.judge.check import check as checked
+    from pipeline.judge.check import compare_with_baseline, set_baseline, settings_with
     from pipeline.report import junit as xml
     from pipeline.report import markdown
 
@@ -192,7 +192,7 @@ def check(
     found = checked(bundle)
     if baseline and not found.problems:
         settings = settings_with(bundle, sets or ())
-        found = against(found, bundle, baseline, settings.baseline, settings.bench)
+        found = compare_with_baseline(found, bundle, baseline, settings.baseline, settings.bench)
     for problem in found.problems:
         typer.echo(f"{problem.what.upper()}  {problem.file}")
     for gate in () if found.problems else found.gates:

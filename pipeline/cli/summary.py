@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator
 
 from rich.console import Group
@@ -11,7 +10,7 @@ from rich.text import Text
 
 from mipkd.core.evidence import Evidence, Gate, Outcome
 from mipkd.core.measurement import BY_KIT, Measurement
-from pipeline.bench.comparisons import mean_of, simulated_targets, speedup, valid_latency
+from pipeline.bench.comparisons import mean_of, p50_s, simulated_targets, speedup
 from pipeline.bench.distillation_gain import compare_with
 from pipeline.cli.terminal import COLOURS
 from pipeline.report.sentences import gain_sentence
@@ -90,12 +89,11 @@ def _latency(evidence: Evidence, m: Measurement) -> tuple[str, str, str]:
         return "", "", ""
     size = m.latencies[len(m.latencies) // 2].size
     of = f"{size[1]}x{size[0]}"
-    latency = valid_latency(m, size)
-    if latency is None:
+    p50 = p50_s(m, size)
+    if p50 is None:
         return "INVALID", of, ""
     teacher = _of(evidence, "teacher", m.target)
     ratio = speedup(teacher, m, size) if teacher and m.role != "teacher" else None
-    p50 = statistics.median(latency.samples_s)
     return f"{p50 * 1e3:.2f}", of, f"{ratio.value:.2f}" if ratio else ""
 
 

@@ -17,7 +17,7 @@ from mipkd.core.errors import UsageError
 from mipkd.core.measurement import Latency, Measurement
 from pipeline.bundle.manifest import read
 from pipeline.bundle.measurements import read_measurements
-from pipeline.bundle.provenance import PROVENANCE
+from pipeline.bundle.provenance import read_provenance
 from pipeline.report.results_file import read_results
 
 SCHEMA = 2
@@ -25,19 +25,6 @@ KIND = "mipkd-pipeline baseline"
 PROTOCOL = "PSNR-Y and SSIM-Y of 8-bit RGB, a border of the scale cropped"
 _KEPT = 400  # samples of a series, evenly taken; a median needs no more
 _HINT = "make one: mipkd-pipeline check BUNDLE --baseline FILE --update-baseline --reason WHY"
-
-
-@dataclass(frozen=True)
-class _Tests:
-    sha256: str
-    source: str
-
-
-@dataclass(frozen=True)
-class _Provenance:
-    """What is read of a bundle's provenance."""
-
-    tests: _Tests
 
 
 @dataclass(frozen=True)
@@ -81,8 +68,7 @@ def of_bundle(bundle: Path) -> Baseline:
         UsageError: no bundle, or a damaged one.
     """
     manifest = read(bundle)
-    file = bundle / PROVENANCE
-    tests = decode_file(_Provenance, read_json(file), file).tests
+    tests = read_provenance(bundle).tests
     return Baseline(
         schema=SCHEMA,
         kind=KIND,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,10 +15,10 @@ from pipeline.bench.latency import BenchSettings
 from pipeline.bundle.kit import settings_of
 from pipeline.bundle.manifest import Manifest, Problem, problems, read
 from pipeline.bundle.measurements import read_measurements
-from pipeline.bundle.provenance import PROVENANCE, failures, plans
+from pipeline.bundle.provenance import read_provenance
 from pipeline.judge.baseline import check_comparable, load, of_bundle, save
 from pipeline.judge.gates import GateConfig, judge, overall
-from pipeline.judge.regression import BaselineConfig, Beside, in_turns, regress
+from pipeline.judge.regression import BaselineConfig, Beside, regress, time_in_turns
 from pipeline.settings import as_usage_error, assignments, merged
 
 _NOT_JUDGED = "the figures of a bundle with such files are not judged"
@@ -50,7 +49,7 @@ def check(bundle: Path) -> Checked:
     if wrong:
         gates = [Gate(p.what, p.file, Outcome.FAIL, None, 0.0, "", _NOT_JUDGED) for p in wrong]
         return Checked(manifest, wrong, tuple(gates), Outcome.FAIL)
-    verdict = _judged(bundle)
+    verdict = _judge_recorded(bundle)
     simulated = dict.fromkeys(m.target for m in manifest.models if m.kind == "simulated")
     unseen = tuple(
         Gate("measured", target, Outcome.INVALID, None, 0.0, "", NOT_MEASURED)
@@ -84,7 +83,7 @@ def settings_with(bundle: Path, sets: Sequence[str]) -> CheckConfig:
         raise as_usage_error(error, CheckConfig) from error
 
 
-def against(
+def compare_with_baseline(
     found: Checked, bundle: Path, baseline: Path, config: BaselineConfig, settings: BenchSettings
 ) -> Checked:
     """What `check` found, and the gates against a baseline: a bundle, timed beside, or a file.
@@ -97,7 +96,7 @@ def against(
     beside = Beside({}, why_not="the baseline is a file")
     if baseline.is_dir():
         _check_whole(baseline)
-        beside = in_turns(bundle, baseline, settings)
+        beside = time_in_turns(bundle, baseline, settings)
     gates = (*found.gates, *regress(config, new.measurements, old.measurements, beside))
     return replace(found, gates=gates, outcome=overall(gates))
 
@@ -128,12 +127,10 @@ def _check_whole(bundle: Path) -> None:
         )
 
 
-def _judged(bundle: Path) -> Verdict:
-    file = bundle / PROVENANCE
+def _judge_recorded(bundle: Path) -> Verdict:
+    stated = read_provenance(bundle)
     try:
-        stated = json.loads(file.read_text())
-        config = GateConfig.model_validate(stated["gates"])
-        lost, searched = failures(stated), plans(stated)
-    except (ValidationError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{file}: its gates cannot be read: {error}") from error
-    return judge(config, read_measurements(bundle), lost, searched)
+        config = GateConfig.model_validate(stated.gates)
+    except ValidationError as error:
+        raise UsageError(f"{bundle}: its gates cannot be read: {error}") from error
+    return judge(config, read_measurements(bundle), stated.failures, stated.plans)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from mipkd.core.errors import nearest
-from mipkd.core.evidence import Failure, Gate, Outcome, Recommendation, Verdict
+from mipkd.core.evidence import Failure, Gate, Outcome, Verdict
 from mipkd.core.measurement import Measurement
 from mipkd.core.precision import QUANTIZED
 from mipkd.core.records import QuantPlan
@@ -21,7 +21,6 @@ from pipeline.bench.comparisons import (
     find_reference,
     mean_of,
     simulated_targets,
-    speedup,
     speedup_over_best,
     students,
     subject,
@@ -35,6 +34,7 @@ from pipeline.bench.distillation_gain import (
     is_rival,
 )
 from pipeline.bench.stats import Estimate
+from pipeline.judge.recommendation import recommend
 
 Bound = Annotated[float, Field(allow_inf_nan=False)] | Literal["off"]
 
@@ -84,11 +84,11 @@ def judge(
 ) -> Verdict:
     """FAIL if any gate fails, else INVALID if any could not be judged, else PASS."""
     gates = (
-        *_gain_over_bicubic(config, measurements),
-        *(gate for m in students(measurements) for gate in _of_one(config, m, measurements)),
-        *(gate for plan in plans for gate in _searched(plan)),
-        *_gains_retained(config, measurements, failures),
-        *_not_run(config, measurements, failures),
+        *_judge_bicubic(config, measurements),
+        *(gate for m in students(measurements) for gate in _judge_model(config, m, measurements)),
+        *(gate for plan in plans for gate in _judge_search(plan)),
+        *_judge_gains(config, measurements, failures),
+        *_judge_failures(config, measurements, failures),
     )
     return Verdict(
         outcome=overall(gates),
@@ -98,42 +98,7 @@ def judge(
     )
 
 
-def recommend(
-    measurements: Sequence[Measurement], gates: Sequence[Gate], failures: Sequence[Failure] = ()
-) -> tuple[Recommendation, ...]:
-    """For each target the fastest precision, at the largest LR size, that passes all its gates.
-
-    Of those whose speed cannot be told apart from the fastest one's, the one with the highest
-    PSNR: a quantised model that is not faster is not worth its loss.
-    """
-    on = students(measurements)
-    lost = [f.target for f in failures if f.role == "student"]
-    targets = dict.fromkeys([m.target for m in on] + lost)
-    return tuple(_recommend_for(t, [m for m in on if m.target == t], gates) for t in targets)
-
-
-def _recommend_for(target: str, on: Sequence[Measurement], gates: Sequence[Gate]) -> Recommendation:
-    if any(m.simulated for m in on):
-        return Recommendation(target, "", NOT_MEASURED, simulated=True)
-    stopped = {gate.subject: gate for gate in gates if gate.outcome is not Outcome.PASS}
-    if "student" in stopped:
-        gate = stopped["student"]
-        return Recommendation(target, "", f"{gate.name} {gate.outcome.value}: {gate.reason}")
-    passing = [m for m in on if subject(m) not in stopped and valid_sizes(m)]
-    common = set.intersection(*(set(valid_sizes(m)) for m in passing)) if passing else set()
-    if not common:
-        return Recommendation(target, "", "no precision passes all its gates")
-    size = max(common, key=lambda s: s[0] * s[1])
-    fastest = min(passing, key=lambda m: _median_s(m, size))
-    tied = [m for m in passing if (r := speedup(m, fastest, size)) and r.low <= 1.0]
-    best = max(tied, key=lambda m: (mean_of(m) or 0.0, m is fastest))
-    if best is fastest:
-        return Recommendation(target, best.precision, "the fastest that passes every gate")
-    why = f"as fast as {fastest.precision}, with a higher PSNR"
-    return Recommendation(target, best.precision, why)
-
-
-def _gain_over_bicubic(config: GateConfig, measurements: Sequence[Measurement]) -> Iterator[Gate]:
+def _judge_bicubic(config: GateConfig, measurements: Sequence[Measurement]) -> Iterator[Gate]:
     bound, name = config.min_gain_over_bicubic_db, "gain over bicubic"
     if bound == "off":
         return
@@ -147,7 +112,7 @@ def _gain_over_bicubic(config: GateConfig, measurements: Sequence[Measurement]) 
     yield Gate(name, "student", _passes(gain >= bound), gain, bound, "dB", reason)
 
 
-def _of_one(
+def _judge_model(
     config: GateConfig, m: Measurement, measurements: Sequence[Measurement]
 ) -> Iterator[Gate]:
     """The gates of one target and precision."""
@@ -158,24 +123,24 @@ def _of_one(
         if not valid_latency(m, latency.size):
             name = f"latency at {latency.size[1]}x{latency.size[0]}"
             yield _invalid(name, subject(m), 0.0, "", latency.invalid_because or "no samples")
-    yield from _drops(config, m, find_reference(measurements, "student"))
-    yield from _tint(config, m, find_reference(measurements, "student"))
+    yield from _judge_drops(config, m, find_reference(measurements, "student"))
+    yield from _judge_tint(config, m, find_reference(measurements, "student"))
     if not m.simulated:
-        yield from _speedup(config, m, measurements)
+        yield from _judge_speedup(config, m, measurements)
 
 
-def _drops(config: GateConfig, m: Measurement, base: Measurement | None) -> Iterator[Gate]:
+def _judge_drops(config: GateConfig, m: Measurement, base: Measurement | None) -> Iterator[Gate]:
     """What is lost against the FP32 student, on the mean and on the image that loses most."""
     psnr_y = MetricBounds(
         max_mean_drop=config.max_mean_drop_db, max_worst_drop=config.max_worst_drop_db
     )
-    yield from _drops_of(find_metric("psnr_y"), psnr_y, m, base, "")
+    yield from _judge_drop(find_metric("psnr_y"), psnr_y, m, base, "")
     for name, bounds in config.metrics.items():
         metric = find_metric(name)
-        yield from _drops_of(metric, bounds, m, base, f" of {metric.title}")
+        yield from _judge_drop(metric, bounds, m, base, f" of {metric.title}")
 
 
-def _drops_of(
+def _judge_drop(
     metric: Metric, bounds: MetricBounds, m: Measurement, base: Measurement | None, of: str
 ) -> Iterator[Gate]:
     drops = drop_by_image(m, base, metric.name)
@@ -198,7 +163,7 @@ def _drops_of(
         yield Gate(name + of, subject(m), well, figure, bound, metric.unit, reason)
 
 
-def _tint(config: GateConfig, m: Measurement, base: Measurement | None) -> Iterator[Gate]:
+def _judge_tint(config: GateConfig, m: Measurement, base: Measurement | None) -> Iterator[Gate]:
     """The channel that is furthest from the FP32 student's in brightness; PSNR-Y hardly sees it."""
     bound, found = config.max_channel_shift, channel_shift(m, base)
     if bound == "off" or found is None:  # figures of older runs hold no colours
@@ -211,7 +176,7 @@ def _tint(config: GateConfig, m: Measurement, base: Measurement | None) -> Itera
     )
 
 
-def _searched(plan: QuantPlan) -> Iterator[Gate]:
+def _judge_search(plan: QuantPlan) -> Iterator[Gate]:
     """What the best INT8 that a search found, or a fixed recipe, loses on photos held out."""
     for name, figure, bound in (
         ("holdout drop", plan.drop_db, plan.max_drop_db),
@@ -226,7 +191,7 @@ def _searched(plan: QuantPlan) -> Iterator[Gate]:
             yield Gate(name, f"{plan.target} int8", well, figure, bound, "dB", reason)
 
 
-def _speedup(
+def _judge_speedup(
     config: GateConfig, m: Measurement, measurements: Sequence[Measurement]
 ) -> Iterator[Gate]:
     """The least speed-up over the teacher's fastest float precision, of all sizes measured.
@@ -255,7 +220,7 @@ def _speedup(
     yield _by_interval(name, subject(m), ratio, bound, "x", reason)
 
 
-def _gains_retained(
+def _judge_gains(
     config: GateConfig, measurements: Sequence[Measurement], failures: Sequence[Failure]
 ) -> Iterator[Gate]:
     """What is left, after quantisation, of the gain over each rival that there is one over."""
@@ -268,10 +233,10 @@ def _gains_retained(
         if found.fp32_db and found.fp32_db.value <= 0:
             continue
         for one in (one for one in found.on if one.precision in QUANTIZED):
-            yield _gain_retained(f"gain retained over {rival}", one, found, bound)
+            yield _judge_gain(f"gain retained over {rival}", one, found, bound)
 
 
-def _gain_retained(name: str, one: TargetGain, found: DistillationGain, bound: float) -> Gate:
+def _judge_gain(name: str, one: TargetGain, found: DistillationGain, bound: float) -> Gate:
     on, unit = f"{one.target} {one.precision}", "of FP32"
     if not (one.retained and one.gain_db and found.fp32_db):
         return _invalid(name, on, bound, unit, one.why_not or found.why_not)
@@ -302,7 +267,7 @@ def _remarks(measurements: Sequence[Measurement]) -> Iterator[str]:
             yield f"{int8.target}: INT8 is not faster than a float precision: {', '.join(slow)}"
 
 
-def _not_run(
+def _judge_failures(
     config: GateConfig, measurements: Sequence[Measurement], failures: Sequence[Failure]
 ) -> Iterator[Gate]:
     for failure in failures:
@@ -343,9 +308,3 @@ def overall(gates: Sequence[Gate]) -> Outcome:
         if outcome in outcomes:
             return outcome
     return Outcome.PASS
-
-
-def _median_s(m: Measurement, size: tuple[int, int]) -> float:
-    latency = valid_latency(m, size)
-    assert latency is not None
-    return statistics.median(latency.samples_s)

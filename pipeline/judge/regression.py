@@ -86,7 +86,7 @@ def regress(
     return tuple(gates)
 
 
-def in_turns(new: Path, old: Path, settings: BenchSettings) -> Beside:
+def time_in_turns(new: Path, old: Path, settings: BenchSettings) -> Beside:
     """Both bundles' models, those of a target in turns, on this machine."""
     theirs = {(m.target, m.precision): m for m in read(old).models}
     pairs: dict[tuple[str, str], list[Pair]] = {}

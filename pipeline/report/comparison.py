@@ -21,15 +21,15 @@ from pipeline.bench.comparisons import (
     drop_by_image,
     find_reference,
     mean_of,
+    p50_s,
     students,
-    valid_latency,
 )
 from pipeline.bench.stats import mean_over_images
 from pipeline.report.charts import SHAPES
 from pipeline.report.plots import COLOURS, Point, scatter
 from pipeline.report.results_file import RESULTS, read_results, report_folder
 from pipeline.report.tables import Row, Table, sizes_of
-from pipeline.report.wording import NONE, as_size, megabytes, milliseconds, number, signed
+from pipeline.report.wording import NONE, as_size, in_ms, megabytes, milliseconds, number, signed
 from pipeline.report.write import environment
 
 
@@ -113,7 +113,7 @@ def _cells(
         m.precision,
         one.name,
         megabytes(m.size_bytes),
-        milliseconds(_p50_ms(m, size)),
+        milliseconds(in_ms(p50_s(m, size))),
         number(mean_of(m), 3),
         NONE if one is first else _over(one, m, first, base),
         number(statistics.fmean(drops.values()) if drops else None, 3),
@@ -141,7 +141,7 @@ def _plot(seen: Sequence[Seen], size: tuple[int, int]) -> str:
         Point(p50, psnr_y_db, f"{one.name} {m.target} {m.precision}", n % COLOURS, shape)
         for n, one in enumerate(seen)
         for m in students(one.evidence.measurements)
-        if (psnr_y_db := mean_of(m)) is not None and (p50 := _p50_ms(m, size))
+        if (psnr_y_db := mean_of(m)) is not None and (p50 := in_ms(p50_s(m, size)))
         for shape in [SHAPES.get(m.precision, "circle")]
     ]
     if not points:
@@ -171,11 +171,6 @@ def _remarks(seen: Sequence[Seen]) -> list[str]:
 def _model(evidence: Evidence, target: str, precision: str) -> Measurement | None:
     found = students(evidence.measurements)
     return next((m for m in found if (m.target, m.precision) == (target, precision)), None)
-
-
-def _p50_ms(m: Measurement, size: tuple[int, int] | None) -> float | None:
-    latency = valid_latency(m, size) if size else None
-    return statistics.median(latency.samples_s) * 1e3 if latency else None
 
 
 def _common(seen: Sequence[Seen]) -> tuple[int, int] | None:

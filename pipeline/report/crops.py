@@ -72,7 +72,7 @@ class _Find:
         return self.image, round(self.top / self.side), round(self.left / self.side)
 
 
-def exhibits(evidence: Evidence) -> list[Exhibit]:
+def find_exhibits(evidence: Evidence) -> list[Exhibit]:
     """Where INT8 leaves the FP32 student, and where the student falls behind its teacher."""
     truth = evidence.tests.folder / "hr"
     named = [("Truth", truth)]

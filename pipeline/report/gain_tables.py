@@ -27,7 +27,7 @@ def gain_table(gains: Sequence[DistillationGain], measurements: Sequence[Measure
     return Table(head, rows, first=3)
 
 
-def untold(gains: Sequence[DistillationGain]) -> list[str]:
+def list_unknown(gains: Sequence[DistillationGain]) -> list[str]:
     """What cannot be told for another reason than that there is no gain to keep."""
     return [
         f"{one.target} {one.precision} over {gain.rival}: {one.why_not}"

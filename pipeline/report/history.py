@@ -17,8 +17,9 @@ from markupsafe import Markup
 from mipkd.core.codec import decode, encode
 from mipkd.core.errors import UsageError
 from mipkd.core.evidence import Evidence
-from pipeline.bench.comparisons import mean_of, students, valid_latency, valid_sizes
+from pipeline.bench.comparisons import mean_of, p50_s, students, valid_sizes
 from pipeline.report.plots import Curve, lines
+from pipeline.report.wording import in_ms
 from pipeline.report.write import environment
 
 FILE = "history.jsonl"
@@ -64,7 +65,6 @@ def lines_of(evidence: Evidence) -> Iterator[Line]:
     """A line for each model of the student that was measured."""
     for m in students(evidence.measurements):
         size = max(valid_sizes(m), key=math.prod, default=None)  # the largest that is valid
-        latency = valid_latency(m, size) if size else None
         host = m.host or evidence.host
         yield Line(
             created=evidence.created,
@@ -75,7 +75,7 @@ def lines_of(evidence: Evidence) -> Iterator[Line]:
             target=m.target,
             precision=m.precision,
             size=f"{size[1]}x{size[0]}" if size else "",
-            p50_ms=statistics.median(latency.samples_s) * 1e3 if latency else None,
+            p50_ms=in_ms(p50_s(m, size)),
             psnr_y_db=mean_of(m),
             tests=evidence.tests.sha256[:12],
             verdict=evidence.verdict.outcome.value,
@@ -115,7 +115,7 @@ def read(file: Path) -> list[Line]:
     return sorted(found, key=lambda line: line.created)
 
 
-def by_series(found: Iterable[Line]) -> dict[tuple[str, ...], list[Line]]:
+def group_by_series(found: Iterable[Line]) -> dict[tuple[str, ...], list[Line]]:
     """Lines that can be compared, in order of time."""
     series: dict[tuple[str, ...], list[Line]] = {}
     for line in found:
@@ -123,7 +123,7 @@ def by_series(found: Iterable[Line]) -> dict[tuple[str, ...], list[Line]]:
     return series
 
 
-def changes(values: Sequence[float], figure: str) -> list[Change]:
+def find_changes(values: Sequence[float], figure: str) -> list[Change]:
     """Where a figure moves by more than it scatters, and stays there for as long as is known.
 
     Each place is judged by the median of up to 5 runs before it and of up to 3 from it on, so
@@ -149,7 +149,7 @@ def changes(values: Sequence[float], figure: str) -> list[Change]:
     return found
 
 
-def told(line: Line, change: Change, figure: str) -> str:
+def describe_change(line: Line, change: Change, figure: str) -> str:
     """A change in words."""
     moved = change.after - change.before
     by = f"{moved / change.before:+.1%}" if figure == "p50_ms" else f"{moved:+.3f} dB"
@@ -179,7 +179,7 @@ def write_page(found: Sequence[Line], out: Path) -> Path:
     return out
 
 
-def told_of_all(found: Sequence[Line]) -> Iterator[tuple[str, str]]:
+def describe_changes(found: Sequence[Line]) -> Iterator[tuple[str, str]]:
     """Every change: of which series, and in words."""
     for one in _drawable(found):
         for line in one.said:
@@ -197,15 +197,17 @@ class _Drawable:
 
     @property
     def moved(self) -> list[Change]:
-        return changes(self.values, self.figure)
+        return find_changes(self.values, self.figure)
 
     @property
     def said(self) -> list[str]:
-        return [told(self.lines[change.at], change, self.figure) for change in self.moved]
+        return [
+            describe_change(self.lines[change.at], change, self.figure) for change in self.moved
+        ]
 
 
 def _drawable(found: Sequence[Line]) -> Iterator[_Drawable]:
-    for (run, target, precision, size, *_), series in by_series(found).items():
+    for (run, target, precision, size, *_), series in group_by_series(found).items():
         for figure in _UNITS:
             kept = [line for line in series if getattr(line, figure) is not None]
             if len(kept) > 1:

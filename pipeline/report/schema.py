@@ -91,7 +91,9 @@ def _type(kind: Any, parts: dict[str, Schema]) -> Schema:
     if dataclasses.is_dataclass(kind):
         return _refer(kind, parts)
     if origin in (Union, types.UnionType):
-        return {"anyOf": [_type(one, parts) for one in arguments]}
+        kinds = [one for one in arguments if one is not type(None) or float not in arguments]
+        each = [_type(one, parts) for one in kinds]
+        return {"anyOf": each} if len(each) > 1 else each[0]
     if origin is Literal:
         return {"enum": list(arguments)}
     if origin is tuple and arguments[-1] is not Ellipsis:

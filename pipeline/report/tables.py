@@ -17,6 +17,7 @@ from pipeline.report.figures import Figures, LatencyFigures, ModelFigures, Speed
 from pipeline.report.wording import (
     NONE,
     as_size,
+    in_ms,
     interval,
     listed,
     megabytes,
@@ -109,9 +110,9 @@ def latency_table(evidence: Evidence, figures: Figures) -> Table:
                 _with_ends(one.p50_ms),
                 _with_ends(one.p90_ms),
                 _with_ends(one.p99_ms, few),
-                milliseconds(_in_ms(raw.end_to_end_s)),
-                milliseconds(_in_ms(raw.cold_start_s) if raw.samples_s else None),
-                milliseconds(_in_ms(raw.load_s)),
+                milliseconds(in_ms(raw.end_to_end_s)),
+                milliseconds(in_ms(raw.cold_start_s) if raw.samples_s else None),
+                milliseconds(in_ms(raw.load_s)),
                 three_digits(raw.memory_bytes / 1e6 if raw.memory_bytes is not None else None),
                 _ratio(one.over_teacher, name_it=True),
                 _ratio(one.over_fp32),
@@ -119,10 +120,6 @@ def latency_table(evidence: Evidence, figures: Figures) -> Table:
             cells += [three_digits(raw.joules_per_frame)] if metered else []
             rows.append(Row("INVALID" if one.invalid_because else _role(m), cells))
     return Table(head, rows, first=3)
-
-
-def _in_ms(seconds: float | None) -> float | None:
-    return seconds * 1e3 if seconds is not None else None
 
 
 def _with_ends(one: Estimate | None, few: str = "") -> str:

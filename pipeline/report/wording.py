@@ -59,6 +59,11 @@ def milliseconds(value: float | None) -> str:
     return f"{value:.{2 if value < 10 else 1}f}" if value >= 1 else f"{value:.3f}"
 
 
+def in_ms(seconds: float | None) -> float | None:
+    """Milliseconds."""
+    return seconds * 1e3 if seconds is not None else None
+
+
 def times(value: float) -> str:
     """A factor."""
     return f"{value:.0f}×" if value >= 100 else f"{value:.2f}×"

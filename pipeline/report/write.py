@@ -11,9 +11,9 @@ from markupsafe import Markup
 
 from mipkd.core.evidence import Evidence
 from pipeline.report import charts, tables, wording
-from pipeline.report.crops import exhibits
+from pipeline.report.crops import find_exhibits
 from pipeline.report.figures import Figures, compute_figures
-from pipeline.report.gain_tables import draw_gains, gain_table, untold
+from pipeline.report.gain_tables import draw_gains, gain_table, list_unknown
 from pipeline.report.junit import junit
 from pipeline.report.results_file import RESULTS, SCHEMA_VERSION, run_of, write_results
 
@@ -52,7 +52,7 @@ def _page(evidence: Evidence, figures: Figures) -> str:
         "page.html.j2",
         evidence,
         figures,
-        exhibits=exhibits(evidence),
+        exhibits=find_exhibits(evidence),
         scatter=Markup(charts.quality_against_latency(evidence.measurements)),
         bicubic=charts.bicubic_note(evidence.measurements),
         psnr_curve=Markup(trace.psnr),
@@ -78,7 +78,7 @@ def _render(template: str, evidence: Evidence, figures: Figures, **more: object)
         gates=tables.gate_table(evidence.verdict),
         floats=[tables.float_table(plan) for plan in evidence.plans],
         gains=gain_table(figures.gains, evidence.measurements),
-        untold=untold(figures.gains),
+        untold=list_unknown(figures.gains),
         latencies=tables.latency_table(evidence, figures),
         devices=tables.devices(evidence.measurements),
         images=tables.images_used(evidence),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pipeline.report import history
-from pipeline.report.history import Line, changes
+from pipeline.report.history import Line, find_changes
 
 Finished = Any  # the record of conftest.py
 Command = Callable[..., Any]
@@ -25,7 +25,7 @@ LINE = Line(
 
 
 def at(values: Sequence[float], figure: str = "p50_ms") -> list[int]:
-    return [change.at for change in changes(values, figure)]
+    return [change.at for change in find_changes(values, figure)]
 
 
 def test_a_step_that_stays_is_found_where_it_is() -> None:
