@@ -28,8 +28,8 @@ def suited(config: DistillConfig, teacher: SRNet | None) -> dict[str, Loss]:
 def possible(teacher: SRNet) -> list[str]:
     """The losses that `teacher` serves, and with which settings if not with the defaults."""
     found = []
-    for name in plugins.names("mipkd.losses"):
-        loss: Loss = plugins.load("mipkd.losses", name, "LOSS")()
+    for name, kind in plugins.load_all("mipkd.losses", "LOSS").items():
+        loss: Loss = kind()
         if how := _how(name, loss, loss.served_by(teacher)):
             found.append(how)
     return found

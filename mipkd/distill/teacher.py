@@ -192,7 +192,7 @@ def _check_scale(path: Path, scale: int, options: TeacherOptions) -> None:
 
 
 def _families() -> list[Arch]:
-    return [plugins.load("mipkd.archs", name, "ARCH") for name in plugins.names("mipkd.archs")]
+    return list(plugins.load_all("mipkd.archs", "ARCH").values())
 
 
 def _recognised(state: StateDict) -> tuple[Arch, str, dict[str, Tensor]] | None:

@@ -1,7 +1,7 @@
 """A net that rounds to 8 bits where a target's INT8 does, to be trained in place of it.
 
 What is rounded is read from the target's own model, so that the net computes what that will.
-Rounding lets gradients through as if it were not there; a grid's scale is learned with the
+QuantScheme lets gradients through as if it were not there; a grid's scale is learned with the
 weights, as in Esser et al., "Learned Step Size Quantization", ICLR 2020.
 
 Shapes: N batch, C channels, H W low-res size, S scale.
@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from mipkd.archs.base import SRNet
 from mipkd.core.errors import UnsupportedError
-from mipkd.core.records import Grid, Rounding
+from mipkd.core.records import QuantParams, QuantScheme
 from mipkd.export.onnx import called, sources
 
 _GRID = "grid_"  # how the modules that round begin
@@ -35,7 +35,7 @@ class Rounded(SRNet):
 
     in_parts = False
 
-    def __init__(self, net: SRNet, rounding: Rounding) -> None:
+    def __init__(self, net: SRNet, rounding: QuantScheme) -> None:
         super().__init__()
         net = net.exported()
         self.scale, self.width = net.scale, net.width
@@ -53,7 +53,7 @@ class Rounded(SRNet):
         image, *features = self.traced(lr_NCHW)
         return image, [features[position] for position in positions]
 
-    def rounding(self) -> Rounding:
+    def rounding(self) -> QuantScheme:
         """The grids as they are now."""
         made = (self.traced.get_submodule(_name(n)) for n in range(len(self._rounding.grids)))
         grids = [
@@ -71,7 +71,7 @@ class Rounded(SRNet):
 class _Rounder(nn.Module):
     """Rounds to a grid whose scale is learned, by what it has grown since the start."""
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, grid: QuantParams) -> None:
         super().__init__()
         self.start, self.zero = grid.scale, grid.zero
         self.growth = nn.Parameter(torch.zeros(()))  # of the scale's logarithm, in units of `_PACE`
@@ -167,7 +167,7 @@ def _name(number: int) -> str:
     return f"{_GRID}{number}"
 
 
-def _insert(traced: fx.GraphModule, sources: dict[str, str], rounding: Rounding) -> None:
+def _insert(traced: fx.GraphModule, sources: dict[str, str], rounding: QuantScheme) -> None:
     graph = traced.graph
     by_call = {call: name for name, call in called(graph).items()}
     nodes: dict[str, fx.Node] = {node.name: node for node in graph.nodes}

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from calibration.scopes import onnx_scopes
+from calibration.sensitive_layers import sensitive_layers_in_file
 from mipkd.archs._hooked import Blocks, Hooked
 from mipkd.archs.base import Arch, SRNet
 from mipkd.core import plugins
@@ -45,7 +45,7 @@ def test_the_graph_equals_torch_on_noise_of_any_size(name: str, tmp_path: Path) 
     photo = np.random.default_rng(1).integers(0, 256, (45, 27, 3), dtype=np.uint8)
     assert parity(net, graph, [photo], bound=1e-5) < 1e-5
     assert (graph.scale, graph.multiple, graph.opset) == (2, net.multiple, 20)
-    found = onnx_scopes(graph.file)
+    found = sensitive_layers_in_file(graph.file)
     assert (len(found.head), len(found.tail)) == (1, 2 if name == "edge" else 1)
     assert found.adds
     assert found.attention == (name == "swinir")
