@@ -19,10 +19,12 @@ from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
-from mipkd.core.records import Built, Measurement, Outcome
+from mipkd.core.evidence import Outcome
+from mipkd.core.measurement import Measurement
+from mipkd.core.records import Built
 from pipeline.bench.latency import BenchSettings, compare
 from pipeline.bundle import manifest
-from pipeline.bundle.regress import BaselineConfig, Beside, regress
+from pipeline.judge.regression import BaselineConfig, Beside, regress
 from targets.base import FloatArray, Session, Target, find
 
 SLOWER = 0.1

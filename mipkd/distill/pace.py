@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from time import perf_counter
 
 from mipkd.core.errors import MipkdError
-from mipkd.core.records import Pace
+from mipkd.core.study import Pace
 from mipkd.distill import ranks
 from mipkd.distill.fused import pays
 from mipkd.distill.job import Task, open_training

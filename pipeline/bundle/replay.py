@@ -12,7 +12,7 @@ from mipkd.core.errors import MipkdError, MissingError, UnsupportedError
 from mipkd.core.images import read_rgb
 from mipkd.core.precision import Tolerance
 from mipkd.core.records import Built
-from pipeline.bench.job import make_pixels
+from pipeline.bench.models import make_pixels
 from pipeline.bundle.manifest import Manifest, Model, Problem, damaged
 from targets.base import ByteArray, find
 
@@ -52,7 +52,7 @@ def replay(bundle: Path, manifest: Manifest, wrong: list[Problem]) -> Iterator[R
             yield Replayed(model, why_not="its files are not those of the bundle")
             continue
         try:
-            yield _replayed(bundle, model)
+            yield _replay_model(bundle, model)
         except (MissingError, UnsupportedError) as error:
             yield Replayed(model, why_not=error.what)
         except Exception as error:  # one model's failure is a row
@@ -60,7 +60,7 @@ def replay(bundle: Path, manifest: Manifest, wrong: list[Problem]) -> Iterator[R
             yield Replayed(model, failed=what or type(error).__name__)
 
 
-def _replayed(bundle: Path, model: Model) -> Replayed:
+def _replay_model(bundle: Path, model: Model) -> Replayed:
     target = find(model.target)
     if reason := target.why_not():
         return Replayed(model, why_not=reason)

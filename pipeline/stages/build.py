@@ -24,15 +24,14 @@ class BuildConfig(BaseModel):
 
 @dataclass(frozen=True)
 class BuildInputs:
-    """A graph for a target at a precision, to run `on` another machine or on this one (None)."""
+    """A graph at a precision, for a target on the machine that will run it."""
 
     config: BuildConfig
     precision: str
-    target: str
+    info: TargetInfo
     graph: Ref[Graph]
     calibration: Ref[PatchSet] | None
     plan: Ref[QuantPlan] | None
-    on: TargetInfo | None = None
 
 
 @stage(version=10)
@@ -43,13 +42,13 @@ def build(inputs: BuildInputs, *, out: Path) -> Built:
         UnsupportedError: the target has no models on uint8.
     """
     plan = inputs.plan.value if inputs.plan else None
-    tuned, target = plan.tuned if plan else None, find(inputs.target)
+    tuned, target = plan.tuned if plan else None, find(inputs.info.target)
     request = BuildRequest(
         graph=tuned.graph if tuned else inputs.graph.value,
         precision=inputs.precision,
         out=out,
         patches=inputs.calibration.value if inputs.calibration else None,
-        on=inputs.on,
+        on=inputs.info,
         plan=None if plan is None or plan.fixed else plan,
         scheme=tuned.rounding if tuned else None,
         uint8_io=inputs.config.pixels == "uint8",

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mipkd.core.images import resize_bicubic
-from mipkd.core.records import Graph, ImageScore, Measurement, TestSet
+from mipkd.core.measurement import ImageScore, Measurement
+from mipkd.core.records import Graph, TestSet
 from mipkd.distill.data import load_tests
 from pipeline.bench.pixels import score, score_images
 from pipeline.run import Ref, stage
@@ -24,7 +25,7 @@ class ReferenceInputs:
     tests: Ref[TestSet]
 
 
-@stage(version=2)
+@stage(version=3)
 def reference(inputs: ReferenceInputs, *, out: Path) -> tuple[Measurement, ...]:
     """Quality without latency of bicubic and of each graph in FP32."""
     pairs, graphs = load_tests(inputs.tests.value), [ref.value for ref in inputs.graphs]

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from mipkd.archs import edsr
-from mipkd.core.records import Model, Pace, Photos
+from mipkd.core.records import Model, Photos
+from mipkd.core.study import Pace
 from mipkd.distill.data import prepare_photos
 from mipkd.distill.job import Task
 from mipkd.distill.pace import time_paces

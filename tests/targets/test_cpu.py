@@ -10,7 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from mipkd.core.records import Graph, Host, PatchSet, TargetInfo
+from mipkd.core.measurement import Host
+from mipkd.core.records import Graph, PatchSet, TargetInfo
 from pipeline.bench.host import describe_host
 from targets.base import BuildRequest
 from targets.cpu import TARGET

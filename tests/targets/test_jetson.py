@@ -13,7 +13,8 @@ import torch
 
 from mipkd.core import plugins
 from mipkd.core.errors import MissingError, UnsupportedError
-from mipkd.core.records import Graph, Host, PatchSet, TargetInfo
+from mipkd.core.measurement import Host
+from mipkd.core.records import Graph, PatchSet, TargetInfo
 from mipkd.export.onnx import export
 from targets._tensorrt import engine
 from targets._tensorrt.cuda import gpu, is_jetson

@@ -18,7 +18,8 @@ import torch
 
 from mipkd.archs import edsr
 from mipkd.core.errors import MissingError, UnsupportedError, UsageError
-from mipkd.core.records import Built, Graph, Host, PatchSet, TargetInfo
+from mipkd.core.measurement import Host
+from mipkd.core.records import Built, Graph, PatchSet, TargetInfo
 from mipkd.export.onnx import export
 from targets._openvino import devices
 from targets._openvino.session import CACHE, KEPT, SHAPES, Compiler, ThroughputSession
