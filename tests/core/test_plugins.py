@@ -56,17 +56,20 @@ def test_what_an_installed_package_offers_is_found(installed: Path) -> None:
     done = python(
         """
         from mipkd.core import plugins
+        from mipkd.metrics.base import find_metric
         from targets.base import every, find
         assert "repeat" in every()
         print(find("repeat").versions(), type(find("repeat")).__module__)
         print("twin" in plugins.names("mipkd.archs"))
         print(plugins.load("mipkd.archs", "twin", "ARCH").name)
         print(plugins.load("mipkd.losses", "squared", "LOSS")(weight=2.0).weight)
+        print(find_metric("brightest").unit)
         """,
         installed,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["{'numpy': 'any'} mipkd_example", "True", "twin", "2.0"]
+    told = ["{'numpy': 'any'} mipkd_example", "True", "twin", "2.0", "levels"]
+    assert done.stdout.splitlines() == told
     targets = json.loads(doctor(installed).stdout)["targets"]
     assert targets["repeat"]["usable"]
     assert targets["repeat"]["precisions"] == ["fp32"]
