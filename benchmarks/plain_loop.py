@@ -31,9 +31,9 @@ from mipkd.core.samples import sample_photos
 from mipkd.distill import student as students
 from mipkd.distill.batch import Batch
 from mipkd.distill.data import PatchSampler, prepare_photos
-from mipkd.distill.learner import Learner
-from mipkd.distill.resident import near
+from mipkd.distill.gpu_sampler import near
 from mipkd.distill.settings import DistillConfig
+from mipkd.distill.train_step import Learner
 from mipkd.losses.base import TeacherPass
 
 

@@ -31,14 +31,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from mipkd.core.records import Photos, TeacherCache
 from mipkd.distill import student as students
 from mipkd.distill.batch import Sampler
+from mipkd.distill.cache_fill import fill_cache
+from mipkd.distill.compatibility import compared
 from mipkd.distill.data import PatchSampler, prepare_photos
+from mipkd.distill.gpu_sampler import near
 from mipkd.distill.hardware import find_device
-from mipkd.distill.learner import Learner
-from mipkd.distill.positions import compared
-from mipkd.distill.principal import find_directions, principal_of
-from mipkd.distill.resident import near
+from mipkd.distill.latent_directions import find_directions, principal_of
 from mipkd.distill.settings import DistillConfig
-from mipkd.distill.teacher_cache import fill_cache
+from mipkd.distill.train_step import Learner
 from mipkd.losses.base import Pass
 from pipeline.bench.host import describe_host
 

@@ -14,12 +14,12 @@ from mipkd.core.errors import UsageError
 from mipkd.core.records import Directions, Model, Photos, TeacherCache, TestSet
 from mipkd.distill import student as students
 from mipkd.distill import teacher as teachers
-from mipkd.distill.learner import check_fit
-from mipkd.distill.positions import compared
+from mipkd.distill.cache_fill import cache_bytes, lr_pixels
+from mipkd.distill.compatibility import compared
+from mipkd.distill.forward import shares_read
 from mipkd.distill.start import check_start
-from mipkd.distill.step import shares_read
-from mipkd.distill.suited import suited
-from mipkd.distill.teacher_cache import cache_bytes, lr_pixels
+from mipkd.distill.supported_losses import suited
+from mipkd.distill.train_step import check_fit
 from mipkd.distill.trainer import DistillConfig
 from mipkd.losses.base import TeacherPass
 from pipeline.run import Means, Ref, Run

@@ -74,7 +74,7 @@ def examine_checkpoint(file: Path, images: Path | None, sets: Sequence[str]) -> 
     """
     from mipkd.distill import teacher as teachers
     from mipkd.distill.data import load_tests, prepare_tests, probe_images
-    from mipkd.distill.suited import possible
+    from mipkd.distill.supported_losses import possible
     from pipeline.bench.pixels import score
     from pipeline.config import load
     from pipeline.stages.assess import TorchSession

@@ -36,7 +36,7 @@ from mipkd.core.photos import PhotoWriter, open_photos
 from mipkd.core.records import Photos, TeacherCache, TestSet
 from mipkd.core.samples import sample_photos, sample_tests
 from mipkd.distill.batch import Batch
-from mipkd.distill.taught import HalfArray, Taught, open_cache
+from mipkd.distill.cache_store import HalfArray, Taught, open_cache
 from mipkd.losses.base import TeacherPass
 
 log = logging.getLogger(__name__)

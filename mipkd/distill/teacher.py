@@ -19,7 +19,7 @@ from mipkd.core import plugins
 from mipkd.core.errors import UnsupportedError, UsageError
 from mipkd.core.images import ByteArray, psnr_y
 from mipkd.core.records import Model
-from mipkd.distill import foreign
+from mipkd.distill import spandrel_reader
 from mipkd.distill.files import hash_weights, read_state, write_state
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ def load(model: Model) -> SRNet:
     recognised = _recognised(state)
     if recognised is None:
         blocks = str(model.hyper.get("blocks", ""))
-        return foreign.read(state, model.file, blocks=blocks, unknown=_nearest(state)).net
+        return spandrel_reader.read(state, model.file, blocks=blocks, unknown=_nearest(state)).net
     arch, _, weights = recognised
     return _filled(arch, hyper_of(arch, model), weights)
 
@@ -148,7 +148,7 @@ def save(net: SRNet, arch: Arch, hyper: Any, path: Path, *, licence: str) -> Non
 def _identify_foreign(
     path: Path, state: StateDict, *, role: str, options: TeacherOptions
 ) -> tuple[Model, SRNet]:
-    found = foreign.read(state, path, blocks=options.blocks, unknown=_nearest(state))
+    found = spandrel_reader.read(state, path, blocks=options.blocks, unknown=_nearest(state))
     for fact in ("image_range", "res_scale", "mean_shift"):
         if getattr(options, fact) is not None:
             raise UsageError(f"identify.{fact}: {found.arch} has no such setting: spandrel's own")

@@ -18,14 +18,14 @@ from mipkd.core.records import TeacherCache
 from mipkd.distill import checkpoint, ranks
 from mipkd.distill.batch import Sampler
 from mipkd.distill.data import PatchSampler
-from mipkd.distill.health import PROBE_PATCHES, Health
+from mipkd.distill.gpu_sampler import near
+from mipkd.distill.health_probe import PROBE_PATCHES, Health
 from mipkd.distill.interrupt import Interrupt
-from mipkd.distill.learner import Learner
-from mipkd.distill.principal import principal_of
-from mipkd.distill.resident import near
+from mipkd.distill.latent_directions import principal_of
+from mipkd.distill.progress import Watch, curves_file
 from mipkd.distill.settings import DistillConfig
+from mipkd.distill.train_step import Learner
 from mipkd.distill.validate import Pair, Validation
-from mipkd.distill.watch import Watch, curves_file
 
 __all__ = ["DistillConfig", "TrainResult", "train"]
 

@@ -15,7 +15,7 @@ import torch
 from mipkd.archs.base import SRNet
 from mipkd.core.images import ByteArray, psnr_y, resize_bicubic, write_png
 from mipkd.distill.checkpoint import writing
-from mipkd.distill.fused import eagerly
+from mipkd.distill.compile import eagerly
 
 log = logging.getLogger(__name__)
 

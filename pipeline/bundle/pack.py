@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mipkd.core.errors import MissingError
 from mipkd.core.records import Built, Evidence, Measurement
-from mipkd.export.reach import Reach, reach
+from mipkd.export.receptive_field import Reach, reach
 from pipeline.bundle import manifest
 from pipeline.bundle.card import card
 from pipeline.bundle.figures import write_figures

@@ -5,8 +5,8 @@ from pathlib import Path
 from mipkd.core.records import Distilled, Model, Photos, TeacherCache, TestSet
 from mipkd.distill import student as students
 from mipkd.distill import teacher as teachers
-from mipkd.distill.job import Task, train_on
 from mipkd.distill.trainer import DistillConfig
+from mipkd.distill.training_task import Task, train_on
 from pipeline.run import stage
 
 

@@ -13,9 +13,9 @@ from mipkd.core.errors import StageError
 from mipkd.core.records import Distilled, Graph, Model, TestSet
 from mipkd.distill import teacher as teachers
 from mipkd.distill.data import load_tests, probe_images
-from mipkd.export import foreign, onnx
+from mipkd.export import adopt_onnx, onnx
 from mipkd.export.parity import parity
-from mipkd.export.shuffle import with_transposed
+from mipkd.export.pixel_shuffle import with_transposed
 from pipeline.run import Source, stage
 
 
@@ -99,7 +99,7 @@ def adopt(
     config: AdoptConfig, source: Source, images: Source | None, rival: str = "", *, out: Path
 ) -> Graph:
     """Any ONNX graph with one image in and one out, brought to our range and dynamic sizes."""
-    graph = foreign.adopt(
+    graph = adopt_onnx.adopt(
         source.path,
         scale=config.scale,
         image_range=config.image_range,

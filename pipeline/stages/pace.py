@@ -8,9 +8,9 @@ from typing import Any
 
 from mipkd.core.records import Host, Model, Pace, Photos, TeacherCache
 from mipkd.distill import student as students
-from mipkd.distill.job import Task
-from mipkd.distill.pace import time_paces
+from mipkd.distill.step_timing import time_paces
 from mipkd.distill.trainer import DistillConfig
+from mipkd.distill.training_task import Task
 from pipeline.run import stage
 
 

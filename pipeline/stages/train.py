@@ -8,8 +8,8 @@ import torch
 from mipkd.core.records import Distilled, Photos, TestSet
 from mipkd.distill import student as students
 from mipkd.distill import teacher as teachers
-from mipkd.distill.job import Task, train_on
 from mipkd.distill.trainer import DistillConfig
+from mipkd.distill.training_task import Task, train_on
 from pipeline.run import stage
 
 

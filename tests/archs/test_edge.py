@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from mipkd.archs.edge import ARCH, Branched, Edge, Hyper
 from mipkd.distill.batch import Batch
-from mipkd.distill.learner import Learner
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.teacher import TeacherOptions, describe, identify, save
+from mipkd.distill.train_step import Learner
 from mipkd.losses.base import TeacherPass
 
 HYPER = Hyper(2, channels=9, blocks=3)

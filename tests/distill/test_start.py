@@ -12,10 +12,10 @@ from mipkd.core.images import resize_bicubic, write_png
 from mipkd.core.records import Model, Photos
 from mipkd.core.records import TestSet as ValidationSet
 from mipkd.distill.data import prepare_photos, prepare_tests
-from mipkd.distill.job import Task, open_training, train_on
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.start import patches_of, remembered, start
 from mipkd.distill.teacher import describe, save
+from mipkd.distill.training_task import Task, open_training, train_on
 
 LARGE, SMALL = (edsr.Hyper(2, channels=c, blocks=b) for c, b in ((12, 3), (8, 2)))
 

@@ -19,11 +19,11 @@ from mipkd.core.errors import StageError, UsageError
 from mipkd.core.images import resize_bicubic, write_png
 from mipkd.core.records import TeacherCache
 from mipkd.distill.batch import Batch
+from mipkd.distill.cache_fill import fill_cache
 from mipkd.distill.data import PatchSampler, load_tests, prepare_photos, prepare_tests
-from mipkd.distill.step import Step
-from mipkd.distill.teacher_cache import fill_cache
+from mipkd.distill.forward import Step
+from mipkd.distill.progress import curves_file
 from mipkd.distill.trainer import DistillConfig, TrainResult, train
-from mipkd.distill.watch import curves_file
 from mipkd.losses.base import TeacherPass
 
 TEACHER = edsr.Hyper(2, channels=10, blocks=3)

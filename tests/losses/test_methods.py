@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mipkd.archs.base import SRNet, pair_positions
 from mipkd.distill.batch import Batch
-from mipkd.distill.learner import Learner
 from mipkd.distill.settings import DistillConfig, MethodName
+from mipkd.distill.train_step import Learner
 from mipkd.losses._principal import PrincipalDirections
 from mipkd.losses.base import TeacherPass
 from mipkd.losses.mixture_of_priors import Mixers

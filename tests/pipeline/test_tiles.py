@@ -11,7 +11,7 @@ import torch
 
 from mipkd.distill import student
 from mipkd.export.onnx import export
-from mipkd.export.reach import reach
+from mipkd.export.receptive_field import reach
 from pipeline.bench.tiles import Tiling, bands, spans
 from pipeline.stages.assess import TorchSession
 from targets.base import upscale

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mipkd.archs.base import SRNet
 from mipkd.core.images import ByteArray
-from mipkd.distill.taught import HalfArray, Taught
+from mipkd.distill.cache_store import HalfArray, Taught
 from mipkd.losses._principal import PrincipalDirections
 
 _TILE_BYTES = 1.5e9  # of activations

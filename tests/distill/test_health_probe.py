@@ -19,10 +19,10 @@ from mipkd.core.images import resize_bicubic, write_png
 from mipkd.distill import student as students
 from mipkd.distill.batch import Batch
 from mipkd.distill.data import PatchSampler, load_tests, prepare_photos, prepare_tests
-from mipkd.distill.health import Health
-from mipkd.distill.learner import Learner
+from mipkd.distill.health_probe import Health
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.teacher import TeacherOptions, identify
+from mipkd.distill.train_step import Learner
 from mipkd.distill.trainer import train
 from mipkd.losses.base import TeacherPass
 

@@ -11,9 +11,9 @@ from mipkd.archs._hooked import Blocks, Hooked
 from mipkd.core import plugins
 from mipkd.core.errors import UsageError
 from mipkd.distill.batch import Batch
-from mipkd.distill.learner import Learner
 from mipkd.distill.settings import DistillConfig
-from mipkd.distill.suited import possible, suited
+from mipkd.distill.supported_losses import possible, suited
+from mipkd.distill.train_step import Learner
 from mipkd.losses.base import TeacherPass
 
 SERVED = ("at", "dukd", "fakd", "fitnet", "logits", "mixture_of_priors", "pixel", "rkd")

@@ -20,13 +20,13 @@ from mipkd.core.errors import StageError
 from mipkd.core.images import write_png
 from mipkd.core.photos import open_photos
 from mipkd.core.records import Directions, Photos, TeacherCache
+from mipkd.distill.cache_fill import cache_bytes, fill_cache, lr_pixels
+from mipkd.distill.cache_store import link_images
 from mipkd.distill.data import PatchSampler, prepare_photos
-from mipkd.distill.learner import Learner
-from mipkd.distill.principal import find_directions, read_directions
+from mipkd.distill.latent_directions import find_directions, read_directions
 from mipkd.distill.settings import DistillConfig
-from mipkd.distill.taught import link_images
-from mipkd.distill.teacher_cache import cache_bytes, fill_cache, lr_pixels
-from mipkd.distill.whole import teach_whole
+from mipkd.distill.tiled_forward import teach_whole
+from mipkd.distill.train_step import Learner
 from mipkd.losses._principal import PrincipalDirections
 
 SIZES = [(81, 67), (64, 96), (60, 60)]

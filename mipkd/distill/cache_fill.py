@@ -13,9 +13,9 @@ from mipkd.archs.base import SRNet
 from mipkd.core.errors import StageError
 from mipkd.core.photos import open_photos
 from mipkd.core.records import Directions, Photos
-from mipkd.distill.principal import read_directions
-from mipkd.distill.taught import HALF, KINDS, CacheWriter
-from mipkd.distill.whole import teach_whole
+from mipkd.distill.cache_store import HALF, KINDS, CacheWriter
+from mipkd.distill.latent_directions import read_directions
+from mipkd.distill.tiled_forward import teach_whole
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from mipkd.core.errors import UnsupportedError
-from mipkd.export.shuffle import with_transposed
+from mipkd.export.pixel_shuffle import with_transposed
 
 HEIGHT, WIDTH = 5, 7
 

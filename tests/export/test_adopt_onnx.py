@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mipkd.core.errors import UnsupportedError, UsageError
 from mipkd.core.images import ByteArray, downscale
-from mipkd.export.foreign import Pair, adopt
+from mipkd.export.adopt_onnx import Pair, adopt
 from mipkd.export.onnx import PRODUCER
 
 UNKNOWN = ["n", "c", "out height", "out width"]

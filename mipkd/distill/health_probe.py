@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from mipkd.core.health import remark
 from mipkd.distill.batch import Batch
-from mipkd.distill.fused import eagerly
-from mipkd.distill.learner import Learner
+from mipkd.distill.compile import eagerly
+from mipkd.distill.forward import Step
 from mipkd.distill.ranks import Ranks
-from mipkd.distill.step import Step
+from mipkd.distill.train_step import Learner
 from mipkd.losses.mixture_of_priors import Mixers
 
 log = logging.getLogger(__name__)

@@ -11,10 +11,10 @@ import torch
 from mipkd.archs import edsr, rlfn
 from mipkd.archs.base import SRNet
 from mipkd.distill.batch import Batch
-from mipkd.distill.learner import Learner
-from mipkd.distill.recorded import Backward, Recorded, _NoCoins
+from mipkd.distill.cuda_graph import Backward, Recorded, _NoCoins
+from mipkd.distill.forward import Step
 from mipkd.distill.settings import METHODS, DistillConfig
-from mipkd.distill.step import Step
+from mipkd.distill.train_step import Learner
 from mipkd.losses.base import TeacherPass
 
 
@@ -193,7 +193,7 @@ def test_a_failed_recording_is_not_tried_again_and_others_are_made_anew() -> Non
 
 
 def test_there_is_a_bound_on_recordings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mipkd.distill.recorded._MOST", 2)
+    monkeypatch.setattr("mipkd.distill.cuda_graph._MOST", 2)
     tally, recorded = tallied(20, method="mipkd")
     assert len(recorded.recordings) == 2
     assert len(tally.launched) + len(tally.replayed) == 20

@@ -9,10 +9,10 @@ import torch
 from mipkd.archs import edsr
 from mipkd.core.images import write_png
 from mipkd.core.records import TeacherCache
+from mipkd.distill.cache_fill import fill_cache
 from mipkd.distill.data import PatchSampler, prepare_photos
-from mipkd.distill.principal import find_directions
-from mipkd.distill.resident import ReadAhead, ResidentSampler, near
-from mipkd.distill.teacher_cache import fill_cache
+from mipkd.distill.gpu_sampler import ReadAhead, ResidentSampler, near
+from mipkd.distill.latent_directions import find_directions
 from mipkd.losses.base import PASSES
 
 

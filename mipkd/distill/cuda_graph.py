@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mipkd.distill.batch import Batch
-from mipkd.distill.step import Step
+from mipkd.distill.forward import Step
 
 log = logging.getLogger(__name__)
 

@@ -10,12 +10,12 @@ from time import perf_counter
 from mipkd.core.errors import MipkdError
 from mipkd.core.records import Pace
 from mipkd.distill import ranks
-from mipkd.distill.fused import pays
-from mipkd.distill.job import Task, open_training
-from mipkd.distill.learner import Learner
-from mipkd.distill.principal import principal_of
-from mipkd.distill.resident import near
+from mipkd.distill.compile import pays
+from mipkd.distill.gpu_sampler import near
+from mipkd.distill.latent_directions import principal_of
 from mipkd.distill.settings import DistillConfig
+from mipkd.distill.train_step import Learner
+from mipkd.distill.training_task import Task, open_training
 
 log = logging.getLogger(__name__)
 

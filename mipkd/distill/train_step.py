@@ -21,14 +21,14 @@ from mipkd.archs.base import SRNet, params
 from mipkd.core.errors import StageError, UsageError
 from mipkd.distill import ranks
 from mipkd.distill.batch import Batch, Sampler
-from mipkd.distill.fused import eagerly, fuse, pays
+from mipkd.distill.compatibility import compared
+from mipkd.distill.compile import eagerly, fuse, pays
+from mipkd.distill.cuda_graph import Backward, Graphs, Recorded
+from mipkd.distill.forward import Step
 from mipkd.distill.hardware import autocast_type, find_device
-from mipkd.distill.positions import compared
 from mipkd.distill.ranks import Ranks
-from mipkd.distill.recorded import Backward, Graphs, Recorded
 from mipkd.distill.settings import DistillConfig
-from mipkd.distill.step import Step
-from mipkd.distill.suited import suited
+from mipkd.distill.supported_losses import suited
 from mipkd.losses._principal import PrincipalDirections
 from mipkd.losses.base import Carrier, Loss
 

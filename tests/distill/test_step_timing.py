@@ -9,10 +9,10 @@ import torch
 from mipkd.archs import edsr
 from mipkd.core.records import Model, Pace, Photos
 from mipkd.distill.data import prepare_photos
-from mipkd.distill.job import Task
-from mipkd.distill.pace import time_paces
 from mipkd.distill.settings import DistillConfig
+from mipkd.distill.step_timing import time_paces
 from mipkd.distill.teacher import describe, save
+from mipkd.distill.training_task import Task
 
 USUAL = DistillConfig(method="scratch", init="random", steps=40, batch=2, patch=16, device="cpu")
 SMALL = edsr.Hyper(scale=2, channels=8, blocks=1)
