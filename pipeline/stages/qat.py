@@ -22,7 +22,7 @@ from mipkd.distill.data import PatchSampler
 from mipkd.distill.trainer import DistillConfig, train
 from mipkd.distill.validate import Pair
 from mipkd.export import onnx
-from mipkd.export.rounded import Rounded
+from mipkd.export.fake_quant import Rounded
 from pipeline.run import stage
 from pipeline.stages.search import judged, worth_their_time
 from targets.base import Teachable, find, is_teachable

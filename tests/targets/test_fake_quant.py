@@ -20,7 +20,7 @@ from mipkd.core import plugins
 from mipkd.core.errors import UnsupportedError
 from mipkd.core.records import Graph, Grid, PatchSet, QuantPlan, Rounding, Tuned
 from mipkd.export.onnx import export, with_weights
-from mipkd.export.rounded import Rounded
+from mipkd.export.fake_quant import Rounded
 from targets.base import FloatArray, Target, Teachable, Tuner, find, is_teachable, tuner_of
 
 
