@@ -32,11 +32,11 @@ from mipkd.core.records import Photos, TeacherCache
 from mipkd.distill import student as students
 from mipkd.distill.batch import Sampler
 from mipkd.distill.cache_fill import fill_cache
-from mipkd.distill.compatibility import compared
+from mipkd.distill.compatibility import resolve_positions
 from mipkd.distill.data import PatchSampler, prepare_photos
-from mipkd.distill.gpu_sampler import near
+from mipkd.distill.gpu_sampler import choose_sampler
 from mipkd.distill.hardware import find_device
-from mipkd.distill.latent_directions import find_directions, principal_of
+from mipkd.distill.latent_directions import find_directions, read_cache_directions
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.train_step import Learner
 from mipkd.losses.base import Pass
@@ -95,14 +95,15 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     nets = [
         arch.make(hyper)
         for arch, hyper in (
-            students.choose_alone(spec, asked.scale) for spec in (asked.student, asked.teacher)
+            students.choose_without_teacher(spec, asked.scale)
+            for spec in (asked.student, asked.teacher)
         )
     ]
     learner = Learner(config, nets[0], nets[1])
     with tempfile.TemporaryDirectory() as folder:
         photos = prepare_photos(None, scale=asked.scale, patch=asked.patch, out=Path(folder))
         sampler = PatchSampler(photos, patch=asked.patch, batch=asked.batch, seed=0)
-        phases = _phases(learner, near(sampler, learner.device))
+        phases = _phases(learner, choose_sampler(sampler, learner.device))
         rate = _matmul_rate(learner)
         floors = {name: _flops(phase) / rate for name, phase in phases.items()}
         seconds = _timed(phases, asked.rounds, learner.device)
@@ -163,32 +164,34 @@ def _steps(
     )
     student, teacher = (
         arch.make(hyper)
-        for arch, hyper in (students.choose_alone(spec, 2) for spec in ("edsr:c32b2", "edsr:c64b5"))
+        for arch, hyper in (
+            students.choose_without_teacher(spec, 2) for spec in ("edsr:c32b2", "edsr:c64b5")
+        )
     )
     cache = None
-    if any(loss.needs_teacher for loss in config.chosen().values()):
+    if any(loss.needs_teacher for loss in config.build_losses().values()):
         out, found = photos.folder / name, None
         out.mkdir()
-        at = compared(config, config.chosen().values(), student, teacher).teacher
+        at = resolve_positions(config, config.build_losses().values(), student, teacher).teacher
         if at:
             found = find_directions(teacher, photos, at, _LATENTS, out)
         fill_cache(teacher, photos, found, out)
         cache = TeacherCache(out, "teacher", photos.sha256, found, 0, 0.0)
-    learner = Learner(config, student, teacher, principal=principal_of(cache))
+    learner = Learner(config, student, teacher, principal=read_cache_directions(cache))
     plain = PatchSampler(photos, patch=asked.patch, batch=asked.batch, seed=0, cache=cache)
-    sampler, steps = near(plain, learner.device), iter(range(1, 10**9))
+    sampler, steps = choose_sampler(plain, learner.device), iter(range(1, 10**9))
     return {
         name: lambda: learner.advance(sampler),
-        f"data of {name}": lambda: learner._cut(sampler, next(steps)),
+        f"data of {name}": lambda: learner._read_batch(sampler, next(steps)),
     }
 
 
 def _phases(learner: Learner, sampler: Sampler) -> dict[str, Callable[[], object]]:
     """The whole step, and each part of it on inputs that were made before."""
     learner.start(sampler)
-    batch = learner._batch(sampler)
+    batch = learner._next_batch(sampler)
     with torch.no_grad():
-        seen = learner.plain.seen(batch, (0, len(batch)))
+        seen = learner.forward.run_nets(batch, (0, len(batch)))
     loss, helper = learner.losses["mixture_of_priors"], learner.helpers["mixture_of_priors"]
     alone = loss.model_copy(update={"block_weight": 0.0})
     pixel, logits = learner.losses["pixel"], learner.losses["logits"]
@@ -201,11 +204,11 @@ def _phases(learner: Learner, sampler: Sampler) -> dict[str, Callable[[], object
 
     def taught() -> None:
         with torch.no_grad(), autocast():
-            teacher.tapped(batch.lr_NCHW, learner.positions.teacher)
+            teacher.forward_with_taps(batch.lr_NCHW, learner.positions.teacher)
 
     def learnt() -> None:
         with autocast():
-            image, features = student.tapped(batch.lr_NCHW, learner.positions.student)
+            image, features = student.forward_with_taps(batch.lr_NCHW, learner.positions.student)
             now = _leaf(seen, features, image)
             terms = {**pixel(now, None), **logits(now, None)}
             total = torch.stack([t.float() for t in terms.values()]).sum()
@@ -225,14 +228,14 @@ def _phases(learner: Learner, sampler: Sampler) -> dict[str, Callable[[], object
         return run
 
     def optimised() -> None:
-        learner._clip()
+        learner._clip_gradients()
         learner.optimiser.step()
-        learner._average()
+        learner._update_average()
 
     steps = iter(range(1, 10**9))
 
     def drawn() -> None:
-        learner._cut(sampler, next(steps))
+        learner._read_batch(sampler, next(steps))
 
     return {
         "data": drawn,

@@ -74,7 +74,7 @@ def examine_checkpoint(file: Path, images: Path | None, sets: Sequence[str]) -> 
     """
     from mipkd.distill import teacher as teachers
     from mipkd.distill.data import load_tests, prepare_tests, probe_images
-    from mipkd.distill.supported_losses import possible
+    from mipkd.distill.supported_losses import list_supported
     from pipeline.bench.pixels import score
     from pipeline.config import load
     from pipeline.stages.assess import TorchSession
@@ -100,7 +100,7 @@ def examine_checkpoint(file: Path, images: Path | None, sets: Sequence[str]) -> 
         "licence": model.licence,
     }
     if not net.in_parts:
-        found["losses"] = possible(net)
+        found["losses"] = list_supported(net)
     if images:
         with TemporaryDirectory() as folder:
             tests = prepare_tests(images, scale=model.scale, out=Path(folder))

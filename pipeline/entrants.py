@@ -23,7 +23,7 @@ from mipkd.core.records import (
     TestSet,
 )
 from mipkd.distill import ranks
-from mipkd.distill.trainer import DistillConfig
+from mipkd.distill.settings import DistillConfig
 from pipeline import given
 from pipeline.bench.gain import is_rival
 from pipeline.config import Config, is_file
@@ -126,7 +126,7 @@ def _named(item: str, config: Config) -> Named:
             f"--compare: {item} would have to be trained, and --model trains nothing",
             hint="give the checkpoint of a rival, or leave out --model",
         )
-    if taught.chosen() == config.distill.chosen():
+    if taught.build_losses() == config.distill.build_losses():
         raise UsageError(
             f"--compare: {item} is how the student itself is taught",
             hint="--compare scratch,mipkd",

@@ -47,7 +47,7 @@ def net_of(graph: Graph, *, target: str) -> Any:
             hint="run the same command again after removing this run's folder",
         )
     net.load_state_dict({key: known[1][key] for key in net.state_dict()})
-    return net.eval().deployed()
+    return net.eval().to_deployed()
 
 
 def program(

@@ -117,7 +117,7 @@ def program(net: Any, kind: str, profile: Profile) -> Any:
     net = net.to(dtype)
 
     def upscale(lr: Any) -> Any:
-        return net.tapped(lr.to(dtype))[0].float()
+        return net.forward_with_taps(lr.to(dtype))[0].float()
 
     return _torch_net.program(
         net, upscale, least=profile.least, side=profile.usual, most=profile.most

@@ -1,8 +1,7 @@
-"""A net's additions, activations and copies in the kernels beside them, by torch.compile.
+"""Fuse a net's additions, activations and copies into fewer kernels by torch.compile.
 
-Libraries' convolutions leave the bias, the activation and the skip after them to kernels of their
-own, which together take longer than the convolutions of a small net. Blocks are compiled, not
-nets: equal ones are compiled once.
+Libraries run bias, activation and skip after a convolution as kernels of their own, which together
+take longer than the convolutions of a small net. Blocks are compiled, not nets: equal ones once.
 """
 
 from __future__ import annotations
@@ -16,29 +15,29 @@ from torch import Tensor, nn
 
 from mipkd.distill.settings import DistillConfig
 
-_PAYS_FROM = 5000  # steps: compiling takes 12 to 21 s, of which each saves 1 to 11 ms
+_PAYS_FROM = 5000  # steps: compiling takes 12 to 21 s, a step then saves 1 to 11 ms
 
 
-def pays(config: DistillConfig, device: torch.device) -> bool:
-    """Whether to compile, as `distill.compile` says or by the number of steps."""
+def should_compile(config: DistillConfig, device: torch.device) -> bool:
+    """Whether to compile: as `distill.compile` says, or by the number of steps."""
     able = device.type == "cuda" and importlib.util.find_spec("triton") is not None
     wanted = config.compile if config.compile is not None else config.steps >= _PAYS_FROM
     return able and wanted
 
 
-def fuse(*nets: nn.Module) -> None:
-    """Compile the largest modules in these that are called as a whole; drops what an earlier
-    training had compiled. What cannot be compiled runs as it is, with a warning of torch's."""
+def compile_blocks(*nets: nn.Module) -> None:
+    """Compile the largest modules in these nets that are called as a whole; drops what an earlier
+    training compiled. A module that cannot be compiled runs eagerly, with a warning from torch."""
     torch.compiler.reset()
     torch._dynamo.config.suppress_errors = True
-    torch._dynamo.config.recompile_limit = 64  # kinds of modules: all go through `_run`
+    torch._dynamo.config.recompile_limit = 64  # module types, all of which run through `_run`
     for net in nets:
         for part in net.children():
             _compile(part)
 
 
-def eagerly(device: torch.device) -> AbstractContextManager[object]:
-    """Run nothing compiled: for sizes that are met once. On a CPU nothing is compiled."""
+def run_eager(device: torch.device) -> AbstractContextManager[object]:
+    """Run nothing compiled, for sizes that occur once; on a CPU nothing is compiled anyway."""
     cuda = device.type == "cuda"
     return torch.compiler.set_stance("force_eager") if cuda else nullcontext()
 
@@ -53,6 +52,6 @@ def _compile(part: nn.Module) -> None:
 
 
 def _run(part: nn.Module, *inputs: Tensor) -> Tensor:
-    """`forward` from here: torch does not compile its own modules when they are the outermost."""
+    """`forward` from this file: torch does not compile modules of its own as the outermost."""
     output: Tensor = type(part).forward(part, *inputs)
     return output

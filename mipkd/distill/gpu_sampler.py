@@ -1,4 +1,4 @@
-"""Patches for a GPU: cut from pixels that stay on it, or made ready while it computes.
+"""Patches for a GPU: cut from photos in its memory, or prefetched while it computes.
 
 Shapes: N batch, P patch side in LR pixels, S scale.
 """
@@ -19,47 +19,47 @@ from mipkd.losses.base import TeacherPass
 
 log = logging.getLogger(__name__)
 
-_SHARE = 0.25  # of the GPU's free memory that the photos may take
+_SHARE = 0.25  # of the GPU's free memory, for the photos
 
 
-def near(sampler: PatchSampler, device: torch.device) -> Sampler:
-    """A sampler of the same patches that suits the device: on a CPU, the same sampler."""
+def choose_sampler(sampler: PatchSampler, device: torch.device) -> Sampler:
+    """A sampler of the same patches for the device: on a CPU, `sampler` itself."""
     if device.type != "cuda":
         return sampler
     size = sum(p.lr_HWC.nbytes + p.hr_HWC.nbytes for p in sampler.photos)
-    size += sum(array.nbytes for one in sampler.taught for array in one.arrays)
+    size += sum(array.nbytes for one in sampler.teacher_outputs for array in one.arrays)
     free, _ = torch.cuda.mem_get_info(device)
     if size <= _SHARE * free:
         log.info("photos stay on the GPU: %.0f MB", size / 1e6)
-        return ResidentSampler(sampler, device)
+        return GpuSampler(sampler, device)
     log.info("photos are read ahead: %.0f MB are too many for the GPU", size / 1e6)
-    return ReadAhead(sampler)
+    return PrefetchSampler(sampler)
 
 
-class ResidentSampler:
-    """All photos on the device as uint8, and what a teacher made of them in 16 bits; a batch is
-    one gather for LR, one for HR and one for each thing more that is wanted."""
+class GpuSampler:
+    """All photos on the device as uint8, and a teacher's cached outputs in 16 bits; a batch is one
+    gather for LR, one for HR and one for each of the outputs."""
 
     def __init__(self, sampler: PatchSampler, device: torch.device) -> None:
         self._sampler, self._device = sampler, device
         self._lr = _Pixels([p.lr_HWC for p in sampler.photos], device)
         self._hr = _Pixels([p.hr_HWC for p in sampler.photos], device)
         self._image, self._latents = list[_Pixels](), list[_Pixels]()
-        if sampler.kept("image") == "image":
-            self._image = [_Pixels([one.image_HWC for one in sampler.taught], device)]
-        if sampler.kept("latents") == "latents":
-            count = range(len(sampler.taught))
-            planes = latent_planes(sampler.taught)
+        if sampler.cached_part("image") == "image":
+            self._image = [_Pixels([one.image_HWC for one in sampler.teacher_outputs], device)]
+        if sampler.cached_part("latents") == "latents":
+            count = range(len(sampler.teacher_outputs))
+            planes = latent_planes(sampler.teacher_outputs)
             self._latents = [_Pixels([plane(n) for n in count], device) for plane in planes]
 
     def batch(self, step: int, wants: TeacherPass = "none") -> Batch:
         """The batch of a step, on the device."""
-        draws = torch.from_numpy(self._sampler.draws(step)).to(self._device, non_blocking=True)
+        draws = torch.from_numpy(self._sampler.draw(step)).to(self._device, non_blocking=True)
         patch, scale = self._sampler.patch, self._sampler.scale
         lr, hr = self._lr.cut(draws, patch, 1), self._hr.cut(draws, patch * scale, scale)
-        kept = self._sampler.kept(wants)
-        image = [one.cut(draws, patch * scale, scale) for one in self._image if kept != "none"]
-        latents = [one.cut(draws, patch, 1) for one in self._latents if kept == "latents"]
+        cached = self._sampler.cached_part(wants)
+        image = [one.cut(draws, patch * scale, scale) for one in self._image if cached != "none"]
+        latents = [one.cut(draws, patch, 1) for one in self._latents if cached == "latents"]
         return Batch(lr, hr, next(iter(image), None), tuple(latents))
 
 
@@ -71,7 +71,7 @@ class _Pixels:
         kind = torch.from_numpy(images[0][:0].copy()).dtype
         self._flat = torch.empty(pixels, channels, dtype=kind, device=device)
         at = 0
-        for image in images:  # one by one: they may be more than fits into memory
+        for image in images:  # one by one: all may not fit into memory
             flat = torch.from_numpy(image.reshape(-1, channels).copy())
             self._flat[at : at + len(flat)] = flat
             at += len(flat)
@@ -85,10 +85,7 @@ class _Pixels:
         along = torch.arange(size, device=draws_N4.device)
         down, across = along[None, :, None], along[None, None, :]
         transposed = (turn & 4 > 0)[:, None, None]
-        row, column = (
-            torch.where(transposed, across, down),
-            torch.where(transposed, down, across),
-        )
+        row, column = (torch.where(transposed, across, down), torch.where(transposed, down, across))
         row = torch.where((turn & 1 > 0)[:, None, None], size - 1 - row, row)
         column = torch.where((turn & 2 > 0)[:, None, None], size - 1 - column, column)
         row, column = row + (top * scale)[:, None, None], column + (left * scale)[:, None, None]
@@ -98,8 +95,8 @@ class _Pixels:
         return values.div_(255) if self._flat.dtype == torch.uint8 else values
 
 
-class ReadAhead:
-    """Makes the next batch in pinned memory while the device is at this one."""
+class PrefetchSampler:
+    """Makes the next batch in pinned memory while the device computes this one."""
 
     def __init__(self, sampler: PatchSampler) -> None:
         self._sampler = sampler
@@ -108,10 +105,10 @@ class ReadAhead:
 
     def batch(self, step: int, wants: TeacherPass = "none") -> Batch:
         """The batch of a step, in pinned memory."""
-        ready = self._next.pop((step, wants), None) or self._thread.submit(self._made, step, wants)
-        self._next = {(step + 1, wants): self._thread.submit(self._made, step + 1, wants)}
+        ready = self._next.pop((step, wants), None) or self._thread.submit(self._make, step, wants)
+        self._next = {(step + 1, wants): self._thread.submit(self._make, step + 1, wants)}
         return ready.result()
 
-    def _made(self, step: int, wants: TeacherPass) -> Batch:
+    def _make(self, step: int, wants: TeacherPass) -> Batch:
         batch = self._sampler.batch(step, wants)
-        return batch.pinned() if torch.cuda.is_available() else batch
+        return batch.pin_memory() if torch.cuda.is_available() else batch

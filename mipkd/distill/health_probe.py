@@ -1,4 +1,4 @@
-"""Whether distillation does what its name says: measured at each validation, on a small probe.
+"""Whether the mixtures work as intended: figures taken at each validation on a few patches.
 
 Shapes: N batch, C channels, H W low-res size.
 """
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from mipkd.core.health import remark
 from mipkd.distill.batch import Batch
-from mipkd.distill.compile import eagerly
-from mipkd.distill.forward import Step
+from mipkd.distill.compile import run_eager
+from mipkd.distill.forward import StepForward
 from mipkd.distill.ranks import Ranks
 from mipkd.distill.train_step import Learner
 from mipkd.losses.mixture_of_priors import Mixers
@@ -23,68 +23,60 @@ from mipkd.losses.mixture_of_priors import Mixers
 log = logging.getLogger(__name__)
 
 PROBE_PATCHES = 4
-_LEAST_TOSSES = 100  # by which a fair coin is between 0.3 and 0.7 but for once in 20,000 times
+_LEAST_TOSSES = 100  # a fair coin then leaves 0.3 to 0.7 once in 20,000 times
 
 
-class Health:
-    """Figures of a training on the patches of `probe`, which the teacher sees anew each time.
+class HealthProbe:
+    """Health figures of a training on the patches of `probe`; the teacher runs on them each time.
 
-    Nothing of the training changes by it, so that it goes on bit for bit as without.
+    It changes nothing of the training, whose weights stay bit-equal.
     """
 
     def __init__(self, learner: Learner, probe: Batch) -> None:
         self._learner, self._probe = learner, probe.to(learner.device)
         self._warned: set[str] = set()
 
-    def figures(self) -> dict[str, float]:
-        """What can be told now; a loss that rests has no figures.
+    def measure(self) -> dict[str, float]:
+        """The figures by name, of active losses only.
 
-        reconstruction_error: mean absolute error of the teacher's features through the mixers'
-        encoders and decoders over their mean magnitude, at the worst position.
-        teacher_share: share of the parts of the mixed path that ran the teacher's blocks, since
-        this was last told.
-        body_gradient_share/NAME: of the gradients on the student's blocks, each loss's norm over
-        the sum of all norms.
+        reconstruction_error: mean absolute error of the teacher's features, encoded and decoded by
+        the mixers, over their mean magnitude, at the worst position.
+        teacher_share: share of the mixed path's parts that ran the teacher's blocks, since it was
+        last measured.
+        body_gradient_share/NAME: the norm of that loss's gradient on the student's blocks over the
+        sum of all losses' norms.
         """
-        step = self._step()
-        found = self._reconstruction(step) | self._teacher_share()
-        norms = self._body_gradients(step)
+        forward = self._copy_forward()
+        found = self._reconstruction(forward) | self._teacher_share()
+        norms = self._body_gradients(forward)
         if len(norms) > 1 and (total := sum(norms.values())):
             found |= {f"body_gradient_share/{n}": norm / total for n, norm in norms.items()}
         return found
 
     def warn(self, figures: Mapping[str, float]) -> None:
-        """Say what a bad figure means, once in a training."""
+        """Warn of bad figures, of each once in a training."""
         for name, value in figures.items():
             if (what := remark(name, value)) and name not in self._warned:
                 self._warned.add(name)
                 log.warning("step %d: %s", self._learner.step, what)
 
-    def _step(self) -> Step:
-        """The last step's losses on copies of all that a forward may change, in float32."""
+    def _copy_forward(self) -> StepForward:
+        """The last step's losses on copies of all that a forward pass may change, in float32."""
         learner = self._learner
-        step = Step(
-            deepcopy(learner.student),
-            deepcopy(learner.helpers),
-            learner.teacher,
-            learner.losses,
-            learner.positions,
-            seed=learner.config.seed,
-            steps=learner.config.steps,
-            device=learner.device,
-            autocast=None,
-            ranks=Ranks(),
-        )
-        step.draw(max(0, learner.step - 1))
-        return step
+        nets = deepcopy(learner.student), deepcopy(learner.helpers)
+        forward = learner.make_forward(*nets, autocast=None, ranks=Ranks())
+        forward.prepare(max(0, learner.step - 1))
+        return forward
 
     @torch.no_grad()
-    def _reconstruction(self, step: Step) -> dict[str, float]:
-        mixers = [h for n, h in step.helpers.items() if n in step.active and isinstance(h, Mixers)]
-        if not mixers or step.teacher is None:
+    def _reconstruction(self, forward: StepForward) -> dict[str, float]:
+        active, teacher = forward.active, forward.teacher
+        mixers = [h for n, h in forward.helpers.items() if n in active and isinstance(h, Mixers)]
+        if not mixers or teacher is None:
             return {}
-        with eagerly(self._learner.device):
-            _, features_K = step.teacher.tapped(self._probe.lr_NCHW, step.positions.teacher)
+        with run_eager(self._learner.device):
+            positions = self._learner.positions.teacher
+            _, features_K = teacher.forward_with_taps(self._probe.lr_NCHW, positions)
             errors = [helper.reconstruction_error(features_K) for helper in mixers]
         return {"reconstruction_error": float(torch.stack(errors).max())}
 
@@ -96,13 +88,13 @@ class Health:
         carried["student"] = carried["teacher"] = 0
         return {"teacher_share": share}
 
-    def _body_gradients(self, step: Step) -> dict[str, float]:
+    def _body_gradients(self, forward: StepForward) -> dict[str, float]:
         """The norm of each loss's gradient on the student's blocks."""
-        body = [p for p in step.student.blocks.parameters() if p.requires_grad]
+        body = [p for p in forward.student.blocks.parameters() if p.requires_grad]
         if not body:
             return {}
-        with eagerly(self._learner.device):
-            terms = step.by_loss(self._probe, (0, len(self._probe)))
+        with run_eager(self._learner.device):
+            terms = forward.terms_by_loss(self._probe, (0, len(self._probe)))
             totals = {name: torch.stack(list(of.values())).sum() for name, of in terms.items()}
             return {name: _gradient_norm(total, body) for name, total in totals.items()}
 

@@ -22,17 +22,17 @@ from mipkd.losses._principal import PrincipalDirections, choose_width, relative_
 log = logging.getLogger(__name__)
 
 _PATCHES, _SIDE = 32, 48  # LR pixels a side, or the smallest photo's
-_AT_ONCE = 8  # patches: a large teacher's features are many
+_AT_ONCE = 8  # patches: a large teacher's features fill memory
 
 
 def find_directions(
     net: SRNet, photos: Photos, positions: tuple[int, ...], width: int | None, out: Path
 ) -> Directions:
-    """The directions at `positions`, written to `out`; `width` None chooses one for all of them.
+    """Fit the directions at `positions` and write them to `out`; `width` None: as many as needed.
 
     The patches are the same for any net: drawn from seed 0.
     """
-    features_K = _features(net, _patches(photos), positions)
+    features_K = _run_features(net, _cut_patches(photos), positions)
     channels = features_K[0].shape[1]
     width = min(width, channels) if width else choose_width(features_K)
     found = [PrincipalDirections.fit(features, width) for features in features_K]
@@ -44,7 +44,7 @@ def find_directions(
 
 
 def read_directions(directions: Directions) -> list[PrincipalDirections]:
-    """The encoder of each position."""
+    """The directions of each position."""
     state, _ = read_state(directions.file)
     return [
         PrincipalDirections(state[f"{k}.mean_C"], state[f"{k}.directions_CL"])
@@ -52,18 +52,20 @@ def read_directions(directions: Directions) -> list[PrincipalDirections]:
     ]
 
 
-def principal_of(cache: TeacherCache | None) -> list[PrincipalDirections]:
-    """The directions that a cache's latents are in; none where it has no latents."""
+def read_cache_directions(cache: TeacherCache | None) -> list[PrincipalDirections]:
+    """The directions of a cache's latents; none if it has no latents."""
     return read_directions(cache.directions) if cache and cache.directions else []
 
 
-def _patches(photos: Photos) -> Tensor:
+def _cut_patches(photos: Photos) -> Tensor:
     side = min(_SIDE, *(min(photo.lr_HWC.shape[:2]) for photo in open_photos(photos)))
     return PatchSampler(photos, patch=side, batch=_PATCHES, seed=0).batch(0).lr_NCHW
 
 
 @torch.no_grad()
-def _features(net: SRNet, lr_NCHW: Tensor, positions: tuple[int, ...]) -> Sequence[Tensor]:
+def _run_features(net: SRNet, lr_NCHW: Tensor, positions: tuple[int, ...]) -> Sequence[Tensor]:
     device = next(net.parameters()).device
-    parts = [net.padded(part.to(device), positions)[1] for part in torch.split(lr_NCHW, _AT_ONCE)]
+    parts = [
+        net.forward_padded(part.to(device), positions)[1] for part in torch.split(lr_NCHW, _AT_ONCE)
+    ]
     return [torch.cat(part) for part in zip(*parts, strict=True)]

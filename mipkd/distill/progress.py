@@ -1,4 +1,4 @@
-"""Show and keep the course of a training: progress bar, curves, TensorBoard."""
+"""Show and record a training's progress: progress bar, curves, TensorBoard."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from mipkd.distill.checkpoint import writing
+from mipkd.distill.checkpoint import report_write_errors
 
 log = logging.getLogger(__name__)
 
 _LOG_EVERY_S = 15.0
-_BOARD_POINTS = 5000  # TensorBoard's files grow with every point; metrics.jsonl has them all
+_BOARD_POINTS = 5000  # TensorBoard's files would grow large; metrics.jsonl has every step
 
 
 def curves_file(folder: Path) -> Path:
-    """Where a training in `folder` keeps its curves: JSON lines, one a step."""
+    """The curves of a training in `folder`: JSON lines, one a step."""
     return folder / "metrics.jsonl"
 
 
-class Watch:
-    """Notes each step in the curves file and tells the user now and then.
+class ProgressLog:
+    """Writes each step to the curves file and shows the user the newest now and then.
 
-    The file has no times in it: a resumed training writes it as an uninterrupted one does.
+    The file holds no times: a resumed training writes the same as an uninterrupted one.
     """
 
     def __init__(self, folder: Path, *, step: int, steps: int) -> None:
         self.file = curves_file(folder)
-        with writing(self.file):
-            _forget_after(self.file, step)
+        with report_write_errors(self.file):
+            _truncate_after(self.file, step)
             self._lines = self.file.open("a")
-        self._board = _board(folder, step)
+        self._board = _open_board(folder, step)
         self._first, self._steps = step, steps
-        self._told = self._start = time.monotonic()
+        self._last_log = self._start = time.monotonic()
         self._bar: Progress | None = None
         if sys.stderr.isatty():
             self._bar = Progress(
@@ -64,7 +64,7 @@ class Watch:
             self._bar.start()
             self._task = self._bar.add_task("distill", total=steps, completed=step, shown="")
 
-    def note(
+    def log_step(
         self,
         step: int,
         terms: Mapping[str, float],
@@ -72,8 +72,8 @@ class Watch:
         psnr_y_db: float | None,
         health: Mapping[str, float],
     ) -> None:
-        """One finished step, or 0 with no terms for the start; a PSNR and figures of its health
-        when it was validated.
+        """Record a finished step, or step 0 without terms; with PSNR-Y and health figures if it
+        was validated.
 
         Raises:
             StageError: the disk is full.
@@ -84,7 +84,7 @@ class Watch:
         if psnr_y_db is not None:
             row["psnr_y_db"] = psnr_y_db
         row |= health
-        with writing(self.file):
+        with report_write_errors(self.file):
             self._lines.write(json.dumps(row) + "\n")
             self._lines.flush()
             if self._board and (psnr_y_db is not None or step % self._board_period == 0):
@@ -104,8 +104,8 @@ class Watch:
         now = time.monotonic()
         if self._bar:
             self._bar.update(self._task, completed=step, shown=escape(shown))
-        elif psnr_y_db is not None or now - self._told > _LOG_EVERY_S:
-            self._told = now
+        elif psnr_y_db is not None or now - self._last_log > _LOG_EVERY_S:
+            self._last_log = now
             done = step - self._first
             left = ""
             if done:
@@ -113,7 +113,7 @@ class Watch:
             log.info("step %d of %d%s: %s", step, self._steps, left, shown.strip())
 
     def close(self) -> None:
-        """Stop the bar and close the files; what fails here was already told by `note`."""
+        """Stop the bar and close the files; `log_step` has reported a full disk already."""
         if self._bar:
             self._bar.stop()
         with suppress(OSError):
@@ -123,11 +123,11 @@ class Watch:
                 self._board.close()
 
 
-def _forget_after(file: Path, step: int) -> None:
-    """Drop the rows after `step`, and half a row: what a killed training left."""
+def _truncate_after(file: Path, step: int) -> None:
+    """Drop the rows after `step` and an incomplete last one, which a killed training left."""
     if not file.exists():
         return
-    kept = []
+    lines = []
     for line in file.read_bytes().splitlines(keepends=True):
         try:
             row = json.loads(line)
@@ -135,20 +135,20 @@ def _forget_after(file: Path, step: int) -> None:
             break
         if not line.endswith(b"\n") or row["step"] > step or step == 0:
             break
-        kept.append(line)
+        lines.append(line)
     partial = file.with_name(file.name + ".partial")
-    partial.write_bytes(b"".join(kept))
+    partial.write_bytes(b"".join(lines))
     partial.replace(file)
 
 
-def _board(folder: Path, step: int) -> Any:
-    """A TensorBoard writer that forgets what came after `step`; None without the package."""
+def _open_board(folder: Path, step: int) -> Any:
+    """A TensorBoard writer that drops the points after `step`; None without the package."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its imports', not ours
+            warnings.simplefilter("ignore")  # of its imports
             from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        log.info("tensorboard is not installed: curves are in metrics.jsonl alone")
+        log.info("tensorboard is not installed: curves are in metrics.jsonl only")
         return None
-    with writing(folder / "tensorboard"):
+    with report_write_errors(folder / "tensorboard"):
         return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else 0)

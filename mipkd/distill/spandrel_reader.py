@@ -1,7 +1,7 @@
-"""Teachers of families that are not ours, read by spandrel (an optional extra).
+"""Teachers of foreign families, read by spandrel (an optional extra).
 
 spandrel (https://github.com/chaiNNer-org/spandrel) builds a net from the keys and shapes of its
-checkpoint and promises images in [0, 1]. It knows nothing of the weights' licence.
+checkpoint, for images in [0, 1]. It does not know the weights' licence.
 """
 
 from __future__ import annotations
@@ -13,47 +13,46 @@ from typing import Any
 
 import torch
 
-from mipkd.archs._hooked import Hooked, brief, find_blocks, trial_image
-from mipkd.archs.base import StateDict
-from mipkd.core import plugins
+from mipkd.archs._hooked import HookedNet, find_blocks, format_block_names, trial_image
+from mipkd.archs.base import StateDict, arch_names
 from mipkd.core.errors import MissingError, UnsupportedError
 
 
 @dataclass(frozen=True)
-class Found:
-    """A net and how it was known."""
+class ForeignNet:
+    """A net and how it was recognised."""
 
-    net: Hooked
+    net: HookedNet
     arch: str  # spandrel's name
     blocks: str  # as `find_blocks` takes them; "" when there are none
     version: str  # of spandrel
 
 
-def read(state: StateDict, path: Path, *, blocks: str | None, unknown: str) -> Found:
-    """The net in a state dict; `blocks` names its body, or None to look for it.
+def read_foreign(state: StateDict, path: Path, *, blocks: str | None, unknown: str) -> ForeignNet:
+    """The net in a state dict; `blocks` names its body, or None to find it.
 
     Args:
-        unknown: why it is none of ours, for the messages.
+        unknown: why it is no family of ours, for messages.
 
     Raises:
         MissingError: spandrel is not installed, or cannot be imported.
         UnsupportedError: not known to spandrel either, or no super-resolution of RGB images.
         UsageError: `blocks` is no sequence of the net.
     """
-    spandrel = _spandrel(path, unknown)
+    spandrel = _import_spandrel(path, unknown)
     try:
         found = spandrel.ModelLoader().load_from_state_dict(
             spandrel.canonicalize_state_dict(dict(state))
         )
     except spandrel.UnsupportedModelError as error:
         raise UnsupportedError(
-            f"{path}: {unknown}", hint=f"{_ours()}; spandrel does not know it either"
+            f"{path}: {unknown}", hint=f"{_list_ours()}; spandrel does not know it either"
         ) from error
-    # A family of spandrel's that was mistaken for another fails in any way.
+    # spandrel fails in any of these ways where it takes one family for another.
     except (RuntimeError, KeyError, ValueError, TypeError, AssertionError, IndexError) as error:
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise UnsupportedError(
-            f"{path}: {unknown}", hint=f"{_ours()}; spandrel cannot load it either: {first}"
+            f"{path}: {unknown}", hint=f"{_list_ours()}; spandrel cannot load it either: {first}"
         ) from error
     _check(found, spandrel, path)
     sizes = found.size_requirements
@@ -62,19 +61,19 @@ def read(state: StateDict, path: Path, *, blocks: str | None, unknown: str) -> F
     trial = trial_image(**known)
     _check_call(found, trial, path)
     body = find_blocks(net, trial, blocks)
-    return Found(
-        net=Hooked(net, body, scale=int(found.scale), **known).eval(),
+    return ForeignNet(
+        net=HookedNet(net, body, scale=int(found.scale), **known).eval(),
         arch=str(found.architecture.name),
-        blocks=brief(net, body.names),
+        blocks=format_block_names(net, body.names),
         version=str(spandrel.__version__),
     )
 
 
-def _ours() -> str:
-    return "known: " + ", ".join(plugins.names("mipkd.archs"))
+def _list_ours() -> str:
+    return "known: " + ", ".join(arch_names())
 
 
-def _spandrel(path: Path, unknown: str) -> Any:
+def _import_spandrel(path: Path, unknown: str) -> Any:
     try:
         return importlib.import_module("spandrel")
     except ModuleNotFoundError as error:
@@ -112,7 +111,7 @@ def _check(found: Any, spandrel: Any, path: Path) -> None:
 
 
 def _check_call(found: Any, trial: torch.Tensor, path: Path) -> None:
-    """Some nets are called in a way of their own, which hooks and gradients would miss."""
+    """Refuse nets that spandrel calls in a special way, which hooks and gradients would miss."""
     with torch.no_grad():
         plain, promised = found.model(trial.clone()), found(trial.clone())
     same = isinstance(plain, torch.Tensor) and plain.shape == promised.shape

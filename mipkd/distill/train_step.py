@@ -1,4 +1,4 @@
-"""One step of training: the nets, their helpers, the optimiser and the EMA.
+"""One training step: the nets, their helpers, the optimiser and the EMA.
 
 Shapes: N batch, C channels, H W low-res size. Images: float32 in [0, 1], RGB.
 """
@@ -18,31 +18,31 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mipkd.archs.base import SRNet, params
-from mipkd.core.errors import StageError, UsageError
+from mipkd.core.errors import StageError
 from mipkd.distill import ranks
 from mipkd.distill.batch import Batch, Sampler
-from mipkd.distill.compatibility import compared
-from mipkd.distill.compile import eagerly, fuse, pays
-from mipkd.distill.cuda_graph import Backward, Graphs, Recorded
-from mipkd.distill.forward import Step
+from mipkd.distill.compatibility import check_batch, check_nets, resolve_positions
+from mipkd.distill.compile import compile_blocks, run_eager, should_compile
+from mipkd.distill.cuda_graph import Backward, GraphRecorder, ReplayedBackward
+from mipkd.distill.forward import Objective, StepForward
 from mipkd.distill.hardware import autocast_type, find_device
 from mipkd.distill.ranks import Ranks
 from mipkd.distill.settings import DistillConfig
-from mipkd.distill.supported_losses import suited
+from mipkd.distill.supported_losses import build_supported_losses
 from mipkd.losses._principal import PrincipalDirections
 from mipkd.losses.base import Carrier, Loss
 
 log = logging.getLogger(__name__)
 
-_START_PATCHES = 32  # that helpers start from
+_START_PATCHES = 32  # that helpers get their first weights from
 
 
 class Learner:
-    """A student on its way: `advance` is one step, `state_dict` is all that the next one needs.
+    """A student in training: `advance` is one step, `state_dict` all that the next one needs.
 
     Args:
-        principal: the directions of the teacher's features that a sampler's latents are in, one
-            for each position; without any they are found in the first patches.
+        principal: the directions of the latents in a sampler's cache, one for each position;
+            without them they are fitted to the first patches.
     """
 
     def __init__(
@@ -56,11 +56,10 @@ class Learner:
         self.config, self.step, self.rate = config, 0, 0.0
         self.carried: dict[Carrier, int] = {"student": 0, "teacher": 0}
         self.ranks = ranks.current()
-        self.losses = suited(config, teacher)
-        taught = any(loss.needs_teacher for loss in self.losses.values())
-        self.teacher = teacher if taught else None
-        check_fit(config, student, self.teacher)
-        _check_shares(config, self.ranks)
+        self.losses = build_supported_losses(config, teacher)
+        self.teacher = teacher if any(x.needs_teacher for x in self.losses.values()) else None
+        check_nets(config, student, self.teacher)
+        check_batch(config, self.ranks.count)
         self.device = find_device(config.device)
         self.principal = tuple(directions.to(self.device) for directions in principal)
         self.autocast = autocast_type(config.precision, self.device)
@@ -70,61 +69,71 @@ class Learner:
             self._place(self.teacher).eval().requires_grad_(False)
         self.averaged = deepcopy(student)
         self.averaged.eval().requires_grad_(False)
-        self.positions = compared(config, self.losses.values(), student, self.teacher)
-        with torch.random.fork_rng([]):
-            torch.manual_seed(config.seed)
-            helpers = {name: self._helper(loss) for name, loss in self.losses.items()}
-        self.helpers = nn.ModuleDict({name: made for name, made in helpers.items() if made})
-        self._place(self.helpers)
-        if pays(config, self.device):
-            fuse(*(net for net in (self.teacher, student) if net and net.in_parts), self.helpers)
-        self.plain = Step(
-            self.student,
-            self.helpers,
-            self.teacher,
-            self.losses,
-            self.positions,
-            seed=config.seed,
-            steps=config.steps,
-            device=self.device,
-            autocast=self.autocast,
-            ranks=self.ranks,
-        )
+        self.positions = resolve_positions(config, self.losses.values(), student, self.teacher)
+        self.helpers = self._make_helpers()
+        if should_compile(config, self.device):
+            ours = [net for net in (self.teacher, student) if net and net.in_parts]
+            compile_blocks(*ours, self.helpers)
+        self.forward = self.make_forward(student, self.helpers, self.autocast, self.ranks)
         self._next: tuple[int, Batch] | None = None
         self._started = False
-        self._shared_step: nn.Module | None = None
-        self._prepare()
-        self._tell()
+        self._shared_forward: nn.Module | None = None
+        self._set_up_optimiser()
+        self._log_start()
+
+    def _make_helpers(self) -> nn.ModuleDict:
+        with torch.random.fork_rng([]):
+            torch.manual_seed(self.config.seed)
+            helpers = {
+                name: loss.helper(self.student, self.teacher, self.positions)
+                for name, loss in self.losses.items()
+            }
+        modules = nn.ModuleDict({name: helper for name, helper in helpers.items() if helper})
+        self._place(modules)
+        return modules
+
+    def make_forward(
+        self,
+        student: SRNet,
+        helpers: nn.ModuleDict,
+        autocast: torch.dtype | None,
+        ranks: Ranks,
+    ) -> StepForward:
+        """The forward pass of this training's losses for these modules."""
+        objective = Objective(self.losses, self.positions, self.config.steps, self.config.seed)
+        return StepForward(
+            objective, student, self.teacher, helpers, autocast=autocast, ranks=ranks
+        )
 
     def start(self, sampler: Sampler) -> None:
-        """Give the helpers their first weights, from the first patches of all processes, where
-        they do not have them already, and join the processes. `advance` does it for one alone."""
-        if self._shared_step is not None:
+        """Give helpers without weights their first ones, from the first patches of all processes,
+        and connect the processes. `advance` does it if there is one process."""
+        if self._shared_forward is not None:
             return
         starting = [n for n, x in self.losses.items() if type(x).start is not Loss.start]
         if starting and not self._started:
             batch = _first_patches(sampler).to(self.device)
-            with torch.no_grad(), eagerly(self.device):
-                seen = self.plain.seen(batch, (0, len(batch)))
+            with torch.no_grad(), run_eager(self.device):
+                seen = self.forward.run_nets(batch, (0, len(batch)))
                 seen.principal = self.principal
                 for name in starting:
                     self.losses[name].start(seen, self.helpers[name])
-            if self.ranks.count > 1:  # gradients are shared, what was fitted here is not
+            if self.ranks.count > 1:  # gradients are averaged, fitted weights are not
                 state = {name: value.cpu() for name, value in self.helpers.state_dict().items()}
-                self.helpers.load_state_dict(self.ranks.from_first(state))
+                self.helpers.load_state_dict(self.ranks.broadcast(state))
             self._place(self.helpers)
-            self._prepare()
+            self._set_up_optimiser()
         self._started = True
-        self._shared_step = self.ranks.wrapped(self.plain)
+        self._shared_forward = self.ranks.average_gradients(self.forward)
 
-    def _prepare(self) -> None:
-        """Make what has to know all weights that are trained."""
+    def _set_up_optimiser(self) -> None:
+        """Collect the trained weights; again whenever helpers have new ones."""
         self._groups = [list(self.student.parameters()), list(self.helpers.parameters())]
         trained = [p for group in self._groups for p in group]
-        self._gradients: Backward = self._launched
+        self._gradients: Backward = self._run_kernels
         if self.config.cuda_graphs and self._can_record():
-            graphs = Graphs(self._launched, self.plain, trained)
-            self._gradients = Recorded(self._launched, self.plain, graphs.record)
+            recorder = GraphRecorder(self._run_kernels, self.forward, trained)
+            self._gradients = ReplayedBackward(self._run_kernels, self.forward, recorder.record)
         self.optimiser = torch.optim.Adam(trained, betas=self.config.betas, fused=True)
 
     def advance(self, sampler: Sampler) -> dict[str, float]:
@@ -132,32 +141,32 @@ class Learner:
 
         Raises:
             StageError: a term or a gradient is not finite, or the GPU's memory is too small; no
-                weight of the student or its helpers has been changed.
+                weight of the student or its helpers has changed.
         """
         self.start(sampler)
-        batch = self._batch(sampler)
+        batch = self._next_batch(sampler)
         try:
-            with self.ranks.alive():
-                self.plain.draw(self.step)
+            with self.ranks.explain_failure():
+                self.forward.prepare(self.step)
                 terms = self._gradients(batch)
         except torch.OutOfMemoryError as error:
-            raise self._too_large(batch) from error
-        norms = self._clip()
+            raise self._explain_memory(batch) from error
+        norms = self._clip_gradients()
         means = self.ranks.mean(torch.stack(list(terms.values())))
         figures = torch.stack([*means, *norms])
         self.rate = self.config.rate(self.step)
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate
-        # As of a gradient scaler: the fused optimiser leaves all weights as they are if it is 1.
+        # As from a gradient scaler: at 1 the fused optimiser changes no weight.
         self.optimiser.found_inf = 1 - figures.isfinite().all().float()  # type: ignore[attr-defined]
         self.optimiser.step()
-        self._average()
+        self._update_average()
         if self.device.type == "cuda":
-            self._next = self.step + 1, self._cut(sampler, self.step + 1)
-        values = figures.tolist()  # a GPU is waited for once a step, when it has all its work
+            self._next = self.step + 1, self._read_batch(sampler, self.step + 1)
+        values = figures.tolist()  # waits for the GPU, once a step
         names = [*terms, "gradient of the student", "gradient of the helpers"]
         self._check_finite(dict(zip(names, values, strict=False)))
-        self._count()
+        self._count_carriers()
         self.step += 1
         return dict(zip(terms, values, strict=False))
 
@@ -173,11 +182,11 @@ class Learner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back to where `state_dict` was taken."""
+        """Restore what `state_dict` gave."""
         for name in ("student", "averaged", "helpers"):
             getattr(self, name).load_state_dict(state[name])
-        self._started, self._shared_step = True, None
-        self._prepare()
+        self._started, self._shared_forward = True, None
+        self._set_up_optimiser()
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.carried = state["step"], dict(state["carried"])
 
@@ -185,40 +194,37 @@ class Learner:
         layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
         return net.to(self.device, memory_format=layout)  # type: ignore[call-overload,no-any-return]
 
-    def _helper(self, loss: Loss) -> nn.Module | None:
-        return loss.helper(self.student, self.teacher, self.positions)
-
     def _can_record(self) -> bool:
-        """Foreign nets may copy to the GPU in their forward, which no recording bears."""
+        """Not with foreign nets: their forward may copy to the GPU, which cannot be recorded."""
         ours = all(net.in_parts for net in (self.student, self.teacher) if net is not None)
         alone = self.ranks.count == 1 and self.config.accumulate == 1
         return self.device.type == "cuda" and alone and ours
 
-    def _batch(self, sampler: Sampler) -> Batch:
+    def _next_batch(self, sampler: Sampler) -> Batch:
         if self._next is not None and self._next[0] == self.step:
             return self._next[1]
-        return self._cut(sampler, self.step)
+        return self._read_batch(sampler, self.step)
 
-    def _cut(self, sampler: Sampler, step: int) -> Batch:
-        return sampler.batch(step, self.plain.wants_at(step)).to(self.device)
+    def _read_batch(self, sampler: Sampler, step: int) -> Batch:
+        return sampler.batch(step, self.forward.objective.wants_at(step)).to(self.device)
 
-    def _launched(self, batch: Batch) -> dict[str, Tensor]:
-        assert self._shared_step is not None
-        with _fastest_kernels():
-            return self._backward(batch, self._shared_step)
+    def _run_kernels(self, batch: Batch) -> dict[str, Tensor]:
+        assert self._shared_forward is not None
+        with _benchmark_kernels():
+            return self._backward(batch, self._shared_forward)
 
-    def _backward(self, batch: Batch, step: nn.Module) -> dict[str, Tensor]:
-        """Leave the gradients of these images' mean loss; the terms."""
+    def _backward(self, batch: Batch, forward: nn.Module) -> dict[str, Tensor]:
+        """The loss terms; sets the gradients of their mean over the batch."""
         self.optimiser.zero_grad(set_to_none=True)
-        parts = batch.parts(self.config.accumulate)
+        parts = batch.split(self.config.accumulate)
         first, whole = self.ranks.rank * len(batch), self.ranks.count * len(batch)
         terms: dict[str, Tensor] = {}
         for number, part in enumerate(parts):
             if number:
-                self.plain.draw(self.step)  # for all rows again
-            # Gradients are averaged over the processes once, with the last part.
-            with nullcontext() if number + 1 == len(parts) else _unshared(step):
-                found = step(part, (first, whole))
+                self.forward.prepare(self.step)  # the same random numbers for all rows
+            # Processes average their gradients once, with the last part.
+            with nullcontext() if number + 1 == len(parts) else _skip_averaging(forward):
+                found = forward(part, (first, whole))
                 total = torch.stack(list(found.values())).sum() / len(parts)
                 total.backward()  # type: ignore[no-untyped-call]
             for name, term in found.items():
@@ -226,14 +232,14 @@ class Learner:
             first += len(part)
         return terms
 
-    def _too_large(self, batch: Batch) -> StageError:
-        """What to say when memory ran out: the batch and the patch that were tried and fit."""
+    def _explain_memory(self, batch: Batch) -> StageError:
+        """The error for a full memory, with a batch and a patch that fit, found by trying."""
         size, fits = len(batch), 0
         while size > 1 and not fits:
             size //= 2
-            # What is compiled would be compiled anew for each size.
-            with suppress(torch.OutOfMemoryError), eagerly(self.device):
-                self._backward(batch.rows(slice(size)), self.plain)
+            # Eager: compiled blocks would be compiled again for each size.
+            with suppress(torch.OutOfMemoryError), run_eager(self.device):
+                self._backward(batch.select(slice(size)), self.forward)
                 fits = size
         self.optimiser.zero_grad(set_to_none=True)
         hint = "lower distill.patch, or take a smaller teacher or student"
@@ -249,17 +255,17 @@ class Learner:
             f"distill: {tried} is too large for the memory of {self.device}", hint=hint
         )
 
-    def _clip(self) -> list[Tensor]:
-        """The gradients' norms. The helpers' are clipped apart: theirs are often the larger, and
-        would otherwise shrink the student's."""
+    def _clip_gradients(self) -> list[Tensor]:
+        """The norms of the gradients of student and helpers. They are clipped separately: the
+        helpers' are often larger and would shrink the student's."""
         most = self.config.clip_grad_norm or math.inf
         groups = [group for group in self._groups if any(p.grad is not None for p in group)]
         return [nn.utils.clip_grad_norm_(group, most) for group in groups]
 
-    def _count(self) -> None:
-        """Note who carried the mixed streams of this step, where blocks were left to run."""
+    def _count_carriers(self) -> None:
+        """Count which nets carried this step's mixed streams through blocks."""
         end = len(self.teacher.blocks) - 1 if self.teacher is not None else 0
-        for toss in self.plain.tosses.values():
+        for toss in self.forward.tosses.values():
             for place, carrier in zip(self.positions.teacher, toss, strict=False):
                 self.carried[carrier] += place < end
 
@@ -273,29 +279,29 @@ class Learner:
                 )
 
     @torch.no_grad()
-    def _average(self) -> None:
+    def _update_average(self) -> None:
         average = get_ema_multi_avg_fn(self.config.ema_at(self.step))  # type: ignore[no-untyped-call]
         mean, now = list(self.averaged.parameters()), list(self.student.parameters())
         average(mean, now, 0)
-        for kept, buffer in zip(self.averaged.buffers(), self.student.buffers(), strict=True):
-            kept.copy_(buffer)
+        for copy, buffer in zip(self.averaged.buffers(), self.student.buffers(), strict=True):
+            copy.copy_(buffer)
 
-    def _tell(self) -> None:
-        weight = {None: "float32", torch.bfloat16: "bfloat16"}[self.autocast]
+    def _log_start(self) -> None:
+        precision = {None: "float32", torch.bfloat16: "bfloat16"}[self.autocast]
         log.info(
             "trains %.3gM parameters (and %.3gM of helpers) for %d steps on %s in %s; losses: %s",
             params(self.student) / 1e6,
             params(self.helpers) / 1e6,
             self.config.steps,
             self.device,
-            weight,
+            precision,
             ", ".join(self.losses),
         )
 
 
 @contextmanager
-def _fastest_kernels() -> Iterator[None]:
-    """Let cuDNN measure its kernels: for patches, which are of one size; images are not."""
+def _benchmark_kernels() -> Iterator[None]:
+    """Let cuDNN benchmark its kernels: patches have one size, unlike images."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     try:
@@ -305,7 +311,7 @@ def _fastest_kernels() -> Iterator[None]:
 
 
 def _first_patches(sampler: Sampler) -> Batch:
-    """Those of the first steps, without what is kept of the teacher."""
+    """The patches of the first steps, without cached outputs of the teacher."""
     batches = [sampler.batch(0)]
     while sum(map(len, batches)) < _START_PATCHES:
         batches.append(sampler.batch(len(batches)))
@@ -313,40 +319,8 @@ def _first_patches(sampler: Sampler) -> Batch:
         torch.cat(parts)
         for parts in zip(*((batch.lr_NCHW, batch.hr_NCHW) for batch in batches), strict=True)
     )
-    return Batch(lr_NCHW, hr_NCHW).rows(slice(_START_PATCHES))
+    return Batch(lr_NCHW, hr_NCHW).select(slice(_START_PATCHES))
 
 
-def _unshared(step: nn.Module) -> AbstractContextManager[None]:
-    if not isinstance(step, DistributedDataParallel):
-        return nullcontext()
-    return step.no_sync()
-
-
-def check_fit(config: DistillConfig, student: SRNet, teacher: SRNet | None) -> None:
-    """Refuse nets and patches that do not fit; the nets may be on the meta device.
-
-    Raises:
-        UsageError: two scales, or a patch that a net cannot take.
-    """
-    if teacher is not None and teacher.scale != student.scale:
-        raise UsageError(
-            f"distill: the student's scale is x{student.scale}, the teacher's x{teacher.scale}",
-            hint="they must be of one scale",
-        )
-    for net in (student, teacher):
-        if net is not None and (config.patch % net.multiple or config.patch < net.least):
-            at_least = f" of at least {net.least}" if net.least > net.multiple else ""
-            raise UsageError(
-                f"distill.patch: {config.patch} is not a multiple of {net.multiple}{at_least}, "
-                f"as {type(net).__name__} needs"
-            )
-
-
-def _check_shares(config: DistillConfig, ranks: Ranks) -> None:
-    parts = ranks.count * config.accumulate
-    if config.batch % parts:
-        raise UsageError(
-            f"distill.batch: {config.batch} cannot be shared by {ranks.count} processes in "
-            f"{config.accumulate} parts each",
-            hint=f"--set distill.batch={-(-config.batch // parts) * parts}",
-        )
+def _skip_averaging(forward: nn.Module) -> AbstractContextManager[None]:
+    return forward.no_sync() if isinstance(forward, DistributedDataParallel) else nullcontext()

@@ -1,4 +1,4 @@
-"""A whole training from records: nets, patches and tests opened here, in every process of it."""
+"""A whole training from records: every process of it opens nets, patches and tests here."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mipkd.archs.base import Arch, SRNet
-from mipkd.core import plugins
+from mipkd.archs.base import SRNet, load_arch
 from mipkd.core.records import Model, Photos, TeacherCache, TestSet
 from mipkd.distill import teacher as teachers
 from mipkd.distill.data import PatchSampler, load_tests
-from mipkd.distill.ranks import together
-from mipkd.distill.start import patches_of, remembered, start
-from mipkd.distill.trainer import DistillConfig, TrainResult, train
+from mipkd.distill.ranks import run_on_all
+from mipkd.distill.settings import DistillConfig
+from mipkd.distill.start import cut_start_patches, initialise, initialise_once
+from mipkd.distill.trainer import TrainingInputs, TrainResult, train
 
 
 @dataclass(frozen=True)
-class Task:
+class TrainingTask:
     """What is trained, and on what."""
 
     arch: str  # the student's family
@@ -32,53 +32,40 @@ class Task:
     cache: TeacherCache | None = None  # the teacher runs only for what it does not hold
 
 
-@dataclass(frozen=True)
-class Opened:
-    """What a training works with."""
-
-    config: DistillConfig  # with the rate that suits the start
-    student: SRNet
-    teacher: SRNet | None
-    sampler: PatchSampler
-    inherited: SRNet | None  # beside a projected student: what it would have been without
-    start_s: float  # what its first weights took
-
-
-def open_training(config: DistillConfig, task: Task, folder: Path | None = None) -> Opened:
+def open_training(
+    config: DistillConfig, task: TrainingTask, folder: Path | None = None
+) -> TrainingInputs:
     """The nets, the student with its first weights, and the patches.
 
-    With a `folder` the first weights are kept there, and taken from there the next time.
+    With a `folder` the first weights are stored there, and read from there the next time.
 
     Raises:
         UsageError: settings that do not fit the nets.
     """
-    family: Arch = plugins.load("mipkd.archs", task.arch, "ARCH")
+    family = load_arch(task.arch)
     teacher = teachers.load(task.teacher) if task.teacher else None
     torch.manual_seed(config.seed)
     student = family.make(task.hyper)
-
-    def begin() -> str:
-        return start(
-            student, family, teacher, config.init, partial(_patches, config, task, student)
-        )
-
+    patches = partial(_start_patches, config, task, student)
+    begin = partial(initialise, student, family, teacher, config.init, patches)
     begun = perf_counter()
-    how = remembered(student, folder, begin) if folder else begin()
+    init = initialise_once(student, folder, begin) if folder else begin()
     start_s = perf_counter() - begun
     inherited = None
-    if how == "project" and teacher is not None:
+    if init == "project" and teacher is not None:
         inherited = family.make(task.hyper)
         family.inherit(inherited, teacher)
     sampler = PatchSampler(
         task.photos, patch=config.patch, batch=config.batch, seed=config.seed, cache=task.cache
     )
-    return Opened(config.begun(how), student, teacher, sampler, inherited, start_s)
+    config = config.with_rate_for(init)
+    return TrainingInputs(config, student, teacher, sampler, inherited, start_s)
 
 
-def _patches(config: DistillConfig, task: Task, student: SRNet) -> Tensor:
-    """What a projection is fitted on."""
+def _start_patches(config: DistillConfig, task: TrainingTask, student: SRNet) -> Tensor:
+    """The patches that a projection is fitted to."""
     assert task.teacher is not None, "nothing is fitted without a teacher"
-    return patches_of(
+    return cut_start_patches(
         task.photos,
         most=config.patch,
         multiple=student.multiple,
@@ -87,23 +74,13 @@ def _patches(config: DistillConfig, task: Task, student: SRNet) -> Tensor:
     )
 
 
-@together
-def train_on(config: DistillConfig, task: Task, tests: TestSet, out: Path) -> TrainResult:
-    """The student of a task, trained; goes on from a saved step.
+@run_on_all
+def train_task(config: DistillConfig, task: TrainingTask, tests: TestSet, out: Path) -> TrainResult:
+    """Train the student of a task; continues from a saved step.
 
     Raises:
         UsageError: settings that do not fit the nets or each other.
         StageError: a loss is not finite, the disk is full, or another process of it stopped.
-        KeyboardInterrupt: Ctrl-C, after the last whole step has been saved.
+        KeyboardInterrupt: Ctrl-C, after the last complete step has been saved.
     """
-    opened = open_training(config, task, out)
-    return train(
-        opened.config,
-        student=opened.student,
-        teacher=opened.teacher,
-        inherited=opened.inherited,
-        start_s=opened.start_s,
-        sampler=opened.sampler,
-        tests=load_tests(tests),
-        out=out,
-    )
+    return train(open_training(config, task, out), tests=load_tests(tests), out=out)

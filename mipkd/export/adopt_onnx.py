@@ -1,4 +1,4 @@
-"""Adopt an ONNX graph that we did not make: one RGB image in, one larger image out."""
+"""Adopt a foreign ONNX graph: one RGB image in, one larger image out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from mipkd.core.errors import UnsupportedError, UsageError
 from mipkd.core.images import ByteArray, psnr_y
 from mipkd.core.records import Graph
-from mipkd.export.onnx import PRODUCER
+from mipkd.export.onnx import PRODUCER, open_session
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ Pair = tuple[str, ByteArray, ByteArray]  # name, LR, HR
 _QUANTIZED = re.compile("[Qq]uantize|Integer|^QLinear|^QGemm$|NBits$")
 _LEAST_PROBE_DB = 20.0
 _MULTIPLES = (1, 2, 4, 8, 16)  # of height and width; windows are 8 or 16
-_LEAST_OPSET = 13  # scales per output channel need it
+_LEAST_OPSET = 13  # for per-channel scales
 _RGB = "known: float of shape [N, 3, H, W], RGB"
 
 
@@ -36,10 +36,10 @@ def adopt(
     probe: Callable[[int], Sequence[Pair]],
     out: Path,
 ) -> Graph:
-    """The graph with [0, 1] in and out and free height and width, as `out`/model.onnx.
+    """Write the graph, with [0, 1] in and out and free height and width, to `out`/model.onnx.
 
-    Scale and the multiple of its sizes are found by running it, the image range (1 or 255) by
-    a probe on images, unless given. Our own exports are known by their metadata.
+    Running it finds the scale and the multiple of its sizes, a probe on images the image range
+    (1 or 255), unless given. Our own exports have metadata that tells them.
 
     Raises:
         UsageError: not an ONNX file.
@@ -48,19 +48,19 @@ def adopt(
     """
     model = _read(path)
     _check(model, path)
-    model = _raised(model, path)
+    model = _raise_opset(model, path)
     facts = {p.key: p.value for p in model.metadata_props}
     ours = facts.get("producer") == PRODUCER
     was_fixed = _free_sizes(model)
     multiples = (int(facts["multiple"]),) if ours else _MULTIPLES
     found, multiple = _scale_and_multiple(model, path, multiples)
     if was_fixed:
-        _same_at_other_sizes(model, path, found, multiple)
+        _check_other_sizes(model, path, found, multiple)
     if scale and scale != found:
         raise UsageError(f"{path}: its scale is x{found}, adopt.scale asks for x{scale}")
     if not ours:
-        _wrap(model, image_range or _probed_range(model, path, probe(found), multiple))
-        _note(model, scale=found, multiple=multiple)
+        _convert_range(model, image_range or _probe_range(model, path, probe(found), multiple))
+        _set_metadata(model, scale=found, multiple=multiple)
     file = out / "model.onnx"
     file.write_bytes(model.SerializeToString())
     return Graph(
@@ -107,7 +107,7 @@ def _check(model: Any, path: Path) -> None:
     for value, whose in ((images[0], "input"), (graph.output[0], "output")):
         tensor = value.type.tensor_type
         shape = [d.dim_value or d.dim_param or "?" for d in tensor.shape.dim]
-        # An output's shape may be unknown; running it tells.
+        # An output's shape may be unknown until the graph runs.
         is_image = whose == "output" or (len(shape) == 4 and shape[1] == 3)
         if not is_image or tensor.elem_type != onnx.TensorProto.FLOAT:
             kind = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
@@ -122,8 +122,8 @@ def _opset(model: Any) -> int:
     return next(int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx"))
 
 
-def _raised(model: Any, path: Path) -> Any:
-    """The model at an opset that quantisers take; older files are converted."""
+def _raise_opset(model: Any, path: Path) -> Any:
+    """The model, converted if its opset is older than quantisers accept."""
     from onnx import version_converter
 
     if _opset(model) >= _LEAST_OPSET:
@@ -138,7 +138,7 @@ def _raised(model: Any, path: Path) -> Any:
 
 
 def _free_sizes(model: Any) -> bool:
-    """Forget fixed heights and widths; whether there were any."""
+    """Make heights and widths dynamic; whether they were fixed."""
     constants = {t.name for t in model.graph.initializer}
     image = next(i for i in model.graph.input if i.name not in constants)
     was_fixed = any(d.dim_value for d in list(image.type.tensor_type.shape.dim)[2:])
@@ -153,19 +153,13 @@ def _free_sizes(model: Any) -> bool:
 
 
 def _run(model: Any, lr_NCHW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    import onnxruntime
-
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 4
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), settings, providers=["CPUExecutionProvider"]
-    )
+    session = open_session(model.SerializeToString())
     (image,) = session.run(None, {session.get_inputs()[0].name: lr_NCHW})
     return np.asarray(image, dtype=np.float32)
 
 
 def _scale_and_multiple(model: Any, path: Path, multiples: Sequence[int]) -> tuple[int, int]:
-    """The whole ratio of output to input sizes, and the least multiple that sizes must be of."""
+    """The integer scale, and the smallest multiple that heights and widths must be of."""
     why = ""
     for multiple in multiples:
         least = max(3, 24 // multiple | 1) * multiple  # an odd number of multiples
@@ -183,8 +177,7 @@ def _scale_and_multiple(model: Any, path: Path, multiples: Sequence[int]) -> tup
             return int(ratio), multiple
         why = "output sizes do not follow input sizes by a whole scale"
     raise UnsupportedError(
-        f"{path}: cannot be run at any size: {why}",
-        hint="export it with dynamic height and width",
+        f"{path}: cannot be run at any size: {why}", hint="export it with dynamic height and width"
     )
 
 
@@ -198,10 +191,10 @@ def _ratios(model: Any, *sizes: tuple[int, int]) -> set[float]:
     return found
 
 
-def _same_at_other_sizes(model: Any, path: Path, scale: int, multiple: int) -> None:
-    """A graph made for one size may run at others and compute something else there.
+def _check_other_sizes(model: Any, path: Path, scale: int, multiple: int) -> None:
+    """Refuse a graph made for one size that computes something else at others.
 
-    A part of an image must come out about as it does in the whole, away from the cut.
+    Away from the cut, a part of an image must give about the pixels of the whole.
     """
     side = max(48 // multiple, 2) * multiple
     rng = np.random.default_rng(0)
@@ -216,7 +209,7 @@ def _same_at_other_sizes(model: Any, path: Path, scale: int, multiple: int) -> N
         )
 
 
-def _probed_range(model: Any, path: Path, images: Sequence[Pair], multiple: int) -> float:
+def _probe_range(model: Any, path: Path, images: Sequence[Pair], multiple: int) -> float:
     found = {1.0: 0.0, 255.0: 0.0}
     for image_range in found:
         scores = []
@@ -240,7 +233,7 @@ def _probed_range(model: Any, path: Path, images: Sequence[Pair], multiple: int)
     return best
 
 
-def _wrap(model: Any, image_range: float) -> None:
+def _convert_range(model: Any, image_range: float) -> None:
     """Multiply at the input and divide at the output, so that images are in [0, 1]."""
     import onnx
     from onnx import helper
@@ -269,8 +262,8 @@ def _wrap(model: Any, image_range: float) -> None:
     graph.node.append(last)
 
 
-def _note(model: Any, *, scale: int, multiple: int) -> None:
-    """What is now known of the graph, as in our own exports."""
+def _set_metadata(model: Any, *, scale: int, multiple: int) -> None:
+    """Set the metadata of our own exports."""
     facts = {"colour": "RGB", "range": "0..1", "producer": PRODUCER}
     facts |= {"scale": str(scale), "border": str(scale), "multiple": str(multiple)}
     kept = {p.key: p.value for p in model.metadata_props}

@@ -1,8 +1,8 @@
-"""A net that rounds to 8 bits where a target's INT8 does, to be trained in place of it.
+"""Fake quantisation: a net that rounds to 8 bits where a target's INT8 does, for training (QAT).
 
-What is rounded is read from the target's own model, so that the net computes what that will.
-Rounding lets gradients through as if it were not there; a grid's scale is learned with the
-weights, as in Esser et al., "Learned Step Size Quantization", ICLR 2020.
+The rounding is read from the target's own model, so that the net computes what that will. Rounding
+passes gradients straight through; scales are learned with the weights, as in LSQ (Esser et al.,
+"Learned Step Size Quantization", ICLR 2020).
 
 Shapes: N batch, C channels, H W low-res size, S scale.
 """
@@ -10,7 +10,7 @@ Shapes: N batch, C channels, H W low-res size, S scale.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any, cast
@@ -21,74 +21,77 @@ from torch import Tensor, fx, nn
 from mipkd.archs.base import SRNet
 from mipkd.core.errors import UnsupportedError
 from mipkd.core.records import Grid, Rounding
-from mipkd.export.onnx import called, sources
+from mipkd.export.onnx import map_to_trace, name_calls
 
-_GRID = "grid_"  # how the modules that round begin
-_LEVELS = 255  # steps of a grid
+_PREFIX = "quantizer_"  # of the fake quantisers' names
+_LEVELS = 255  # steps of 8 bits
 _PACE = 30.0  # how much faster than a weight a scale's logarithm learns, at one learning rate
-_USUAL = 2.0**-5  # of weights in a convolution of 64 channels: their root mean square
+_USUAL = 2.0**-5  # root mean square of the weights in a convolution of 64 channels
 _EXAMPLE = 48  # LR pixels a side while tracing; the result does not depend on it
 
 
-class Rounded(SRNet):
-    """`net`, traced, with what is in `rounding` rounded; the weights are a copy of the net's."""
+class FakeQuantNet(SRNet):
+    """`net`, traced, with fake quantisers as `rounding` says; its weights are copies."""
 
     in_parts = False
 
     def __init__(self, net: SRNet, rounding: Rounding) -> None:
         super().__init__()
-        net = net.exported()
+        net = net.to_exportable()
         self.scale, self.width = net.scale, net.width
         self.multiple, self.least, self.smallest = net.multiple, net.least, net.smallest
-        self.__dict__["blocks"] = net.blocks  # to be counted; their weights are in the trace
+        self.__dict__["blocks"] = net.blocks  # for their number; their weights are in the trace
         self._rounding = rounding
-        self.traced = _traced(deepcopy(net))  # whose parameters the trace has for its own
-        self._units = _even(self.traced)
-        _insert(self.traced, sources(net), rounding)
+        self.traced = _trace(deepcopy(net))  # a copy: the trace uses its parameters
+        self._units = _normalise_weights(self.traced)
+        _insert_quantizers(self.traced, map_to_trace(net), rounding)
 
-    def tapped(
+    def forward_with_taps(
         self, lr_NCHW: Tensor, positions: tuple[int, ...] = ()
     ) -> tuple[Tensor, list[Tensor]]:
-        """The image, and the features after each of `positions` (indices into `blocks`)."""
         image, *features = self.traced(lr_NCHW)
         return image, [features[position] for position in positions]
 
-    def rounding(self) -> Rounding:
-        """The grids as they are now."""
-        made = (self.traced.get_submodule(_name(n)) for n in range(len(self._rounding.grids)))
+    def learned_rounding(self) -> Rounding:
+        """The rounding with its scales as they are now."""
         grids = [
-            replace(grid, scale=cast("_Rounder", rounder).scale())
-            for grid, rounder in zip(self._rounding.grids, made, strict=True)
+            replace(grid, scale=cast("_FakeQuantizer", self.traced.get_submodule(name)).scale())
+            for name, grid in _name_grids(self._rounding)
         ]
         return replace(self._rounding, grids=tuple(grids))
 
-    def weights(self) -> dict[str, Tensor]:
-        """As floats, under the names that they have in the net's graph."""
+    def float_weights(self) -> dict[str, Tensor]:
+        """The weights before rounding, under their names in the net's graph."""
         found = self.traced.named_parameters()
         return {name: p.detach() * self._units[name] for name, p in found if name in self._units}
 
 
-class _Rounder(nn.Module):
-    """Rounds to a grid whose scale is learned, by what it has grown since the start."""
+class _FakeQuantizer(nn.Module):
+    """Rounds to 8 bits with a fixed zero point and a learned scale (LSQ)."""
 
     def __init__(self, grid: Grid) -> None:
         super().__init__()
         self.start, self.zero = grid.scale, grid.zero
-        self.growth = nn.Parameter(torch.zeros(()))  # of the scale's logarithm, in units of `_PACE`
+        self.growth = nn.Parameter(
+            torch.zeros(())
+        )  # of the scale's logarithm since the start, over `_PACE`
 
     def scale(self) -> float:
         return self.start * math.exp(_PACE * float(self.growth.detach()))
 
     def forward(self, features: Tensor) -> Tensor:
-        rounded: Tensor = _Round.apply(features, self.growth, self.scale(), self.zero)  # type: ignore[no-untyped-call]
+        rounded: Tensor = _RoundStraightThrough.apply(
+            features, self.growth, self.scale(), self.zero
+        )  # type: ignore[no-untyped-call]
         return rounded
 
 
-class _Round(torch.autograd.Function):
-    """To the nearest of `_LEVELS` + 1 values.
+class _RoundStraightThrough(torch.autograd.Function):
+    """Rounds to the nearest of `_LEVELS` + 1 values.
 
-    The features' gradient goes through where they lie within the grid. With y the rounded x, the
-    scale's is y - x there and y beyond it, over the scale: for its logarithm no division is left.
+    The features' gradient passes through within the range. With y the rounded x, the gradient of
+    the scale is (y - x) / scale within the range and y / scale beyond it, that of its logarithm
+    without the division.
     """
 
     @staticmethod
@@ -108,7 +111,7 @@ class _Round(torch.autograd.Function):
 
 
 def _round_weight(weight: Tensor, most: float) -> Tensor:
-    """Per output channel, symmetric, to no integer beyond `most`."""
+    """Rounded per output channel, symmetric, to integers up to `most`; gradients pass through."""
     scale = weight.detach().abs().amax(dim=tuple(range(1, weight.ndim)), keepdim=True) / most
     scale = scale.clamp(min=torch.finfo(weight.dtype).tiny)
     whole = (weight.detach() / scale).round().clamp(-int(most), int(most))
@@ -123,26 +126,26 @@ class _WithFeatures(nn.Module):
         self.net = net
 
     def forward(self, lr: Tensor) -> tuple[Tensor, ...]:
-        image, features = self.net.tapped(lr, tuple(range(len(self.net.blocks))))
+        image, features = self.net.forward_with_taps(lr, tuple(range(len(self.net.blocks))))
         return (image, *features)
 
 
-def _traced(net: SRNet) -> fx.GraphModule:
+def _trace(net: SRNet) -> fx.GraphModule:
     example = torch.rand(2, 3, _EXAMPLE, _EXAMPLE + net.multiple * 2)
     shapes = {"lr": dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)}
     plain = _WithFeatures(net).cpu().float().eval()
     with torch.no_grad():
         program = torch.export.export(plain, (example,), dynamic_shapes=shapes)
     module = program.module(check_guards=False)
-    module.graph.set_codegen(fx.graph.CodeGen())  # one tensor in, a plain tuple out
-    return fx.GraphModule(module, module.graph)  # one that can be put into training mode
+    module.graph.set_codegen(fx.graph.CodeGen())  # plain arguments and outputs
+    return fx.GraphModule(module, module.graph)  # unlike an exported one it has a training mode
 
 
-def _even(traced: fx.GraphModule) -> dict[str, float]:
-    """Hold every parameter in units in which its layer's weights are about `_USUAL`; gives these.
+def _normalise_weights(traced: fx.GraphModule) -> dict[str, float]:
+    """Divide every parameter by a unit in which its layer's weights are about `_USUAL`; the units.
 
-    The optimiser's steps are of one size for all, and weights with the range of pixels in them
-    are hundreds of times larger or smaller than others.
+    Adam's steps have one size for all weights, and those that convert the range of pixels are
+    hundreds of times larger or smaller than others.
     """
     graph, held = traced.graph, dict(traced.named_parameters())
     units = {}
@@ -163,52 +166,54 @@ def _even(traced: fx.GraphModule) -> dict[str, float]:
     return units
 
 
-def _name(number: int) -> str:
-    return f"{_GRID}{number}"
+def _name_grids(rounding: Rounding) -> Iterator[tuple[str, Grid]]:
+    return ((f"{_PREFIX}{number}", grid) for number, grid in enumerate(rounding.grids))
 
 
-def _insert(traced: fx.GraphModule, sources: dict[str, str], rounding: Rounding) -> None:
+def _insert_quantizers(
+    traced: fx.GraphModule, trace_calls: dict[str, str], rounding: Rounding
+) -> None:
+    """Insert the fake quantisers; `trace_calls` as of `map_to_trace`."""
     graph = traced.graph
-    by_call = {call: name for name, call in called(graph).items()}
-    nodes: dict[str, fx.Node] = {node.name: node for node in graph.nodes}
+    nodes_by_name: dict[str, fx.Node] = {node.name: node for node in graph.nodes}
+    nodes = {call: nodes_by_name[name] for name, call in name_calls(graph).items()}
 
-    def found(operation: str) -> fx.Node:
+    def find_node(operation: str) -> fx.Node:
         if not operation:
             return graph.output_node()
-        if sources.get(operation) not in by_call:
+        if (node := nodes.get(trace_calls.get(operation, ""))) is None:
             raise UnsupportedError(
-                f"qat: what the target rounds at {operation} has no like in the traced net",
+                f"qat: the target rounds at {operation}, which the traced net does not have",
                 hint="run without --qat: the search chooses what stays float",
             )
-        return nodes[by_call[sources[operation]]]
+        return node
 
-    for number, grid in enumerate(rounding.grids):
-        traced.add_submodule(_name(number), _Rounder(grid))
+    for name, grid in _name_grids(rounding):
+        traced.add_submodule(name, _FakeQuantizer(grid))
         rounded: dict[fx.Node, fx.Node] = {}
         for operation, index in grid.readers:
-            reader = found(operation)
-            before = _input(reader, index)
-            if before not in rounded:
-                with graph.inserting_after(before):
-                    rounded[before] = graph.call_module(_name(number), (before,))
-            _replace(reader, index, rounded[before])
+            reader = find_node(operation)
+            tensor = _get_input(reader, index)
+            if tensor not in rounded:
+                with graph.inserting_after(tensor):
+                    rounded[tensor] = graph.call_module(name, (tensor,))
+            _set_input(reader, index, rounded[tensor])
     for operation, most in rounding.weights:
-        reader = found(operation)
-        weight = reader.args[1]
+        reader = find_node(operation)
         with graph.inserting_before(reader):
-            made = graph.call_function(_round_weight, (weight, most))
-        reader.update_arg(1, made)
+            weight = graph.call_function(_round_weight, (reader.args[1], most))
+        reader.update_arg(1, weight)
     graph.lint()
     traced.recompile()
 
 
-def _input(node: fx.Node, index: int) -> fx.Node:
-    """The tensor at an input, counted as in ONNX: those of a list one by one."""
+def _get_input(node: fx.Node, index: int) -> fx.Node:
+    """The tensor at an input, counted as in ONNX: a list counts one by one."""
     first = node.args[0]
     return cast("fx.Node", first[index] if isinstance(first, Sequence) else node.args[index])
 
 
-def _replace(node: fx.Node, index: int, new: fx.Node) -> None:
+def _set_input(node: fx.Node, index: int, new: fx.Node) -> None:
     first = node.args[0]
     if isinstance(first, Sequence):
         node.update_arg(0, [new if i == index else one for i, one in enumerate(first)])

@@ -1,4 +1,4 @@
-"""How far around a pixel a graph looks: what a tile needs beside it to come out as in the whole."""
+"""The receptive field of an ONNX graph: the margin with which a tile's pixels are exact."""
 
 from __future__ import annotations
 
@@ -7,58 +7,56 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_DEFAULT = 32  # LR pixels, where no number makes tiles exact
+_DEFAULT = 32  # LR pixels, if no margin makes tiles exact
 _RESIZE_TAPS = 2  # pixels that a cubic kernel reads to either side
 _WHOLE = {"GlobalAveragePool", "GlobalMaxPool"}
 _REDUCED = {"ReduceMean", "ReduceMax", "ReduceSum"}
 
 
 @dataclass(frozen=True)
-class Reach:
-    """LR pixels to either side, and why tiles are not exact even so; "" when they are."""
+class ReceptiveField:
+    """Its radius in LR pixels, and why tiles with that margin are inexact; "" if they are exact."""
 
-    pixels: int
+    radius: int
     inexact_because: str = ""
 
 
 @dataclass(frozen=True)
-class _At:
-    """Of one tensor: LR pixels seen to either side, and its own pixels for each LR pixel."""
+class _Grid:
+    """Of a tensor: its receptive field's radius in LR pixels, and its own pixels per LR pixel."""
 
     radius: float
     finer: float
 
 
-def reach(file: Path) -> Reach:
-    """The reach of an ONNX graph with one image in and one out, NCHW."""
+def find_receptive_field(file: Path) -> ReceptiveField:
+    """The receptive field of an ONNX graph with one image in and one out, NCHW."""
     import onnx
 
     graph = onnx.load(file, load_external_data=False).graph
     constants = _constants(graph)
     image = next(i.name for i in graph.input if i.name not in constants)
-    seen, why = {image: _At(0.0, 1.0)}, dict[str, None]()
+    seen, why = {image: _Grid(0.0, 1.0)}, dict[str, None]()
     for node in graph.node:
         inputs = [seen[name] for name in node.input if name in seen]
         if not inputs:
             continue
-        here = _At(max(i.radius for i in inputs), max(i.finer for i in inputs))
+        here = _Grid(max(i.radius for i in inputs), max(i.finer for i in inputs))
         if len(inputs) > 1 and node.op_type == "MatMul":
             why["attention: its windows look further than a tile's margin"] = None
         if node.op_type in _WHOLE or _reduces_space(node, constants):
             why["global pooling: it looks at the whole image"] = None
-            continue  # a figure of the whole image has no place in it
-        here = _after(node, here, constants)
+            continue  # a value of the whole image has no position
+        here = _propagate(node, here, constants)
         if here.finer < 1:
             why["pooling to a coarser grid: it depends on where the grid begins"] = None
         for name in node.output:
             seen[name] = here
     found = math.ceil(seen[graph.output[0].name].radius)
-    if why:
-        return Reach(_DEFAULT, "; ".join(why))
-    return Reach(found)
+    return ReceptiveField(_DEFAULT, "; ".join(why)) if why else ReceptiveField(found)
 
 
-def _after(node: Any, at: _At, constants: dict[str, Any]) -> _At:
+def _propagate(node: Any, at: _Grid, constants: dict[str, Any]) -> _Grid:
     facts = {a.name: a for a in node.attribute}
     kind = node.op_type
     if kind in ("Conv", "ConvTranspose", "MaxPool", "AveragePool"):
@@ -68,18 +66,18 @@ def _after(node: Any, at: _At, constants: dict[str, Any]) -> _At:
         finer = at.finer * stride if kind == "ConvTranspose" else at.finer
         side = max(((k - 1) * d / 2 for k, d in zip(kernel, dilation, strict=False)), default=0)
         radius = at.radius + side / finer
-        return _At(radius, finer if kind == "ConvTranspose" else finer / stride)
+        return _Grid(radius, finer if kind == "ConvTranspose" else finer / stride)
     if kind == "DepthToSpace":
-        return _At(at.radius, at.finer * facts["blocksize"].i)
+        return _Grid(at.radius, at.finer * facts["blocksize"].i)
     if kind == "SpaceToDepth":
-        return _At(at.radius, at.finer / facts["blocksize"].i)
+        return _Grid(at.radius, at.finer / facts["blocksize"].i)
     if kind in ("Resize", "Upsample"):
         factors = [constants[name] for name in node.input[1:] if name in constants]
         factor = max((float(max(f.ravel())) for f in factors if f.size == 4), default=1.0)
         finer = (
             1.0 if at.finer < 1 else at.finer * factor
         )  # from a coarser grid back to the image's
-        return _At(at.radius + _RESIZE_TAPS / at.finer, finer)
+        return _Grid(at.radius + _RESIZE_TAPS / at.finer, finer)
     return at
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mipkd.core.errors import MissingError
 from mipkd.core.records import Built, Evidence, Measurement
-from mipkd.export.receptive_field import Reach, reach
+from mipkd.export.receptive_field import ReceptiveField, find_receptive_field
 from pipeline.bundle import manifest
 from pipeline.bundle.card import card
 from pipeline.bundle.figures import write_figures
@@ -46,7 +46,7 @@ def students(evidence: Evidence) -> list[Built]:
 
 
 def _fill(evidence: Evidence, config: BundleConfig, out: Path) -> None:
-    around = reach(evidence.graph.file)
+    around = find_receptive_field(evidence.graph.file)
     models = tuple(_copied(built, evidence, around, out) for built in students(evidence))
     golden = copy_golden(evidence.tests, evidence.measurements, config, out)
     write_figures(evidence.measurements, evidence.host, out)
@@ -68,7 +68,7 @@ def _fill(evidence: Evidence, config: BundleConfig, out: Path) -> None:
     )
 
 
-def _copied(built: Built, evidence: Evidence, around: Reach, out: Path) -> manifest.Model:
+def _copied(built: Built, evidence: Evidence, around: ReceptiveField, out: Path) -> manifest.Model:
     """A model's files, laid into the bundle."""
     home = f"model/{manifest.name_of(built.target, built.precision)}"
     parts = files_of(built) if built.file.exists() else []
@@ -92,7 +92,7 @@ def _copied(built: Built, evidence: Evidence, around: Reach, out: Path) -> manif
         options=built.options,
         notes=built.notes,
         versions=built.versions,
-        margin=around.pixels,
+        margin=around.radius,
         inexact_because=around.inexact_because,
     )
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from mipkd.core.records import Distilled, Model, Photos, TeacherCache, TestSet
 from mipkd.distill import student as students
 from mipkd.distill import teacher as teachers
-from mipkd.distill.trainer import DistillConfig
-from mipkd.distill.training_task import Task, train_on
+from mipkd.distill.settings import DistillConfig
+from mipkd.distill.training_task import TrainingTask, train_task
 from pipeline.run import stage
 
 
@@ -25,7 +25,7 @@ def distill(
     Without a `cache` the teacher runs at each step.
     """
     arch, hyper = students.choose(teacher, spec)
-    trained = train_on(config, Task(arch.name, hyper, teacher, photos, cache), tests, out)
+    trained = train_task(config, TrainingTask(arch.name, hyper, teacher, photos, cache), tests, out)
     file = out / "student.safetensors"
     teachers.save(trained.student, arch, hyper, file, licence=teacher.licence)
     return Distilled(

@@ -14,8 +14,8 @@ from mipkd.core.records import Distilled, Graph, Model, TestSet
 from mipkd.distill import teacher as teachers
 from mipkd.distill.data import load_tests, probe_images
 from mipkd.export import adopt_onnx, onnx
-from mipkd.export.parity import parity
-from mipkd.export.pixel_shuffle import with_transposed
+from mipkd.export.parity import check_parity
+from mipkd.export.pixel_shuffle import replace_pixel_shuffle
 from pipeline.run import Source, stage
 
 
@@ -55,9 +55,9 @@ def export(
     }
     graph = (_graph if net.in_parts else _graph_apart)(model, metadata, out)
     if config.shuffle == "conv_transpose":
-        graph = onnx.edited(graph, with_transposed)
+        graph = onnx.edit_graph(graph, replace_pixel_shuffle)
     images = [lr for _, lr, _ in load_tests(tests)[: config.parity_images]]
-    largest = parity(net, graph, images, bound=config.max_parity)
+    largest = check_parity(net, graph, images, bound=config.max_parity)
     return replace(
         graph,
         role=rival or model.role,

@@ -22,5 +22,5 @@ def identify(
         probe=lambda scale: probe_images(images.path if images else None, scale=scale),
     )
     file = out / f"{role}.safetensors"
-    teacher.keep(model, net, file)
+    teacher.save_copy(model, net, file)
     return replace(model, file=file)

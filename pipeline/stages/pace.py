@@ -8,9 +8,9 @@ from typing import Any
 
 from mipkd.core.records import Host, Model, Pace, Photos, TeacherCache
 from mipkd.distill import student as students
-from mipkd.distill.step_timing import time_paces
-from mipkd.distill.trainer import DistillConfig
-from mipkd.distill.training_task import Task
+from mipkd.distill.settings import DistillConfig
+from mipkd.distill.step_timing import time_steps
+from mipkd.distill.training_task import TrainingTask
 from pipeline.run import stage
 
 
@@ -32,5 +32,5 @@ def pace(
     """Seconds that each training's start and steps take, with what is kept of
     the teacher for each; `host` and `under` only make the key."""
     arch, hyper = students.choose(teacher, spec)
-    tasks = [Task(arch.name, hyper, teacher, photos, cache) for cache in caches]
-    return time_paces(config, dict(zip(config, tasks, strict=True)))
+    tasks = [TrainingTask(arch.name, hyper, teacher, photos, cache) for cache in caches]
+    return time_steps(config, dict(zip(config, tasks, strict=True)))

@@ -19,10 +19,11 @@ from mipkd.core.records import Distilled, Graph, Holdout, Model, PatchSet, Photo
 from mipkd.distill import ranks
 from mipkd.distill import teacher as teachers
 from mipkd.distill.data import PatchSampler
-from mipkd.distill.trainer import DistillConfig, train
+from mipkd.distill.settings import DistillConfig
+from mipkd.distill.trainer import TrainingInputs, train
 from mipkd.distill.validate import Pair
 from mipkd.export import onnx
-from mipkd.export.fake_quant import Rounded
+from mipkd.export.fake_quant import FakeQuantNet
 from pipeline.run import stage
 from pipeline.stages.search import judged, worth_their_time
 from targets.base import Teachable, find, is_teachable
@@ -79,23 +80,18 @@ def qat(
         )
     model = source.model if isinstance(source, Distilled) else source
     net = teachers.load(model)
-    student = Rounded(net, _rounding(config, target, graph, patches, held, size, out / "ptq"))
+    student = FakeQuantNet(net, _rounding(config, target, graph, patches, held, size, out / "ptq"))
     sampler = PatchSampler(photos, patch=config.patch, batch=config.batch, seed=config.seed)
     sampler.photos, _ = split(photos, split_seed)
     sampler.photos += _drawn(sampler.photos, net, config.seed)
-    trained = train(
-        config,
-        student=student,
-        teacher=teachers.load(teacher) if teacher else net,
-        sampler=sampler,
-        tests=_pairs(held),
-        out=out,
-    )
+    taught_by = teachers.load(teacher) if teacher else net
+    inputs = TrainingInputs(config, student, taught_by, sampler)
+    trained = train(inputs, tests=_pairs(held), out=out)
     rounded = trained.student
-    assert isinstance(rounded, Rounded)
+    assert isinstance(rounded, FakeQuantNet)
     return Tuned(
-        graph=onnx.with_weights(graph, rounded.weights(), out=out),
-        rounding=rounded.rounding(),
+        graph=onnx.replace_weights(graph, rounded.float_weights(), out=out),
+        rounding=rounded.learned_rounding(),
         curves=trained.curves,
         steps=trained.steps,
         seconds=trained.seconds,

@@ -8,8 +8,8 @@ import torch
 from mipkd.core.records import Distilled, Photos, TestSet
 from mipkd.distill import student as students
 from mipkd.distill import teacher as teachers
-from mipkd.distill.trainer import DistillConfig
-from mipkd.distill.training_task import Task, train_on
+from mipkd.distill.settings import DistillConfig
+from mipkd.distill.training_task import TrainingTask, train_task
 from pipeline.run import stage
 
 
@@ -26,8 +26,8 @@ def train(
     config: DistillConfig, spec: str, scale: int, photos: Photos, tests: TestSet, out: Path
 ) -> Trained:
     """The net that `spec` names, trained on `photos`; goes on from a saved step."""
-    arch, hyper = students.choose_alone(spec, scale)
-    fitted = train_on(config, Task(arch.name, hyper, None, photos), tests, out)
+    arch, hyper = students.choose_without_teacher(spec, scale)
+    fitted = train_task(config, TrainingTask(arch.name, hyper, None, photos), tests, out)
     file = out / f"{arch.name}.safetensors"
     teachers.save(fitted.student, arch, hyper, file, licence="unknown")
     checkpoint = out / f"{arch.name}_x{scale}.pth"

@@ -20,12 +20,12 @@ from mipkd.core.errors import StageError
 from mipkd.core.images import write_png
 from mipkd.core.photos import open_photos
 from mipkd.core.records import Directions, Photos, TeacherCache
-from mipkd.distill.cache_fill import cache_bytes, fill_cache, lr_pixels
+from mipkd.distill.cache_fill import cache_bytes, count_lr_pixels, fill_cache
 from mipkd.distill.cache_store import link_images
 from mipkd.distill.data import PatchSampler, prepare_photos
 from mipkd.distill.latent_directions import find_directions, read_directions
 from mipkd.distill.settings import DistillConfig
-from mipkd.distill.tiled_forward import teach_whole
+from mipkd.distill.tiled_forward import run_tiled
 from mipkd.distill.train_step import Learner
 from mipkd.losses._principal import PrincipalDirections
 
@@ -79,7 +79,7 @@ def test_patches_are_the_whole_photos_at_their_place_in_all_eight_turns(
 ) -> None:
     sampler = PatchSampler(photos, patch=16, batch=48, seed=3, cache=cache)
     batch, plain = sampler.batch(0, "latents"), PatchSampler(photos, patch=16, batch=48, seed=3)
-    draws = sampler.draws(0)
+    draws = sampler.draw(0)
     assert set(draws[:, 3]) == set(range(8))
     assert torch.equal(batch.hr_NCHW, plain.batch(0).hr_NCHW)
     assert batch.teacher_image is not None
@@ -88,7 +88,7 @@ def test_patches_are_the_whole_photos_at_their_place_in_all_eight_turns(
     for row, (index, top, left, turn) in enumerate(draws):
         lr_HWC = torch.from_numpy(open_photos(photos)[index].lr_HWC.copy())
         lr_NCHW = lr_HWC.permute(2, 0, 1)[None] / 255
-        image, features = teacher().tapped(lr_NCHW, POSITIONS)
+        image, features = teacher().forward_with_taps(lr_NCHW, POSITIONS)
         whole = [image, *(e.encode(f) for e, f in zip(encoders, features, strict=True))]
         kept = [batch.teacher_image, *batch.teacher_latents]
         for theirs, mine, scale in zip(whole, kept, (2, 1, 1), strict=True):
@@ -119,7 +119,7 @@ def test_it_gives_what_is_wanted_whole_or_not_at_all(
 
 def test_its_size_is_known_before(photos: Photos, cache: TeacherCache) -> None:
     size = sum(file.stat().st_size for file in cache.folder.glob("*.f16"))
-    assert cache_bytes(lr_pixels(photos), 2, cache.directions) == size
+    assert cache_bytes(count_lr_pixels(photos), 2, cache.directions) == size
 
 
 @pytest.mark.parametrize(
@@ -138,10 +138,10 @@ def test_tiles_are_the_whole_for_a_net_that_looks_no_further_than_their_margin(
     lr_HWC = rng.integers(0, 256, (150, 203, 3), dtype=np.uint8)
     lr_NCHW = torch.from_numpy(lr_HWC).permute(2, 0, 1)[None] / 255
     with torch.no_grad():
-        expected, (features,) = made.padded(lr_NCHW, (0,))
+        expected, (features,) = made.forward_padded(lr_NCHW, (0,))
         channels = features.shape[1]
         encoder = PrincipalDirections(torch.zeros(channels), torch.eye(channels))
-        found = teach_whole(made, lr_HWC, (0,), [encoder], side=side)
+        found = run_tiled(made, lr_HWC, (0,), [encoder], side=side)
     assert found.latents_KHWL is not None
     image, latents = (torch.from_numpy(a).float() for a in found.arrays)
     torch.testing.assert_close(image, expected[0].permute(1, 2, 0), rtol=1e-3, atol=1e-3)
@@ -191,7 +191,7 @@ def test_a_killed_writer_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     photos = photos_in(tmp_path, count=30)
     code = (
         "import sys; sys.path[:0] = [sys.argv[1]]\n"
-        "from pathlib import Path; import test_teacher_cache as t\n"
+        "from pathlib import Path; import test_cache_fill as t\n"
         "from mipkd.core.records import Photos\n"
         "photos = Photos(Path(sys.argv[2]), '', '', scale=2, count=30)\n"
         "t.filled(photos, Path(sys.argv[3]), None)"
@@ -256,4 +256,4 @@ def test_directions_are_found_from_the_photos_and_read_again(
 def test_images_beyond_0_and_1_are_kept_as_they_are(photos: Photos) -> None:
     dark = edsr.EDSR(edsr.Hyper(2, channels=12, blocks=2)).eval()
     torch.nn.init.constant_(dark.last.bias, -200)  # of 255
-    assert teach_whole(dark, open_photos(photos)[0].lr_HWC).image_HWC.max() < 0
+    assert run_tiled(dark, open_photos(photos)[0].lr_HWC).image_HWC.max() < 0

@@ -11,9 +11,9 @@ import torch
 from mipkd.archs import edsr, rlfn
 from mipkd.archs.base import SRNet
 from mipkd.distill.batch import Batch
-from mipkd.distill.cuda_graph import Backward, Recorded, _NoCoins
-from mipkd.distill.forward import Step
-from mipkd.distill.settings import METHODS, DistillConfig
+from mipkd.distill.cuda_graph import Backward, ReplayedBackward, _NoCoins
+from mipkd.distill.forward import StepForward
+from mipkd.distill.settings import DistillConfig, method_names
 from mipkd.distill.train_step import Learner
 from mipkd.losses.base import TeacherPass
 
@@ -45,7 +45,7 @@ def small() -> SRNet:
 
 
 @on_a_gpu
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", method_names())
 def test_replayed_steps_are_the_launched_ones(method: str) -> None:
     torch.backends.cudnn.deterministic = True
     curves, weights = [], []
@@ -54,7 +54,7 @@ def test_replayed_steps_are_the_launched_ones(method: str) -> None:
         curves.append([taught.advance(Noise()) for _ in range(12)])
         weights.append(taught.student.state_dict())
         if graphs:
-            assert isinstance(taught._gradients, Recorded)
+            assert isinstance(taught._gradients, ReplayedBackward)
             assert taught._gradients.recordings
     for launched, replayed in zip(*curves, strict=True):
         assert replayed == pytest.approx(launched, rel=1e-4, abs=1e-6)
@@ -82,7 +82,7 @@ def test_each_outcome_of_the_tosses_is_recorded_and_replayed_as_it_was_launched(
         curves.append([taught.advance(Noise()) for _ in range(40)])  # it rests from step 20 on
         weights.append(taught.student.state_dict())
         if graphs:
-            assert isinstance(taught._gradients, Recorded)
+            assert isinstance(taught._gradients, ReplayedBackward)
             assert len(taught._gradients.recordings) > 3
     for launched, replayed in zip(*curves, strict=True):
         assert replayed == pytest.approx(launched, rel=1e-3, abs=1e-5)
@@ -100,7 +100,7 @@ def test_a_loss_that_takes_coins_is_launched_kernel_by_kernel(
         with caplog.at_level(logging.INFO):
             taught = learner(small(), losses=losses, cuda_graphs=graphs)
             curves.append([taught.advance(Noise()) for _ in range(12)])
-    assert "kernel by kernel: a loss decides by chance" in caplog.text
+    assert "kernel by kernel: a loss branches on random numbers" in caplog.text
     for launched, tried in zip(*curves, strict=True):
         assert tried == pytest.approx(launched, rel=1e-4, abs=1e-6)
 
@@ -123,14 +123,14 @@ def test_other_families_are_recorded() -> None:
     taught = learner(rlfn.RLFN(rlfn.Hyper(2, channels=8, blocks=2, middle=8)), method="logits")
     for _ in range(6):
         taught.advance(Noise())
-    assert isinstance(taught._gradients, Recorded)
+    assert isinstance(taught._gradients, ReplayedBackward)
     assert taught._gradients.recordings
 
 
 class Tally:
     """Counts what is launched, recorded and replayed, and computes nothing."""
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: StepForward) -> None:
         self.step, self.launched, self.replayed = step, list[Any](), list[Any]()
         self.recorded: list[Any] = []
 
@@ -151,12 +151,12 @@ class Tally:
         return replay
 
 
-def tallied(steps: int, **settings: Any) -> tuple[Tally, Recorded]:
-    step = learner(small(), device="cpu", **settings).plain
+def tallied(steps: int, **settings: Any) -> tuple[Tally, ReplayedBackward]:
+    step = learner(small(), device="cpu", **settings).forward
     tally = Tally(step)
-    recorded = Recorded(tally.launch, step, tally.record)
+    recorded = ReplayedBackward(tally.launch, step, tally.record)
     for number in range(steps):
-        step.draw(number)
+        step.prepare(number)
         recorded(Noise().batch(number))
     return tally, recorded
 
@@ -171,7 +171,7 @@ def test_each_outcome_of_the_tosses_is_launched_once_and_then_recorded_once() ->
     _, step = None, tally.step
     drawn = []
     for number in range(20):
-        step.draw(number)
+        step.prepare(number)
         drawn.append(step.key)
     assert [key for key in drawn if key in tally.recorded][-1] == tally.replayed[-1]
     assert len(tally.launched) + len(tally.replayed) == 20
@@ -205,21 +205,21 @@ def test_coins_refuse_while_recorded() -> None:
         lambda coins: coins.randint(0, 3),
         lambda coins: coins.choice("ab"),
     ):
-        with pytest.raises(RuntimeError, match="decides by chance"):
+        with pytest.raises(RuntimeError, match="branches on random numbers"):
             toss(_NoCoins())
 
 
 def test_a_cpu_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     taught = learner(small(), method="logits")
-    assert not isinstance(taught._gradients, Recorded)
+    assert not isinstance(taught._gradients, ReplayedBackward)
 
 
 def test_a_renewed_generator_draws_the_same() -> None:
-    step = learner(small(), method="logits", device="cpu").plain
-    assert isinstance(step, Step)
-    step.draw(7)
+    step = learner(small(), method="logits", device="cpu").forward
+    assert isinstance(step, StepForward)
+    step.prepare(7)
     expected = torch.rand(3, generator=step.generator)
-    step.draw(7)
-    step.renew()
+    step.prepare(7)
+    step.renew_generator()
     assert torch.equal(torch.rand(3, generator=step.generator), expected)

@@ -11,7 +11,7 @@ from mipkd.core.images import write_png
 from mipkd.core.records import TeacherCache
 from mipkd.distill.cache_fill import fill_cache
 from mipkd.distill.data import PatchSampler, prepare_photos
-from mipkd.distill.gpu_sampler import ReadAhead, ResidentSampler, near
+from mipkd.distill.gpu_sampler import GpuSampler, PrefetchSampler, choose_sampler
 from mipkd.distill.latent_directions import find_directions
 from mipkd.losses.base import PASSES
 
@@ -38,7 +38,7 @@ def sampler(request: pytest.FixtureRequest, tmp_path: Path) -> PatchSampler:
 @pytest.mark.parametrize("kind", ["resident", "ahead"])
 def test_patches_are_the_plain_samplers(sampler: PatchSampler, kind: str) -> None:
     device = torch.device("cpu")
-    other = ResidentSampler(sampler, device) if kind == "resident" else ReadAhead(sampler)
+    other = GpuSampler(sampler, device) if kind == "resident" else PrefetchSampler(sampler)
     for wants in PASSES:
         for step in (0, 1, 5, 2):
             for mine, theirs in zip(
@@ -51,7 +51,7 @@ def test_patches_are_the_plain_samplers(sampler: PatchSampler, kind: str) -> Non
 
 
 def test_a_cpu_keeps_the_plain_sampler(sampler: PatchSampler) -> None:
-    assert near(sampler, torch.device("cpu")) is sampler
+    assert choose_sampler(sampler, torch.device("cpu")) is sampler
 
 
 @pytest.mark.gpu
@@ -59,7 +59,7 @@ def test_a_cpu_keeps_the_plain_sampler(sampler: PatchSampler) -> None:
 def test_a_gpu_holds_photos_that_fit(sampler: PatchSampler) -> None:
     device = torch.device("cuda")
     for mine, theirs in zip(
-        near(sampler, device).batch(0, "latents").tensors(),
+        choose_sampler(sampler, device).batch(0, "latents").tensors(),
         sampler.batch(0, "latents").tensors(),
         strict=True,
     ):

@@ -19,11 +19,11 @@ from mipkd.core.images import resize_bicubic, write_png
 from mipkd.distill import student as students
 from mipkd.distill.batch import Batch
 from mipkd.distill.data import PatchSampler, load_tests, prepare_photos, prepare_tests
-from mipkd.distill.health_probe import Health
+from mipkd.distill.health_probe import HealthProbe
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.teacher import TeacherOptions, identify
 from mipkd.distill.train_step import Learner
-from mipkd.distill.trainer import train
+from mipkd.distill.trainer import TrainingInputs, train
 from mipkd.losses.base import TeacherPass
 
 SHARE = "body_gradient_share/mixture_of_priors"
@@ -45,15 +45,15 @@ def learner(**settings: Any) -> Learner:
     return found
 
 
-def health(taught: Learner) -> Health:
-    return Health(taught, Noise().batch(0))
+def health(taught: Learner) -> HealthProbe:
+    return HealthProbe(taught, Noise().batch(0))
 
 
 def test_mipkd_reconstructs_mixes_blocks_and_teaches_the_body() -> None:
     taught = learner(method="mipkd")
     for _ in range(120):
         taught.advance(Noise())
-    figures = health(taught).figures()
+    figures = health(taught).measure()
     assert figures["reconstruction_error"] <= 0.15
     assert 0.3 <= figures["teacher_share"] <= 0.7
     assert figures[SHARE] >= 0.1
@@ -79,7 +79,7 @@ def test_from_a_real_teacher_too(assets: Path, tmp_path: Path) -> None:
     taught = Learner(config, student, teacher)
     for _ in range(200):
         taught.advance(sampler)
-    figures = Health(taught, sampler.batch(0)).figures()
+    figures = HealthProbe(taught, sampler.batch(0)).measure()
     assert figures["reconstruction_error"] <= 0.15
     assert 0.3 <= figures["teacher_share"] <= 0.7
     assert figures[SHARE] >= 0.1
@@ -91,7 +91,7 @@ def test_the_control_is_told_to_teach_nothing(caplog: pytest.LogCaptureFixture) 
         taught.advance(Noise())
     watched = health(taught)
     with caplog.at_level(logging.WARNING):
-        figures = watched.figures()
+        figures = watched.measure()
         watched.warn(figures)
         watched.warn(figures)
     assert figures[SHARE] == 0
@@ -101,7 +101,7 @@ def test_the_control_is_told_to_teach_nothing(caplog: pytest.LogCaptureFixture) 
 
 
 def test_a_learned_auto_encoder_that_has_not_learned_is_told() -> None:
-    figures = health(learner(method="paper")).figures()
+    figures = health(learner(method="paper")).measure()
     assert figures["reconstruction_error"] > 0.5
     assert "change the teacher's features by" in remark("reconstruction_error", 0.5)
 
@@ -109,7 +109,7 @@ def test_a_learned_auto_encoder_that_has_not_learned_is_told() -> None:
 def test_a_loss_that_rests_has_no_figures() -> None:
     taught = learner(method="mipkd")
     taught.step = 201  # it rests from 200 on
-    assert set(health(taught).figures()) == {
+    assert set(health(taught).measure()) == {
         "body_gradient_share/pixel",
         "body_gradient_share/logits",
     }
@@ -119,10 +119,10 @@ def test_the_share_of_the_teacher_is_counted_anew_after_it_is_told() -> None:
     taught = learner(method="mipkd")
     watched = health(taught)
     taught.carried = {"student": 80, "teacher": 20}
-    assert watched.figures()["teacher_share"] == 0.2
-    assert "teacher_share" not in watched.figures()
+    assert watched.measure()["teacher_share"] == 0.2
+    assert "teacher_share" not in watched.measure()
     taught.carried = {"student": 3, "teacher": 0}  # too few to tell chance from a fault
-    assert "teacher_share" not in watched.figures()
+    assert "teacher_share" not in watched.measure()
     assert taught.carried["student"] == 3
 
 
@@ -141,7 +141,7 @@ def test_measuring_changes_nothing_of_the_training(method: str) -> None:
     curves: list[list[dict[str, float]]] = [[], []]
     for _ in range(6):
         curves[0].append(plain.advance(Noise()))
-        figures.figures()
+        figures.measure()
         curves[1].append(watched.advance(Noise()))
     assert curves[0] == curves[1]
     for name, value in plain.helpers.state_dict().items():
@@ -208,14 +208,12 @@ def _rows(photos: Path, out: Path) -> list[dict[str, float]]:
     )
     torch.manual_seed(0)
     student = edsr.EDSR(edsr.Hyper(2, channels=8, blocks=4))
-    ended = train(
+    pixels = prepare_photos(photos, scale=2, patch=8, out=store)
+    inputs = TrainingInputs(
         config,
-        student=student,
-        teacher=edsr.EDSR(edsr.Hyper(2, channels=12, blocks=6)),
-        sampler=PatchSampler(
-            prepare_photos(photos, scale=2, patch=8, out=store), patch=8, batch=2, seed=0
-        ),
-        tests=load_tests(prepare_tests(photos, scale=2, out=store)),
-        out=out,
+        student,
+        edsr.EDSR(edsr.Hyper(2, channels=12, blocks=6)),
+        PatchSampler(pixels, patch=8, batch=2, seed=0),
     )
+    ended = train(inputs, tests=load_tests(prepare_tests(photos, scale=2, out=store)), out=out)
     return [json.loads(line) for line in ended.curves.read_text().splitlines()]

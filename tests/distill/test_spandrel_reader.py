@@ -15,7 +15,7 @@ from mipkd.archs import edsr
 from mipkd.archs.base import gmacs
 from mipkd.core.errors import MissingError, UnsupportedError, UsageError
 from mipkd.core.images import resize_bicubic, write_png
-from mipkd.distill.teacher import TeacherOptions, identify, keep, load
+from mipkd.distill.teacher import TeacherOptions, identify, load, save_copy
 from pipeline import cli
 
 ASIS = TeacherOptions()
@@ -67,11 +67,11 @@ def test_a_kept_copy_gives_the_same_image_and_features(span: Path, tmp_path: Pat
 
     model, net = identify(span, role="teacher", options=TeacherOptions(blocks="block_2,block_4"))
     file = tmp_path / "teacher.safetensors"
-    keep(model, net, file)
+    save_copy(model, net, file)
     again = load(replace(model, file=file))
     lr = torch.rand(1, 3, 8, 8)
-    image, taps = net.tapped(lr, (0, 1))
-    other_image, others = again.tapped(lr, (0, 1))
+    image, taps = net.forward_with_taps(lr, (0, 1))
+    other_image, others = again.forward_with_taps(lr, (0, 1))
     assert torch.equal(image, other_image)
     assert all(torch.equal(a, b) for a, b in zip(taps, others, strict=True))
 

@@ -10,9 +10,9 @@ from mipkd.archs import edsr
 from mipkd.core.records import Model, Pace, Photos
 from mipkd.distill.data import prepare_photos
 from mipkd.distill.settings import DistillConfig
-from mipkd.distill.step_timing import time_paces
+from mipkd.distill.step_timing import time_steps
 from mipkd.distill.teacher import describe, save
-from mipkd.distill.training_task import Task
+from mipkd.distill.training_task import TrainingTask
 
 USUAL = DistillConfig(method="scratch", init="random", steps=40, batch=2, patch=16, device="cpu")
 SMALL = edsr.Hyper(scale=2, channels=8, blocks=1)
@@ -32,7 +32,7 @@ def teacher(tmp_path: Path) -> Model:
 
 
 def timed(configs: dict[str, DistillConfig], teacher: Model, photos: Photos) -> dict[str, Pace]:
-    return time_paces(configs, dict.fromkeys(configs, Task("edsr", SMALL, teacher, photos)))
+    return time_steps(configs, dict.fromkeys(configs, TrainingTask("edsr", SMALL, teacher, photos)))
 
 
 def test_a_training_with_a_teacher_takes_longer(teacher: Model, photos: Photos) -> None:

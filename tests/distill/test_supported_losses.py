@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from mipkd.archs import edsr
-from mipkd.archs._hooked import Blocks, Hooked
+from mipkd.archs._hooked import BlockSequence, HookedNet
 from mipkd.core import plugins
 from mipkd.core.errors import UsageError
 from mipkd.distill.batch import Batch
 from mipkd.distill.settings import DistillConfig
-from mipkd.distill.supported_losses import possible, suited
+from mipkd.distill.supported_losses import build_supported_losses, list_supported
 from mipkd.distill.train_step import Learner
 from mipkd.losses.base import TeacherPass
 
@@ -24,13 +24,13 @@ def student() -> edsr.EDSR:
     return edsr.EDSR(edsr.Hyper(2, channels=8, blocks=2))
 
 
-def teacher(*, blocks: bool = True) -> Hooked:
+def teacher(*, blocks: bool = True) -> HookedNet:
     torch.manual_seed(1)
     body = [nn.Conv2d(12, 12, 3, padding=1) for _ in range(4)]
     first, last = nn.Conv2d(3, 12, 1), nn.Conv2d(12, 12, 1)
     net = nn.Sequential(first, nn.Sequential(*body), last, nn.PixelShuffle(2))
     names = tuple(f"1.{index}" for index in range(4)) if blocks else ()
-    return Hooked(net, Blocks(names, 12 if blocks else 0), scale=2)
+    return HookedNet(net, BlockSequence(names, 12 if blocks else 0), scale=2)
 
 
 class Noise:
@@ -68,8 +68,9 @@ def test_each_loss_on_features_or_images_teaches_as_from_any_net(loss: str) -> N
 def test_a_loss_that_was_asked_for_is_refused_and_the_possible_ones_named(
     settings: dict[str, Any],
 ) -> None:
-    with pytest.raises(UsageError, match="asks too much: the teacher's blocks give") as caught:
-        suited(config(**settings), teacher())
+    message = "needs more than this teacher offers: the teacher's blocks give"
+    with pytest.raises(UsageError, match=message) as caught:
+        build_supported_losses(config(**settings), teacher())
     for name in SERVED:
         assert name in caught.value.hint
     assert "crosskd" not in caught.value.hint
@@ -77,18 +78,18 @@ def test_a_loss_that_was_asked_for_is_refused_and_the_possible_ones_named(
 
 
 def test_without_blocks_there_are_no_losses_on_features() -> None:
-    assert possible(teacher(blocks=False)) == ["dukd", "logits", "pixel", "psnr_drop"]
-    with pytest.raises(UsageError, match=r"fitnet asks too much.*identify\.blocks"):
-        suited(config(method="fitnet"), teacher(blocks=False))
+    assert list_supported(teacher(blocks=False)) == ["dukd", "logits", "pixel", "psnr_drop"]
+    with pytest.raises(UsageError, match=r"fitnet needs more than this teacher.*identify\.blocks"):
+        build_supported_losses(config(method="fitnet"), teacher(blocks=False))
 
 
 def test_our_own_teachers_serve_every_loss() -> None:
-    assert possible(student()) == list(plugins.names("mipkd.losses"))
+    assert list_supported(student()) == list(plugins.names("mipkd.losses"))
 
 
 def test_features_of_another_size_name_the_block() -> None:
     pool = nn.AvgPool2d(2)
     body = nn.Sequential(nn.Conv2d(3, 12, 1), pool, nn.PixelShuffle(2))
-    net = Hooked(body, Blocks(("1",), 12), scale=2)
+    net = HookedNet(body, BlockSequence(("1",), 12), scale=2)
     with pytest.raises(UsageError, match=r"at LR 8x8 the teacher's 1 gives \(1, 12, 4, 4\)"):
-        net.tapped(torch.rand(1, 3, 8, 8), (0,))
+        net.forward_with_taps(torch.rand(1, 3, 8, 8), (0,))

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from mipkd.core.errors import UnsupportedError
-from mipkd.export.pixel_shuffle import with_transposed
+from mipkd.export.pixel_shuffle import replace_pixel_shuffle
 
 HEIGHT, WIDTH = 5, 7
 
@@ -38,7 +38,7 @@ def run(model: Any, image: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("side", [2, 3, 4])
 def test_the_same_values_at_the_same_places(mode: str, side: int) -> None:
     model = shuffles(mode, side)
-    edited = with_transposed(model)
+    edited = replace_pixel_shuffle(model)
     onnx.checker.check_model(edited)
     assert [node.op_type for node in edited.graph.node] == ["ConvTranspose"]
     assert [node.op_type for node in model.graph.node] == ["DepthToSpace"]
@@ -49,11 +49,11 @@ def test_the_same_values_at_the_same_places(mode: str, side: int) -> None:
 
 def test_channels_that_nobody_tells_are_refused() -> None:
     with pytest.raises(UnsupportedError, match="how many channels shuffle shuffles"):
-        with_transposed(shuffles("CRD", 2, "channels"))
+        replace_pixel_shuffle(shuffles("CRD", 2, "channels"))
 
 
 def test_a_model_without_a_shuffle_stays_as_it_is(tmp_path: Path) -> None:
     model = shuffles("CRD", 2)
     model.graph.node[0].op_type = "Identity"
     del model.graph.node[0].attribute[:]
-    assert with_transposed(model) == model
+    assert replace_pixel_shuffle(model) == model

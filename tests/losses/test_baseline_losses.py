@@ -28,7 +28,7 @@ class Scaled(SRNet):
     def head(self, lr_NCHW: Tensor) -> Tensor:
         return lr_NCHW
 
-    def tail(self, features_NCHW: Tensor, shallow_NCHW: Tensor) -> Tensor:
+    def tail(self, features_NCHW: Tensor, shallow_NCHW: Tensor, lr_NCHW: Tensor) -> Tensor:
         return F.interpolate(features_NCHW, scale_factor=2) + self.plus
 
 
@@ -170,8 +170,8 @@ def test_dukd_compares_the_nets_on_the_plain_images(chance: float, look: Look) -
 class Leaning(Scaled):
     """Brighter to the right, whatever it is shown."""
 
-    def tail(self, features_NCHW: Tensor, shallow_NCHW: Tensor) -> Tensor:
-        image = super().tail(features_NCHW, shallow_NCHW)
+    def tail(self, features_NCHW: Tensor, shallow_NCHW: Tensor, lr_NCHW: Tensor) -> Tensor:
+        image = super().tail(features_NCHW, shallow_NCHW, lr_NCHW)
         return image + torch.linspace(0, 1, image.shape[-1])
 
 
@@ -186,7 +186,9 @@ def test_dukd_asks_for_the_same_label_after_a_change(look: Look) -> None:
 def test_dukd_undoes_every_composition(taken: tuple[bool, ...]) -> None:
     image = torch.rand(2, 3, 4, 6)
     changes = [c for c, take in zip(dukd.CHANGES, taken, strict=True) if take]
-    torch.testing.assert_close(dukd.restored(dukd.changed(image, changes), changes), image)
+    torch.testing.assert_close(
+        dukd.undo_changes(dukd.apply_changes(image, changes), changes), image
+    )
 
 
 def test_dukd_zooms_in_anywhere_and_out_to_a_smaller_lr(look: Look) -> None:
@@ -194,9 +196,9 @@ def test_dukd_zooms_in_anywhere_and_out_to_a_smaller_lr(look: Look) -> None:
     for seed in range(20):
         seen = look(Scaled(1), Scaled(1), Positions((), ()), seed)
         seen.hr_NCHW = torch.arange(16.0 * 16).view(1, 1, 16, 16)
-        crop = dukd.zoomed_in(seen)
+        crop = dukd.zoom_in(seen)
         assert crop.shape == (1, 1, 8, 8)
         corners.add(float(crop[0, 0, 0, 0]))
     assert len(corners) > 10
     seen.lr_NCHW = torch.full((1, 3, 8, 8), 0.5)
-    torch.testing.assert_close(dukd.zoomed_out(seen), torch.full((1, 3, 4, 4), 0.5))
+    torch.testing.assert_close(dukd.zoom_out(seen), torch.full((1, 3, 4, 4), 0.5))

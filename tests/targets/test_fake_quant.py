@@ -19,8 +19,8 @@ from mipkd.archs.base import SRNet
 from mipkd.core import plugins
 from mipkd.core.errors import UnsupportedError
 from mipkd.core.records import Graph, Grid, PatchSet, QuantPlan, Rounding, Tuned
-from mipkd.export.onnx import export, with_weights
-from mipkd.export.fake_quant import Rounded
+from mipkd.export.fake_quant import FakeQuantNet
+from mipkd.export.onnx import export, replace_weights
 from targets.base import FloatArray, Target, Teachable, Tuner, find, is_teachable, tuner_of
 
 
@@ -42,9 +42,9 @@ def graph(net: SRNet, tmp_path_factory: pytest.TempPathFactory) -> Graph:
 
 
 @pytest.fixture(scope="module")
-def unrounded(net: SRNet) -> Rounded:
+def unrounded(net: SRNet) -> FakeQuantNet:
     """The net, traced, with nothing to round in it."""
-    return Rounded(net, Rounding((), ()))
+    return FakeQuantNet(net, Rounding((), ()))
 
 
 def image() -> FloatArray:
@@ -69,9 +69,9 @@ def error(one: FloatArray, other: FloatArray) -> float:
     return float(np.mean((one - other) ** 2))
 
 
-def trained(net: SRNet, rounding: Rounding) -> Rounded:
+def trained(net: SRNet, rounding: Rounding) -> FakeQuantNet:
     """A few steps, enough to move every weight and grid."""
-    student = Rounded(net, rounding).train()
+    student = FakeQuantNet(net, rounding).train()
     before = [p.clone() for p in student.parameters()]
     optimiser = torch.optim.Adam(student.parameters(), 1e-3)
     rng = torch.Generator().manual_seed(0)
@@ -93,10 +93,10 @@ def test_after_training_the_target_computes_what_torch_did(
     before = tuner(target, graph, patches, tmp_path / "before").rounding(())
     assert before.grids
     student = trained(net, before)
-    learned = student.rounding()
+    learned = student.learned_rounding()
     assert [grid.zero for grid in learned.grids] == [grid.zero for grid in before.grids]
     assert [grid.scale for grid in learned.grids] != [grid.scale for grid in before.grids]
-    made = with_weights(graph, student.weights(), out=tmp_path)
+    made = replace_weights(graph, student.float_weights(), out=tmp_path)
     after = tuner(target, made, patches, tmp_path / "after", learned)
     assert after.rounding(()).grids == tuple(
         replace(grid, scale=pytest.approx(grid.scale, rel=1e-5)) for grid in learned.grids
@@ -124,8 +124,8 @@ def test_what_it_was_trained_with_as_floats_stays_float(
     rounding = first.rounding(floats)
     assert rounding.floats == tuple(floats)
     assert len(rounding.grids) < len(first.rounding(()).grids)
-    student = Rounded(net, rounding).eval()
-    made = with_weights(graph, student.weights(), out=tmp_path)
+    student = FakeQuantNet(net, rounding).eval()
+    made = replace_weights(graph, student.float_weights(), out=tmp_path)
     after = tuner(target, made, patches, tmp_path / "after", rounding)
     assert not {op.name for op in after.operations()} & set(floats)
     with closing(after.session(after.ranges[0], (), "fp32")) as session:
@@ -152,8 +152,8 @@ def test_after_training_a_fixed_recipe_computes_what_torch_did(
     before = target.rounding(graph, patches)
     assert {grid.zero for grid in before.grids} == {128}
     student = trained(net, before)
-    learned = student.rounding()
-    made = with_weights(graph, student.weights(), out=tmp_path)
+    learned = student.learned_rounding()
+    made = replace_weights(graph, student.float_weights(), out=tmp_path)
     quantized, _ = qdq.quantized(onnx.load(made.file), patches, learned)
     assert [grid.scale for grid in grids(quantized)] == pytest.approx(
         [grid.scale for grid in learned.grids], rel=1e-6
@@ -180,23 +180,26 @@ def test_a_processor_that_saturates_has_weights_of_seven_bits(
     assert min(most for _, most in rounding.weights) in (63.5, 64)
     with closing(found.session(found.ranges[0], (), "fp32")) as session:
         seen = np.array(session.run(image()))
-    rounded = by_torch(Rounded(net, rounding).eval())
+    rounded = by_torch(FakeQuantNet(net, rounding).eval())
     assert error(seen, rounded) < 0.05 * error(seen, by_torch(net))
 
 
 def test_without_roundings_it_is_the_net(
-    net: SRNet, unrounded: Rounded, graph: Graph, tmp_path: Path
+    net: SRNet, unrounded: FakeQuantNet, graph: Graph, tmp_path: Path
 ) -> None:
     assert np.allclose(by_torch(unrounded), by_torch(net), atol=1e-6)
-    again = with_weights(graph, unrounded.weights(), out=tmp_path)
+    again = replace_weights(graph, unrounded.float_weights(), out=tmp_path)
     assert onnx.load(again.file) == onnx.load(graph.file)
 
 
-def test_features_are_those_of_the_net(net: SRNet, unrounded: Rounded) -> None:
+def test_features_are_those_of_the_net(net: SRNet, unrounded: FakeQuantNet) -> None:
     last = len(net.blocks) - 1
     lr = torch.from_numpy(image())
     with torch.no_grad():
-        mine, theirs = unrounded.tapped(lr, (0, last))[1], net.exported().tapped(lr, (0, last))[1]
+        mine, theirs = (
+            unrounded.forward_with_taps(lr, (0, last))[1],
+            net.to_exportable().forward_with_taps(lr, (0, last))[1],
+        )
     for one, other in zip(mine, theirs, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
 
@@ -204,7 +207,7 @@ def test_features_are_those_of_the_net(net: SRNet, unrounded: Rounded) -> None:
 def test_a_rounding_that_is_not_in_the_net_is_refused() -> None:
     net = made("edsr")
     with pytest.raises(UnsupportedError, match="at node_nowhere"):
-        Rounded(net, Rounding((Grid((("node_nowhere", 0),), 0.1, 0),), ()))
+        FakeQuantNet(net, Rounding((Grid((("node_nowhere", 0),), 0.1, 0),), ()))
 
 
 def test_the_image_is_rounded_to_the_levels_it_has(
