@@ -26,7 +26,7 @@ from calibration.patches import choose, split
 from calibration.search import Loss
 from mipkd.core.records import Graph, Holdout, PatchSet, Photos
 from mipkd.distill.data import prepare_photos
-from pipeline.bench.candidates import Judge
+from pipeline.quantize.evaluator import Judge
 from targets.base import Target, find, tuner_of
 
 _SIDE = 64  # LR pixels of a patch

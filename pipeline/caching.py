@@ -21,9 +21,14 @@ from mipkd.distill.settings import DistillConfig
 from mipkd.distill.start import check_init
 from mipkd.distill.supported_losses import build_supported_losses
 from mipkd.losses.base import TeacherPass
-from pipeline.run import Means, Ref, Run
-from pipeline.stages.distill import distill
-from pipeline.stages.teacher_cache import directions, teacher_cache
+from pipeline.run import NotInKey, Ref, Run
+from pipeline.stages.distill import DistillInputs, distill
+from pipeline.stages.teacher_cache import (
+    DirectionsInputs,
+    TeacherCacheInputs,
+    directions,
+    teacher_cache,
+)
 
 log = logging.getLogger(__name__)
 
@@ -116,12 +121,13 @@ def _outline(on: Subject) -> SRNet | None:
 def _latents(on: Subject, uses: Sequence[_Use]) -> Cache | None:
     latents = uses[0].latents
     assert latents is not None
-    inputs = (latents.width, on.teacher, on.photos, latents.positions, uses[0].config.device)
-    there = on.run.remembers(directions, *inputs)
+    device = uses[0].config.device
+    inputs = DirectionsInputs(latents.width, on.teacher, on.photos, latents.positions, device)
+    there = on.run.remembers(directions, inputs)
     if _trained_without(on, uses) or not (there or _pays(on, uses, ("image", "latents"))):
         return None
     at = ",".join(map(str, latents.positions))
-    found = on.run.step(directions, *inputs, label=at)
+    found = on.run.step(directions, inputs, label=at)
     return _made(on, uses, found, None, f"latents {at}".strip())
 
 
@@ -129,8 +135,9 @@ def _images(on: Subject, uses: Sequence[_Use], other: Cache | None) -> Cache | N
     uses = [use for use in uses if use.served["image"]]
     if not uses:
         return None
-    inputs = (on.teacher, on.photos, None, uses[0].config.device, Means(None))
-    there = on.run.remembers(teacher_cache, None, *inputs)
+    device = uses[0].config.device
+    inputs = TeacherCacheInputs(on.teacher, on.photos, None, device, NotInKey(None))
+    there = on.run.remembers(teacher_cache, inputs)
     if _trained_without(on, uses) or not (there or other or _pays(on, uses, ("image",))):
         return None
     return _made(on, uses, None, other, "images")
@@ -138,8 +145,8 @@ def _images(on: Subject, uses: Sequence[_Use], other: Cache | None) -> Cache | N
 
 def _trained_without(on: Subject, uses: Sequence[_Use]) -> bool:
     """Whether some have been trained already: they, and what is compared with them, stay so."""
-    inputs = (on.teacher, on.student, on.photos, on.tests, None)
-    return any(on.run.remembers(distill, use.config, *inputs) for use in uses)
+    on_what = (on.teacher, on.student, on.photos, on.tests)
+    return any(on.run.remembers(distill, DistillInputs(use.config, *on_what)) for use in uses)
 
 
 def _pays(on: Subject, uses: Sequence[_Use], passes: Sequence[TeacherPass]) -> bool:
@@ -167,15 +174,15 @@ def _made(
     """The cache, if it is small enough."""
     size = _size(on, found)
     most = max(use.config.cache_gb for use in uses)
-    same = Means(other.record if other else None)
-    inputs = (on.teacher, on.photos, found, uses[0].config.device, same)
-    there = on.run.remembers(teacher_cache, None, *inputs)
+    device = uses[0].config.device
+    inputs = TeacherCacheInputs(on.teacher, on.photos, found, device, NotInKey(other))
+    there = on.run.remembers(teacher_cache, inputs)
     if not there and size is not None and size > most * 1e9:
         told = "teacher cache: %s left out: %.2g GB, distill.cache_gb is %g"
         log.info(told, label, size / 1e9, most)
         return None
     note = "" if size is None else f"{size / 1e9:.2g} GB"
-    return on.run.step(teacher_cache, None, *inputs, label=label, note=note)
+    return on.run.step(teacher_cache, inputs, label=label, note=note)
 
 
 def _size(on: Subject, found: Ref[Directions] | None) -> int | None:

@@ -1,8 +1,9 @@
 """A run's folder: steps remembered by fingerprint, resumed, locked and journalled.
 
-A step is a stage applied to its config section and its inputs. Its key is a hash of the
-stage's name and version, the section, and the keys of the inputs, so the whole plan is known
-before anything runs. It works in `<stage>/<key>.partial/`, renamed to `<key>/` when whole.
+A step is a stage applied to its inputs, one frozen record whose fields are settings, files from
+outside and references to other steps. Its key is a hash of the stage's name and version and of
+these fields, so the whole plan is known before anything runs. It works in
+`<stage>/<key>.partial/`, renamed to `<key>/` when whole.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version as package_version
 from pathlib import Path
-from typing import Any, Generic, TypeVar, get_type_hints
+from typing import Any, Generic, Protocol, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
@@ -31,9 +32,13 @@ from mipkd.core import memory
 from mipkd.core.errors import MipkdError, StageError, UsageError
 
 log = logging.getLogger(__name__)
+I = TypeVar("I")  # noqa: E741 - of a stage `I -> R`
+I_contra = TypeVar("I_contra", contravariant=True)
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 K = TypeVar("K")
 EVIDENCE = "evidence.json"  # of a finished run, in its folder
+_HASH = "#"  # before what stands for content in a fingerprint
 _HERE = "run:"  # stands for the run's folder in stored records, so that runs can be moved
 
 
@@ -46,35 +51,48 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Means(Generic[R]):
-    """What a step works with and what changes nothing in what it makes: no part of its key."""
+class NotInKey(Generic[R_co]):
+    """An input that a step works with and that changes nothing in what it makes."""
 
-    value: R
+    value: R_co
 
 
 @dataclass(frozen=True)
-class Ref(Generic[R]):
+class Ref(Generic[R_co]):
     """A step's place in the run and, unless only planned, its record."""
 
     key: str
-    record: R | None
+    record: R_co | None
 
     @property
-    def value(self) -> R:
+    def value(self) -> R_co:
         """The record; asking a plan for it is a bug."""
         assert self.record is not None, f"step {self.key} has not run"
         return self.record
 
 
+def ready(record: R) -> Ref[R]:
+    """A reference to a record that no step of a run made."""
+    return Ref("", record)
+
+
+class StageFunction(Protocol[I_contra, R_co]):
+    """The work of a stage, in the folder `out`."""
+
+    __name__: str
+
+    def __call__(self, inputs: I_contra, *, out: Path) -> R_co: ...
+
+
 @dataclass(frozen=True)
-class Stage(Generic[R]):
-    """A plain function `(config, *records, out) -> record` with a hand-bumped version."""
+class Stage(Generic[I_contra, R_co]):
+    """A plain function of one inputs record, with a hand-bumped version."""
 
     name: str
     version: int
-    function: Callable[..., R]
+    function: StageFunction[I_contra, R_co]
     resumes: bool  # finds its own way in a `.partial` folder that an earlier start left
-    again: Callable[[Any], bool] | None = None  # whether a record is to be made anew next time
+    retry_if: Callable[[Any], bool] | None = None  # whether a record is made anew next time
 
     @property
     def returns(self) -> Any:
@@ -82,13 +100,13 @@ class Stage(Generic[R]):
 
 
 def stage(
-    version: int, *, resumes: bool = False, again: Callable[[Any], bool] | None = None
-) -> Callable[[Callable[..., R]], Stage[R]]:
+    version: int, *, resumes: bool = False, retry_if: Callable[[Any], bool] | None = None
+) -> Callable[[StageFunction[I, R]], Stage[I, R]]:
     """Make a stage of a function; its name is the function's.
 
-    A record of which `again` is true is used, but made anew the next time.
+    A record of which `retry_if` is true is used, but made anew the next time.
     """
-    return lambda function: Stage(function.__name__, version, function, resumes, again)
+    return lambda function: Stage(function.__name__, version, function, resumes, retry_if)
 
 
 @dataclass(frozen=True)
@@ -112,29 +130,36 @@ class Run:
     events: list[Event] = field(default_factory=list)
     keys: dict[str, str] = field(default_factory=dict)  # "stage label" -> key, in order
 
-    def remembers(self, stage: Stage[Any], config: Any, *inputs: Any) -> bool:
+    def remembers(self, stage: Stage[I, R], inputs: I, *, depends_on: object = None) -> bool:
         """Whether such a step has been made."""
-        key = _digest(_asked(stage, config, inputs))
+        key = _digest(_fingerprint_step(stage, inputs, depends_on))
         return (self.root / stage.name / key / "record.json").is_file()
 
     def step(
-        self, stage: Stage[R], config: Any, *inputs: Any, label: str = "", note: str = ""
+        self,
+        stage: Stage[I, R],
+        inputs: I,
+        *,
+        depends_on: object = None,
+        label: str = "",
+        note: str = "",
     ) -> Ref[R]:
         """The stage's record: remembered when nothing it depends on has changed, else made.
 
-        A `note` is for who reads the plan.
+        `depends_on` enters the key and not the function, such as versions of a runtime. A `note`
+        is for who reads the plan.
 
         Raises:
             MipkdError: the stage's own; the disk being full becomes a StageError.
         """
-        asked = _asked(stage, config, inputs)
+        asked = _fingerprint_step(stage, inputs, depends_on)
         key = _digest(asked)
         folder = self.root / stage.name / key
         record = self._load(stage, folder) if (folder / "record.json").is_file() else None
-        spoilt = record is not None and stage.again is not None and stage.again(record)
-        known = record is not None and not spoilt
+        retry = record is not None and stage.retry_if is not None and stage.retry_if(record)
+        known = record is not None and not retry
         why = "remembered" if known else self._why(stage, label, asked)
-        why = "what was measured cannot be used" if spoilt else why
+        why = "what was measured cannot be used" if retry else why
         self.events.append(Event(stage.name, label, key, known, why, note))
         self.keys[f"{stage.name} {label}".strip()] = key
         if known:
@@ -142,7 +167,7 @@ class Run:
             return Ref(key, record)
         if self.dry:
             return Ref(key, None)
-        return Ref(key, self._make(stage, config, inputs, folder, asked, label))
+        return Ref(key, self._make(stage, inputs, folder, asked, label))
 
     def receipts(self) -> dict[str, dict[str, Any]]:
         """What each step of this pass noted, by "stage label"."""
@@ -171,9 +196,8 @@ class Run:
 
     def _make(
         self,
-        stage: Stage[R],
-        config: Any,
-        inputs: Sequence[Any],
+        stage: Stage[I, R],
+        inputs: I,
         folder: Path,
         asked: dict[str, Any],
         label: str,
@@ -188,7 +212,7 @@ class Run:
         try:
             partial.mkdir(parents=True, exist_ok=True)
             with _noting() as notes:
-                record = stage.function(config, *(_opened(i) for i in inputs), out=partial)
+                record = stage.function(inputs, out=partial)
             receipt = {
                 "asked": asked,
                 "label": label,
@@ -217,12 +241,12 @@ class Run:
         stored = _swap_prefix(to_jsonable_python(record), str(partial), place)
         return _swap_prefix(stored, str(self.root), _HERE)
 
-    def _load(self, stage: Stage[R], folder: Path) -> R:
+    def _load(self, stage: Stage[I, R], folder: Path) -> R:
         stored = json.loads((folder / "record.json").read_text())
         adapter: TypeAdapter[R] = TypeAdapter(stage.returns)
         return adapter.validate_python(_swap_prefix(stored, _HERE, str(self.root)))
 
-    def _why(self, stage: Stage[Any], label: str, asked: dict[str, Any]) -> str:
+    def _why(self, stage: Stage[I, R], label: str, asked: dict[str, Any]) -> str:
         """What differs from the latest receipt of the same stage and label."""
         folder = self.root / stage.name
         if next(folder.glob(_partial_name(asked)), None):
@@ -230,7 +254,7 @@ class Run:
         receipts = sorted(folder.glob("*/receipt.json"), key=lambda f: f.stat().st_mtime)
         for file in reversed(receipts):
             old = json.loads(file.read_text())
-            if old["label"] == label:
+            if old["label"] == label and "inputs" not in old["asked"]:  # of before 0.6
                 return "changed: " + (", ".join(_differences(old["asked"], asked)) or "order")
         return "not yet run"
 
@@ -314,33 +338,36 @@ def program_version() -> str:
         return ""
 
 
-def _asked(stage: Stage[Any], config: Any, inputs: Sequence[Any]) -> dict[str, Any]:
+def _fingerprint_step(stage: Stage[I, R], inputs: I, depends_on: object) -> dict[str, Any]:
+    """All that a step's key is a hash of, as JSON."""
     return {
         "stage": stage.name,
         "version": stage.version,
-        "config": to_jsonable_python(config),
-        "inputs": [_fingerprint(i) for i in inputs],
+        **_fingerprint_fields(inputs),
+        "depends_on": to_jsonable_python(depends_on),
+    }
+
+
+def _fingerprint_fields(inputs: object) -> dict[str, Any]:
+    assert is_dataclass(inputs), "a stage's inputs are one frozen record"
+    found = {one.name: getattr(inputs, one.name) for one in fields(inputs)}
+    return {
+        name: _fingerprint(value)
+        for name, value in found.items()
+        if not isinstance(value, NotInKey)
     }
 
 
 def _fingerprint(value: Any) -> Any:
     if isinstance(value, Ref):
-        return value.key
+        return _HASH + value.key
     if isinstance(value, Source):
-        return value.sha256
-    if isinstance(value, Means):
-        return None
+        return _HASH + value.sha256
     if isinstance(value, (list, tuple)):
         return [_fingerprint(v) for v in value]
+    if isinstance(value, Mapping):
+        return {name: _fingerprint(v) for name, v in value.items()}
     return to_jsonable_python(value)
-
-
-def _opened(value: Any) -> Any:
-    if isinstance(value, (Ref, Means)):
-        return value.value
-    if isinstance(value, (list, tuple)):
-        return tuple(_opened(v) for v in value)
-    return value
 
 
 def _digest(asked: dict[str, Any]) -> str:
@@ -370,7 +397,8 @@ def _differences(old: Any, new: Any, at: str = "") -> list[str]:
         ]
     if old == new:
         return []
-    return [at if at == "inputs" else f"{at} {_short(old)} -> {_short(new)}"]
+    hashed = any(_HASH in json.dumps(side) for side in (old, new))
+    return [at if hashed else f"{at} {_short(old)} -> {_short(new)}"]
 
 
 def _short(value: Any) -> str:

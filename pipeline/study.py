@@ -34,12 +34,12 @@ from pipeline import caching
 from pipeline.bench.host import describe_host
 from pipeline.report.study import write_study
 from pipeline.run import Ref, Run, Source, commit, now
-from pipeline.stages.assess import assess
-from pipeline.stages.distill import distill
-from pipeline.stages.identify import identify
-from pipeline.stages.keep_apart import keep_apart
-from pipeline.stages.pace import pace
-from pipeline.stages.prepare import photos
+from pipeline.stages.assess import AssessInputs, assess
+from pipeline.stages.distill import DistillInputs, distill
+from pipeline.stages.identify import IdentifyInputs, identify
+from pipeline.stages.keep_apart import KeepApartInputs, keep_apart
+from pipeline.stages.pace import PaceInputs, pace
+from pipeline.stages.prepare import PhotosInputs, TestsInputs, photos
 from pipeline.stages.prepare import tests as prepare_tests
 
 log = logging.getLogger(__name__)
@@ -184,15 +184,14 @@ def conduct(
 
 def _prepare(patch: int, subject: Subject, run: Run) -> _Shared:
     first = subject.tests[0]
-    teacher = run.step(
-        identify, subject.options, subject.teacher, "teacher", first, label="teacher"
-    )
+    inputs = IdentifyInputs(subject.options, subject.teacher, "teacher", first)
+    teacher = run.step(identify, inputs, label="teacher")
     sets = tuple(
-        run.step(prepare_tests, None, teacher, source, label=str(number))
+        run.step(prepare_tests, TestsInputs(teacher, source), label=str(number))
         for number, source in enumerate(subject.tests)
     )
-    pixels = run.step(photos, patch, teacher, subject.data)
-    run.step(keep_apart, None, pixels, sets)
+    pixels = run.step(photos, PhotosInputs(patch, teacher, subject.data))
+    run.step(keep_apart, KeepApartInputs(pixels, sets))
     return _Shared(teacher, subject.student, pixels, sets)
 
 
@@ -204,6 +203,7 @@ def _facts(
     run: Run,
 ) -> partial[Study]:
     """All of a study that its trainings do not change."""
+    of_teacher, of_bicubic = (AssessInputs(net, shared.sets) for net in (shared.teacher, None))
     return partial(
         Study,
         name=run.root.name,
@@ -213,8 +213,8 @@ def _facts(
         photos=shared.photos.value,
         config={"distill": base.model_dump(mode="json", exclude_none=True)}
         | {"study": study.model_dump(mode="json", exclude_none=True)},
-        teacher_scores=run.step(assess, None, shared.teacher, shared.sets, label="teacher").value,
-        bicubic_scores=run.step(assess, None, None, shared.sets, label="bicubic").value,
+        teacher_scores=run.step(assess, of_teacher, label="teacher").value,
+        bicubic_scores=run.step(assess, of_bicubic, label="bicubic").value,
         against=tuple(name for name in study.against if name in settled),
     )
 
@@ -247,9 +247,8 @@ def _paces(
     }
     under = {"torch": version("torch"), "processes": ranks.current().count, "launched": launched}
     under["threads"] = torch.get_num_threads()
-    kept = [caches[name] for name in settled]
-    inputs = (shared.teacher, shared.spec, shared.photos, kept, describe_host(), under)
-    return run.step(pace, settled, *inputs).value
+    inputs = PaceInputs(settled, shared.teacher, shared.spec, shared.photos, caches)
+    return run.step(pace, inputs, depends_on=[describe_host(), under]).value
 
 
 def _at_equal_time(
@@ -282,9 +281,10 @@ def _train(
     arm: Arm, seed: int, shared: _Shared, cache: Ref[TeacherCache] | None, run: Run
 ) -> tuple[Trained, Model]:
     config, label = arm.config.model_copy(update={"seed": seed}), arm.label(seed)
-    inputs = (shared.teacher, shared.spec, shared.photos, shared.sets[0], cache)
-    step = run.step(distill, config, *inputs, label=label)
-    scores = run.step(assess, None, step, shared.sets, label=label).value
+    images = (shared.photos, shared.sets[0])
+    inputs = DistillInputs(config, shared.teacher, shared.spec, *images, cache)
+    step = run.step(distill, inputs, label=label)
+    scores = run.step(assess, AssessInputs(step, shared.sets), label=label).value
     made = step.value
     peak = run.receipts().get(f"distill {label}", {}).get("peak_rss_bytes")
     trained = Trained(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.logging import RichHandler
 
-from pipeline.terminal import ROOMS
+from pipeline.cli.terminal import ROOMS
 
 # Before torch is imported, and for the processes that tests start. The nets here are so small that
 # a second thread gains nothing, and beside other work on the machine, threads that wait for each

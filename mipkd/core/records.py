@@ -97,6 +97,11 @@ class Distilled:
     psnr_y_db: float  # of the exported (EMA) weights, mean over the validation images
 
 
+def model_of(net: Model | Distilled) -> Model:
+    """The model, trained here or given."""
+    return net.model if isinstance(net, Distilled) else net
+
+
 @dataclass(frozen=True)
 class Graph:
     """An ONNX graph: RGB NCHW float32 in [0, 1] in and out, dynamic height and width."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from mipkd.archs.base import SRNet
 from mipkd.core.images import resize_bicubic
-from mipkd.core.records import Distilled, Model, SetScores, TestSet
+from mipkd.core.records import Distilled, Model, SetScores, TestSet, model_of
 from mipkd.distill import teacher as teachers
 from mipkd.distill.data import load_tests
 from pipeline.bench.pixels import score, score_images
-from pipeline.run import stage
+from pipeline.run import Ref, stage
 from targets.base import FloatArray
 
 
@@ -32,16 +33,20 @@ class TorchSession:
         """Nothing is held."""
 
 
+@dataclass(frozen=True)
+class AssessInputs:
+    """A net, or None for bicubic."""
+
+    net: Ref[Model | Distilled] | None
+    tests: tuple[Ref[TestSet], ...]
+
+
 @stage(version=1)
-def assess(
-    config: None, model: Model | Distilled | None, tests: tuple[TestSet, ...], out: Path
-) -> tuple[SetScores, ...]:
-    """Scores of a model, or of bicubic for None; its outputs are kept in a folder a set."""
-    if isinstance(model, Distilled):
-        model = model.model
-    net = teachers.load(model) if model else None
+def assess(inputs: AssessInputs, *, out: Path) -> tuple[SetScores, ...]:
+    """Scores on each set; the outputs are kept in a folder a set."""
+    net = teachers.load(model_of(inputs.net.value)) if inputs.net else None
     found = []
-    for number, one in enumerate(tests):
+    for number, one in enumerate(ref.value for ref in inputs.tests):
         pairs, images = load_tests(one), out / str(number)
         if net is None:
             made = ((name, resize_bicubic(lr, hr.shape[:2]), hr) for name, lr, hr in pairs)

@@ -1,6 +1,6 @@
 """Convert, and for INT8 quantise, a graph into a target's own format."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mipkd.core.errors import UnsupportedError
 from mipkd.core.records import Built, Graph, PatchSet, QuantPlan, Told
-from pipeline.run import stage
+from pipeline.run import Ref, stage
 from targets.base import OnBytes, Teachable, Tunable, find
 
 
@@ -21,34 +21,37 @@ class BuildConfig(BaseModel):
     pixels: Literal["float32", "uint8"] = "float32"
 
 
-@stage(version=9)
-def build(
-    config: BuildConfig,
-    precision: str,
-    target: str,
-    graph: Graph,
-    calibration: PatchSet | None,
-    versions: dict[str, str],
-    plan: QuantPlan | None,
-    on: Told | None = None,
-    *,
-    out: Path,
-) -> Built:
-    """`graph` for `target` at `precision`, to run `on` another machine or on this one.
+@dataclass(frozen=True)
+class BuildInputs:
+    """A graph for a target at a precision, to run `on` another machine or on this one (None)."""
 
-    `versions` are those of this machine, which builds.
+    config: BuildConfig
+    precision: str
+    target: str
+    graph: Ref[Graph]
+    calibration: Ref[PatchSet] | None
+    plan: Ref[QuantPlan] | None
+    on: Told | None = None
+
+
+@stage(version=9)
+def build(inputs: BuildInputs, *, out: Path) -> Built:
+    """The model in the target's own format, with the versions of what built it here.
 
     Raises:
         UnsupportedError: the target has no models on uint8.
     """
+    target, precision, on = inputs.target, inputs.precision, inputs.on
+    calibration = inputs.calibration.value if inputs.calibration else None
+    plan = inputs.plan.value if inputs.plan else None
     chosen = find(target)
-    on_bytes = config.pixels == "uint8"
+    on_bytes = inputs.config.pixels == "uint8"
     if on_bytes and not hasattr(chosen, "on_bytes"):
         raise UnsupportedError(
             f"build.pixels: {target} has no models on uint8 here", hint="leave it at float32"
         )
     tuned = plan.tuned if plan else None
-    given = (tuned.graph if tuned else graph, precision, calibration, out)
+    given = (tuned.graph if tuned else inputs.graph.value, precision, calibration, out)
     if plan and not plan.fixed:
         built = cast("Tunable", chosen).build(*given, on=on, plan=plan)
     elif tuned:
@@ -60,4 +63,4 @@ def build(
         built = replace(built, notes=(*built.notes, note))
     if on_bytes:
         built = cast("OnBytes", chosen).on_bytes(built)
-    return replace(built, versions=versions)
+    return replace(built, versions=chosen.versions())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from calibration import patches
 from mipkd.core.records import PatchSet, Photos
-from pipeline.run import stage
+from pipeline.run import Ref, stage
 
 
 class CalibrateConfig(BaseModel):
@@ -21,11 +22,20 @@ class CalibrateConfig(BaseModel):
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class CalibrateInputs:
+    """Training photos, of which some are kept from calibration for the holdout."""
+
+    config: CalibrateConfig
+    photos: Ref[Photos]
+
+
 @stage(version=3)
-def calibrate(config: CalibrateConfig, photos: Photos, out: Path) -> PatchSet:
+def calibrate(inputs: CalibrateInputs, *, out: Path) -> PatchSet:
     """LR patches of the training photos.
 
     Raises:
         UsageError: too few photos.
     """
+    config, photos = inputs.config, inputs.photos.value
     return patches.choose(photos, count=config.count, size=config.size, seed=config.seed, out=out)

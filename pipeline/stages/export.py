@@ -2,7 +2,7 @@
 
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
@@ -10,13 +10,13 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from mipkd.core.errors import StageError
-from mipkd.core.records import Distilled, Graph, Model, TestSet
+from mipkd.core.records import Distilled, Graph, Model, TestSet, model_of
 from mipkd.distill import teacher as teachers
 from mipkd.distill.data import load_tests, probe_images
 from mipkd.export import adopt_onnx, onnx
 from mipkd.export.parity import check_parity
 from mipkd.export.pixel_shuffle import replace_pixel_shuffle
-from pipeline.run import Source, stage
+from pipeline.run import Ref, Source, stage
 
 
 class ExportConfig(BaseModel):
@@ -30,23 +30,26 @@ class ExportConfig(BaseModel):
     parity_images: int = 3
 
 
+@dataclass(frozen=True)
+class ExportInputs:
+    """A net in torch; `baseline` is its name where it is one that the student is compared with."""
+
+    config: ExportConfig
+    net: Ref[Model | Distilled]
+    teacher: Ref[Model] | None
+    tests: Ref[TestSet]
+    baseline: str = ""
+
+
 @stage(version=3)
-def export(
-    config: ExportConfig,
-    source: Distilled | Model,
-    teacher: Model | None,
-    tests: TestSet,
-    rival: str = "",
-    *,
-    out: Path,
-) -> Graph:
-    """The FP32 graph of a model, or of the `rival` of that name, compared with torch on real
-    images and on noise.
+def export(inputs: ExportInputs, *, out: Path) -> Graph:
+    """The FP32 graph of a net, compared with torch on real images and on noise.
 
     Raises:
         StageError: torch cannot turn it into a graph, or the graph computes something else.
     """
-    model = source.model if isinstance(source, Distilled) else source
+    config, model = inputs.config, model_of(inputs.net.value)
+    teacher = inputs.teacher.value if inputs.teacher else None
     net = teachers.load(model)
     metadata = {
         "teacher_sha256": teacher.sha256 if teacher else "",
@@ -56,11 +59,11 @@ def export(
     graph = (_graph if net.in_parts else _graph_apart)(model, metadata, out)
     if config.shuffle == "conv_transpose":
         graph = onnx.edit_graph(graph, replace_pixel_shuffle)
-    images = [lr for _, lr, _ in load_tests(tests)[: config.parity_images]]
+    images = [lr for _, lr, _ in load_tests(inputs.tests.value)[: config.parity_images]]
     largest = check_parity(net, graph, images, bound=config.max_parity)
     return replace(
         graph,
-        role=rival or model.role,
+        role=inputs.baseline or model.role,
         parity_max_abs=largest,
         parity_images=len(images),
         licence=model.licence,
@@ -94,16 +97,25 @@ class AdoptConfig(BaseModel):
     image_range: float | None = None
 
 
+@dataclass(frozen=True)
+class AdoptInputs:
+    """A graph, the images that settle what it cannot tell, and its name as a baseline."""
+
+    config: AdoptConfig
+    source: Source
+    images: Source | None
+    baseline: str = ""
+
+
 @stage(version=1)
-def adopt(
-    config: AdoptConfig, source: Source, images: Source | None, rival: str = "", *, out: Path
-) -> Graph:
+def adopt(inputs: AdoptInputs, *, out: Path) -> Graph:
     """Any ONNX graph with one image in and one out, brought to our range and dynamic sizes."""
+    images = inputs.images.path if inputs.images else None
     graph = adopt_onnx.adopt(
-        source.path,
-        scale=config.scale,
-        image_range=config.image_range,
-        probe=lambda scale: probe_images(images.path if images else None, scale=scale),
+        inputs.source.path,
+        scale=inputs.config.scale,
+        image_range=inputs.config.image_range,
+        probe=lambda scale: probe_images(images, scale=scale),
         out=out,
     )
-    return replace(graph, role=rival or graph.role)
+    return replace(graph, role=inputs.baseline or graph.role)

@@ -17,13 +17,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mipkd.archs.base import gmacs
 from mipkd.core.errors import MipkdError, UsageError
-from mipkd.core.records import Built, Host, Model, PatchSet, Told
+from mipkd.core.records import Built, Model, PatchSet, Told
 from mipkd.distill import student as students
 from mipkd.export.onnx import export
 from pipeline.bench import parcel
 from pipeline.bench.latency import BenchSettings, compare
 from pipeline.device.device import Device
-from pipeline.run import stage
+from pipeline.run import NotInKey, Ref, stage
 from targets.base import Target, find
 
 log = logging.getLogger(__name__)
@@ -64,25 +64,25 @@ class Candidate:
     p50_ms: float
 
 
-@stage(version=2)
-def fit(
-    config: FitConfig,
-    target: str,
-    precisions: tuple[str, ...],
-    teacher: Model,
-    patches: PatchSet,
-    versions: dict[str, str],
-    host: Host,
-    told: Told | None = None,
-    device: Device | None = None,
-    *,
-    out: Path,
-) -> tuple[Candidate, ...]:
-    """Candidates smaller than the teacher, the least first, until one is hopelessly slow.
+@dataclass(frozen=True)
+class FitInputs:
+    """Students of a teacher, to be timed on a `device`, which told of the target, or here."""
 
-    They are timed on `device`, which told of the target, or else here. `versions` and `host`
-    only make the step's key.
-    """
+    config: FitConfig
+    target: str
+    precisions: tuple[str, ...]
+    teacher: Ref[Model]
+    patches: Ref[PatchSet]
+    told: Told | None
+    device: NotInKey[Device | None]
+
+
+@stage(version=2)
+def fit(inputs: FitInputs, *, out: Path) -> tuple[Candidate, ...]:
+    """Candidates smaller than the teacher, the least first, until one is hopelessly slow."""
+    config, target, precisions = inputs.config, inputs.target, inputs.precisions
+    teacher, patches = inputs.teacher.value, inputs.patches.value
+    told, device = inputs.told, inputs.device.value
     chosen = find(target)
     found = []
     for cost, spec in _by_cost(config, teacher):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -12,13 +13,21 @@ from mipkd.core.images import ByteArray
 from mipkd.core.photos import open_photos
 from mipkd.core.records import Photos, TestSet
 from mipkd.distill.data import load_tests
-from pipeline.run import stage
+from pipeline.run import Ref, stage
 
 _Key = tuple[tuple[int, ...], bytes]  # shape, and a hash over the pixels
 
 
+@dataclass(frozen=True)
+class KeepApartInputs:
+    """Photos to train and calibrate on, and all images that something is judged on."""
+
+    photos: Ref[Photos]
+    tests: tuple[Ref[TestSet], ...]
+
+
 @stage(version=1)
-def keep_apart(config: None, photos: Photos, tests: Sequence[TestSet], out: object) -> int:
+def keep_apart(inputs: KeepApartInputs, *, out: Path) -> int:
     """How many photos were compared with the test images; names and file formats do not matter.
 
     Raises:
@@ -26,10 +35,11 @@ def keep_apart(config: None, photos: Photos, tests: Sequence[TestSet], out: obje
     """
     tested = {
         _key(hr_HWC): f"{name} of {one.source}"
-        for one in tests
+        for one in (ref.value for ref in inputs.tests)
         for name, _, hr_HWC in load_tests(one)
     }
     shapes = {shape for shape, _ in tested}
+    photos = inputs.photos.value
     found = open_photos(photos)
     for photo in (photo for photo in found if photo.hr_HWC.shape in shapes):
         if image := tested.get(_key(photo.hr_HWC)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from pipeline.bench.job import Done, carry_out, name_of
 from pipeline.bench.latency import BenchSettings
 from pipeline.bench.pixels import score_image
 from pipeline.device.device import Device
-from pipeline.run import stage
+from pipeline.run import NotInKey, Ref, stage
 from targets.base import ByteArray, find
 
 
@@ -24,34 +25,43 @@ def disturbed(found: tuple[Measurement, ...]) -> bool:
     return any(one.invalid_because for one in found)
 
 
-@stage(version=4, again=disturbed)
-def measure(
-    config: BenchSettings,
-    target: str,
-    builts: tuple[Built, ...],
-    tests: TestSet,
-    versions: dict[str, str],
-    host: Host,
-    out: Path,
-) -> tuple[Measurement, ...]:
-    """All of one target's models: latencies interleaved, then the students' pixels."""
-    chosen = find(target)
+@dataclass(frozen=True)
+class MeasureInputs:
+    """All of one target's models, to be measured interleaved."""
+
+    config: BenchSettings
+    target: str
+    builts: tuple[Ref[Built], ...]
+    tests: Ref[TestSet]
+
+
+@stage(version=4, retry_if=disturbed)
+def measure(inputs: MeasureInputs, *, out: Path) -> tuple[Measurement, ...]:
+    """Latencies interleaved, then the students' pixels."""
+    config, builts, tests = inputs.config, [ref.value for ref in inputs.builts], inputs.tests.value
+    chosen = find(inputs.target)
     scored = Scored(tests, out)
     images = ((name, lr_HWC) for name, lr_HWC, _ in load_tests(tests))
     done = carry_out(chosen, builts, images, config, scored.take)
-    return measurements(builts, done, scored, versions, simulated=chosen.simulated)
+    return measurements(builts, done, scored, chosen.versions(), simulated=chosen.simulated)
+
+
+@dataclass(frozen=True)
+class MeasureThereInputs:
+    """The same for a device that told of the target."""
+
+    config: BenchSettings
+    told: Told
+    builts: tuple[Ref[Built], ...]
+    tests: Ref[TestSet]
+    device: NotInKey[Device]
 
 
 @stage(version=2)
-def measure_there(
-    config: BenchSettings,
-    told: Told,
-    builts: tuple[Built, ...],
-    tests: TestSet,
-    device: Device,
-    out: Path,
-) -> tuple[Measurement, ...]:
-    """The same on a device that told of a target: its pixels come back and are scored here."""
+def measure_there(inputs: MeasureThereInputs, *, out: Path) -> tuple[Measurement, ...]:
+    """The same on a device: its pixels come back and are scored here."""
+    config, told, device = inputs.config, inputs.told, inputs.device.value
+    builts, tests = [ref.value for ref in inputs.builts], inputs.tests.value
     job, images = out / "job.zip", [(name, lr_HWC) for name, lr_HWC, _ in load_tests(tests)]
     id = parcel.write_job(job, told.target, builts, images, config)
     file = device.carry_out(job, id, told, out)

@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from mipkd.core.records import Host, Model, Pace, Photos, TeacherCache
+from mipkd.core.records import Model, Pace, Photos, TeacherCache
 from mipkd.distill import student as students
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.step_timing import time_steps
 from mipkd.distill.training_task import TrainingTask
-from pipeline.run import stage
+from pipeline.run import Ref, stage
 
 
 def _failed(paces: Mapping[str, Pace]) -> bool:
     return any(pace.why_not for pace in paces.values())
 
 
-@stage(version=1, again=_failed)
-def pace(
-    config: Mapping[str, DistillConfig],
-    teacher: Model,
-    spec: str | None,
-    photos: Photos,
-    caches: Sequence[TeacherCache | None],
-    host: Host,
-    under: Mapping[str, Any],
-    out: Path,
-) -> dict[str, Pace]:
-    """Seconds that each training's start and steps take, with what is kept of
-    the teacher for each; `host` and `under` only make the key."""
-    arch, hyper = students.choose(teacher, spec)
-    tasks = [TrainingTask(arch.name, hyper, teacher, photos, cache) for cache in caches]
-    return time_steps(config, dict(zip(config, tasks, strict=True)))
+@dataclass(frozen=True)
+class PaceInputs:
+    """Trainings of one student, each with the teacher cache that it reads."""
+
+    trainings: Mapping[str, DistillConfig]
+    teacher: Ref[Model]
+    student: str | None
+    photos: Ref[Photos]
+    caches: Mapping[str, Ref[TeacherCache] | None]
+
+
+@stage(version=1, retry_if=_failed)
+def pace(inputs: PaceInputs, *, out: Path) -> dict[str, Pace]:
+    """Seconds that each training's start and steps take."""
+    teacher, photos = inputs.teacher.value, inputs.photos.value
+    arch, hyper = students.choose(teacher, inputs.student)
+    caches = {name: ref.value if ref else None for name, ref in inputs.caches.items()}
+    tasks = {
+        name: TrainingTask(arch.name, hyper, teacher, photos, caches[name])
+        for name in inputs.trainings
+    }
+    return time_steps(inputs.trainings, tasks)

@@ -1,24 +1,45 @@
 """Prepare photos to train on and images to test on, once."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from mipkd.core.records import Graph, Model, Photos, TestSet
 from mipkd.distill import data
-from pipeline.run import Source, stage
+from pipeline.run import Ref, Source, stage
+
+Scale = Ref[Model | Graph] | int  # of a net, or given
+
+
+@dataclass(frozen=True)
+class PhotosInputs:
+    """HR photos, ours where none are given; those smaller than an LR patch are skipped."""
+
+    patch: int
+    scale: Scale
+    source: Source | None
+
+
+@dataclass(frozen=True)
+class TestsInputs:
+    """HR images or a set with LR ones, ours where none is given."""
+
+    scale: Scale
+    source: Source | None
 
 
 @stage(version=1)
-def photos(patch: int, like: Model | Graph | int, source: Source | None, out: Path) -> Photos:
-    """Training photos at the scale (of) `like`, decoded into flat uint8 files."""
-    path = source.path if source else None
-    return data.prepare_photos(path, scale=_scale(like), patch=patch, out=out)
+def photos(inputs: PhotosInputs, *, out: Path) -> Photos:
+    """Training photos decoded into flat uint8 files, HR and LR."""
+    path = inputs.source.path if inputs.source else None
+    return data.prepare_photos(path, scale=_factor(inputs.scale), patch=inputs.patch, out=out)
 
 
 @stage(version=1)
-def tests(config: None, like: Model | Graph | int, source: Source | None, out: Path) -> TestSet:
-    """Test images at the scale (of) `like`, HR and LR."""
-    return data.prepare_tests(source.path if source else None, scale=_scale(like), out=out)
+def tests(inputs: TestsInputs, *, out: Path) -> TestSet:
+    """Test images, HR and LR."""
+    path = inputs.source.path if inputs.source else None
+    return data.prepare_tests(path, scale=_factor(inputs.scale), out=out)
 
 
-def _scale(like: Model | Graph | int) -> int:
-    return like if isinstance(like, int) else like.scale
+def _factor(scale: Scale) -> int:
+    return scale if isinstance(scale, int) else scale.value.scale

@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 from mipkd.core.images import resize_bicubic
 from mipkd.core.records import Graph, ImageScore, Measurement, TestSet
 from mipkd.distill.data import load_tests
 from pipeline.bench.pixels import score, score_images
-from pipeline.run import stage
+from pipeline.run import Ref, stage
 from targets.base import find
 
 FP32_ON = "cpu"  # ONNX Runtime is always installed, and parity ties its FP32 to torch
 
 
+@dataclass(frozen=True)
+class ReferenceInputs:
+    """Graphs of one scale, and the images they are compared on."""
+
+    graphs: tuple[Ref[Graph], ...]
+    tests: Ref[TestSet]
+
+
 @stage(version=2)
-def reference(
-    config: None, graphs: tuple[Graph, ...], tests: TestSet, versions: dict[str, str], out: Path
-) -> tuple[Measurement, ...]:
+def reference(inputs: ReferenceInputs, *, out: Path) -> tuple[Measurement, ...]:
     """Quality without latency of bicubic and of each graph in FP32."""
-    pairs = load_tests(tests)
+    pairs, graphs = load_tests(inputs.tests.value), [ref.value for ref in inputs.graphs]
     bicubic = out / "bicubic"
     scale = graphs[0].scale
     upscaled = ((name, resize_bicubic(lr, hr.shape[:2]), hr) for name, lr, hr in pairs)
     found = [_measured("bicubic", 0, score_images(upscaled, scale=scale, out=bicubic), bicubic, {})]
     target = find(FP32_ON)
+    versions = target.versions()
     for graph in graphs:
         built = target.build(graph, "fp32", None, out / f"{graph.role}-build")
         with closing(target.open(built)) as session:

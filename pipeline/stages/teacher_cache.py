@@ -1,5 +1,6 @@
 """Run the teacher over the photos once, for all trainings that read what it makes of them."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
@@ -9,40 +10,50 @@ from mipkd.distill.cache_fill import fill_cache
 from mipkd.distill.cache_store import link_images
 from mipkd.distill.hardware import find_device
 from mipkd.distill.latent_directions import find_directions
-from pipeline.run import stage
+from pipeline.run import NotInKey, Ref, stage
+
+
+@dataclass(frozen=True)
+class DirectionsInputs:
+    """Positions among a teacher's blocks; `width` None: as many directions as are needed."""
+
+    width: int | None
+    teacher: Ref[Model]
+    photos: Ref[Photos]
+    positions: tuple[int, ...]
+    device: str
 
 
 @stage(version=2)
-def directions(
-    width: int | None,
-    teacher: Model,
-    photos: Photos,
-    positions: tuple[int, ...],
-    device: str,
-    out: Path,
-) -> Directions:
-    """The principal directions of the teacher's features; `width` None: as many as are needed."""
-    net = teachers.load(teacher).to(find_device(device))
-    return find_directions(net, photos, positions, width, out)
+def directions(inputs: DirectionsInputs, *, out: Path) -> Directions:
+    """The principal directions of the teacher's features."""
+    net = teachers.load(inputs.teacher.value).to(find_device(inputs.device))
+    return find_directions(net, inputs.photos.value, inputs.positions, inputs.width, out)
+
+
+@dataclass(frozen=True)
+class TeacherCacheInputs:
+    """`same_images` is a cache of other latents that has the teacher's images already."""
+
+    teacher: Ref[Model]
+    photos: Ref[Photos]
+    directions: Ref[Directions] | None
+    device: str
+    same_images: NotInKey[Ref[TeacherCache] | None]
 
 
 @stage(version=1, resumes=True)
-def teacher_cache(
-    config: None,
-    teacher: Model,
-    photos: Photos,
-    directions: Directions | None,
-    device: str,
-    same_images: TeacherCache | None,
-    out: Path,
-) -> TeacherCache:
+def teacher_cache(inputs: TeacherCacheInputs, *, out: Path) -> TeacherCache:
     """The teacher's images of all photos and, in `directions`, its latents; goes on after the last
-    photo that is whole. `same_images` is a cache that has those images already."""
+    photo that is whole."""
     start = perf_counter()
-    if same_images:
-        link_images(same_images, out)
+    teacher, photos = inputs.teacher.value, inputs.photos.value
+    directions = inputs.directions.value if inputs.directions else None
+    if same := inputs.same_images.value:
+        link_images(same.value, out)
     else:
-        fill_cache(teachers.load(teacher).to(find_device(device)), photos, directions, out)
+        net = teachers.load(teacher).to(find_device(inputs.device))
+        fill_cache(net, photos, directions, out)
     return TeacherCache(
         folder=out,
         teacher=teacher.sha256,

@@ -10,7 +10,7 @@ from mipkd.distill import student as students
 from mipkd.distill import teacher as teachers
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.training_task import TrainingTask, train_task
-from pipeline.run import stage
+from pipeline.run import Ref, stage
 
 
 @dataclass(frozen=True)
@@ -21,16 +21,26 @@ class Trained:
     checkpoint: Path
 
 
+@dataclass(frozen=True)
+class TrainInputs:
+    """A net such as "rcan:g10b20", and the photos that alone teach it."""
+
+    config: DistillConfig
+    spec: str
+    scale: int
+    photos: Ref[Photos]
+    tests: Ref[TestSet]
+
+
 @stage(version=1, resumes=True)
-def train(
-    config: DistillConfig, spec: str, scale: int, photos: Photos, tests: TestSet, out: Path
-) -> Trained:
-    """The net that `spec` names, trained on `photos`; goes on from a saved step."""
-    arch, hyper = students.choose_without_teacher(spec, scale)
-    fitted = train_task(config, TrainingTask(arch.name, hyper, None, photos), tests, out)
+def train(inputs: TrainInputs, *, out: Path) -> Trained:
+    """The net, trained on the photos; goes on from a saved step."""
+    arch, hyper = students.choose_without_teacher(inputs.spec, inputs.scale)
+    task = TrainingTask(arch.name, hyper, None, inputs.photos.value)
+    fitted = train_task(inputs.config, task, inputs.tests.value, out)
     file = out / f"{arch.name}.safetensors"
     teachers.save(fitted.student, arch, hyper, file, licence="unknown")
-    checkpoint = out / f"{arch.name}_x{scale}.pth"
+    checkpoint = out / f"{arch.name}_x{inputs.scale}.pth"
     torch.save(arch.original(fitted.student), checkpoint)
     return Trained(
         distilled=Distilled(

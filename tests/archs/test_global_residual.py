@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from mipkd.archs.base import SRNet
 from mipkd.core.records import Rounding
-from mipkd.export.fake_quant import Rounded
+from mipkd.export.fake_quant import FakeQuantNet
 from mipkd.export.onnx import export
-from mipkd.export.parity import parity
+from mipkd.export.parity import check_parity
 from mipkd.losses._block_mixer import branches
 from mipkd.losses._feature_mixer import FeatureMixer, mix
 from mipkd.losses.base import Pass, Positions
@@ -84,6 +84,6 @@ def test_its_graph_and_its_trace_give_its_images(tmp_path: Path) -> None:
     compact, lr = net(), image(48, 48)
     graph = export(compact, out=tmp_path, metadata={}, role="student", family="compact")
     photo = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
-    assert parity(compact, graph, [photo], bound=1e-5) < 1e-5
+    assert check_parity(compact, graph, [photo], bound=1e-5) < 1e-5
     with torch.no_grad():
-        assert torch.allclose(Rounded(compact, Rounding((), ()))(lr), compact(lr), atol=1e-6)
+        assert torch.allclose(FakeQuantNet(compact, Rounding((), ()))(lr), compact(lr), atol=1e-6)

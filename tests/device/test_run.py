@@ -16,6 +16,7 @@ from mipkd.core import plugins
 from mipkd.core.images import write_png
 from pipeline import cli
 from pipeline.device.device import Device, DeviceConfig
+from pipeline.run import NotInKey, ready
 
 from .conftest import BarePython, Sshd, gone
 from .test_ssh import in_the_meantime
@@ -159,7 +160,7 @@ def test_students_are_timed_on_the_device_that_they_are_fitted_to(
 ) -> None:
     from mipkd.core.records import PatchSet
     from mipkd.distill.teacher import describe, save
-    from pipeline.stages.fit import FitConfig, fit
+    from pipeline.stages.fit import FitConfig, FitInputs, fit
 
     arch = plugins.load("mipkd.archs", "edsr", "ARCH")
     hyper, file = arch.shrink(arch.paper(2), "c64b8"), tmp_path / "teacher.safetensors"
@@ -172,8 +173,9 @@ def test_students_are_timed_on_the_device_that_they_are_fitted_to(
     with closing(Device(config)) as device:
         told = device.probe(["cpu"])["cpu"]
         patches = PatchSet(tmp_path, "", "", 0, (0, 0))
-        inputs = ("cpu", ("fp32",), teacher, patches, {}, told.host, told, device)
-        found = fit.function(asked, *inputs, out=tmp_path / "fit")
+        nets = (ready(teacher), ready(patches))
+        inputs = FitInputs(asked, "cpu", ("fp32",), *nets, told, NotInKey(device))
+        found = fit.function(inputs, out=tmp_path / "fit")
     assert [one.spec for one in found] == ["edge:c16b3", "edge:c16b6"]
     assert all(one.p50_ms > 0 for one in found)
     assert gone(config.folder)

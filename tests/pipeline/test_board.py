@@ -9,10 +9,11 @@ import pytest
 from mipkd.core import records
 from mipkd.core.records import Built, Measurement, Outcome
 from pipeline.bench.board import Watch, facts
-from pipeline.bench.host import Neighbours, describe_host
+from pipeline.bench.host import Neighbours
 from pipeline.bench.latency import BenchSettings
+from pipeline.run import ready
 from pipeline.stages.judge import GateConfig, judge
-from pipeline.stages.measure import measure
+from pipeline.stages.measure import MeasureInputs, measure
 
 ORIN = {  # Jetson Orin Nano, JetPack 6
     "sys/firmware/devicetree/base/model": "NVIDIA Jetson Orin Nano Developer Kit Super\0",
@@ -297,7 +298,8 @@ def measured(folder: Path, max_busy: float = 1.0) -> Measurement:
     )
     built = Built("null", "fp32", "student", folder / "model.onnx", 1, scale=2, multiple=1)
     tests = records.TestSet(folder, "", "none", 2, (), "published")
-    (one,) = measure.function(settings, "null", (built,), tests, {}, describe_host(), folder)
+    inputs = MeasureInputs(settings, "null", (ready(built),), ready(tests))
+    (one,) = measure.function(inputs, out=folder)
     return one
 
 

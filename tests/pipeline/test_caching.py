@@ -18,8 +18,8 @@ from mipkd.distill.teacher import TeacherOptions, save
 from pipeline.caching import Subject, keep_teacher
 from pipeline.run import Run, Source, hash_file
 from pipeline.stages import prepare
-from pipeline.stages.distill import distill
-from pipeline.stages.identify import identify
+from pipeline.stages.distill import DistillInputs, distill
+from pipeline.stages.identify import IdentifyInputs, identify
 
 # A loss that reads latents: the student's mean over its channels against the teacher's.
 LATENTS = """
@@ -70,9 +70,9 @@ def on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Subjects:
         run, images = Run(tmp_path / "run", dry=dry), Source(folder, hash_folder(folder))
         given = Source(file, hash_file(file))
         options = TeacherOptions(image_range=255.0, mean_shift=True, res_scale=1.0)
-        teacher = run.step(identify, options, given, "teacher", None)
-        photos = run.step(prepare.photos, 16, teacher, images)
-        tests = run.step(prepare.tests, None, teacher, images)
+        teacher = run.step(identify, IdentifyInputs(options, given, "teacher", None))
+        photos = run.step(prepare.photos, prepare.PhotosInputs(16, teacher, images))
+        tests = run.step(prepare.tests, prepare.TestsInputs(teacher, images))
         return Subject(run, teacher, "edsr:c8b2", photos, tests)
 
     return made
@@ -127,8 +127,8 @@ def test_a_student_is_trained_on_latents_and_images_that_are_kept(on: Subjects) 
     subject, asked = on(), config(LOGITS, MEAN)
     cache = keep_teacher(subject, {"": asked})[""]
     assert cache is not None
-    inputs = (subject.teacher, subject.student, subject.photos, subject.tests, cache)
-    trained = subject.run.step(distill, asked, *inputs).value
+    on_what = (subject.teacher, subject.student, subject.photos, subject.tests, cache)
+    trained = subject.run.step(distill, DistillInputs(asked, *on_what)).value
     assert trained.losses == ("pixel", "logits", "mean_of_latents")
     curves = trained.curves.read_text()
     assert '"latents"' in curves

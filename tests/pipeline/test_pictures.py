@@ -9,8 +9,8 @@ import pytest
 from PIL import Image, ImageCms
 
 from mipkd.core.errors import UsageError
-from pipeline.pictures import Picture, joined, read_picture
-from pipeline.png import PngBands
+from pipeline.upscale.pictures import Picture, join_alpha, read_picture
+from pipeline.upscale.png import PngBands
 
 RNG = np.random.default_rng(0)
 RGBA = RNG.integers(0, 256, (7, 5, 4), dtype=np.uint8)
@@ -18,7 +18,7 @@ PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 def written(picture: Picture, file: Path) -> Image.Image:
-    whole = joined(picture, picture.rgb_HWC, picture.alpha_HW1)
+    whole = join_alpha(picture, picture.rgb_HWC, picture.alpha_HW1)
     with PngBands(file, whole.shape[:2], picture.channels, picture.chunks) as out:
         for start in range(0, len(whole), 3):
             out.write(whole[start : start + 3])

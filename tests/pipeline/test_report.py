@@ -32,12 +32,12 @@ from mipkd.core.records import (
     Photos,
 )
 from pipeline.bench.pixels import score_images
+from pipeline.cli.summary import summarize
 from pipeline.report import schema, schema_pages
 from pipeline.report.results import load
 from pipeline.report.wording import milliseconds
 from pipeline.report.write import write
 from pipeline.stages.judge import GateConfig, judge
-from pipeline.summary import summary
 
 ROOT = Path(__file__).resolve().parents[2]
 SCALE = 2
@@ -397,7 +397,7 @@ def test_latencies_of_an_invalid_measurement_are_not_shown(make: Make) -> None:
     assert why in " ".join(parsed(made["index.html"]).text)
     assert "6.00" not in made["report.md"]
     console = Console(width=200, file=StringIO())
-    console.print(summary(replace(evidence, measurements=tuple(slow))))
+    console.print(summarize(replace(evidence, measurements=tuple(slow))))
     told = console.file.getvalue()
     assert told.count("INVALID") == len(MS)
 
@@ -540,7 +540,7 @@ def test_no_gain_to_keep_is_said_and_no_share_given(make: Make) -> None:
     assert said in found["report.md"]
     assert "none to keep" in found["index.html"]
     terminal = StringIO()
-    Console(file=terminal, width=200).print(summary(evidence))
+    Console(file=terminal, width=200).print(summarize(evidence))
     assert said in terminal.getvalue()
 
 

@@ -20,16 +20,15 @@ from mipkd.core.records import Graph, Holdout, PatchSet, Photos, QuantPlan
 from mipkd.core.samples import sample_photos
 from mipkd.distill import teacher as teachers
 from mipkd.export.onnx import export
-from pipeline.bench.candidates import Crops
-from pipeline.bench.host import describe_host
 from pipeline.config import load
-from pipeline.flow import flow
-from pipeline.run import Run
-from pipeline.stages.build import BuildConfig, build
-from pipeline.stages.hold_out import hold_out
-from pipeline.stages.keep_apart import keep_apart
-from pipeline.stages.qat import QatConfig, qat
-from pipeline.stages.search import QuantizeConfig, check_floats, search
+from pipeline.flow import measure_all
+from pipeline.quantize.evaluator import Crops
+from pipeline.quantize.hold_out import HoldOutInputs, hold_out
+from pipeline.quantize.qat import QatConfig, QatInputs, qat
+from pipeline.quantize.search import QuantizeConfig, SearchInputs, check_floats, search
+from pipeline.run import Run, ready
+from pipeline.stages.build import BuildConfig, BuildInputs, build
+from pipeline.stages.keep_apart import KeepApartInputs, keep_apart
 from targets.base import FloatArray
 
 SMALL = QuantizeConfig(photos=4, pages=1, crop=24, size=(24, 24))
@@ -61,11 +60,12 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Graph:
 @pytest.fixture
 def found(photos: Photos, graph: Graph, tmp_path: Path) -> Search:
     patches: PatchSet = choose(photos, count=4, size=24, seed=0, out=tmp_path)
-    held: Holdout = hold_out.function(SMALL, photos, 0, out=tmp_path)
+    held: Holdout = hold_out.function(HoldOutInputs(SMALL, ready(photos), 0), out=tmp_path)
 
     def run(config: QuantizeConfig, out: Path, target: str = "cpu") -> QuantPlan:
         out.mkdir(exist_ok=True)
-        return search.function(config, target, graph, patches, held, {}, describe_host(), out=out)
+        inputs = SearchInputs(config, target, ready(graph), ready(patches), ready(held))
+        return search.function(inputs, out=out)
 
     return run
 
@@ -144,7 +144,7 @@ def test_other_bounds_need_no_other_training(target: str, tmp_path: Path) -> Non
     def keys(**quantize: float) -> dict[str, str]:
         run = Run(tmp_path / "run", dry=True)
         asked = {"model": tmp_path / "net.pth", "target": (target,), "qat": {"run": True}}
-        flow(load(asked | {"quantize": quantize}), run)
+        measure_all(load(asked | {"quantize": quantize}), run)
         return run.keys
 
     usual, loose = keys(), keys(max_drop_db=0.5, max_worst_drop_db=2.0)
@@ -169,21 +169,22 @@ def test_training_on_with_the_rounding_is_kept_where_it_helps(
     )
     graph = export(net, out=tmp_path, metadata={}, role="student", family="edge")
     patches = choose(photos, count=4, size=24, seed=0, out=tmp_path)
-    held = hold_out.function(SMALL, photos, 0, out=tmp_path)
+    held = hold_out.function(HoldOutInputs(SMALL, ready(photos), 0), out=tmp_path)
     config = QatConfig(run=True, spare=0, steps=20, batch=2, patch=16, lr=2e-4)
     (tmp_path / "qat").mkdir()
     tuned = qat.function(
-        config,
-        target,
-        model,
-        None,
-        graph,
-        patches,
-        photos,
-        held,
-        SMALL.size,
-        0,
-        {},
+        QatInputs(
+            config=config,
+            target=target,
+            net=ready(model),
+            teacher=None,
+            graph=ready(graph),
+            patches=ready(patches),
+            photos=ready(photos),
+            holdout=ready(held),
+            split_seed=0,
+            size=SMALL.size,
+        ),
         out=tmp_path / "qat",
     )
     assert tuned.steps == 20
@@ -195,18 +196,17 @@ def test_training_on_with_the_rounding_is_kept_where_it_helps(
         tuned = replace(tuned, rounding=replace(tuned.rounding, grids=tuple(coarse)))
     (tmp_path / "search").mkdir()
     loose = SMALL.model_copy(update={"max_drop_db": 1.0, "max_worst_drop_db": 1000.0})
-    plan = search.function(
-        loose, target, graph, patches, held, {}, describe_host(), tuned, out=tmp_path / "search"
-    )
+    of = (ready(graph), ready(patches), ready(held), ready(tuned))
+    plan = search.function(SearchInputs(loose, target, *of), out=tmp_path / "search")
     assert (plan.tuned is not None) == helps
     assert ("has not helped" in caplog.text) != helps
     if helps:
         assert plan.floats == ()
         assert plan.met
         (tmp_path / "built").mkdir()
-        built = build.function(
-            BuildConfig(), "int8", target, graph, patches, {}, plan, out=tmp_path / "built"
-        )
+        of = (ready(graph), ready(patches), ready(plan))
+        inputs = BuildInputs(BuildConfig(), "int8", target, *of)
+        built = build.function(inputs, out=tmp_path / "built")
         assert "trained on with INT8's rounding: 20 steps" in built.notes[-1]
 
 
@@ -219,4 +219,4 @@ def test_a_test_image_among_the_photos_is_refused(photos: Photos, tmp_path: Path
         folder=tmp_path, sha256="", source="tests", scale=2, images=("seen",), lr_from="bicubic"
     )
     with pytest.raises(UsageError, match="is the test image seen of tests"):
-        keep_apart.function(None, photos, [tests], out=tmp_path)
+        keep_apart.function(KeepApartInputs(ready(photos), (ready(tests),)), out=tmp_path)

@@ -92,10 +92,10 @@ def test_the_teacher_runs_over_the_photos_once_for_all_that_read_its_images(
     assert len(trainings(study)) == 8
     (cache,) = (study / "teacher_cache").iterdir()
     asked_for = {
-        receipt["label"]: receipt["asked"]["inputs"][-1]
+        receipt["label"]: receipt["asked"]["cache"]
         for receipt in (json.loads(f.read_text()) for f in study.glob("distill/*/receipt.json"))
     }
-    kept = {label.rpartition("-")[0] for label, key in asked_for.items() if key == cache.name}
+    kept = {label.rpartition("-")[0] for label, key in asked_for.items() if key == f"#{cache.name}"}
     assert kept == {"logits", "logits+dukd"}
     assert asked_for["scratch-0"] is None
 

@@ -12,8 +12,8 @@ import torch
 from mipkd.distill import student
 from mipkd.export.onnx import export
 from mipkd.export.receptive_field import find_receptive_field
-from pipeline.bench.tiles import Tiling, bands, spans
 from pipeline.stages.assess import TorchSession
+from pipeline.upscale.tiles import Tiling, bands, spans
 from targets.base import upscale
 
 
@@ -52,11 +52,10 @@ def test_no_more_is_computed_than_the_margins_ask() -> None:
 @pytest.mark.parametrize("spec", ["edsr:c8b3", "edge:c16b3"])
 def test_tiles_equal_the_whole_where_the_reach_is_known(spec: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    arch, hyper = student.choose_alone(spec, 2)
+    arch, hyper = student.choose_without_teacher(spec, 2)
     net = arch.make(hyper).eval().to_deployed()
-    found = find_receptive_field(
-        export(net, out=tmp_path, metadata={}, role="student", family=arch.name).file
-    )
+    graph = export(net, out=tmp_path, metadata={}, role="student", family=arch.name)
+    found = find_receptive_field(graph.file)
     assert found.inexact_because == ""
     session, tiling = TorchSession(net), Tiling(2 * found.radius + 9, found.radius, 1)
     lr = np.random.default_rng(0).integers(0, 256, (70, 51, 3), dtype=np.uint8)
@@ -82,21 +81,19 @@ def test_tiles_equal_the_whole_where_the_reach_is_known(spec: str, tmp_path: Pat
 def test_what_no_margin_makes_exact_is_told(
     spec: str, sizes: dict[str, int], why: str, tmp_path: Path
 ) -> None:
-    arch, hyper = student.choose_alone(spec, 2)
+    arch, hyper = student.choose_without_teacher(spec, 2)
     net = arch.make(replace(hyper, **sizes)).eval()
-    found = find_receptive_field(
-        export(net, out=tmp_path, metadata={}, role="student", family=arch.name).file
-    )
+    graph = export(net, out=tmp_path, metadata={}, role="student", family=arch.name)
+    found = find_receptive_field(graph.file)
     assert why in found.inexact_because
 
 
 def test_the_reach_is_what_one_pixel_changes(tmp_path: Path) -> None:
     torch.manual_seed(1)
-    arch, hyper = student.choose_alone("edsr:c8b2", 3)
+    arch, hyper = student.choose_without_teacher("edsr:c8b2", 3)
     net = arch.make(hyper).eval()
-    found = find_receptive_field(
-        export(net, out=tmp_path, metadata={}, role="student", family=arch.name).file
-    )
+    graph = export(net, out=tmp_path, metadata={}, role="student", family=arch.name)
+    found = find_receptive_field(graph.file)
     lr = torch.rand(1, 3, 41, 41)
     other = lr.clone()
     other[..., 20, 20] += 0.5

@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def row(
+def record_failure(
     failures: list[Failure], target: str, precision: str, stage: str, role: str
 ) -> Iterator[None]:
     """Turn the failure of one model on one target into a row of the report."""

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -15,7 +16,17 @@ from mipkd.archs.base import SRNet
 from mipkd.core.errors import UnsupportedError
 from mipkd.core.images import ByteArray, downscale
 from mipkd.core.photos import Photo
-from mipkd.core.records import Distilled, Graph, Holdout, Model, PatchSet, Photos, Rounding, Tuned
+from mipkd.core.records import (
+    Distilled,
+    Graph,
+    Holdout,
+    Model,
+    PatchSet,
+    Photos,
+    Rounding,
+    Tuned,
+    model_of,
+)
 from mipkd.distill import ranks
 from mipkd.distill import teacher as teachers
 from mipkd.distill.data import PatchSampler
@@ -24,8 +35,8 @@ from mipkd.distill.trainer import TrainingInputs, train
 from mipkd.distill.validate import Pair
 from mipkd.export import onnx
 from mipkd.export.fake_quant import FakeQuantNet
-from pipeline.run import stage
-from pipeline.stages.search import judged, worth_their_time
+from pipeline.quantize.search import judged, worth_their_time
+from pipeline.run import Ref, stage
 from targets.base import Teachable, find, is_teachable
 
 log = logging.getLogger(__name__)
@@ -49,26 +60,29 @@ class QatConfig(DistillConfig):
     precision: Literal["auto", "fp32", "bf16"] = "fp32"  # 16 bits would round on their own
 
 
-@stage(version=10, resumes=True)
-def qat(
-    config: QatConfig,
-    target: str,
-    source: Distilled | Model,
-    teacher: Model | None,
-    graph: Graph,
-    patches: PatchSet,
-    photos: Photos,
-    held: Holdout,
-    size: tuple[int, int],
-    split_seed: int,
-    versions: dict[str, str],
-    out: Path,
-) -> Tuned:
-    """The student of `source`, whose graph is `graph`, made to bear the INT8 of `target`.
+@dataclass(frozen=True)
+class QatInputs:
+    """A student and its graph. Without a `teacher` its own FP32 teaches it.
 
-    Without a `teacher` its own FP32 teaches it. Photos that `held` is cropped from, by
-    `split_seed`, are not trained on. Float while it is trained is what brings most for its time
-    at LR `size`.
+    Photos that the holdout is cropped from, by `split_seed`, are not trained on. Float while it is
+    trained is what brings most for its time at LR `size`.
+    """
+
+    config: QatConfig
+    target: str
+    net: Ref[Distilled | Model]
+    teacher: Ref[Model] | None
+    graph: Ref[Graph]
+    patches: Ref[PatchSet]
+    photos: Ref[Photos]
+    holdout: Ref[Holdout]
+    split_seed: int
+    size: tuple[int, int]
+
+
+@stage(version=10, resumes=True)
+def qat(inputs: QatInputs, *, out: Path) -> Tuned:
+    """The student trained on with what INT8 of the target rounds.
 
     Raises:
         UnsupportedError: several processes, or no INT8 of the target and net can be trained for.
@@ -78,19 +92,19 @@ def qat(
             "qat: runs in one process",
             hint="run the same command again without torchrun: finished steps are remembered",
         )
-    model = source.model if isinstance(source, Distilled) else source
-    net = teachers.load(model)
-    student = FakeQuantNet(net, _rounding(config, target, graph, patches, held, size, out / "ptq"))
+    config, photos = inputs.config, inputs.photos.value
+    net = teachers.load(model_of(inputs.net.value))
+    student = FakeQuantNet(net, _rounding(inputs, out / "ptq"))
     sampler = PatchSampler(photos, patch=config.patch, batch=config.batch, seed=config.seed)
-    sampler.photos, _ = split(photos, split_seed)
+    sampler.photos, _ = split(photos, inputs.split_seed)
     sampler.photos += _drawn(sampler.photos, net, config.seed)
-    taught_by = teachers.load(teacher) if teacher else net
-    inputs = TrainingInputs(config, student, taught_by, sampler)
-    trained = train(inputs, tests=_pairs(held), out=out)
+    teacher = teachers.load(inputs.teacher.value) if inputs.teacher else net
+    training = TrainingInputs(config, student, teacher, sampler)
+    trained = train(training, tests=_pairs(inputs.holdout.value), out=out)
     rounded = trained.student
     assert isinstance(rounded, FakeQuantNet)
     return Tuned(
-        graph=onnx.replace_weights(graph, rounded.float_weights(), out=out),
+        graph=onnx.replace_weights(inputs.graph.value, rounded.float_weights(), out=out),
         rounding=rounded.learned_rounding(),
         curves=trained.curves,
         steps=trained.steps,
@@ -99,20 +113,13 @@ def qat(
     )
 
 
-def _rounding(
-    config: QatConfig,
-    target: str,
-    graph: Graph,
-    patches: PatchSet,
-    held: Holdout,
-    size: tuple[int, int],
-    folder: Path,
-) -> Rounding:
+def _rounding(inputs: QatInputs, folder: Path) -> Rounding:
     """What the target's INT8 rounds beside what is worth its time as a float."""
     folder.mkdir(exist_ok=True)
-    chosen = find(target)
-    if judge := judged(target, graph, None, patches, held, folder):
-        floats = worth_their_time(judge, size, config.spare) if config.spare else []
+    target, graph, patches = inputs.target, inputs.graph.value, inputs.patches.value
+    chosen, spare = find(target), inputs.config.spare
+    if judge := judged(target, graph, None, patches, inputs.holdout.value, folder):
+        floats = worth_their_time(judge, inputs.size, spare) if spare else []
         found = judge.tuner.rounding(floats)
         left = f"{len(floats)} of {len(judge.operations)} operations float"
     elif is_teachable(chosen):

@@ -12,7 +12,7 @@ import numpy as np
 
 from mipkd.core.errors import UsageError
 from mipkd.core.images import ByteArray, read_rgb
-from pipeline.png import profile_chunk
+from pipeline.upscale.png import profile_chunk
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -63,7 +63,7 @@ def read_picture(file: Path) -> Picture:
     return Picture(np.ascontiguousarray(rgba[..., :3]), rgba[..., 3:], grey, chunks)
 
 
-def joined(picture: Picture, rgb_HWC: ByteArray, alpha_HW1: ByteArray | None) -> ByteArray:
+def join_alpha(picture: Picture, rgb_HWC: ByteArray, alpha_HW1: ByteArray | None) -> ByteArray:
     """Upscaled colour, and alpha of the same rows, in the picture's own channels."""
     if picture.grey:
         rgb_HWC = np.rint(rgb_HWC.mean(axis=2, keepdims=True)).astype(np.uint8)

@@ -12,12 +12,12 @@ from rich.text import Text
 from mipkd.core.records import BY_KIT, Evidence, Gate, Measurement, Outcome
 from pipeline.bench.against import at, simulated, speedup
 from pipeline.bench.gain import over
+from pipeline.cli.terminal import COLOURS
 from pipeline.report.gains import sentence
 from pipeline.report.wording import whose
-from pipeline.terminal import COLOURS
 
 
-def summary(evidence: Evidence) -> Group:
+def summarize(evidence: Evidence) -> Group:
     """Latency, speed-up, PSNR and drop of each, then what no gate passes and what to ship."""
     table = Table(title=f"{evidence.name}: x{evidence.graph.scale} student, mean of test images")
     for name in ("target", "model", "precision", "size MB", "p50 ms", "at", "x teacher"):
@@ -40,8 +40,8 @@ def summary(evidence: Evidence) -> Group:
         )
     gates = evidence.verdict.gates
     stopped = [gate for gate in gates if gate.outcome is not Outcome.PASS]
-    lines = [_gate_line(Outcome.PASS, f"{len(gates) - len(stopped)} of {len(gates)} gates")]
-    lines += [_gate_line(gate.outcome, told(gate)) for gate in stopped]
+    lines = [_outcome_line(Outcome.PASS, f"{len(gates) - len(stopped)} of {len(gates)} gates")]
+    lines += [_outcome_line(gate.outcome, gate_line(gate)) for gate in stopped]
     lines += [
         Text(
             f"gain    {sentence(over(rival.name, evidence.measurements), rival, evidence.student)}"
@@ -73,14 +73,14 @@ def _elsewhere(evidence: Evidence) -> Iterator[str]:
             yield f"measured on {m.device}"
 
 
-def told(gate: Gate) -> str:
+def gate_line(gate: Gate) -> str:
     """A gate in one line."""
     figure = "" if gate.figure is None else f" {gate.figure:.3f} {gate.unit}"
     bound = "" if gate.figure is None else f" (bound {gate.bound:g} {gate.unit})"
     return f"{gate.subject}: {gate.name}{figure}{bound}: {gate.reason}"
 
 
-def _gate_line(outcome: Outcome, text: str) -> Text:
+def _outcome_line(outcome: Outcome, text: str) -> Text:
     return Text.assemble((f"{outcome.value:<8}", COLOURS[outcome]), text)
 
 

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from mipkd.core.errors import MissingError, StageError
 from mipkd.core.records import Outcome
-from pipeline.terminal import EXIT, Verbose, print_wide, set_logging
+from pipeline.cli.terminal import EXIT, Verbose, print_wide, set_logging
 
 if TYPE_CHECKING:
     from pipeline.bundle.replay import Replayed
@@ -47,11 +47,11 @@ def upscale(
     set_logging(verbose)
     from rich.progress import Progress
 
-    from pipeline import upscale as work
+    from pipeline.upscale import upscale as work
 
-    files = work.pictures(images)
-    model = work.chosen(bundle, target, precision)
-    typer.echo(f"{model.target} {model.precision}, x{model.scale}, {work.told_of_tiles(model)}")
+    files = work.list_pictures(images)
+    model = work.choose_model(bundle, target, precision)
+    typer.echo(f"{model.target} {model.precision}, x{model.scale}, {work.describe_tiles(model)}")
     failed = 0
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("rows")
@@ -62,7 +62,7 @@ def upscale(
             out,
             memory_bytes=int(memory * 2**30),
             side=tile,
-            tell=lambda done, whole: bar.update(task, completed=done, total=whole),
+            notify=lambda done, whole: bar.update(task, completed=done, total=whole),
         )
         for one in made:
             if one.file is None:
@@ -183,9 +183,9 @@ def check(
     set_logging(verbose)
     from pipeline.bundle.check import against, set_baseline, settings_with
     from pipeline.bundle.check import check as checked
+    from pipeline.cli.summary import gate_line
     from pipeline.report import junit as xml
     from pipeline.report import markdown
-    from pipeline.summary import told
 
     if update_baseline:
         typer.echo(set_baseline(bundle, baseline, reason))
@@ -197,7 +197,7 @@ def check(
     for problem in found.problems:
         typer.echo(f"{problem.what.upper()}  {problem.file}")
     for gate in () if found.problems else found.gates:
-        typer.echo(f"{gate.outcome.value:<8}{told(gate)}")
+        typer.echo(f"{gate.outcome.value:<8}{gate_line(gate)}")
     typer.echo(f"check: {found.outcome.value}")
     if github:
         typer.echo("\n".join(markdown.github_lines(found.gates)))
@@ -237,21 +237,21 @@ def collect(
 ) -> None:
     """Take a kit's results into its run; judge and report anew."""
     set_logging(verbose)
-    from pipeline.conclude import bundle_folder
-    from pipeline.conclude import collect as collected
+    from pipeline.cli.summary import summarize
+    from pipeline.publish import bundle_folder
+    from pipeline.publish import collect as collected
     from pipeline.report.write import report_folder
-    from pipeline.summary import summary
 
     brought, evidence = collected(results, run)
     host = next(m.host for m in brought.measurements if m.host)
-    print_wide(summary(evidence))
+    print_wide(summarize(evidence))
     typer.echo(f"{brought.target}: measured on {host.cpu}, {host.cores} cores ({host.system})")
     typer.echo(f"report: {report_folder(run) / 'index.html'}")
     typer.echo(f"bundle: {bundle_folder(run)}")
     raise typer.Exit(EXIT[evidence.verdict.outcome])
 
 
-def tell_kits(run: Path, targets: list[str]) -> None:
+def explain_kits(run: Path, targets: list[str]) -> None:
     """Which targets of a run were not measured, and how their devices can do it."""
     from pipeline.bundle.kit import kit_name
 

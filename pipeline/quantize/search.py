@@ -4,6 +4,7 @@ import difflib
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Annotated, cast
@@ -19,15 +20,14 @@ from mipkd.core.records import (
     FrontPoint,
     Graph,
     Holdout,
-    Host,
     PatchSet,
     QuantPlan,
     Tuned,
 )
-from pipeline.bench.candidates import Crops, Judge
 from pipeline.bench.latency import BenchSettings
-from pipeline.run import stage
-from pipeline.stages.hold_out import HoldoutConfig
+from pipeline.quantize.evaluator import Crops, Judge
+from pipeline.quantize.hold_out import HoldoutConfig
+from pipeline.run import Ref, stage
 from targets.base import Teachable, Tuner, find, tuner_of
 
 log = logging.getLogger(__name__)
@@ -66,33 +66,37 @@ class QuantizeConfig(HoldoutConfig):
         return HoldoutConfig(**{name: getattr(self, name) for name in HoldoutConfig.model_fields})
 
 
-@stage(version=10, resumes=True)
-def search(
-    config: QuantizeConfig,
-    target: str,
-    graph: Graph,
-    patches: PatchSet,
-    held: Holdout,
-    versions: dict[str, str],
-    host: Host,
-    tuned: Tuned | None = None,
-    *,
-    out: Path,
-) -> QuantPlan:
-    """How to quantise `graph` for `target`, or what it was `tuned` to.
+@dataclass(frozen=True)
+class SearchInputs:
+    """A graph to quantise for a target, or what it was `tuned` to by QAT.
 
     Losses are counted from the FP32 of `graph` either way.
+    """
+
+    config: QuantizeConfig
+    target: str
+    graph: Ref[Graph]
+    patches: Ref[PatchSet]
+    holdout: Ref[Holdout]
+    tuned: Ref[Tuned] | None = None
+
+
+@stage(version=10, resumes=True)
+def search(inputs: SearchInputs, *, out: Path) -> QuantPlan:
+    """How to quantise the graph.
 
     Raises:
         UnsupportedError: the graph is quantised already.
     """
     started = monotonic()
-    bounds = config.bounds
+    config, target = inputs.config, inputs.target
+    graph, patches, held = inputs.graph.value, inputs.patches.value, inputs.holdout.value
+    tuned, bounds = inputs.tuned.value if inputs.tuned else None, config.bounds
     judge = judged(target, graph, None, patches, held, out)
     if judge is None:
         if config.float:
             log.warning("%s: its recipe for %s leaves out quantize.float", target, graph.family)
-        return _by_recipe(config, target, graph, patches, held, tuned, out)
+        return _by_recipe(inputs, out)
     tuner, operations = judge.tuner, judge.operations
     forced = frozenset(op.name for op in operations) & frozenset(config.float)
     if tuned and (trained := judged(target, graph, tuned, patches, held, out / "tuned")):
@@ -159,16 +163,11 @@ def search(
     )
 
 
-def _by_recipe(
-    config: QuantizeConfig,
-    target: str,
-    graph: Graph,
-    patches: PatchSet,
-    held: Holdout,
-    tuned: Tuned | None,
-    out: Path,
-) -> QuantPlan:
+def _by_recipe(inputs: SearchInputs, out: Path) -> QuantPlan:
     """What the target's fixed recipe loses on the holdout; nothing is searched."""
+    config, target = inputs.config, inputs.target
+    graph, patches, held = inputs.graph.value, inputs.patches.value, inputs.holdout.value
+    tuned = inputs.tuned.value if inputs.tuned else None
     chosen, crops = find(target), Crops(held, multiple=graph.multiple)
 
     def psnrs(built: Built) -> list[float]:

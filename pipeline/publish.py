@@ -4,30 +4,46 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tomli_w
 
 from mipkd.core.errors import UsageError
-from mipkd.core.records import Evidence, Measurement
+from mipkd.core.records import Built, Evidence, Failure, Host, Measurement, Model, PatchSet
 from pipeline import collected
 from pipeline.bench.against import simulated
 from pipeline.bundle.golden import BundleConfig
 from pipeline.bundle.kit import kit_name, make_kit
 from pipeline.bundle.pack import pack, students
 from pipeline.config import Config
-from pipeline.flow import Flow
+from pipeline.contenders import Contender
+from pipeline.inputs import Images
 from pipeline.report import history
 from pipeline.report.results import load
 from pipeline.report.write import RESULTS, report_folder, write
-from pipeline.run import EVIDENCE, Run, commit, now
+from pipeline.run import EVIDENCE, Ref, Run, commit, now
 from pipeline.stages.judge import NOT_MEASURED, GateConfig, judge
 
 log = logging.getLogger(__name__)
 
 
-def conclude(config: Config, run: Run, found: Flow, *, command: str) -> Evidence:
+@dataclass(frozen=True)
+class Found:
+    """Every step's reference up to the measurements."""
+
+    teacher: Ref[Model] | None
+    student: Contender
+    baselines: tuple[Contender, ...]
+    images: Images
+    patches: Ref[PatchSet]
+    builts: tuple[Ref[Built], ...]
+    measured: tuple[Ref[tuple[Measurement, ...]], ...]
+    failures: tuple[Failure, ...]
+    host: Host
+
+
+def judge_and_publish(config: Config, run: Run, found: Found, *, command: str) -> Evidence:
     """Judge, keep the evidence in the run's folder; write `report/latest/`, `bundle/` and kits."""
     student, plans = found.student, found.student.int8
     model, graph = student.described, student.graph
@@ -39,7 +55,7 @@ def conclude(config: Config, run: Run, found: Flow, *, command: str) -> Evidence
         tuple(m for ref in found.measured for m in ref.value),
         found.failures,
         builts,
-        found.tests.value,
+        found.images.tests.value,
     )
     receipts = run.receipts()
     evidence = Evidence(
@@ -52,8 +68,8 @@ def conclude(config: Config, run: Run, found: Flow, *, command: str) -> Evidence
         student=model,
         distilled=student.distilled.value if student.distilled else None,
         graph=graph.value,
-        tests=found.tests.value,
-        photos=found.photos.value,
+        tests=found.images.tests.value,
+        photos=found.images.photos.value,
         calibration=found.patches.value,
         host=found.host,
         measurements=measurements,
@@ -65,7 +81,7 @@ def conclude(config: Config, run: Run, found: Flow, *, command: str) -> Evidence
         plans=plans,
         warnings=tuple(dict.fromkeys(w for r in receipts.values() for w in r["warnings"])),
         builts=builts,
-        rivals=tuple(rival.as_rival for rival in found.rivals),
+        rivals=tuple(one.as_rival for one in found.baselines),
     )
     (run.root / "config.toml").write_text(tomli_w.dumps(_plain(config)))
     _publish(run, evidence)

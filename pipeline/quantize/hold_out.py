@@ -1,12 +1,13 @@
 """The crops that searches are judged on."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from calibration import holdout
 from mipkd.core.records import Holdout, Photos
-from pipeline.run import stage
+from pipeline.run import Ref, stage
 
 
 class HoldoutConfig(BaseModel):
@@ -20,15 +21,25 @@ class HoldoutConfig(BaseModel):
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class HoldOutInputs:
+    """`split_seed` is calibration's, which parts the photos."""
+
+    config: HoldoutConfig
+    photos: Ref[Photos]
+    split_seed: int
+
+
 @stage(version=4)
-def hold_out(config: HoldoutConfig, photos: Photos, split_seed: int, out: Path) -> Holdout:
-    """Crops that a search is judged on; `split_seed` is calibration's, which parts the photos."""
+def hold_out(inputs: HoldOutInputs, *, out: Path) -> Holdout:
+    """Crops that a search is judged on."""
+    config = inputs.config
     return holdout.hold(
-        photos,
+        inputs.photos.value,
         count=config.photos,
         pages=config.pages,
         size=config.crop,
         seed=config.seed,
-        split_seed=split_seed,
+        split_seed=inputs.split_seed,
         out=out,
     )

@@ -16,20 +16,23 @@ from mipkd.core.errors import MissingError, StageError, UsageError, nearest
 from mipkd.core.images import ByteArray, list_images, resize_bicubic
 from mipkd.core.records import Built
 from pipeline.bench.latency import rise
-from pipeline.bench.tiles import Tiling, bands, spans
 from pipeline.bundle import check, manifest
-from pipeline.pictures import Picture, joined, read_picture
-from pipeline.png import PngBands
 from pipeline.run import as_stage_error
+from pipeline.upscale.pictures import Picture, join_alpha, read_picture
+from pipeline.upscale.png import PngBands
+from pipeline.upscale.tiles import Tiling, bands, spans
 from targets.base import Forgets, Session, Target, find, upscale
 
 log = logging.getLogger(__name__)
 
 _PER_PIXEL = 16 * 1024  # bytes of activations an LR pixel, where the system does not tell
-_SMALL, _TRIED = 16, 256  # LR pixels a side of images that tell how much memory a pixel takes
+_SMALL, _TRIED = (
+    16,
+    256,
+)  # LR pixels a side of images that show how much memory a pixel takes
 _MOST = 1024  # LR pixels a side of a tile: larger ones are no faster
 
-Tell = Callable[[int, int], None]  # rows done, rows in all
+OnProgress = Callable[[int, int], None]  # rows done, rows in all
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,13 @@ class Upscaled:
     levels: int | None = None  # largest difference to one piece, on a part; None: not looked at
 
 
-def pictures(given: Sequence[Path]) -> list[Path]:
+def list_pictures(paths: Sequence[Path]) -> list[Path]:
     """Files as they are, folders as the images in them.
 
     Raises:
         UsageError: a folder without images, or two pictures that would share a name.
     """
-    found = [file for path in given for file in (list_images(path) if path.is_dir() else [path])]
+    found = [file for path in paths for file in (list_images(path) if path.is_dir() else [path])]
     names: dict[str, Path] = {}
     for file in found:
         if other := names.get(file.stem):
@@ -62,7 +65,7 @@ def pictures(given: Sequence[Path]) -> list[Path]:
     return found
 
 
-def chosen(bundle: Path, target: str | None, precision: str | None) -> manifest.Model:
+def choose_model(bundle: Path, target: str | None, precision: str | None) -> manifest.Model:
     """The model to use: what the run recommends of those that this machine runs, else the first.
 
     Raises:
@@ -95,7 +98,7 @@ def _runs_here(target: Target) -> bool:
     return not target.why_not() and not target.simulated
 
 
-def told_of_tiles(model: manifest.Model) -> str:
+def describe_tiles(model: manifest.Model) -> str:
     """How tiles of this model compare with the whole, in words."""
     if model.inexact_because:
         return f"tiles not exact, margin {model.margin} LR pixels ({model.inexact_because})"
@@ -110,9 +113,9 @@ def upscale_all(
     *,
     memory_bytes: int,
     side: int | None,
-    tell: Tell,
+    notify: OnProgress,
 ) -> Iterator[Upscaled]:
-    """Every picture as PNG in `out`; one that fails is told and the others go on.
+    """Every picture as PNG in `out`; one that fails is reported and the others go on.
 
     `side` is that of a tile in LR pixels; None takes what fits into `memory_bytes`.
 
@@ -120,7 +123,7 @@ def upscale_all(
         UsageError: `side` is too small for the net.
         StageError: the disk is full, or memory does not hold one tile.
     """
-    least = _least(model.margin, model.multiple)
+    least = _smallest_side(model.margin, model.multiple)
     if side is not None and side < least:
         raise UsageError(f"--tile: {side} is too small for this net", hint=f"at least {least}")
     out.mkdir(parents=True, exist_ok=True)
@@ -136,7 +139,9 @@ def upscale_all(
                 if cutter.is_new(picture, tiling) and isinstance(session, Forgets):
                     session.forget()
                 start = perf_counter()
-                made = _write(session, picture, tiling, model.scale, out / f"{file.stem}.png", tell)
+                made = _write(
+                    session, picture, tiling, model.scale, out / f"{file.stem}.png", notify
+                )
             except UsageError as error:
                 yield Upscaled(file, None, why=error.what)
                 continue
@@ -177,9 +182,9 @@ class _Cutter:
         margin, step = self._model.margin, self._model.multiple
         if self._side is not None:
             return Tiling(self._side // step * step or self._side, margin, step, exact=True)
-        # A band of the result is held as a whole, and once more where it is joined with alpha.
+        # A band of the result is held as a whole, and once more where it is join_alpha with alpha.
         row_bytes = picture.rgb_HWC.shape[1] * self._model.scale**2 * 3 * 2
-        least = _least(margin, step)
+        least = _smallest_side(margin, step)
         for side in range(_MOST, least - 1, -16):
             if side * side * self._per_pixel + side * row_bytes <= self._left:
                 log.debug("tiles of at most %d LR pixels, %d bytes each", side, self._per_pixel)
@@ -204,9 +209,9 @@ def difference(session: Session, lr_HWC: ByteArray, tiling: Tiling, scale: int) 
     None where the part is no larger than the smallest tile.
     """
     margin, step = tiling.margin, tiling.multiple
-    whole = min(tiling.side, max(_TRIED, 2 * _least(margin, step)))
+    whole = min(tiling.side, max(_TRIED, 2 * _smallest_side(margin, step)))
     part = np.ascontiguousarray(lr_HWC[:whole, :whole])
-    smaller = Tiling(max(whole // 2, _least(margin, step)), margin, step)
+    smaller = Tiling(max(whole // 2, _smallest_side(margin, step)), margin, step)
     if max(part.shape[:2]) <= smaller.side:
         return None  # it would be one tile
     one = upscale(session, part, scale=scale, multiple=step)
@@ -215,22 +220,27 @@ def difference(session: Session, lr_HWC: ByteArray, tiling: Tiling, scale: int) 
 
 
 def _write(
-    session: Session, picture: Picture, tiling: Tiling, scale: int, file: Path, tell: Tell
+    session: Session,
+    picture: Picture,
+    tiling: Tiling,
+    scale: int,
+    file: Path,
+    notify: OnProgress,
 ) -> Path:
     lr = picture.rgb_HWC
     height, width = lr.shape[0] * scale, lr.shape[1] * scale
-    alpha = _larger(picture.alpha_HW1, scale)
+    alpha = _upscale_alpha(picture.alpha_HW1, scale)
     done = 0
     with PngBands(file, (height, width), picture.channels, picture.chunks) as png:
         for band in bands(session, lr, tiling, scale=scale):
             rows = slice(done, done + len(band))
-            png.write(joined(picture, band, None if alpha is None else alpha[rows]))
+            png.write(join_alpha(picture, band, None if alpha is None else alpha[rows]))
             done = rows.stop
-            tell(done, height)
+            notify(done, height)
     return file
 
 
-def _larger(alpha_HW1: ByteArray | None, scale: int) -> ByteArray | None:
+def _upscale_alpha(alpha_HW1: ByteArray | None, scale: int) -> ByteArray | None:
     """Transparency is no photo: bicubic."""
     if alpha_HW1 is None:
         return None
@@ -238,7 +248,7 @@ def _larger(alpha_HW1: ByteArray | None, scale: int) -> ByteArray | None:
     return resize_bicubic(alpha_HW1, (height * scale, width * scale))
 
 
-def _least(margin: int, multiple: int) -> int:
+def _smallest_side(margin: int, multiple: int) -> int:
     """LR pixels a side of the smallest tile that holds more than its margins."""
     return 2 * margin + 2 * multiple + 1
 

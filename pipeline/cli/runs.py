@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from pipeline.terminal import Verbose, print_wide, set_logging
+from pipeline.cli.terminal import Verbose, print_wide, set_logging
 
 
 def register(app: typer.Typer) -> None:
@@ -27,7 +27,7 @@ def report(
     """Write the report of a finished run anew; of several, one page that compares them."""
     set_logging(verbose)
     if len(folders) == 1:
-        from pipeline.conclude import report_again
+        from pipeline.publish import report_again
 
         typer.echo(f"report: {report_again(folders[0])}")
         return

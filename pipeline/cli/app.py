@@ -1,0 +1,103 @@
+"""The command line: options in, one clear line on trouble, exit codes out.
+
+0 pass; 2 usage or config; 3 unsupported model; 4 this machine lacks something;
+5 a stage failed; 6 a gate failed; 7 invalid or inconclusive; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from mipkd.core.errors import MipkdError, UsageError
+from pipeline.cli import bundle, doctor, run, runs, study
+from pipeline.cli.terminal import ROOMS, set_logging
+
+log = logging.getLogger(__name__)
+
+
+class _Guarded(TyperGroup):
+    """Turns expected errors into one line, a hint and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        result = None
+        with _say_errors() as code:
+            result = super().invoke(ctx)
+        if code[0]:
+            raise typer.Exit(code[0])
+        return result
+
+
+@contextmanager
+def _say_errors() -> Iterator[list[int]]:
+    """Say what an expected error is; its exit code is in the list afterwards."""
+    code = [0]
+    try:
+        yield code
+    except MipkdError as error:
+        _say(error.what, error.hint)
+        code[0] = error.exit_code
+    except KeyboardInterrupt:
+        _say("interrupted", "the same command goes on where it was")
+        code[0] = 130
+    except OSError as error:
+        _say(f"{error.filename or 'system'}: {error.strerror or error}", "")
+        log.debug("traceback", exc_info=True)
+        code[0] = 5
+
+
+app = typer.Typer(
+    cls=_Guarded,
+    help="Distil a super-resolution teacher into a student for an edge device, "
+    "and prove that speed and quality survived.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for command in (run.run, study.train, study.study, run.plan, doctor.doctor):
+    app.command()(command)
+runs.register(app)
+bundle.register(app)
+
+
+def main() -> None:
+    """The console script; under torchrun, every process of it."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        app()
+        return
+    from mipkd.distill import ranks
+
+    with ranks.join_ranks() as mine:
+        if mine.rank == 0:
+            app()
+        set_logging(verbose=False)
+        for room in ROOMS:  # the first process tells what all of them do
+            logging.getLogger(room).setLevel(logging.ERROR)
+        with _say_errors() as code, _silent_repeats():
+            ranks.serve()
+        sys.exit(code[0])
+
+
+@contextmanager
+def _silent_repeats() -> Iterator[None]:
+    """Leave quietly where every process meets the same trouble."""
+    try:
+        yield
+    except UsageError as error:
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _say(what: str, hint: str) -> None:
+    typer.echo(f"error: {what}", err=True)
+    if hint:
+        typer.echo(f"hint: {hint}", err=True)

@@ -1,0 +1,111 @@
+"""The options of the commands that train and measure, and the settings that they stand for."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+    from pipeline.run import Run
+
+Teacher = Annotated[
+    Path | None, typer.Option(help="Checkpoint of the teacher: .pth, .pt or .safetensors.")
+]
+ModelFile = Annotated[
+    Path | None,
+    typer.Option("--model", help="A finished student (checkpoint or ONNX): nothing is trained."),
+]
+TargetNames = Annotated[
+    str | None, typer.Option("--target", help="Targets, separated by commas: cpu,openvino.")
+]
+StudentSpec = Annotated[
+    str | None, typer.Option("--student", help="Family and size, such as edsr:c32b8.")
+]
+Data = Annotated[Path | None, typer.Option(help="Folder of HR photos to train on.")]
+Val = Annotated[
+    Path | None, typer.Option(help="Folder of HR photos, or a set with HR/ and LR_bicubic/X4/.")
+]
+Precisions = Annotated[
+    str | None, typer.Option("--precision", help="Precisions: fp32,bf16,fp16,w8,int8.")
+]
+Steps = Annotated[int | None, typer.Option(help="Training steps.", min=1)]
+LatencyBudget = Annotated[
+    float | None, typer.Option(help="Milliseconds, for --student auto: the largest that fits.")
+]
+Qat = Annotated[
+    bool | None,
+    typer.Option("--qat", help="Train on with INT8's rounding before it is built."),
+]
+Compare = Annotated[
+    str | None,
+    typer.Option(
+        "--compare",
+        help="Does the gain survive INT8? Over scratch,logits or files of finished students.",
+    ),
+]
+Scale = Annotated[int | None, typer.Option(help="Scale that the checkpoint must have.", min=1)]
+DeviceAddress = Annotated[
+    str | None, typer.Option("--device", help="Measure on ssh://[user@]host[:port], not here.")
+]
+Out = Annotated[Path | None, typer.Option(help="Folder of the run; default runs/NAME.")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="TOML file; default ./mipkd.toml when there.")
+]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", help="Any setting: distill.lr=2e-4. Repeatable.")
+]
+
+# Where the value of an option goes in the configuration, by the option's name.
+_SETTINGS = {
+    **{name: name for name in ("teacher", "model", "student", "data", "val", "scale", "out")},
+    **{name: name for name in ("target", "precision", "compare")},
+    "steps": "distill.steps",
+    "latency_budget": "fit.latency_budget_ms",
+    "qat": "qat.run",
+    "device": "device.address",
+    "methods": "study.methods",
+    "seeds": "study.seeds",
+    "seconds": "study.seconds",
+}
+_LISTS = ("target", "precision", "compare", "methods")
+
+
+def load_settings(options: Mapping[str, Any], *, alone: bool = False) -> Config:
+    """The configuration that a command's options ask for; `alone` trains without a teacher.
+
+    Raises:
+        UsageError: a file that is not TOML, an unknown setting, a value of the wrong kind.
+    """
+    from pipeline.config import load
+
+    flags: dict[str, Any] = {}
+    for name in options.keys() & _SETTINGS.keys():
+        value = split_list(options[name]) if name in _LISTS else options[name]
+        section, _, setting = _SETTINGS[name].rpartition(".")
+        (flags.setdefault(section, {}) if section else flags)[setting] = value
+    return load(flags, file=options["config"], sets=options["sets"] or (), alone=alone)
+
+
+def split_list(text: str | None) -> tuple[str, ...] | None:
+    """The parts between commas; None for no text."""
+    return tuple(part.strip() for part in text.split(",") if part.strip()) if text else None
+
+
+def open_run(settings: Config, *, dry: bool = False) -> Run:
+    """The run's folder, named after what was given where no other name was."""
+    from pipeline.run import Run
+
+    given = settings.model or settings.teacher
+    assert settings.out or given, "a configuration without a folder has a teacher or a model"
+    return Run((settings.out or Path("runs") / Path(given or "").stem).resolve(), dry=dry)
+
+
+def command_line() -> str:
+    """The command that was given, to be repeated."""
+    return shlex.join(["mipkd-pipeline", *sys.argv[1:]])

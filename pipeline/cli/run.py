@@ -1,0 +1,91 @@
+"""The commands that train and measure: run, plan."""
+
+from __future__ import annotations
+
+import logging
+
+import typer
+
+from pipeline.cli import options as o
+from pipeline.cli.bundle import explain_kits
+from pipeline.cli.terminal import EXIT, Verbose, print_wide, set_logging
+
+log = logging.getLogger(__name__)
+
+
+def run(
+    context: typer.Context,
+    teacher: o.Teacher = None,
+    model: o.ModelFile = None,
+    target: o.TargetNames = None,
+    student: o.StudentSpec = None,
+    latency_budget: o.LatencyBudget = None,
+    data: o.Data = None,
+    val: o.Val = None,
+    precision: o.Precisions = None,
+    steps: o.Steps = None,
+    scale: o.Scale = None,
+    qat: o.Qat = None,
+    compare: o.Compare = None,
+    device: o.DeviceAddress = None,
+    out: o.Out = None,
+    config: o.ConfigFile = None,
+    sets: o.Sets = None,
+    verbose: Verbose = False,
+) -> None:
+    """Distil, export, quantise, measure, judge and report. Finished steps are remembered."""
+    set_logging(verbose)
+    from pipeline.cli.summary import summarize
+    from pipeline.flow import run_pipeline
+    from pipeline.publish import bundle_folder, unseen
+    from pipeline.report.write import report_folder
+
+    settings = o.load_settings(context.params)
+    here = o.open_run(settings)
+    if settings.smoke:
+        log.warning(
+            "smoke run: sample photos stand in for %s; it shows that all works, it is no result",
+            "training photos and test images" if not settings.data else "test images",
+        )
+    with here.locked():
+        evidence = run_pipeline(settings, here, command=o.command_line())
+    print_wide(summarize(evidence))
+    typer.echo(f"report: {report_folder(here.root) / 'index.html'}")
+    typer.echo(f"bundle: {bundle_folder(here.root)}")
+    explain_kits(here.root, unseen(evidence))
+    raise typer.Exit(EXIT[evidence.verdict.outcome])
+
+
+def plan(
+    context: typer.Context,
+    teacher: o.Teacher = None,
+    model: o.ModelFile = None,
+    target: o.TargetNames = None,
+    student: o.StudentSpec = None,
+    latency_budget: o.LatencyBudget = None,
+    data: o.Data = None,
+    val: o.Val = None,
+    precision: o.Precisions = None,
+    steps: o.Steps = None,
+    scale: o.Scale = None,
+    qat: o.Qat = None,
+    compare: o.Compare = None,
+    device: o.DeviceAddress = None,
+    out: o.Out = None,
+    config: o.ConfigFile = None,
+    sets: o.Sets = None,
+    verbose: Verbose = False,
+) -> None:
+    """Say what `run` with the same options would do, what it remembers, and why."""
+    set_logging(verbose)
+    from pipeline.flow import measure_all
+
+    settings = o.load_settings(context.params)
+    here = o.open_run(settings, dry=True)
+    measure_all(settings, here)
+    for event in here.events:
+        verb = "skip" if event.remembered else "run "
+        why = ", ".join(filter(None, (event.why, event.note)))
+        typer.echo(f"{verb}  {event.stage + ' ' + event.label:<32} {why}")
+    todo = sum(not e.remembered for e in here.events)
+    typer.echo(f"{todo} of {len(here.events)} steps would run, in {here.root}")

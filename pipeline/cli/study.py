@@ -1,0 +1,81 @@
+"""The commands that only train: train, study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from pipeline.cli import options as o
+from pipeline.cli.terminal import Verbose, print_wide, set_logging
+
+
+def train(
+    context: typer.Context,
+    arch: Annotated[str, typer.Option(help="Family and size, such as rcan:g10b20.")],
+    data: o.Data = None,
+    val: o.Val = None,
+    steps: o.Steps = None,
+    scale: Annotated[int, typer.Option(help="Upscaling factor.", min=2, max=4)] = 4,
+    out: o.Out = None,
+    config: o.ConfigFile = None,
+    sets: o.Sets = None,
+    verbose: Verbose = False,
+) -> None:
+    """Train a net from photos alone: a checkpoint that `run --teacher` takes."""
+    set_logging(verbose)
+    from pipeline.flow import train_from_photos
+
+    settings = o.load_settings(context.params, alone=True)
+    default = Path("runs") / f"{arch.replace(':', '-')}-x{scale}"
+    here = o.open_run(settings.model_copy(update={"out": out or default}))
+    with here.locked():
+        found = train_from_photos(settings, here, arch)
+    net = found.distilled
+    typer.echo(f"{net.psnr_y_db:.3f} dB PSNR-Y after {net.steps} steps, {net.seconds:.0f} s")
+    typer.echo(f"checkpoint: {found.checkpoint}")
+
+
+def study(
+    context: typer.Context,
+    teacher: o.Teacher = None,
+    student: o.StudentSpec = None,
+    data: o.Data = None,
+    val: Annotated[
+        str | None, typer.Option(help="Test sets, separated by commas; the first validates.")
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Such as scratch,logits,fakd,mipkd,mipkd+dukd.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Trainings of each method.", min=1)] = None,
+    steps: o.Steps = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Train each arm for so long too, beside equal steps.")
+    ] = None,
+    scale: o.Scale = None,
+    out: o.Out = None,
+    config: o.ConfigFile = None,
+    sets: o.Sets = None,
+    verbose: Verbose = False,
+) -> None:
+    """Teach one student in several ways, and say with intervals what each brought."""
+    set_logging(verbose)
+    from pipeline.inputs import study_subject
+    from pipeline.report.study import table_of
+    from pipeline.study import conduct
+
+    tests = [Path(name) for name in o.split_list(val) or ()]
+    settings = o.load_settings(context.params | {"val": tests[0] if tests else None})
+    here = o.open_run(settings.model_copy(update={"out": settings.out or Path("runs/study")}))
+    with here.locked():
+        subject = study_subject(settings, tests or [settings.val])
+        found = conduct(settings.study, settings.distill, subject, here, command=o.command_line())
+    head, rows = table_of(found)
+    table = Table(*head)
+    for row in rows:
+        table.add_row(*row)
+    print_wide(table)
+    typer.echo(f"report: {here.root / 'report' / 'latest' / 'index.html'}")
+    raise typer.Exit(7 if found.missing else 0)

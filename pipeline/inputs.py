@@ -1,0 +1,155 @@
+"""What a user gave: checkpoints, graphs and folders of images, known by their content."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mipkd.core.errors import UsageError
+from mipkd.core.images import hash_folder
+from mipkd.core.records import Graph, Model, PatchSet, Photos, TestSet
+from pipeline.config import Config
+from pipeline.context import RunContext
+from pipeline.run import Ref, Run, Source, hash_file
+from pipeline.stages.calibrate import CalibrateInputs, calibrate
+from pipeline.stages.export import AdoptInputs, adopt
+from pipeline.stages.identify import IdentifyInputs, identify
+from pipeline.stages.keep_apart import KeepApartInputs, keep_apart
+from pipeline.stages.prepare import PhotosInputs, Scale, TestsInputs, photos, tests
+from pipeline.study import Subject
+
+
+@dataclass(frozen=True)
+class Nets:
+    """The nets that were given; one of them at least is there."""
+
+    teacher: Ref[Model] | None
+    model: Ref[Model] | None  # a finished student, as a checkpoint
+    graph: Ref[Graph] | None  # or as an ONNX graph
+
+    @property
+    def like(self) -> Ref[Model] | Ref[Graph]:
+        """The one whose scale the others must have."""
+        found = self.teacher or self.model or self.graph
+        assert found is not None, "a configuration has a teacher or a model"
+        return found
+
+
+@dataclass(frozen=True)
+class Images:
+    """What is trained, judged and calibrated on."""
+
+    photos: Ref[Photos]
+    tests: Ref[TestSet]
+
+
+def identify_nets(on: RunContext) -> Nets:
+    """The teacher and the finished student, where they were given.
+
+    Raises:
+        MipkdError: a file that is no net, or nets of two scales.
+        UsageError: QAT is to be taught by a teacher that is not there.
+    """
+    config = on.config
+    images = source_of_folder(config.val)
+    teacher = identify_checkpoint(on, "teacher", config.teacher, images, label="teacher")
+    foreign = is_graph(config.model)
+    file = None if foreign else config.model
+    model = identify_checkpoint(on, "student", file, images, label="student")
+    graph = adopt_graph(on, config.model if foreign else None, images)
+    check_scale("--model", model or graph, teacher)
+    if config.qat.run and config.qat.taught_by == "teacher" and not teacher:
+        raise UsageError(
+            "qat.taught_by: there is no teacher", hint="give --teacher, or let it teach itself"
+        )
+    return Nets(teacher, model, graph)
+
+
+def prepare_images(config: Config, run: Run, scale: Scale, patch: int) -> Images:
+    """Training photos with none of the test images among them, and the test images.
+
+    Raises:
+        UsageError: a test image is among the photos.
+    """
+    test_set = run.step(tests, TestsInputs(scale, source_of_folder(config.val)))
+    pixels = run.step(photos, PhotosInputs(patch, scale, source_of_folder(config.data)))
+    run.step(keep_apart, KeepApartInputs(pixels, (test_set,)))
+    return Images(pixels, test_set)
+
+
+def choose_patches(on: RunContext, images: Images) -> Ref[PatchSet]:
+    """What quantisers calibrate on."""
+    return on.run.step(calibrate, CalibrateInputs(on.config.calibrate, images.photos))
+
+
+def is_graph(file: Path | None) -> bool:
+    """Whether a finished student is an ONNX graph, and no checkpoint."""
+    return file is not None and file.suffix == ".onnx"
+
+
+def identify_checkpoint(
+    on: RunContext, role: str, file: Path | None, images: Source | None, *, label: str
+) -> Ref[Model] | None:
+    """The model in a checkpoint."""
+    if file is None:
+        return None
+    options, scale = on.config.identify, on.config.scale
+    options = options.model_copy(update={"scale": scale}) if scale else options
+    inputs = IdentifyInputs(options, source_of_file(file), role, images)
+    return on.run.step(identify, inputs, label=label)
+
+
+def adopt_graph(
+    on: RunContext, file: Path | None, images: Source | None, baseline: str = ""
+) -> Ref[Graph] | None:
+    """The student in an ONNX graph, ours or a `baseline` of that name."""
+    if file is None:
+        return None
+    inputs = AdoptInputs(on.config.adopt, source_of_file(file), images, baseline)
+    return on.run.step(adopt, inputs, label=baseline)
+
+
+def source_of_file(path: Path | None) -> Source:
+    """A file.
+
+    Raises:
+        UsageError: there is none.
+    """
+    assert path is not None
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file", hint="check the path of --teacher or --model")
+    return Source(path, hash_file(path))
+
+
+def source_of_folder(path: Path | None) -> Source | None:
+    """A folder of images, where one was given."""
+    return Source(path, hash_folder(path)) if path else None
+
+
+def check_scale(
+    option: str,
+    other: Ref[Model] | Ref[Graph] | None,
+    like: Ref[Model] | Ref[Graph] | None,
+) -> None:
+    """Refuse nets of two scales; what is only planned is not known.
+
+    Raises:
+        UsageError: names both.
+    """
+    if not (other and like and other.record and like.record):
+        return
+    if other.record.scale != like.record.scale:
+        raise UsageError(
+            f"{option}: its scale is x{other.record.scale}, the {like.record.role}'s "
+            f"x{like.record.scale}",
+            hint="give nets of the same scale",
+        )
+
+
+def study_subject(config: Config, tests: Sequence[Path | None]) -> Subject:
+    """What a study trains, from the configuration of a run."""
+    options = config.identify.model_copy(update={"scale": config.scale or config.identify.scale})
+    sets = tuple(source_of_folder(test) for test in tests)
+    teacher, photos = source_of_file(config.teacher), source_of_folder(config.data)
+    return Subject(teacher, options, config.student, photos, sets)

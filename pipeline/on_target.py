@@ -1,0 +1,156 @@
+"""What happens on one target: INT8 is planned, every precision built, and all of it measured."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from mipkd.core.errors import UnsupportedError
+from mipkd.core.records import (
+    Built,
+    Failure,
+    Graph,
+    Measurement,
+    Model,
+    PatchSet,
+    QuantPlan,
+    Told,
+    Tuned,
+)
+from pipeline.bench.gain import is_rival
+from pipeline.contenders import Contender
+from pipeline.context import RunContext
+from pipeline.failures import record_failure
+from pipeline.inputs import Images
+from pipeline.quantize.hold_out import HoldOutInputs, hold_out
+from pipeline.quantize.qat import QatInputs, qat
+from pipeline.quantize.search import SearchInputs, check_floats, search
+from pipeline.run import NotInKey, Ref
+from pipeline.stages.build import BuildInputs, build
+from pipeline.stages.measure import MeasureInputs, MeasureThereInputs, measure, measure_there
+from targets.base import QUANTIZED, find, is_teachable, is_tunable
+
+log = logging.getLogger(__name__)
+
+_PROBED = ("fp16", "int8")  # precisions whose ranges are read from the calibration patches
+Measured = Ref[tuple[Measurement, ...]]
+
+
+@dataclass
+class OnTarget:
+    """One target's models: what was planned, built and measured of each contender."""
+
+    on: RunContext
+    told: Told
+    images: Images
+    patches: Ref[PatchSet]
+    teacher: Ref[Model] | None  # that may teach a student that is trained on for INT8
+    plans: dict[str, Ref[QuantPlan]] = field(default_factory=dict)  # by contender
+    builts: list[tuple[str, Ref[Built]]] = field(default_factory=list)  # with their contenders
+    measured: list[Measured] = field(default_factory=list)
+
+    def build(self, contenders: Sequence[Contender]) -> None:
+        """Every contender at every precision; what fails is a row of the report."""
+        for one, precision in self._wanted(contenders):
+            with self.on.catch(self.told.target, precision, "build", one.name):
+                self.builts.append((one.name, self._build(one, precision)))
+
+    def measure(self) -> None:
+        """All models in one job; if that fails, once more without the baselines."""
+        target, failures = self.told.target, self.on.failures
+        baselines = list(dict.fromkeys(name for name, _ in self.builts if is_rival(name)))
+        if baselines:
+            trouble = list[Failure]()
+            with record_failure(trouble, target, "all", "measure", ", ".join(baselines)):
+                self.measured.append(self._measure([built for _, built in self.builts]))
+                return
+            failures += [replace(trouble[0], role=name) for name in baselines]
+        with self.on.catch(target, "all", "measure", "student"):
+            ours = [built for name, built in self.builts if not is_rival(name)]
+            self.measured.append(self._measure(ours))
+
+    def _wanted(self, contenders: Sequence[Contender]) -> Iterator[tuple[Contender, str]]:
+        """What to build: students at every precision asked for, the teacher in the float ones."""
+        for precision in self.on.config.precision or ():
+            if precision not in self.told.precisions:
+                log.warning("%s offers no %s there: left out", self.told.target, precision)
+        asked = self.on.precisions(self.told)
+        for one in (one for one in contenders if one.graph):
+            for precision in asked:
+                if one.name != "teacher" or precision not in QUANTIZED:
+                    yield one, precision
+
+    def _build(self, one: Contender, precision: str) -> Ref[Built]:
+        assert one.graph is not None, "what is built has a graph"
+        config, name = self.on.config, self.told.target
+        plan = None
+        if precision == "int8" and self._is_planned:
+            plan = self.plans[one.name] = self._plan(one, one.graph)
+        elif precision == "int8" and one.name == "student":
+            self._warn_of_unused()
+        patches = self.patches if precision in _PROBED else None
+        there = self.told if self.on.device else None
+        inputs = BuildInputs(config.build, precision, name, one.graph, patches, plan, there)
+        key, label = find(name).versions(), f"{name} {one.name} {precision}"
+        return self.on.run.step(build, inputs, depends_on=key, label=label)
+
+    def _measure(self, some: Sequence[Ref[Built]]) -> Measured:
+        run, bench, told, tests = self.on.run, self.on.config.bench, self.told, self.images.tests
+        if device := self.on.device:
+            there = MeasureThereInputs(bench, told, tuple(some), tests, NotInKey(device))
+            return run.step(measure_there, there, label=told.target)
+        inputs = MeasureInputs(bench, told.target, tuple(some), tests)
+        key = [told.versions, self.on.host]
+        return run.step(measure, inputs, depends_on=key, label=told.target)
+
+    @property
+    def _is_planned(self) -> bool:
+        """Whether floats are searched, or a student is trained for a fixed recipe.
+
+        What a layer costs on another machine is not known here: there INT8 has a fixed recipe.
+        """
+        target, config = find(self.told.target), self.on.config
+        searched = config.quantize.search and is_tunable(target) and not self.on.device
+        return searched or (config.qat.run and is_teachable(target))
+
+    def _warn_of_unused(self) -> None:
+        """What was asked for and INT8 by a fixed recipe does not heed."""
+        config = self.on.config
+        asked = {"--qat": config.qat.run, "quantize.float": bool(config.quantize.float)}
+        if left := [name for name, wanted in asked.items() if wanted]:
+            unused = " and ".join(left)
+            log.warning("%s: INT8 by its fixed recipe leaves out %s", self.told.target, unused)
+
+    def _plan(self, one: Contender, graph: Ref[Graph]) -> Ref[QuantPlan]:
+        """Which layers stay float, once the net has been made to bear the target's INT8."""
+        config, run = self.on.config, self.on.run
+        if graph.record:
+            check_floats(config.quantize, graph.record)
+        cut = HoldOutInputs(config.quantize.holdout, self.images.photos, config.calibrate.seed)
+        held = run.step(hold_out, cut)
+        tuned: Ref[Tuned] | None = None
+        name, versions = self.told.target, self.told.versions
+        label = f"{name} {one.name}" if is_rival(one.name) else name
+        if config.qat.run:
+            if one.net is None:
+                raise UnsupportedError(
+                    f"qat: the {one.name} came as a graph, which cannot be trained",
+                    hint="give a checkpoint, or leave out --qat",
+                )
+            by_teacher = config.qat.taught_by == "teacher"
+            lessons = QatInputs(
+                config=config.qat,
+                target=name,
+                net=one.net,
+                teacher=self.teacher if by_teacher else None,
+                graph=graph,
+                patches=self.patches,
+                photos=self.images.photos,
+                holdout=held,
+                split_seed=config.calibrate.seed,
+                size=config.quantize.size,
+            )
+            tuned = run.step(qat, lessons, depends_on=versions, label=label)
+        inputs = SearchInputs(config.quantize, name, graph, self.patches, held, tuned)
+        return run.step(search, inputs, depends_on=[versions, self.on.host], label=label)

@@ -1,0 +1,1 @@
+"""INT8 under a budget of dB: search and QAT, and what judges their candidates."""
