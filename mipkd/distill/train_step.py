@@ -106,10 +106,16 @@ class Learner:
         )
 
     def start(self, sampler: Sampler) -> None:
-        """Give helpers without weights their first ones, from the first patches of all processes,
-        and connect the processes. `advance` does it if there is one process."""
+        """Fit helpers without weights to the first patches and connect the processes.
+
+        `sampler` gives the patches of all processes. A single process may leave it to `advance`.
+
+        Raises:
+            StageError: the processes are at different steps.
+        """
         if self._shared_forward is not None:
             return
+        self.ranks.check_same(self.step)
         starting = [n for n, x in self.losses.items() if type(x).start is not Loss.start]
         if starting and not self._started:
             batch = _first_patches(sampler).to(self.device)

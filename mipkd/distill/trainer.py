@@ -70,7 +70,6 @@ def train(inputs: TrainingInputs, *, tests: Sequence[Pair], out: Path) -> TrainR
     config, mine = inputs.config, ranks.current()
     training = _Training(inputs, out)
     learner = training.learner
-    mine.check_same(learner.step)
     learner.start(inputs.sampler)
     sampler = choose_sampler(inputs.sampler.share(mine.rank, mine.count), learner.device)
     if mine.rank:

@@ -46,9 +46,7 @@ def adopt(
         UnsupportedError: not a float RGB image in NCHW in and out, quantised already, or a
             size or range that cannot be settled.
     """
-    model = _read(path)
-    _check(model, path)
-    model = _raise_opset(model, path)
+    model = _raise_opset(_read(path), path)
     facts = {p.key: p.value for p in model.metadata_props}
     ours = facts.get("producer") == PRODUCER
     was_fixed = _free_sizes(model)
@@ -61,11 +59,11 @@ def adopt(
     if not ours:
         _convert_range(model, image_range or _probe_range(model, path, probe(found), multiple))
         _set_metadata(model, scale=found, multiple=multiple)
-    file = out / "model.onnx"
-    file.write_bytes(model.SerializeToString())
+    file, content = out / "model.onnx", model.SerializeToString()
+    file.write_bytes(content)
     return Graph(
         file=file,
-        sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+        sha256=hashlib.sha256(content).hexdigest(),
         role="student",
         scale=found,
         multiple=multiple,
@@ -85,15 +83,14 @@ def _read(path: Path) -> Any:
     except (OSError, DecodeError, onnx.checker.ValidationError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(f"{path}: not an ONNX graph: {first}") from error
+    _check(model, path)
     return model
 
 
 def _check(model: Any, path: Path) -> None:
     import onnx
 
-    graph = model.graph
-    constants = {t.name for t in graph.initializer}
-    images = [i for i in graph.input if i.name not in constants]
+    graph, images = model.graph, _inputs(model)
     if len(images) != 1 or len(graph.output) != 1:
         raise UnsupportedError(
             f"{path}: {len(images)} inputs and {len(graph.output)} outputs",
@@ -118,6 +115,12 @@ def _check(model: Any, path: Path) -> None:
             )
 
 
+def _inputs(model: Any) -> list[Any]:
+    """The graph's inputs without those that old files list for its weights."""
+    constants = {t.name for t in model.graph.initializer}
+    return [i for i in model.graph.input if i.name not in constants]
+
+
 def _opset(model: Any) -> int:
     return next(int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx"))
 
@@ -139,8 +142,7 @@ def _raise_opset(model: Any, path: Path) -> Any:
 
 def _free_sizes(model: Any) -> bool:
     """Make heights and widths dynamic; whether they were fixed."""
-    constants = {t.name for t in model.graph.initializer}
-    image = next(i for i in model.graph.input if i.name not in constants)
+    (image,) = _inputs(model)
     was_fixed = any(d.dim_value for d in list(image.type.tensor_type.shape.dim)[2:])
     for value, names in ((image, ("height", "width")), (model.graph.output[0], ("out_h", "out_w"))):
         dims = value.type.tensor_type.shape.dim
@@ -241,9 +243,7 @@ def _convert_range(model: Any, image_range: float) -> None:
     if image_range == 1:
         return
     graph = model.graph
-    constants = {t.name for t in graph.initializer}
-    image = next(i.name for i in graph.input if i.name not in constants)
-    result = graph.output[0].name
+    image, result = _inputs(model)[0].name, graph.output[0].name
     for name, value in (("to_range", image_range), ("from_range", 1 / image_range)):
         graph.initializer.append(helper.make_tensor(name, onnx.TensorProto.FLOAT, [], [value]))
     for node in graph.node:

@@ -23,7 +23,7 @@ from mipkd.core.errors import UnsupportedError
 from mipkd.core.records import Grid, Rounding
 from mipkd.export.onnx import map_to_trace, name_calls
 
-_PREFIX = "quantizer_"  # of the fake quantisers' names
+_PREFIX = "grid_"  # of the fake quantisers' names, also in checkpoints
 _LEVELS = 255  # steps of 8 bits
 _PACE = 30.0  # how much faster than a weight a scale's logarithm learns, at one learning rate
 _USUAL = 2.0**-5  # root mean square of the weights in a convolution of 64 channels
@@ -72,21 +72,18 @@ class _FakeQuantizer(nn.Module):
     def __init__(self, grid: Grid) -> None:
         super().__init__()
         self.start, self.zero = grid.scale, grid.zero
-        self.growth = nn.Parameter(
-            torch.zeros(())
-        )  # of the scale's logarithm since the start, over `_PACE`
+        # Of the scale's logarithm since the start, in units of `_PACE`.
+        self.growth = nn.Parameter(torch.zeros(()))
 
     def scale(self) -> float:
         return self.start * math.exp(_PACE * float(self.growth.detach()))
 
     def forward(self, features: Tensor) -> Tensor:
-        rounded: Tensor = _RoundStraightThrough.apply(
-            features, self.growth, self.scale(), self.zero
-        )  # type: ignore[no-untyped-call]
+        rounded: Tensor = _StraightThrough.apply(features, self.growth, self.scale(), self.zero)  # type: ignore[no-untyped-call]
         return rounded
 
 
-class _RoundStraightThrough(torch.autograd.Function):
+class _StraightThrough(torch.autograd.Function):
     """Rounds to the nearest of `_LEVELS` + 1 values.
 
     The features' gradient passes through within the range. With y the rounded x, the gradient of
