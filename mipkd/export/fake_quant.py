@@ -1,7 +1,7 @@
 """Fake quantisation: a net that rounds to 8 bits where a target's INT8 does, for training (QAT).
 
-The rounding is read from the target's own model, so that the net computes what that will. Rounding
-passes gradients straight through; scales are learned with the weights, as in LSQ (Esser et al.,
+Where and how to round is read from the target's own model, so that the net computes what that
+will. Gradients pass straight through; scales are learned with the weights, as in LSQ (Esser et al.,
 "Learned Step Size Quantization", ICLR 2020).
 
 Shapes: N batch, C channels, H W low-res size, S scale.
