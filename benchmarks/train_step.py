@@ -202,11 +202,11 @@ def _phases(learner: Learner, sampler: Sampler) -> dict[str, Callable[[], object
         kind, on = learner.device.type, learner.autocast is not None
         return torch.autocast(kind, learner.autocast, enabled=on)
 
-    def taught() -> None:
+    def run_teacher() -> None:
         with torch.no_grad(), autocast():
             teacher.forward_with_taps(batch.lr_NCHW, learner.positions.teacher)
 
-    def learnt() -> None:
+    def run_student() -> None:
         with autocast():
             image, features = student.forward_with_taps(batch.lr_NCHW, learner.positions.student)
             now = _leaf(seen, features, image)
@@ -217,7 +217,7 @@ def _phases(learner: Learner, sampler: Sampler) -> dict[str, Callable[[], object
             [total, *features], [None, *(torch.zeros_like(f) for f in features)]
         )
 
-    def mixed(which: Any) -> Callable[[], None]:
+    def run_mixers(which: Any) -> Callable[[], None]:
         def run() -> None:
             features = [f.detach().requires_grad_() for f in seen.student_features]
             with autocast():
@@ -227,23 +227,23 @@ def _phases(learner: Learner, sampler: Sampler) -> dict[str, Callable[[], object
 
         return run
 
-    def optimised() -> None:
+    def run_optimiser() -> None:
         learner._clip_gradients()
         learner.optimiser.step()
         learner._update_average()
 
     steps = iter(range(1, 10**9))
 
-    def drawn() -> None:
+    def read_batch() -> None:
         learner._read_batch(sampler, next(steps))
 
     return {
-        "data": drawn,
-        "teacher": taught,
-        "student": learnt,
-        "mixers": mixed(alone),
-        "both mixers": mixed(loss),
-        "optimiser": optimised,
+        "data": read_batch,
+        "teacher": run_teacher,
+        "student": run_student,
+        "mixers": run_mixers(alone),
+        "both mixers": run_mixers(loss),
+        "optimiser": run_optimiser,
         "step": lambda: learner.advance(sampler),
     }
 

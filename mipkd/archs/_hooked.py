@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ class HookedNet(SRNet):
             UsageError: at this LR size a block's features have another size.
         """
         outputs: dict[int, Any] = {}
-        handles = [_store_output(self.blocks[p], outputs, p) for p in positions]
+        handles = [_on_output(self.blocks[p], partial(outputs.__setitem__, p)) for p in positions]
         try:
             image: Tensor = self.net(lr_NCHW.clone())  # some nets write to their input
         finally:
@@ -145,7 +146,7 @@ class _Trial:
         self._lr = lr_NCHW
         self._order: list[str] = []
         self._outputs: dict[str, list[Any]] = defaultdict(list)
-        handles = [self._record(name, module) for name, module in net.named_modules() if name]
+        handles = [_on_output(m, partial(self._record, n)) for n, m in net.named_modules() if n]
         try:
             with torch.no_grad():
                 net(lr_NCHW.clone())
@@ -171,12 +172,9 @@ class _Trial:
         given = [_describe(one) for name in names for one in self._outputs[name] or [None]]
         return ", ".join(dict.fromkeys(given))
 
-    def _record(self, name: str, module: nn.Module) -> RemovableHandle:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            self._order.append(name)
-            self._outputs[name].append(_drop_values(output))
-
-        return module.register_forward_hook(hook)
+    def _record(self, name: str, output: Any) -> None:
+        self._order.append(name)
+        self._outputs[name].append(_drop_values(output))
 
     def _shape(self, name: str) -> torch.Size | None:
         features = to_feature_map(self._outputs[name][0], self._lr)
@@ -220,11 +218,8 @@ def _count_params(net: nn.Module, names: Sequence[str]) -> int:
     return sum(params(net.get_submodule(name)) for name in names)
 
 
-def _store_output(module: nn.Module, outputs: dict[int, Any], position: int) -> RemovableHandle:
-    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        outputs[position] = output
-
-    return module.register_forward_hook(hook)
+def _on_output(module: nn.Module, use: Callable[[Any], None]) -> RemovableHandle:
+    return module.register_forward_hook(lambda _module, _inputs, output: use(output))
 
 
 def _drop_values(output: Any) -> Any:

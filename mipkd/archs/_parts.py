@@ -56,6 +56,13 @@ def rename_keys(state: StateDict, rules: Mapping[str, str]) -> dict[str, Tensor]
     return found
 
 
+def restore_keys(net: nn.Module, rules: Mapping[str, str]) -> dict[str, Tensor]:
+    """A net's weights under the key names of another repository; the rules cover all keys."""
+    restored = rename_keys(net.state_dict(), rules)
+    assert restored is not None
+    return restored
+
+
 def count_indices(state: StateDict, prefix: str) -> int:
     """How many different indices follow `prefix` in the keys."""
     return len({m[1] for k in state if (m := re.match(re.escape(prefix) + r"(\d+)\.", k))})

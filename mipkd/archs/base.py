@@ -174,11 +174,16 @@ def gmacs(net: SRNet, size: int = 256) -> float:
     return float(counter.get_total_flops()) / 2e9
 
 
+def as_input(net: SRNet, image_HWC: ByteArray) -> Tensor:
+    """An image as a float batch (1, 3, H, W) in [0, 1] on the net's device."""
+    bytes_NHWC = torch.from_numpy(image_HWC.copy())[None].to(next(net.parameters()).device)
+    return bytes_NHWC.permute(0, 3, 1, 2) / 255
+
+
 @torch.inference_mode()
 def upscale_image(net: SRNet, lr_HWC: ByteArray) -> ByteArray:
     """The net's image for one LR image, clipped and rounded to uint8."""
-    lr_NHWC = torch.from_numpy(lr_HWC.copy())[None].to(next(net.parameters()).device)
-    sr_CHW = net(lr_NHWC.permute(0, 3, 1, 2) / 255)[0].clamp(0, 1).mul(255).round().byte()
+    sr_CHW = net(as_input(net, lr_HWC))[0].clamp(0, 1).mul(255).round().byte()
     sr_HWC: ByteArray = sr_CHW.permute(1, 2, 0).cpu().numpy()
     return sr_HWC
 

@@ -26,6 +26,7 @@ from mipkd.archs._parts import (
     parse_budget,
     read_upsampler,
     rename_keys,
+    restore_keys,
     spread_evenly,
     take_blocks,
 )
@@ -195,8 +196,7 @@ def original_names(net: SRNet) -> dict[str, Tensor]:
     rules = {r"lift\.": "head.0.", r"blocks\.": "body.", r"last\.": "tail.1."}
     direct = isinstance(net.last, nn.Identity)
     rules[r"up\.0\." if direct else r"up\."] = "tail.0."
-    named = rename_keys(net.state_dict(), rules)
-    assert named is not None
+    named = restore_keys(net, rules)
     assert isinstance(net.mean, Tensor)
     assert isinstance(net.image_range, float)
     shift = net.mean.flatten() * net.image_range

@@ -22,6 +22,7 @@ from mipkd.archs._parts import (
     make_upsampler,
     parse_budget,
     rename_keys,
+    restore_keys,
     spread_evenly,
     take_blocks,
 )
@@ -194,9 +195,7 @@ class Family(Arch):
         end = len(net.blocks) - 1
         rules = {r"lift\.": "conv_1.", r"up\.0\.": "upsampler.0.", rf"blocks\.{end}\.": "conv_2."}
         rules |= {rf"blocks\.{i}\.": f"block_{i + 1}." for i in range(end)}
-        named = rename_keys(net.state_dict(), rules)
-        assert named is not None
-        return named
+        return restore_keys(net, rules)
 
 
 def _count_from_0(key: str, end: int) -> str:

@@ -23,6 +23,7 @@ from mipkd.archs._parts import (
     parse_budget,
     read_upsampler,
     rename_keys,
+    restore_keys,
     spread_evenly,
     take_blocks,
 )
@@ -303,9 +304,7 @@ class Family(Arch):
         project(cast("SwinIR", student), cast("SwinIR", teacher), lr_NCHW)
 
     def original(self, net: SRNet) -> dict[str, Tensor]:
-        named = rename_keys(net.state_dict(), _BACK)
-        assert named is not None
-        return named
+        return restore_keys(net, _BACK)
 
 
 def _axes(name: str, heads: int, *, direct: bool) -> tuple[Axis | None, ...]:

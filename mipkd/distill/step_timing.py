@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import product
 from time import perf_counter
 
 from mipkd.core.errors import MipkdError
@@ -31,19 +33,13 @@ def time_steps(
     timed: dict[str, _TimedTraining] = {}
     failed: dict[str, Pace] = {}
     for name, config in configs.items():
-        try:
+        with _note_failure(name, failed):
             timed[name] = _TimedTraining(config, tasks[name])
-        except MipkdError as error:
-            failed[name] = _failure(name, error)
-    for number in range(_ROUNDS):
-        for place in range(_PLACES):
-            for name, one in list(timed.items()):
-                try:
-                    one.advance(place, record=number > 0)
-                except MipkdError as error:
-                    failed[name] = _failure(name, error)
-                    del timed[name]
-    return failed | {name: one.pace() for name, one in timed.items()}
+    for number, place, name in product(range(_ROUNDS), range(_PLACES), timed):
+        if name not in failed:
+            with _note_failure(name, failed):
+                timed[name].advance(place, record=number > 0)
+    return {name: one.pace() for name, one in timed.items() if name not in failed} | failed
 
 
 class _TimedTraining:
@@ -80,8 +76,12 @@ class _TimedTraining:
         return Pace(max(0.0, self._start_s - step_s), step_s, compiled)
 
 
-def _failure(name: str, error: MipkdError) -> Pace:
-    if ranks.current().count > 1:
-        raise error  # the other processes' state is unknown
-    log.error("%s: %s", name, error.what)
-    return Pace(0.0, 0.0, why_not=error.what)
+@contextmanager
+def _note_failure(name: str, failed: dict[str, Pace]) -> Iterator[None]:
+    try:
+        yield
+    except MipkdError as error:
+        if ranks.current().count > 1:
+            raise  # the other processes' state is unknown
+        log.error("%s: %s", name, error.what)
+        failed[name] = Pace(0.0, 0.0, why_not=error.what)

@@ -25,14 +25,14 @@ from mipkd.archs.base import (
     upscale_image,
 )
 from mipkd.core.errors import UnsupportedError, UsageError
-from mipkd.core.images import ByteArray, psnr_y
+from mipkd.core.images import psnr_y
 from mipkd.core.records import Model
+from mipkd.distill.data import Pair
 from mipkd.distill.files import hash_weights, read_state, write_state
 from mipkd.distill.spandrel_reader import read_foreign
 
 log = logging.getLogger(__name__)
 
-Pair = tuple[str, ByteArray, ByteArray]  # name, LR, HR
 _DERIVED = {f"{sign}_mean.{part}" for sign in ("sub", "add") for part in ("weight", "bias")}
 _PROBE_SIZE = 96  # LR pixels a side: a probe is quick
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mipkd.archs.base import SRNet
+from mipkd.archs.base import SRNet, as_input
 from mipkd.core.images import ByteArray
 from mipkd.distill.cache_store import HalfArray, TeacherOutput
 from mipkd.losses._principal import PrincipalDirections
@@ -45,7 +45,7 @@ def run_tiled(
         side = max(height, width)
     for rows in _split_side(height, side, net.multiple):
         for columns in _split_side(width, side, net.multiple):
-            tile = _as_tensor(net, lr_HWC[rows.tile, columns.tile])
+            tile = as_input(net, lr_HWC[rows.tile, columns.tile])
             sr_NCHW, features = net.forward_padded(tile, positions)
             image[rows.at(scale), columns.at(scale)] = _crop(sr_NCHW, rows, columns, scale)
             for k, (found, taps_NCHW) in enumerate(zip(directions, features, strict=True)):
@@ -94,12 +94,6 @@ def _largest_side(net: SRNet) -> int:
     """The side of a tile: upsampling holds about two maps of the net's width at full size."""
     pixel = 2 * 4 * max(net.width, 64) * net.scale**2
     return max(_LEAST_SIDE, math.isqrt(int(_TILE_BYTES / pixel)))
-
-
-def _as_tensor(net: SRNet, lr_HWC: ByteArray) -> Tensor:
-    device = next(net.parameters()).device
-    lr_NHWC = torch.from_numpy(lr_HWC.copy())[None].to(device)
-    return lr_NHWC.permute(0, 3, 1, 2).float().div_(255)
 
 
 def _crop(maps_NCHW: Tensor, rows: _Span, columns: _Span, scale: int) -> HalfArray:

@@ -17,7 +17,7 @@ from mipkd.archs.base import SRNet
 from mipkd.core.health import BEFORE
 from mipkd.distill import checkpoint, ranks
 from mipkd.distill.batch import Sampler
-from mipkd.distill.data import PatchSampler
+from mipkd.distill.data import Pair, PatchSampler
 from mipkd.distill.gpu_sampler import choose_sampler
 from mipkd.distill.health_probe import PROBE_PATCHES, HealthProbe
 from mipkd.distill.interrupt import Interrupt
@@ -25,7 +25,7 @@ from mipkd.distill.latent_directions import read_cache_directions
 from mipkd.distill.progress import ProgressLog, curves_file
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.train_step import Learner
-from mipkd.distill.validate import Pair, Validation
+from mipkd.distill.validate import Validation
 
 log = logging.getLogger(__name__)
 

@@ -16,10 +16,9 @@ from mipkd.archs.base import SRNet, upscale_image
 from mipkd.core.images import ByteArray, psnr_y, resize_bicubic, write_png
 from mipkd.distill.checkpoint import report_write_errors
 from mipkd.distill.compile import run_eager
+from mipkd.distill.data import Pair
 
 log = logging.getLogger(__name__)
-
-Pair = tuple[str, ByteArray, ByteArray]  # name, LR, HR
 
 _STRIPS = 3  # images with a strip
 _SIDE = 64  # LR pixels a side of its crop, from the centre

@@ -29,10 +29,9 @@ from mipkd.core.records import (
 )
 from mipkd.distill import ranks
 from mipkd.distill import teacher as teachers
-from mipkd.distill.data import PatchSampler
+from mipkd.distill.data import Pair, PatchSampler
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.trainer import TrainingInputs, train
-from mipkd.distill.validate import Pair
 from mipkd.export import onnx
 from mipkd.export.fake_quant import FakeQuantNet
 from pipeline.quantize.search import judged, worth_their_time
