@@ -12,7 +12,7 @@ from mipkd.core.records import Rounding
 from mipkd.export.fake_quant import FakeQuantNet
 from mipkd.export.onnx import export
 from mipkd.export.parity import check_parity
-from mipkd.losses._block_mixer import branches
+from mipkd.losses._block_mixer import run_branches
 from mipkd.losses._feature_mixer import FeatureMixer, mix
 from mipkd.losses.base import Pass, Positions
 
@@ -76,7 +76,7 @@ def test_the_teachers_blocks_alone_in_the_mixed_path_give_the_teachers_image() -
     mixtures = [
         mix(a, b, student_share=0.0, generator=None) for a, b in zip(mine, theirs, strict=True)
     ]
-    for mixed in branches(seen, mixers, mixtures, ("teacher", "teacher")):
+    for mixed in run_branches(seen, mixers, mixtures, ("teacher", "teacher")):
         assert torch.equal(mixed, truth)
 
 
