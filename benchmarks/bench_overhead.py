@@ -57,8 +57,8 @@ def _row(size: tuple[int, int], settings: BenchSettings) -> dict[str, float | st
     found = percentiles(latency.samples_s)
     return {
         "size": f"{size[1]}x{size[0]}",
-        "p50_us": found.p50_s * 1e6,
-        "p99_us": found.p99_s * 1e6,
+        "p50_us": found.p50_s.value * 1e6,
+        "p99_us": found.p99_s.value * 1e6,
         "wall_us": wall_s / calls * 1e6,
         "calls": calls,
     }

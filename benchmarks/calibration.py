@@ -27,7 +27,7 @@ from calibration.search import Loss
 from mipkd.core.records import Graph, Holdout, PatchSet, Photos
 from mipkd.distill.data import prepare_photos
 from pipeline.quantize.evaluator import Judge
-from targets.base import Target, find, tuner_of
+from targets.base import BuildRequest, Target, find
 
 _SIDE = 64  # LR pixels of a patch
 _CROPS, _PAGES, _CROP = 24, 6, 80  # of the holdout
@@ -107,12 +107,14 @@ def random_patches(photos: Photos, *, count: int, size: int, seed: int, out: Pat
 
 
 def _loss(target: Target, graph: Graph, patches: PatchSet, held: Holdout, folder: Path) -> Loss:
-    tuner = tuner_of(target, graph, patches, folder)
+    tuner = target.tuner(BuildRequest(graph, "int8", folder, patches))
     assert tuner is not None, f"{target.name} has a fixed recipe for {graph.family}"
     judge = Judge(tuner, held, multiple=graph.multiple, folder=folder)
-    with closing(target.open(target.build(graph, "fp32", None, folder / "fp32"))) as session:
+    with closing(
+        target.open(target.build(BuildRequest(graph, "fp32", folder / "fp32")))
+    ) as session:
         judge.hold_against(session)
-    return judge.loss(tuner.ranges[0], ())
+    return judge.loss(tuner.range_estimators[0], ())
 
 
 if __name__ == "__main__":

@@ -19,17 +19,19 @@ from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
-from mipkd.core.records import Built, Measurement, Outcome
+from mipkd.core.evidence import Outcome
+from mipkd.core.measurement import Measurement
+from mipkd.core.records import Built
 from pipeline.bench.latency import BenchSettings, compare
 from pipeline.bundle import manifest
-from pipeline.bundle.regress import BaselineConfig, Beside, regress
+from pipeline.judge.regression import BaselineConfig, Beside, regress
 from targets.base import FloatArray, Session, Target, find
 
 SLOWER = 0.1
 BOUNDS = {"false alarms": 0.01, "missed": 0.01, "invalid": 0.1}
 
 
-class Slowed:
+class Slowed(Session):
     """A session that takes a part of a second longer."""
 
     def __init__(self, session: Session, extra_s: float) -> None:

@@ -15,17 +15,15 @@ import random
 import statistics
 import sys
 import tempfile
-from contextlib import closing
 from pathlib import Path
 
 from benchmarks.own_tools import graph_of
 from mipkd.core.records import Built
-from pipeline.bench import parcel
 from pipeline.bench.host import describe_host
-from pipeline.bench.job import time_models
 from pipeline.bench.latency import BenchSettings
-from pipeline.device.device import Device, DeviceConfig
-from targets.base import find
+from pipeline.machine.base import DeviceConfig, Job, Machine, connect
+from pipeline.machine.local import Local
+from targets.base import BuildRequest, find
 
 BOUND = 0.10
 
@@ -51,14 +49,14 @@ def main() -> None:
         attempts=1,
     )
     config = DeviceConfig(address=asked.device, python=asked.python, ssh_config=asked.ssh_config)
-    with tempfile.TemporaryDirectory() as name, closing(Device(config)) as device:
+    with tempfile.TemporaryDirectory() as name, connect(config) as device:
         folder = Path(name)
         graph = graph_of(asked.model, folder)
         builts = [
-            find(target).build(graph, "fp32", None, folder / target)
+            find(target).build(BuildRequest(graph, "fp32", folder / target))
             for target in asked.target.split(",")
         ]
-        rounds = _rounds(builts, settings, device, asked.rounds, folder)
+        rounds = _rounds(builts, settings, (Local(), device), asked.rounds)
     ratios = {
         target: statistics.median(there / here for here, there in pairs)
         for target, pairs in rounds.items()
@@ -78,33 +76,24 @@ def main() -> None:
 
 
 def _rounds(
-    builts: list[Built], settings: BenchSettings, device: Device, rounds: int, folder: Path
+    builts: list[Built], settings: BenchSettings, machines: tuple[Machine, Machine], rounds: int
 ) -> dict[str, list[tuple[float, float]]]:
     """By target, medians in ms: here, over SSH."""
     found: dict[str, list[tuple[float, float]]] = {built.target: [] for built in builts}
     order = random.Random(0)
     for _ in range(rounds):
         for built in order.sample(builts, len(builts)):
-            ms = {}
-            for there in order.sample((False, True), 2):
-                ms[there] = 1e3 * (
-                    _over_ssh(built, settings, device, folder) if there else _here(built, settings)
-                )
-            found[built.target].append((ms[False], ms[True]))
+            ms = [0.0, 0.0]
+            for number in order.sample((0, 1), 2):
+                ms[number] = 1e3 * _p50_s(built, settings, machines[number])
+            found[built.target].append((ms[0], ms[1]))
     return found
 
 
-def _here(built: Built, settings: BenchSettings) -> float:
-    done = time_models(find(built.target), [built], settings)
-    return statistics.median(done.latencies[0][0].samples_s)
-
-
-def _over_ssh(built: Built, settings: BenchSettings, device: Device, folder: Path) -> float:
-    job = folder / "job.zip"
-    id = parcel.write_job(job, built.target, [built], (), settings)
-    told = device.probe([built.target])[built.target]
-    results, _ = parcel.read_results(device.carry_out(job, id, told, folder))
-    return statistics.median(results.done.latencies[0][0].samples_s)
+def _p50_s(built: Built, settings: BenchSettings, machine: Machine) -> float:
+    info = machine.offers([built.target])[built.target]
+    (found,) = machine.run(Job(info, (built,), settings))
+    return statistics.median(found.latencies[0].samples_s)
 
 
 if __name__ == "__main__":

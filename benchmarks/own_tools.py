@@ -30,7 +30,7 @@ from mipkd.core import plugins
 from mipkd.core.records import Built, Graph, PatchSet
 from pipeline.bench.host import describe_host
 from pipeline.bench.latency import FEWEST, BenchSettings, compare
-from targets.base import find
+from targets.base import BuildRequest, find
 
 BOUNDS = {"openvino": 0.03, "cpu": 0.05}  # how far from 1 a ratio may be
 _SCALE = 4  # of a net of random weights
@@ -100,7 +100,7 @@ def _pairs(model: str, size: Size, seconds: float, folder: Path) -> Iterator[tup
     offered = [("openvino", p, _benchmark_app) for p in find("openvino").precisions()]
     for target, precision, theirs in (*offered, ("cpu", "fp32", _bare_loop)):
         out = place / f"{target}-{precision}"
-        built = find(target).build(graph, precision, patches, out)
+        built = find(target).build(BuildRequest(graph, precision, out, patches))
 
         def ask(tool: Callable[..., float], built: Built = built) -> Callable[[], float]:
             return lambda: tool(built, size, seconds)

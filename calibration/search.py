@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 Evaluate = Callable[[frozenset[str]], "Loss"]  # of a candidate, by the names of its floats
 
-_FRONT = 6  # candidates beyond the search's own that the front is drawn through
+_FRONT = 6  # candidates beyond the search's own that the Pareto front is drawn through
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,21 @@ class Bounds:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """Operations with what is known of each, by name."""
+
+    operations: Sequence[Operation]
+    harms: Mapping[str, Loss]
+    costs_ms: Mapping[str, float]
+    bounds: Bounds
+
+    def share(self, name: str) -> float:
+        """The share of the bounds that one operation's harm uses up."""
+        harm = self.harms[name]
+        return harm.mean_db / self.bounds.mean_db + max(harm.worst_db, 0) / self.bounds.worst_db
+
+
+@dataclass(frozen=True)
 class Candidate:
     """One way to quantise."""
 
@@ -63,31 +78,30 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Found:
-    """The best candidate, and all (it too) that no other beats in time and share of the bounds."""
+    """The best candidate, and the Pareto front: all (the best too) that no other beats in both time
+    and share of the bounds."""
 
     best: Candidate
-    met: bool
-    front: tuple[Candidate, ...]
+    bounds_met: bool
+    pareto: tuple[Candidate, ...]
 
 
 def search(
-    operations: Sequence[Operation],
-    *,
-    harms: Mapping[str, Loss],
-    costs_ms: Mapping[str, float],
-    bounds: Bounds,
+    known: Measured,
     evaluate: Evaluate,
+    *,
     slack_ms: float = 0.0,
     forced: frozenset[str] = frozenset(),
     late: Callable[[], bool] = lambda: False,
 ) -> Found:
-    """The cheapest candidate found that keeps `bounds`, else the one that loses least.
+    """The cheapest candidate found that keeps the bounds, else the one that loses least.
 
     Of those that take at most `slack_ms` longer than the cheapest, the one that loses least.
     `forced` are floats in any case; beyond them something is always left in INT8. Once `late`
     says so, no further candidate is tried than the search needs to name one that keeps the bounds.
     """
     tried: dict[frozenset[str], Candidate] = {}
+    bounds, costs_ms = known.bounds, known.costs_ms
 
     def attempt(floats: frozenset[str]) -> Candidate:
         if floats not in tried:
@@ -95,25 +109,14 @@ def search(
             tried[floats] = Candidate(floats, evaluate(floats), extra)
         return tried[floats]
 
-    order = _by_worth(operations, harms, costs_ms, bounds, forced)
+    order = _by_worth(known, forced)
     # Not all of them: that is FP32 under another name, which no search is needed for.
     prefixes = [forced | frozenset(order[:count]) for count in range(max(1, len(order)))]
     count = _fewest(prefixes, lambda floats: bounds.hold(attempt(floats).loss))
     if count is None:
         return _as_found(tried, tried.values(), bounds, met=False)
-    best = attempt(prefixes[count])
     dearest = sorted(order[:count], key=lambda n: (-costs_ms[n], -order.index(n)))
-    left = dearest
-    size = (len(left) + 1) // 2
-    while left and size and not late():
-        for start in range(0, len(left), size):
-            if late():
-                break
-            less = attempt(best.floats - set(left[start : start + size]))
-            if bounds.hold(less.loss):
-                best = less
-        left = [name for name in left if name in best.floats]
-        size = min(size // 2, (len(left) + 1) // 2)
+    best = _drop_unneeded(attempt(prefixes[count]), dearest, bounds, attempt, late)
     for step in range(1, _FRONT):
         if not late():
             attempt(prefixes[len(order) * step // _FRONT])
@@ -121,40 +124,33 @@ def search(
     return _as_found(tried, near, bounds, met=True)
 
 
-def judged_anew(found: Found, loss: Loss, bounds: Bounds) -> Found:
+def with_remeasured_loss(found: Found, loss: Loss, bounds: Bounds) -> Found:
     """The same, with the best's loss measured again, as it will be built."""
     best = replace(found.best, loss=loss)
-    front = tuple(best if one == found.best else one for one in found.front)
-    return Found(best, bounds.hold(loss), front)
+    pareto = tuple(best if one == found.best else one for one in found.pareto)
+    return Found(best, bounds.hold(loss), pareto)
 
 
-def most_worth(
-    operations: Sequence[Operation],
-    *,
-    harms: Mapping[str, Loss],
-    costs_ms: Mapping[str, float],
-    bounds: Bounds,
-    budget_ms: float,
-) -> list[str]:
+def knapsack_floats(known: Measured, budget_ms: float) -> list[str]:
     """The floats that bring most for a budget of time, in the graph's order.
 
-    The best of all choices, not the greedy one: that one spends a little too much on small layers
-    and has no room for the last convolution, one of those that harm most.
+    A knapsack, solved exactly and not greedily: the greedy choice spends a little too much on small
+    layers and has no room for the last convolution, one of those that harm most.
     """
-    worth = {name: _used(harm, bounds) for name, harm in harms.items() if harm.mean_db > 0}
-    unit = min(costs_ms.values(), default=1.0)  # costs are powers of two
+    worth = {name: known.share(name) for name, harm in known.harms.items() if harm.mean_db > 0}
+    unit = min(known.costs_ms.values(), default=1.0)  # costs are powers of two
     best: dict[int, tuple[float, frozenset[str]]] = {0: (0.0, frozenset())}  # by units spent
     for name, brings in worth.items():
-        units = round(costs_ms[name] / unit)
+        units = round(known.costs_ms[name] / unit)
         for spent, (brought, taken) in sorted(best.items(), reverse=True):
             more = spent + units
             if more * unit <= budget_ms and brought + brings > best.get(more, (0.0, None))[0]:
                 best[more] = brought + brings, taken | {name}
     _, taken = max(best.values(), key=lambda found: found[0])
-    return [op.name for op in operations if op.name in taken]
+    return [op.name for op in known.operations if op.name in taken]
 
 
-def rounded(ms: float, *, parts: int = 1) -> float:
+def round_time(ms: float, *, parts: int = 1) -> float:
     """A time, above 0, to a power of two, or to one of `parts` between them: so coarse that the
     noise of timing decides nothing."""
     from math import log2
@@ -162,25 +158,32 @@ def rounded(ms: float, *, parts: int = 1) -> float:
     return float(2 ** (round(parts * log2(ms)) / parts))
 
 
-def _by_worth(
-    operations: Sequence[Operation],
-    harms: Mapping[str, Loss],
-    costs_ms: Mapping[str, float],
-    bounds: Bounds,
-    forced: frozenset[str],
-) -> list[str]:
+def _by_worth(known: Measured, forced: frozenset[str]) -> list[str]:
     """Names by harm over cost, the most first."""
-
-    def worth(op: Operation) -> float:
-        return _used(harms[op.name], bounds) / costs_ms[op.name]
-
-    names = [op.name for op in sorted(operations, key=worth, reverse=True)]
+    names = [op.name for op in known.operations]
+    names.sort(key=lambda name: known.share(name) / known.costs_ms[name], reverse=True)
     return [name for name in names if name not in forced]
 
 
-def _used(harm: Loss, bounds: Bounds) -> float:
-    """The share of the bounds that a harm uses up."""
-    return harm.mean_db / bounds.mean_db + max(harm.worst_db, 0) / bounds.worst_db
+def _drop_unneeded(
+    best: Candidate,
+    floats: list[str],
+    bounds: Bounds,
+    attempt: Callable[[frozenset[str]], Candidate],
+    late: Callable[[], bool],
+) -> Candidate:
+    """Give `floats` back to INT8 where the bounds still hold: half of them at once, then fewer."""
+    size = (len(floats) + 1) // 2
+    while floats and size and not late():
+        for start in range(0, len(floats), size):
+            if late():
+                break
+            less = attempt(best.floats - set(floats[start : start + size]))
+            if bounds.hold(less.loss):
+                best = less
+        floats = [name for name in floats if name in best.floats]
+        size = min(size // 2, (len(floats) + 1) // 2)
+    return best
 
 
 def _fewest(
@@ -209,9 +212,9 @@ def _as_found(
     *,
     met: bool,
 ) -> Found:
-    front: list[Candidate] = []
+    pareto: list[Candidate] = []
     for one in sorted(tried.values(), key=lambda c: (c.extra_ms, bounds.share(c.loss))):
-        if not front or bounds.share(one.loss) < bounds.share(front[-1].loss):
-            front.append(one)
+        if not pareto or bounds.share(one.loss) < bounds.share(pareto[-1].loss):
+            pareto.append(one)
     best = min(eligible, key=lambda c: (bounds.share(c.loss), c.extra_ms))
-    return Found(best, met, tuple(front))
+    return Found(best, met, tuple(pareto))

@@ -19,8 +19,9 @@ from mipkd.distill.settings import DistillConfig
 from mipkd.distill.teacher import TeacherOptions
 from pipeline.bench.latency import BenchSettings
 from pipeline.bundle.golden import BundleConfig
-from pipeline.bundle.regress import BaselineConfig
-from pipeline.device.device import DeviceConfig
+from pipeline.judge.gates import GateConfig
+from pipeline.judge.regression import BaselineConfig
+from pipeline.machine.base import DeviceConfig
 from pipeline.quantize.qat import QatConfig
 from pipeline.quantize.search import QuantizeConfig
 from pipeline.settings import as_usage_error, assignments, merged
@@ -28,7 +29,6 @@ from pipeline.stages.build import BuildConfig
 from pipeline.stages.calibrate import CalibrateConfig
 from pipeline.stages.export import AdoptConfig, ExportConfig
 from pipeline.stages.fit import FitConfig
-from pipeline.stages.judge import GateConfig
 from pipeline.study import StudyConfig
 
 _PATHS = ("teacher", "model", "data", "val", "out")

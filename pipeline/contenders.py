@@ -15,7 +15,7 @@ from mipkd.core.records import Distilled, Graph, Model, PatchSet, QuantPlan, Riv
 from mipkd.distill import ranks
 from mipkd.distill.settings import DistillConfig
 from pipeline import caching
-from pipeline.bench.gain import is_rival
+from pipeline.bench.distillation_gain import is_rival
 from pipeline.config import Config, is_file
 from pipeline.context import RunContext
 from pipeline.inputs import (
@@ -255,12 +255,11 @@ def choose_student(on: RunContext, teacher: Ref[Model], patches: Ref[PatchSet]) 
             "--student auto: no latency budget", hint="give --latency-budget in milliseconds"
         )
     tried = []
-    for told in on.targets:
-        there = told if on.device else None
-        nets = (on.precisions(told), teacher, patches)
-        inputs = FitInputs(config.fit, told.target, *nets, there, NotInKey(on.device))
-        key = [find(told.target).versions(), on.host]
-        tried.append(on.run.step(fit, inputs, depends_on=key, label=told.target))
+    for info in on.targets:
+        nets = (on.precisions(info), teacher, patches)
+        inputs = FitInputs(config.fit, info, *nets, NotInKey(on.machine))
+        built_with = find(info.target).versions()
+        tried.append(on.run.step(fit, inputs, depends_on=built_with, label=info.target))
     if any(one.record is None for one in tried):
         return None  # only planned: which one it will be is not known
     spec = largest_within(config.fit, [one.value for one in tried])

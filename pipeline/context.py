@@ -7,13 +7,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from mipkd.core.errors import MissingError, UsageError, nearest
-from mipkd.core.records import Failure, Host, Told
-from pipeline.bench.agent import tell
+from mipkd.core.evidence import Failure
+from mipkd.core.measurement import Host
+from mipkd.core.precision import PRECISIONS
+from mipkd.core.records import TargetInfo
 from pipeline.config import Config
-from pipeline.device.device import Device
 from pipeline.failures import record_failure
+from pipeline.machine.base import Machine
 from pipeline.run import Run
-from targets.base import PRECISIONS, find
+from targets.base import find
 
 
 @dataclass(frozen=True)
@@ -22,14 +24,14 @@ class RunContext:
 
     config: Config
     run: Run
-    device: Device | None  # that measures; None: this machine
-    host: Host  # this machine
-    targets: tuple[Told, ...]
+    machine: Machine  # that measures
+    host: Host  # of the machine that runs the pipeline
+    targets: tuple[TargetInfo, ...]
     failures: list[Failure] = field(default_factory=list)
 
-    def precisions(self, told: Told) -> tuple[str, ...]:
+    def precisions(self, info: TargetInfo) -> tuple[str, ...]:
         """Those asked for that a target offers; all of its own where none was asked for."""
-        return tuple(p for p in self.config.precision or told.precisions if p in told.precisions)
+        return tuple(p for p in self.config.precision or info.precisions if p in info.precisions)
 
     def catch(
         self, target: str, precision: str, stage: str, role: str
@@ -38,20 +40,20 @@ class RunContext:
         return record_failure(self.failures, target, precision, stage, role)
 
 
-def choose_targets(config: Config, device: Device | None) -> tuple[Told, ...]:
+def choose_targets(config: Config, machine: Machine) -> tuple[TargetInfo, ...]:
     """The targets asked for, or those of the machine's CPU when none is named.
 
     Raises:
         UsageError: an unknown target or precision.
         MissingError: a target that was asked for cannot run there, before any work is lost.
     """
-    where = f" on {device.address}" if device else ""
+    where, option = _place_of(machine)
     if config.target is None:
-        usual = [told for told in _probe(("cpu", "openvino"), device) if not told.why_not]
-        if device and not usual:
+        usual = [info for info in _offers(("cpu", "openvino"), machine) if not info.why_not]
+        if not usual:
             raise MissingError(
                 f"neither cpu nor openvino can run{where}",
-                hint=f"see what can: mipkd-pipeline doctor --device {device.address}",
+                hint=f"see what can: mipkd-pipeline doctor{option}",
             )
         return tuple(usual)
     for precision in config.precision or ():
@@ -59,17 +61,21 @@ def choose_targets(config: Config, device: Device | None) -> tuple[Told, ...]:
             raise UsageError(
                 f"--precision: unknown name {precision!r}", hint=nearest(precision, PRECISIONS)
             )
-    found = _probe(config.target, device)
-    for told in found:
-        if told.why_not:
-            raise MissingError(f"target {told.target}{where}: {told.why_not}")
+    found = _offers(config.target, machine)
+    for info in found:
+        if info.why_not:
+            raise MissingError(f"target {info.target}{where}: {info.why_not}")
     return tuple(found)
 
 
-def _probe(names: Sequence[str], device: Device | None) -> list[Told]:
-    """What the machine that will measure says of each target."""
-    targets = [find(name) for name in names]
-    if not device:
-        return [tell(target) for target in targets]
-    found = device.probe(names)
-    return [found[name] for name in names]
+def _place_of(machine: Machine) -> tuple[str, str]:
+    """Where a machine is, in words and as an option; nothing to say of this one."""
+    address = machine.address
+    return (f" on {address}", f" --device {address}") if address else ("", "")
+
+
+def _offers(names: Sequence[str], machine: Machine) -> list[TargetInfo]:
+    for name in names:
+        find(name)  # an unknown one is refused before the machine is asked
+    offered = machine.offers(names)
+    return [offered[name] for name in names]

@@ -7,59 +7,51 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mipkd.core.records import Told
-from pipeline.bench.agent import tell
-from pipeline.bench.host import describe_host
-from pipeline.device.device import reached
-from targets.base import every, find
+from pipeline.machine.base import DeviceConfig, connect
+from targets.base import every
+
+if TYPE_CHECKING:
+    from mipkd.archs.base import SRNet
 
 
-def examine_machine(address: str | None = None, sets: Sequence[str] = ()) -> dict[str, Any]:
-    """The host, here or at an address, and of each target and variant: usable or not, why not."""
-    names = every()
-    told = _told_at(address, names, sets) if address else {n: tell(find(n)) for n in names}
+def examine_machine(config: DeviceConfig | None = None) -> dict[str, Any]:
+    """The host, this one or at an address, and each target and variant: usable, or why not."""
+    with connect(config or DeviceConfig()) as machine:
+        offered = machine.offers(every())
     targets = {
         name: {
-            "usable": not one.why_not,
-            "why_not": one.why_not,
-            "simulated": not one.why_not and one.simulated,
-            "precisions": list(one.precisions),
-            "versions": one.versions,
+            "usable": not info.why_not,
+            "why_not": info.why_not,
+            "simulated": not info.why_not and info.simulated,
+            "precisions": list(info.precisions),
+            "versions": info.versions,
         }
-        for name, one in told.items()
+        for name, info in offered.items()
     }
-    host = told[names[0]].host if address else describe_host()
-    return {"host": asdict(host), "targets": targets}
+    return {"host": asdict(next(iter(offered.values())).host), "targets": targets}
 
 
-def _told_at(address: str, names: Sequence[str], sets: Sequence[str]) -> dict[str, Told]:
-    from pipeline.config import load
-
-    with reached(load({"device": {"address": address}}, sets=sets).device) as device:
-        assert device is not None, "it has an address"
-        return device.probe(names)
-
-
-def machine_printed(found: dict[str, Any]) -> str:
+def describe_machine(found: dict[str, Any]) -> str:
     """What `examine_machine` found: a line about the machine, and one a target."""
     host, targets = found["host"], found["targets"]
-    memory = f"{host['memory_bytes'] / 2**30:.0f} GiB"
+    size = host["memory_bytes"]
+    memory = f"{size / 2**30:.0f} GiB" if size else "memory unknown"
     wide = max(map(len, targets))
     lines = [
         f"{host['cpu']}, {host['cores']} cores, {memory}, {host['system']}",
         f"fast arithmetic: {', '.join(host['features']) or 'none known'}",
         "",
         f"{'target':<{wide}}  here  precisions, or what is missing; how to get it",
-        *(f"{name:<{wide}}  {_standing(one)}" for name, one in targets.items()),
+        *(f"{name:<{wide}}  {_describe_target(one)}" for name, one in targets.items()),
         "",
         "use them: mipkd-pipeline run --target NAME,NAME; what each is: docs/targets.md",
     ]
     return "\n".join(lines)
 
 
-def _standing(one: dict[str, Any]) -> str:
+def _describe_target(one: dict[str, Any]) -> str:
     """Of one target: whether it is here, and with what, or why not."""
     if one["why_not"]:
         return f"no    {one['why_not']}"
@@ -73,57 +65,53 @@ def examine_checkpoint(file: Path, images: Path | None, sets: Sequence[str]) -> 
     `--set identify.image_range=255` and the like settle what the file cannot tell.
     """
     from mipkd.distill import teacher as teachers
-    from mipkd.distill.data import load_tests, prepare_tests, probe_images
+    from mipkd.distill.data import probe_images
     from mipkd.distill.supported_losses import list_supported
-    from pipeline.bench.pixels import score
     from pipeline.config import load
-    from pipeline.stages.assess import TorchSession
 
-    options = load({"teacher": file}, sets=sets).identify
     model, net = teachers.identify(
         file,
         role="teacher",
-        options=options,
+        options=load({"teacher": file}, sets=sets).identify,
         probe=lambda scale: probe_images(images, scale=scale),
     )
-    found: dict[str, Any] = {
-        "file": str(file),
-        "sha256": model.sha256,
-        "arch": model.arch,
-        "scale": model.scale,
-        "layout": model.layout,
-        "hyper": model.hyper,
-        "image_range": model.hyper.get("image_range"),
-        "settled": model.settled,
-        "params": model.params,
-        "gmacs": model.gmacs,
-        "licence": model.licence,
-    }
+    named = ("sha256", "arch", "scale", "layout", "hyper", "settled", "params", "gmacs", "licence")
+    found = {"file": str(file), **{name: getattr(model, name) for name in named}}
+    found["image_range"] = model.hyper.get("image_range")
     if not net.in_parts:
         found["losses"] = list_supported(net)
-    if images:
-        with TemporaryDirectory() as folder:
-            tests = prepare_tests(images, scale=model.scale, out=Path(folder))
-            scores = score(
-                TorchSession(net),
-                tests=load_tests(tests),
-                scale=model.scale,
-                multiple=net.multiple,
-                out=Path(folder) / "outputs",
-            )
-        found["images"] = len(scores)
-        found["lr_from"] = tests.lr_from
-        found["psnr_y_db"] = round(statistics.fmean(s.psnr_y_db for s in scores), 4)
-        found["ssim_y"] = round(statistics.fmean(s.ssim_y for s in scores), 5)
-    return found
+    return found | (_score_checkpoint(net, model.scale, images) if images else {})
 
 
-def printed(found: dict[str, Any], indent: str = "") -> str:
+def _score_checkpoint(net: SRNet, scale: int, images: Path) -> dict[str, Any]:
+    """Mean PSNR and SSIM on a test set, or on photos."""
+    from mipkd.distill.data import load_tests, prepare_tests
+    from pipeline.bench.pixels import score
+    from pipeline.stages.assess import TorchSession
+
+    with TemporaryDirectory() as folder:
+        tests = prepare_tests(images, scale=scale, out=Path(folder))
+        scores = score(
+            TorchSession(net),
+            tests=load_tests(tests),
+            scale=scale,
+            multiple=net.multiple,
+            out=Path(folder) / "outputs",
+        )
+    return {
+        "images": len(scores),
+        "lr_from": tests.lr_from,
+        "psnr_y_db": round(statistics.fmean(s.metrics["psnr_y"] for s in scores), 4),
+        "ssim_y": round(statistics.fmean(s.metrics["ssim_y"] for s in scores), 5),
+    }
+
+
+def describe(found: dict[str, Any], indent: str = "") -> str:
     """A nested finding as lines of `name: value`."""
     lines = []
     for name, value in found.items():
         if isinstance(value, dict) and value:
-            lines += [f"{indent}{name}:", printed(value, indent + "  ")]
+            lines += [f"{indent}{name}:", describe(value, indent + "  ")]
         elif value not in ("", [], {}, None):
             shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
             lines.append(f"{indent}{name}: {shown}")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mipkd.core.errors import MipkdError
-from mipkd.core.records import Failure
+from mipkd.core.evidence import Failure
 
 log = logging.getLogger(__name__)
 

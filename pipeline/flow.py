@@ -2,7 +2,7 @@
 
 teacher -> identify -> distill -> export -> calibrate
     -> for each target: search what INT8 leaves float -> build each precision
-        -> measure them interleaved, here or on a device
+        -> measure them interleaved, on whichever machine
     -> judge -> report -> bundle
 """
 
@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from mipkd.core.records import Evidence
+from mipkd.core.evidence import Evidence
 from pipeline import publish
-from pipeline.bench.gain import is_rival
+from pipeline.bench.distillation_gain import is_rival
 from pipeline.bench.host import describe_host
 from pipeline.config import Config
 from pipeline.contenders import (
@@ -24,8 +24,8 @@ from pipeline.contenders import (
     train_and_export,
 )
 from pipeline.context import RunContext, choose_targets
-from pipeline.device.device import reached
 from pipeline.inputs import choose_patches, identify_nets, prepare_images
+from pipeline.machine.base import connect
 from pipeline.on_target import OnTarget
 from pipeline.run import Run
 from pipeline.stages.reference import FP32_ON, ReferenceInputs, reference
@@ -46,9 +46,9 @@ def run_pipeline(config: Config, run: Run, *, command: str) -> Evidence:
 def measure_all(config: Config, run: Run) -> publish.Found:
     """Every step up to the measurements, remembered or made; in a dry run, only planned."""
     baselines = parse_baselines(config)
-    with reached(config.device) as device:
-        targets = choose_targets(config, device)
-        return _measure_all(RunContext(config, run, device, describe_host(), targets), baselines)
+    with connect(config.device) as machine:
+        targets = choose_targets(config, machine)
+        return _measure_all(RunContext(config, run, machine, describe_host(), targets), baselines)
 
 
 def _measure_all(on: RunContext, asked: Sequence[Baseline]) -> publish.Found:
@@ -61,8 +61,8 @@ def _measure_all(on: RunContext, asked: Sequence[Baseline]) -> publish.Found:
     graphs = ReferenceInputs(tuple(one.graph for one in contenders if one.graph), images.tests)
     references = on.run.step(reference, graphs, depends_on=find(FP32_ON).versions())
     targets = []
-    for told in on.targets:
-        here = OnTarget(on, told, images, patches, nets.teacher)
+    for info in on.targets:
+        here = OnTarget(on, info, images, patches, nets.teacher)
         here.build(contenders)
         here.measure()
         targets.append(here)

@@ -7,18 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from mipkd.core.errors import UnsupportedError
-from mipkd.core.records import (
-    Built,
-    Failure,
-    Graph,
-    Measurement,
-    Model,
-    PatchSet,
-    QuantPlan,
-    Told,
-    Tuned,
-)
-from pipeline.bench.gain import is_rival
+from mipkd.core.evidence import Failure
+from mipkd.core.measurement import Measurement
+from mipkd.core.precision import PRECISIONS
+from mipkd.core.records import Built, Graph, Model, PatchSet, QatStudent, QuantPlan, TargetInfo
+from pipeline.bench.distillation_gain import is_rival
 from pipeline.contenders import Contender
 from pipeline.context import RunContext
 from pipeline.failures import record_failure
@@ -28,12 +21,11 @@ from pipeline.quantize.qat import QatInputs, qat
 from pipeline.quantize.search import SearchInputs, check_floats, search
 from pipeline.run import NotInKey, Ref
 from pipeline.stages.build import BuildInputs, build
-from pipeline.stages.measure import MeasureInputs, MeasureThereInputs, measure, measure_there
-from targets.base import QUANTIZED, find, is_teachable, is_tunable
+from pipeline.stages.measure import MeasureInputs, measure
+from targets.base import Feature, find
 
 log = logging.getLogger(__name__)
 
-_PROBED = ("fp16", "int8")  # precisions whose ranges are read from the calibration patches
 Measured = Ref[tuple[Measurement, ...]]
 
 
@@ -42,7 +34,7 @@ class OnTarget:
     """One target's models: what was planned, built and measured of each contender."""
 
     on: RunContext
-    told: Told
+    info: TargetInfo
     images: Images
     patches: Ref[PatchSet]
     teacher: Ref[Model] | None  # that may teach a student that is trained on for INT8
@@ -53,12 +45,12 @@ class OnTarget:
     def build(self, contenders: Sequence[Contender]) -> None:
         """Every contender at every precision; what fails is a row of the report."""
         for one, precision in self._wanted(contenders):
-            with self.on.catch(self.told.target, precision, "build", one.name):
+            with self.on.catch(self.info.target, precision, "build", one.name):
                 self.builts.append((one.name, self._build(one, precision)))
 
     def measure(self) -> None:
         """All models in one job; if that fails, once more without the baselines."""
-        target, failures = self.told.target, self.on.failures
+        target, failures = self.info.target, self.on.failures
         baselines = list(dict.fromkeys(name for name, _ in self.builts if is_rival(name)))
         if baselines:
             trouble = list[Failure]()
@@ -73,36 +65,32 @@ class OnTarget:
     def _wanted(self, contenders: Sequence[Contender]) -> Iterator[tuple[Contender, str]]:
         """What to build: students at every precision asked for, the teacher in the float ones."""
         for precision in self.on.config.precision or ():
-            if precision not in self.told.precisions:
-                log.warning("%s offers no %s there: left out", self.told.target, precision)
-        asked = self.on.precisions(self.told)
+            if precision not in self.info.precisions:
+                log.warning("%s offers no %s there: left out", self.info.target, precision)
+        asked = self.on.precisions(self.info)
         for one in (one for one in contenders if one.graph):
             for precision in asked:
-                if one.name != "teacher" or precision not in QUANTIZED:
+                if one.name != "teacher" or PRECISIONS[precision].is_float:
                     yield one, precision
 
     def _build(self, one: Contender, precision: str) -> Ref[Built]:
         assert one.graph is not None, "what is built has a graph"
-        config, name = self.on.config, self.told.target
+        config, name = self.on.config, self.info.target
         plan = None
         if precision == "int8" and self._is_planned:
             plan = self.plans[one.name] = self._plan(one, one.graph)
         elif precision == "int8" and one.name == "student":
             self._warn_of_unused()
-        patches = self.patches if precision in _PROBED else None
-        there = self.told if self.on.device else None
-        inputs = BuildInputs(config.build, precision, name, one.graph, patches, plan, there)
+        patches = self.patches if PRECISIONS[precision].reads_patches else None
+        inputs = BuildInputs(config.build, precision, self.info, one.graph, patches, plan)
         key, label = find(name).versions(), f"{name} {one.name} {precision}"
         return self.on.run.step(build, inputs, depends_on=key, label=label)
 
     def _measure(self, some: Sequence[Ref[Built]]) -> Measured:
-        run, bench, told, tests = self.on.run, self.on.config.bench, self.told, self.images.tests
-        if device := self.on.device:
-            there = MeasureThereInputs(bench, told, tuple(some), tests, NotInKey(device))
-            return run.step(measure_there, there, label=told.target)
-        inputs = MeasureInputs(bench, told.target, tuple(some), tests)
-        key = [told.versions, self.on.host]
-        return run.step(measure, inputs, depends_on=key, label=told.target)
+        on = self.on
+        machine, tests = NotInKey(on.machine), self.images.tests
+        inputs = MeasureInputs(on.config.bench, self.info, tuple(some), tests, machine)
+        return on.run.step(measure, inputs, label=self.info.target)
 
     @property
     def _is_planned(self) -> bool:
@@ -110,9 +98,10 @@ class OnTarget:
 
         What a layer costs on another machine is not known here: there INT8 has a fixed recipe.
         """
-        target, config = find(self.told.target), self.on.config
-        searched = config.quantize.search and is_tunable(target) and not self.on.device
-        return searched or (config.qat.run and is_teachable(target))
+        features, config = find(self.info.target).features, self.on.config
+        can_search = Feature.FLOAT_SEARCH in features and self.info.local
+        searched = config.quantize.search and can_search
+        return searched or (config.qat.run and Feature.FIXED_INT8 in features)
 
     def _warn_of_unused(self) -> None:
         """What was asked for and INT8 by a fixed recipe does not heed."""
@@ -120,7 +109,7 @@ class OnTarget:
         asked = {"--qat": config.qat.run, "quantize.float": bool(config.quantize.float)}
         if left := [name for name, wanted in asked.items() if wanted]:
             unused = " and ".join(left)
-            log.warning("%s: INT8 by its fixed recipe leaves out %s", self.told.target, unused)
+            log.warning("%s: INT8 by its fixed recipe leaves out %s", self.info.target, unused)
 
     def _plan(self, one: Contender, graph: Ref[Graph]) -> Ref[QuantPlan]:
         """Which layers stay float, once the net has been made to bear the target's INT8."""
@@ -129,8 +118,8 @@ class OnTarget:
             check_floats(config.quantize, graph.record)
         cut = HoldOutInputs(config.quantize.holdout, self.images.photos, config.calibrate.seed)
         held = run.step(hold_out, cut)
-        tuned: Ref[Tuned] | None = None
-        name, versions = self.told.target, self.told.versions
+        tuned: Ref[QatStudent] | None = None
+        name, versions = self.info.target, self.info.versions
         label = f"{name} {one.name}" if is_rival(one.name) else name
         if config.qat.run:
             if one.net is None:

@@ -10,20 +10,22 @@ from pathlib import Path
 import tomli_w
 
 from mipkd.core.errors import UsageError
-from mipkd.core.records import Built, Evidence, Failure, Host, Measurement, Model, PatchSet
-from pipeline import collected
-from pipeline.bench.against import simulated
+from mipkd.core.evidence import Evidence, Failure
+from mipkd.core.measurement import Host, Measurement
+from mipkd.core.records import Built, Model, PatchSet
+from pipeline import kit_results
+from pipeline.bench.comparisons import NOT_MEASURED, simulated_targets
 from pipeline.bundle.golden import BundleConfig
 from pipeline.bundle.kit import kit_name, make_kit
-from pipeline.bundle.pack import pack, students
+from pipeline.bundle.pack import pack, student_builds
 from pipeline.config import Config
 from pipeline.contenders import Contender
 from pipeline.inputs import Images
+from pipeline.judge.gates import GateConfig, judge
 from pipeline.report import history
-from pipeline.report.results import load
-from pipeline.report.write import RESULTS, report_folder, write
+from pipeline.report.results_file import report_folder
+from pipeline.report.write import write
 from pipeline.run import EVIDENCE, Ref, Run, commit, now
-from pipeline.stages.judge import NOT_MEASURED, GateConfig, judge
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ def judge_and_publish(config: Config, run: Run, found: Found, *, command: str) -
     assert model is not None, "a finished run has a student"
     assert graph is not None, "and its graph"
     builts = tuple(ref.value for ref in found.builts)
-    measurements, failures = collected.lay_over(
+    measurements, failures = kit_results.lay_over(
         run,
         tuple(m for ref in found.measured for m in ref.value),
         found.failures,
@@ -86,13 +88,13 @@ def judge_and_publish(config: Config, run: Run, found: Found, *, command: str) -
     (run.root / "config.toml").write_text(tomli_w.dumps(_plain(config)))
     _publish(run, evidence)
     try:
-        history.append(load(report_folder(run.root) / RESULTS), run.root.parent / history.FILE)
+        history.append(evidence, run.root.parent / history.FILE)
     except OSError as error:  # the run is whole without it
         log.warning("history: %s cannot be written: %s", run.root.parent, error.strerror)
     return evidence
 
 
-def collect(file: Path, root: Path) -> tuple[collected.Collected, Evidence]:
+def collect(file: Path, root: Path) -> tuple[kit_results.Collected, Evidence]:
     """Lay a kit's results over a finished run's own, judge and report anew.
 
     Raises:
@@ -101,8 +103,8 @@ def collect(file: Path, root: Path) -> tuple[collected.Collected, Evidence]:
     run = Run(root.resolve())
     before = _kept(run, "collect")
     with run.locked():
-        brought = collected.keep(file, run, before)
-        measurements, failures = collected.lay_over(
+        brought = kit_results.keep(file, run, before)
+        measurements, failures = kit_results.lay_over(
             run, before.measurements, before.failures, before.builts, before.tests
         )
         evidence = replace(
@@ -149,8 +151,8 @@ def _publish(run: Run, evidence: Evidence) -> None:
 
 def unseen(evidence: Evidence) -> list[str]:
     """The targets that were only simulated and can be measured by a kit."""
-    can = {built.target for built in students(evidence)}
-    return [target for target in simulated(evidence.measurements) if target in can]
+    can = {built.target for built in student_builds(evidence)}
+    return [target for target in simulated_targets(evidence.measurements) if target in can]
 
 
 def _kept(run: Run, command: str) -> Evidence:
@@ -172,7 +174,7 @@ def _not_measured(measurements: tuple[Measurement, ...]) -> tuple[str, ...]:
     ]
     return (
         *absent,
-        *(f"{target}: {NOT_MEASURED}" for target in simulated(measurements)),
+        *(f"{target}: {NOT_MEASURED}" for target in simulated_targets(measurements)),
         *([] if energy else ["energy: not measured, no power meter that can be read"]),
         "peak memory on the device: not measured",
     )

@@ -9,7 +9,6 @@ these fields, so the whole plan is known before anything runs. It works in
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -25,10 +24,10 @@ from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, get_type_hints
 
-from pydantic import TypeAdapter
+from filelock import FileLock, Timeout
 from pydantic_core import to_jsonable_python
 
-from mipkd.core import memory
+from mipkd.core import codec, memory
 from mipkd.core.errors import MipkdError, StageError, UsageError
 
 log = logging.getLogger(__name__)
@@ -180,7 +179,7 @@ class Run:
 
     def keep(self, name: str, record: Any) -> None:
         """Store a record in the run's folder, under a name."""
-        stored = _swap_prefix(to_jsonable_python(record), str(self.root), _HERE)
+        stored = _swap_prefix(codec.encode(record), str(self.root), _HERE)
         partial = self.root / f"{name}.partial"
         partial.write_text(json.dumps(stored, indent=1))
         partial.replace(self.root / name)
@@ -192,7 +191,7 @@ class Run:
             OSError, ValueError: it is not there, or not of this kind.
         """
         stored = json.loads((self.root / name).read_text())
-        return TypeAdapter(kind).validate_python(_swap_prefix(stored, _HERE, str(self.root)))
+        return codec.decode(kind, _swap_prefix(stored, _HERE, str(self.root)))
 
     def _make(
         self,
@@ -238,13 +237,13 @@ class Run:
 
     def _stored(self, record: Any, partial: Path, folder: Path) -> Any:
         place = f"{_HERE}/{folder.relative_to(self.root)}"
-        stored = _swap_prefix(to_jsonable_python(record), str(partial), place)
+        stored = _swap_prefix(codec.encode(record), str(partial), place)
         return _swap_prefix(stored, str(self.root), _HERE)
 
     def _load(self, stage: Stage[I, R], folder: Path) -> R:
         stored = json.loads((folder / "record.json").read_text())
-        adapter: TypeAdapter[R] = TypeAdapter(stage.returns)
-        return adapter.validate_python(_swap_prefix(stored, _HERE, str(self.root)))
+        record: R = codec.decode(stage.returns, _swap_prefix(stored, _HERE, str(self.root)))
+        return record
 
     def _why(self, stage: Stage[I, R], label: str, asked: dict[str, Any]) -> str:
         """What differs from the latest receipt of the same stage and label."""
@@ -273,29 +272,27 @@ class Run:
         Raises:
             UsageError: the folder cannot be written, or another run holds it.
         """
+        lock = FileLock(self.root / "lock", timeout=0)
+        holder = self.root / "lock.process"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT)
+            lock.acquire()
+        except Timeout:
+            process = holder.read_text() if holder.is_file() else "unknown"
+            raise UsageError(
+                f"--out: {self.root} is in use by another run (process {process})",
+                hint="wait for it, or give this run a folder of its own with --out",
+            ) from None
         except OSError as error:
             raise UsageError(
                 f"--out: cannot write to {self.root}: {error.strerror}",
                 hint="name a folder that you may write to",
             ) from error
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(handle, 64).decode(errors="replace").strip() or "unknown"
-            os.close(handle)
-            raise UsageError(
-                f"--out: {self.root} is in use by another run (process {holder})",
-                hint="wait for it, or give this run a folder of its own with --out",
-            ) from None
-        try:
-            os.truncate(handle, 0)
-            os.write(handle, str(os.getpid()).encode())
+            holder.write_text(str(os.getpid()))
             yield
         finally:
-            os.close(handle)
+            lock.release()
 
 
 def _partial_name(asked: dict[str, Any]) -> str:

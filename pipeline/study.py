@@ -17,16 +17,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mipkd.core.errors import MipkdError, StageError, UsageError, nearest
-from mipkd.core.records import (
-    Model,
-    Pace,
-    Photos,
-    Study,
-    TeacherCache,
-    TestSet,
-    Trained,
-    arm_name,
-)
+from mipkd.core.records import Model, Photos, TeacherCache, TestSet
+from mipkd.core.study import Pace, Study, Trained, arm_name
 from mipkd.distill import ranks
 from mipkd.distill.settings import DistillConfig, find_method, method_names
 from mipkd.distill.teacher import TeacherOptions

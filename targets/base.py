@@ -6,163 +6,198 @@ This file and every target's `open` run on a bare device: Python >= 3.10, numpy,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Protocol, cast, runtime_checkable
+from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from calibration.search import Operation
 from mipkd.core import plugins
-from mipkd.core.errors import UsageError, nearest
-from mipkd.core.records import Built, Graph, PatchSet, QuantPlan, Rounding, Told
+from mipkd.core.errors import MissingError, UnsupportedError, UsageError, nearest
+from mipkd.core.precision import PRECISIONS, Tolerance, tolerance_of
+from mipkd.core.records import Built, Graph, Model, PatchSet, QuantPlan, QuantScheme, TargetInfo
 
 FloatArray = npt.NDArray[np.float32]
 ByteArray = npt.NDArray[np.uint8]
-
-PRECISIONS = ("fp32", "bf16", "fp16", "w8", "int8")
-QUANTIZED = ("w8", "int8")  # w8: only the weights, and only as they are stored
+NetLoader = Callable[[Model], Any]  # gives a record's torch net, in eval mode
 
 
-class Session(Protocol):
-    """A model loaded on a device. `run` is the only timed call and blocks until done.
+class Session(ABC):
+    """A model loaded on a device."""
 
-    One whose model is on uint8 (`on_bytes`) says so in a true `takes_bytes`.
-    """
+    takes_uint8 = False  # the model takes and gives uint8, with clipping and rounding inside it
 
+    @abstractmethod
     def run(self, lr_NCHW: FloatArray) -> FloatArray:
-        """The upscaled batch, shape (N, C, S*H, S*W)."""
+        """The upscaled batch, shape (N, C, S*H, S*W): the only timed call, blocks until done."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  # not every session holds something
         """Give the device's memory and threads back."""
 
+    def forget_shapes(self) -> None:  # noqa: B027
+        """Drop what is kept for each input shape so far."""
 
-class Target(Protocol):
+
+class Tuner(Protocol):
+    """INT8 candidates of one graph on one target: all the same but for what stays float."""
+
+    range_estimators: tuple[str, ...]  # estimators of activations' ranges, the usual one first
+    other_precisions: tuple[str, ...]  # precisions that floats can be computed in, the finest first
+
+    def operations(self) -> tuple[Operation, ...]:
+        """What INT8 can compute of the graph, in order."""
+
+    def session(self, estimator: str, floats: Sequence[str], other: str) -> Session:
+        """A candidate in which the operations called `floats` are computed in `rest`."""
+
+    def quant_scheme(self, floats: Sequence[str]) -> QuantScheme:
+        """All that INT8 rounds, with the usual ranges, when the operations called `floats` are."""
+
+
+class Feature(Enum):
+    """What a target can do beside building and opening."""
+
+    FLOAT_SEARCH = "float_search"  # `tuner`: which layers INT8 leaves float can be searched
+    FIXED_INT8 = "fixed_int8"  # `quant_scheme`: a student can be trained for its one INT8 recipe
+    UINT8_IO = "uint8_io"  # builds models that take and give uint8
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What a target is asked to build."""
+
+    graph: Graph
+    precision: str
+    out: Path  # folder for the files
+    patches: PatchSet | None = None  # to read ranges from
+    on: TargetInfo | None = None  # the machine that will run it; None: this one
+    plan: QuantPlan | None = None  # which operations INT8 leaves float, as a search found
+    scheme: QuantScheme | None = None  # learned together with the weights of `graph`
+    uint8_io: bool = False  # uint8 in and out; clipping and rounding in the model
+    load_net: NetLoader | None = None  # for targets that start from the torch net
+
+
+class Target(ABC):
     """A runtime on a device. Each module of `targets` offers one as `TARGET`."""
 
     name: str
-    makes_pixels: bool  # False for a target that measures the bench, not a runtime
+    makes_pixels = True  # False for a target that measures the bench, not a runtime
+    features: frozenset[Feature] = frozenset()
+    # By precision, where they are not the usual ones.
+    tolerances: ClassVar[Mapping[str, Tolerance]] = {}
 
     @property
     def simulated(self) -> bool:
         """Whether `open` here gives another engine's pixels, in times that mean nothing."""
+        return False
 
+    @abstractmethod
     def precisions(self) -> tuple[str, ...]:
         """The precisions worth building on this machine, the reference first.
 
         That is "fp32", or the finest that a device without it computes in.
         """
 
+    @abstractmethod
     def why_not(self) -> str:
         """Why this machine cannot run the target: "REASON; CURE", and "" if it can."""
 
+    @abstractmethod
     def versions(self) -> dict[str, str]:
         """Package name to version of all that can change a figure."""
 
-    def build(
-        self,
-        graph: Graph,
-        precision: str,
-        calibration: PatchSet | None,
-        out: Path,
-        *,
-        on: Told | None = None,
-    ) -> Built:
-        """Convert, and for "int8" quantise, `graph` into files under `out`.
+    @abstractmethod
+    def build(self, request: BuildRequest) -> Built:
+        """Convert, and for INT8 quantise, a graph into files under `request.out`."""
 
-        `on` is what the machine that will run it told of this target; None is this machine.
-        """
-
+    @abstractmethod
     def open(self, built: Built) -> Session:
         """Load what `build` made."""
 
-
-class Tuner(Protocol):
-    """INT8 candidates of one graph on one target: all the same but for what stays float."""
-
-    ranges: tuple[str, ...]  # recipes for ranges of activations, the usual one first
-    rests: tuple[str, ...]  # precisions that floats can be computed in, the finest first
-
-    def operations(self) -> tuple[Operation, ...]:
-        """What INT8 can compute of the graph, in order."""
-
-    def session(self, ranges: str, floats: Sequence[str], rest: str) -> Session:
-        """A candidate in which the operations called `floats` are computed in `rest`."""
-
-    def rounding(self, floats: Sequence[str]) -> Rounding:
-        """All that INT8 rounds, with the usual ranges, when the operations called `floats` are."""
-
-
-class Tunable(Protocol):
-    """A target whose float layers can be searched; its `build` takes a `plan`."""
-
-    def tuner(
-        self, graph: Graph, patches: PatchSet, out: Path, rounding: Rounding | None = None
-    ) -> Tuner | None:
-        """Candidates, kept in `out`; None where only the fixed recipe makes sense.
-
-        With `rounding`, learned with the weights of `graph`, all of them are on its grids, and its
-        floats stay float.
-        """
-
-    def build(
-        self,
-        graph: Graph,
-        precision: str,
-        calibration: PatchSet | None,
-        out: Path,
-        *,
-        on: Told | None = None,
-        plan: QuantPlan | None = None,
-    ) -> Built:
-        """As every target, and "int8" by a plan."""
-
-
-class Teachable(Protocol):
-    """A target whose INT8 is a fixed recipe that a student can be trained for."""
-
-    def rounding(self, graph: Graph, patches: PatchSet) -> Rounding:
-        """All that its INT8 of `graph` rounds."""
-
-    def build(
-        self,
-        graph: Graph,
-        precision: str,
-        calibration: PatchSet | None,
-        out: Path,
-        *,
-        on: Told | None = None,
-        rounding: Rounding | None = None,
-    ) -> Built:
-        """As every target, and "int8" on grids that were learned with the weights of `graph`."""
-
-
-class OnBytes(Protocol):
-    """A target whose models can be made to take and give uint8."""
-
-    def on_bytes(self, built: Built) -> Built:
-        """What `build` made, rewritten in place."""
-
-
-class Varied(Protocol):
-    """A target that can be had in several ways, written `NAME:VARIANT`, such as `openvino:gpu`."""
-
     def variants(self) -> Sequence[str]:
-        """The names of its variants."""
+        """Names of the ways to have this target, each written `NAME:VARIANT`: `openvino:gpu`."""
+        return ()
 
     def variant(self, name: str) -> Target:
-        """One of them; its `name` is the whole `NAME:VARIANT`."""
+        """One of `variants`; its `name` is the whole `NAME:VARIANT`."""
+        raise NotImplementedError
+
+    def tuner(self, request: BuildRequest) -> Tuner | None:
+        """Candidates, kept in `request.out`; None where only the fixed recipe makes sense.
+
+        With `request.scheme` all of them are on its grids, and its floats stay float. Only with
+        `Feature.FLOAT_SEARCH`.
+        """
+        return None
+
+    def quant_scheme(self, request: BuildRequest) -> QuantScheme:
+        """All that its fixed INT8 of a graph rounds. Only with `Feature.FIXED_INT8`."""
+        raise NotImplementedError
+
+    def tolerance(self, precision: str) -> Tolerance:
+        """How far its outputs may be from those of another machine."""
+        return self.tolerances.get(precision) or tolerance_of(precision)
+
+    def check(self, request: BuildRequest, known: Sequence[str] | None = None) -> None:
+        """Refuse what cannot be built.
+
+        `known` are the precisions that can be built, where they are not those offered.
+
+        Raises:
+            UnsupportedError: no such precision, or no models on uint8.
+            MissingError: calibration patches are needed.
+        """
+        precision, known = request.precision, known or self.precisions()
+        if precision not in known:
+            hint = "known: " + ", ".join(known)
+            raise UnsupportedError(f"{self.name}: no precision {precision!r}", hint=hint)
+        if PRECISIONS[precision].needs_patches and request.patches is None:
+            what = f"{self.name} {precision} needs calibration patches"
+            raise MissingError(what, hint="give photos: --data")
+        if request.uint8_io and Feature.UINT8_IO not in self.features:
+            raise UnsupportedError(
+                f"build.pixels: {self.name} has no models on uint8 here",
+                hint="leave it at float32",
+            )
+
+    def describe(
+        self,
+        request: BuildRequest,
+        file: Path,
+        *,
+        executes: str = "",
+        options: dict[str, str] | None = None,
+        notes: Sequence[str] = (),
+    ) -> Built:
+        """The record of a model that was built; `executes` as in `Built`."""
+        if executes not in ("", request.precision):
+            notes = (*notes, f"asked for {request.precision}, the runtime executes {executes}")
+        built = Built(
+            target=self.name,
+            precision=request.precision,
+            role=request.graph.role,
+            file=file,
+            size_bytes=0,
+            scale=request.graph.scale,
+            multiple=request.graph.multiple,
+            options=options or {},
+            notes=tuple(notes),
+            executes=executes,
+        )
+        return replace(built, size_bytes=sum(f.stat().st_size for f in files_of(built)))
 
 
 def every() -> list[str]:
-    """All targets, each with its variants after it."""
+    """All targets that load, each with its variants after it; what does not is warned of."""
     found = []
-    for name in plugins.names("targets"):
-        target = plugins.load("targets", name, "TARGET")
-        variants = cast("Varied", target).variants() if hasattr(target, "variants") else ()
-        found += [name, *(f"{name}:{variant}" for variant in variants)]
+    for name, target in plugins.load_all("targets", "TARGET", Target).items():
+        found += [name, *(f"{name}:{variant}" for variant in target.variants())]
     return found
 
 
@@ -170,17 +205,17 @@ def find(name: str) -> Target:
     """The target `NAME` or `NAME:VARIANT`.
 
     Raises:
-        UsageError: no such target or variant, with the nearest name.
+        UsageError: no such target or variant, with the nearest name; or it does not load.
     """
     base, _, variant = name.partition(":")
-    target: Target = plugins.load("targets", base, "TARGET")
+    target: Target = plugins.load("targets", base, "TARGET", Target)
     if not variant:
         return target
-    known = cast("Varied", target).variants() if hasattr(target, "variants") else ()
+    known = target.variants()
     if variant not in known:
         hint = nearest(variant, known) if known else f"{base} has no variants"
         raise UsageError(f"target {base}: unknown variant {variant!r}", hint=hint)
-    return cast("Varied", target).variant(variant)
+    return target.variant(variant)
 
 
 def version_of(package: str) -> str:
@@ -189,42 +224,6 @@ def version_of(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return ""
-
-
-def tuner_of(
-    target: Target,
-    graph: Graph,
-    patches: PatchSet,
-    out: Path,
-    rounding: Rounding | None = None,
-) -> Tuner | None:
-    """The target's candidates; None where it only has a fixed recipe."""
-    if not is_tunable(target):
-        return None
-    return cast("Tunable", target).tuner(graph, patches, out, rounding)
-
-
-def is_tunable(target: Target) -> bool:
-    """Whether the target can search for its float layers."""
-    return hasattr(target, "tuner")
-
-
-def is_teachable(target: Target) -> bool:
-    """Whether a student can be trained for the target's fixed recipe."""
-    return hasattr(target, "rounding") and "int8" in target.precisions()
-
-
-@runtime_checkable
-class Forgets(Protocol):
-    """A session that keeps something for each input shape, and can drop it."""
-
-    def forget(self) -> None:
-        """Drop what was made for shapes so far."""
-
-
-def takes_bytes(session: Session) -> bool:
-    """Whether the session's model is on uint8, with range, clipping and rounding inside it."""
-    return bool(getattr(session, "takes_bytes", False))
 
 
 def files_of(built: Built) -> list[Path]:
@@ -241,9 +240,9 @@ def upscale(session: Session, lr_HWC: ByteArray, *, scale: int, multiple: int = 
     height, width = lr_HWC.shape[:2]
     pad = ((0, -height % multiple), (0, -width % multiple), (0, 0))
     padded = np.pad(lr_HWC, pad, mode="symmetric") if multiple > 1 else lr_HWC
-    bytes_NCHW = np.ascontiguousarray(padded.transpose(2, 0, 1)[None])
-    inside = takes_bytes(session)
-    lr_NCHW = bytes_NCHW if inside else bytes_NCHW.astype(np.float32) / np.float32(255)
+    uint8_NCHW = np.ascontiguousarray(padded.transpose(2, 0, 1)[None])
+    inside = session.takes_uint8
+    lr_NCHW = uint8_NCHW if inside else uint8_NCHW.astype(np.float32) / np.float32(255)
     sr_NCHW = session.run(cast("FloatArray", lr_NCHW))
     sr_HWC = sr_NCHW[0, :, : height * scale, : width * scale].transpose(1, 2, 0)
     if inside:

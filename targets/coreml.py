@@ -1,6 +1,7 @@
 """Core ML: packages for Apple's devices, made on any machine, run on macOS.
 
-Elsewhere `open` gives a simulation (targets/_mil.py): the saved package's pixels, not its speed.
+Elsewhere `open` gives a simulation (targets/_coreml/simulate.py): the saved package's pixels, not
+its speed.
 Core ML has no converter from ONNX, so `build` starts from the torch net that a graph was made
 from. With DESIGN.md's exception, the builder imports torch and coremltools inside its functions.
 """
@@ -10,36 +11,39 @@ from __future__ import annotations
 import platform
 import shutil
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from mipkd.core.errors import MissingError, UnsupportedError, UsageError
+from mipkd.core.errors import UsageError
+from mipkd.core.precision import Tolerance, tolerance_of
 from mipkd.core.quiet import quiet
-from mipkd.core.records import Built, Graph, PatchSet, Told
-from targets import _coreml_int8, _torch_net
-from targets._coreml_convert import (
+from targets._coreml.convert import (
     INPUT,
     INSTALL,
     LOGGERS,
     OUTPUT,
-    converted,
+    convert_net,
     describe,
     load_coremltools,
-    settle,
-    with_small_weights,
+    make_reproducible,
+    with_8_bit_weights,
 )
-from targets.base import version_of
+from targets._coreml.quantize import quantize_convolutions
+from targets._torch.exported_program import load_net
+from targets.base import BuildRequest, Session, Target, version_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
-    from targets._mil import Program
+    from mipkd.core.records import Built
+    from targets._coreml.simulate import Program
     from targets.base import FloatArray
 
 COMPUTE_UNITS = ("ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE")
 VARIANTS = {"cpu": "CPU_ONLY", "gpu": "CPU_AND_GPU", "ane": "CPU_AND_NE"}
 
 
-class CoreMlSession:
+class CoreMlSession(Session):
     """A package on this Mac."""
 
     def __init__(self, file: Path, units: str) -> None:
@@ -58,11 +62,11 @@ class CoreMlSession:
         self._model = None
 
 
-class SimulatedSession:
+class SimulatedSession(Session):
     """A package run op by op by torch: the right pixels, at no telling speed."""
 
     def __init__(self, file: Path) -> None:
-        from targets._mil import Program
+        from targets._coreml.simulate import Program
 
         load_coremltools()
         self._program: Program | None = Program(file)
@@ -77,10 +81,11 @@ class SimulatedSession:
         self._program = None
 
 
-class CoreMl:
+class CoreMl(Target):
     """Core ML of macOS 13, iOS 16 and later, on all compute units or on some of them."""
 
-    makes_pixels = True
+    # All but the stored weights is FP16.
+    tolerances: ClassVar[Mapping[str, Tolerance]] = {"w8": tolerance_of("fp16")}
 
     def __init__(self, variant: str = "") -> None:
         self.name = f"coreml:{variant}" if variant else "coreml"
@@ -113,27 +118,17 @@ class CoreMl:
         found["macos"] = platform.mac_ver()[0]
         return {name: known for name, known in found.items() if known}
 
-    def build(
-        self,
-        graph: Graph,
-        precision: str,
-        calibration: PatchSet | None,
-        out: Path,
-        *,
-        on: Told | None = None,
-    ) -> Built:
+    def build(self, request: BuildRequest) -> Built:
         """`out`/model.mlpackage: arrays in [0, 1] in and out."""
-        return self._built(graph, precision, calibration, out, images=False)
+        return self._build(request, "model.mlpackage", images=False)
 
-    def build_for_images(
-        self, graph: Graph, precision: str, out: Path, *, calibration: PatchSet | None = None
-    ) -> Built:
+    def build_for_images(self, request: BuildRequest) -> Built:
         """`out`/images.mlpackage: an 8-bit RGB image in and out, for apps.
 
         Scaling to [0, 1], x255, clipping and rounding are in its program. `open` does not take
         it: it gives arrays.
         """
-        return self._built(graph, precision, calibration, out, images=True)
+        return self._build(request, "images.mlpackage", images=True)
 
     def open(self, built: Built) -> CoreMlSession | SimulatedSession:
         """The model on macOS, on the compute units that `built.options` names; else simulated.
@@ -142,7 +137,7 @@ class CoreMl:
             StageError: the weight file is not the one that was built.
             UnsupportedError: an operation that the simulation does not know.
         """
-        from targets._mil_file import check_weights, read_spec
+        from targets._coreml.package import check_weights, read_spec
 
         units = built.options.get("compute_units", "ALL")
         if units not in COMPUTE_UNITS:
@@ -155,49 +150,25 @@ class CoreMl:
         check_weights(built.file, read_spec(built.file))
         return CoreMlSession(built.file, units)
 
-    def _built(
-        self,
-        graph: Graph,
-        precision: str,
-        calibration: PatchSet | None,
-        out: Path,
-        *,
-        images: bool,
-    ) -> Built:
-        if precision not in self.precisions():
-            raise UnsupportedError(
-                f"{self.name}: no precision {precision!r}",
-                hint="known: " + ", ".join(self.precisions()),
-            )
-        net, kept = _torch_net.net_of(graph, target=self.name), tuple[str, ...]()
+    def _build(self, request: BuildRequest, name: str, *, images: bool) -> Built:
+        self.check(request)
+        graph, precision, package = request.graph, request.precision, request.out / name
+        net, kept = load_net(request, target=self.name), tuple[str, ...]()
         if precision == "int8":
-            if calibration is None:
-                raise MissingError(
-                    f"{self.name} int8 needs calibration patches", hint="give photos: --data"
-                )
-            net, kept = _coreml_int8.quantized(net, calibration)
+            assert request.patches is not None, "accepted with them"
+            net, kept = quantize_convolutions(net, request.patches)
             kept = (*kept, "needs macOS 14 or iOS 17")
-        package = out / ("images.mlpackage" if images else "model.mlpackage")
-        out.mkdir(parents=True, exist_ok=True)
+        request.out.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(package, ignore_errors=True)
         with quiet(*LOGGERS):
-            model, notes = converted(net, graph, precision, images=images)
+            model, notes = convert_net(net, graph, precision, images=images)
             if precision == "w8":
-                model, kept = with_small_weights(model), ("activations are FP16",)
+                model, kept = with_8_bit_weights(model), ("activations are FP16",)
             describe(model, graph, precision)
             model.save(str(package))
-            settle(package)
-        return Built(
-            target=self.name,
-            precision=precision,
-            role=graph.role,
-            file=package,
-            size_bytes=sum(f.stat().st_size for f in package.rglob("*") if f.is_file()),
-            scale=graph.scale,
-            multiple=graph.multiple,
-            options={"compute_units": self._units},
-            notes=(*notes, *kept),
-        )
+            make_reproducible(package)
+        options = {"compute_units": self._units}
+        return self.describe(request, package, options=options, notes=(*notes, *kept))
 
 
 TARGET = CoreMl()

@@ -2,7 +2,8 @@
 
 The host needs no TensorRT and simulates the pixels; `open` on the Jetson needs numpy and JetPack's
 tensorrt alone. TensorRT 10 (JetPack 6.1) and 11 (JetPack 7.2) take the same graphs: what differs
-between them is settled where the engine is built (targets/_trt.py). It has not run on a Jetson yet.
+between them is settled where the engine is built (targets/_tensorrt/engine.py). It has not run on
+a Jetson yet.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from mipkd.core.errors import MipkdError, MissingError
-from mipkd.core.records import Built, Graph, PatchSet, Rounding, Told
-from targets._cuda import gpu, is_jetson
-from targets._trt import Flavour, Profile, refuse_old
-from targets._trt_target import MAKERS, TensorRt, facts
-from targets.base import version_of
+from mipkd.core.records import Built, TargetInfo
+from targets._tensorrt.cuda import gpu, is_jetson
+from targets._tensorrt.engine import Flavour, Profile, refuse_old
+from targets._tensorrt.target import MAKERS, TensorRt, facts
+from targets.base import BuildRequest, version_of
 
 _NO_GPU = "the GPU does not answer; sudo usermod -aG video,render $USER, and log in again"
 
@@ -46,37 +47,28 @@ class Jetson(TensorRt):
         made = facts(*MAKERS)
         return made if self.simulated else {"tensorrt": self._flavour.load().__version__, **made}
 
-    def build(
-        self,
-        graph: Graph,
-        precision: str,
-        calibration: PatchSet | None,
-        out: Path,
-        *,
-        on: Told | None = None,
-        rounding: Rounding | None = None,
-    ) -> Built:
+    def build(self, request: BuildRequest) -> Built:
         """`out`/model.onnx in its final types; the engine is built where it is opened.
 
         Raises:
             UnsupportedError: the Jetson's TensorRT is too old for it.
             MissingError: the Jetson has none.
         """
-        if on and not on.simulated:
-            _accept(on)
-        return super().build(graph, precision, calibration, out, on=on, rounding=rounding)
+        if request.on and not request.on.simulated:
+            _refuse_old(request.on)
+        return super().build(request)
 
     def _prepare(self, file: Path, data: bytes, profile: Profile) -> tuple[str, ...]:
         return ("the engine is built on the Jetson, when it is first opened there",)
 
 
-def _accept(on: Told) -> None:
+def _refuse_old(on: TargetInfo) -> None:
     """Refuse a Jetson that could not build an engine from what is written for it."""
     if found := on.versions.get("tensorrt"):
         refuse_old(found, f"jetson: {on.host.id}")
         return
     raise MissingError(
-        f"jetson: {on.host.id} told of no TensorRT: {on.why_not or 'no reason given'}",
+        f"jetson: {on.host.id} reports no TensorRT: {on.why_not or 'no reason given'}",
         hint="there: sudo apt install python3-libnvinfer (JetPack 6.1 or later)",
     )
 

@@ -7,16 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mipkd.core.errors import UnsupportedError
-from mipkd.core.records import Built, Graph, PatchSet, Told
+from targets.base import BuildRequest, Session, Target
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from mipkd.core.records import Built
     from targets.base import FloatArray
 
 
-class NullSession:
+class NullSession(Session):
     """Returns the same zeros for inputs of the same shape."""
 
     def __init__(self, scale: int) -> None:
@@ -32,16 +30,12 @@ class NullSession:
             self._zeros = np.zeros(shape, np.float32)
         return self._zeros
 
-    def close(self) -> None:
-        """Nothing to give back."""
 
-
-class Null:
+class Null(Target):
     """No runtime and no pixels."""
 
     name = "null"
     makes_pixels = False
-    simulated = False
 
     def precisions(self) -> tuple[str, ...]:
         """One, for form's sake."""
@@ -55,30 +49,13 @@ class Null:
         """Nothing can change its figures but numpy."""
         return {"numpy": np.__version__}
 
-    def build(
-        self,
-        graph: Graph,
-        precision: str,
-        calibration: PatchSet | None,
-        out: Path,
-        *,
-        on: Told | None = None,
-    ) -> Built:
+    def build(self, request: BuildRequest) -> Built:
         """The graph as it is."""
-        if precision not in self.precisions():
-            raise UnsupportedError(f"null: no precision {precision!r}", hint="known: fp32")
-        out.mkdir(parents=True, exist_ok=True)
-        file = out / graph.file.name
-        shutil.copyfile(graph.file, file)
-        return Built(
-            target=self.name,
-            precision=precision,
-            role=graph.role,
-            file=file,
-            size_bytes=file.stat().st_size,
-            scale=graph.scale,
-            multiple=graph.multiple,
-        )
+        self.check(request)
+        request.out.mkdir(parents=True, exist_ok=True)
+        file = request.out / request.graph.file.name
+        shutil.copyfile(request.graph.file, file)
+        return self.describe(request, file)
 
     def open(self, built: Built) -> NullSession:
         """A session that does nothing."""

@@ -6,23 +6,32 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from mipkd.core.errors import MissingError, UnsupportedError
+from calibration.vnni import saturates
+from mipkd.core.errors import MissingError
+from mipkd.core.precision import PRECISIONS
 from mipkd.core.quiet import quiet
-from mipkd.core.records import Built, Graph, PatchSet, QuantPlan, Rounding, Told
-from targets import _ov
-from targets._ov_ends import last_bias_in_fp32
-from targets._ov_session import CACHE, PIXELS, SHAPES, LatencySession, ThroughputSession
-from targets._x86 import saturates
-from targets.base import files_of, version_of
+from targets._onnx.uint8_io import NOTE
+from targets._openvino import devices
+from targets._openvino.last_bias import last_bias_in_fp32
+from targets._openvino.session import (
+    CACHE,
+    PIXELS,
+    SHAPES,
+    LatencySession,
+    ThroughputSession,
+    executed_precision,
+)
+from targets._openvino.uint8_io import with_uint8_io
+from targets.base import BuildRequest, Feature, Target, version_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
-    from targets._ov_tuner import OvTuner
+    from mipkd.core.records import Built
+    from targets._openvino.quantize import NncfInt8
+    from targets._openvino.tuner import OvTuner
 
 _VARIANTS = {
     "gpu": ("GPU", "LATENCY"),
@@ -37,11 +46,10 @@ _HINT = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _ENGINES = "engines"
 
 
-class OpenVino:
+class OpenVino(Target):
     """One of OpenVINO's devices, compiled for latency or for throughput."""
 
-    makes_pixels = True
-    simulated = False
+    features = frozenset({Feature.FLOAT_SEARCH, Feature.UINT8_IO})
 
     def __init__(self, name: str, device: str, hint: str) -> None:
         self.name = name
@@ -61,98 +69,61 @@ class OpenVino:
         An NPU has no FP32, and FP16 comes first there: the speed of others is held against it.
         Quality is always held against the FP32 of ONNX Runtime.
         """
-        can = _ov.capabilities(self._device)
+        can = devices.capabilities(self._device)
         fast = [name for name in ("bf16", "fp16") if name.upper() in can][:1]
         return tuple(p for p in ("fp32", *fast, "int8") if p.upper() in can)
 
     def why_not(self) -> str:
         """The package or the device; where models only run, nncf is not needed."""
         if not version_of("openvino"):
-            return f"openvino is not installed; {_ov.INSTALL}"
-        return _ov.absent(self._device)
+            return f"openvino is not installed; {devices.INSTALL}"
+        return devices.why_absent(self._device)
 
     def versions(self) -> dict[str, str]:
         """openvino, numpy, nncf where it is installed, and an accelerator's name and driver."""
         found = {name: version_of(name) for name in ("openvino", "nncf", "numpy")}
         known = {name: one for name, one in found.items() if one}
-        return known if self._device == "CPU" else {**known, **_ov.facts(self._device)}
+        return known if self._device == "CPU" else {**known, **devices.facts(self._device)}
 
-    def build(
-        self,
-        graph: Graph,
-        precision: str,
-        calibration: PatchSet | None,
-        out: Path,
-        *,
-        on: Told | None = None,
-        plan: QuantPlan | None = None,
-    ) -> Built:
+    def build(self, request: BuildRequest) -> Built:
         """`out`/model.xml and .bin: INT8 weights, FP16 ones for "fp16", else FP32 ones."""
+        on, precision = request.on, request.precision
         if on is None and (reason := self.why_not()):
             raise MissingError(f"{self.name}: {reason}")
         offered = on.precisions if on else self.precisions()
-        if precision not in offered:
-            raise UnsupportedError(
-                f"{self.name}: {precision!r} is not computed natively by the {self._device}",
-                hint="known: " + ", ".join(offered),
-            )
-        out.mkdir(parents=True, exist_ok=True)
-        file = out / "model.xml"
-        rest = plan.rest if plan else _float_beside(precision, offered)
-        notes = self._convert(graph, precision, calibration, file, rest, plan, on)
-        return Built(
-            target=self.name,
-            precision=precision,
-            role=graph.role,
-            file=file,
-            size_bytes=file.stat().st_size + file.with_suffix(".bin").stat().st_size,
-            scale=graph.scale,
-            multiple=graph.multiple,
-            options=self._options(rest),
-            notes=(*notes, *self._notes()),
+        self.check(request, known=offered)
+        request.out.mkdir(parents=True, exist_ok=True)
+        file = request.out / "model.xml"
+        other = request.plan.rest if request.plan else _float_beside(precision, offered)
+        with quiet():
+            model, notes = self._convert(request, other)
+            # By default it would write FP16 weights, and "fp32" would not be FP32.
+            fp16 = precision == "fp16"
+            devices.package().save_model(model, str(file), compress_to_fp16=fp16)
+        options = self._options(other)
+        executes = (
+            "" if on else executed_precision(file, self._device, options, request.graph.multiple)
+        )
+        if request.uint8_io:
+            options[PIXELS] = "uint8"
+            notes = (*notes, NOTE)
+        return self.describe(
+            request, file, executes=executes, options=options, notes=(*notes, *self._notes())
         )
 
-    def on_bytes(self, built: Built) -> Built:
-        """The model on uint8, by OpenVINO's own pre- and post-processing."""
-        from targets._bytes import NOTE, openvino_on_bytes
-
-        with quiet():
-            openvino = _ov.package()
-            model = openvino_on_bytes(_ov.core().read_model(str(built.file)))
-            made = built.file.with_name("bytes") / built.file.name
-            openvino.save_model(model, str(made), compress_to_fp16=built.precision == "fp16")
-        del model  # which reads its weights from the file that is replaced
-        for file in (made, made.with_suffix(".bin")):
-            file.replace(built.file.with_name(file.name))
-        made.parent.rmdir()
-        size = sum(file.stat().st_size for file in files_of(built))
-        options = built.options | {PIXELS: "uint8"}
-        return replace(built, size_bytes=size, options=options, notes=(*built.notes, NOTE))
-
-    def tuner(
-        self, graph: Graph, patches: PatchSet, out: Path, rounding: Rounding | None = None
-    ) -> OvTuner | None:
+    def tuner(self, request: BuildRequest) -> OvTuner | None:
         """For a search over the CPU's layers.
 
         None for other devices and for window attention, where INT8 is slower: a fixed recipe.
         """
-        from calibration.scopes import onnx_scopes
-        from targets._ov_tuner import OvTuner
+        from calibration.sensitive_layers import sensitive_layers_in_file
+        from targets._openvino.tuner import OvTuner
 
-        if (self._device, self._hint) != ("CPU", "LATENCY") or onnx_scopes(graph.file).attention:
+        searched = (self._device, self._hint) == ("CPU", "LATENCY")
+        if not searched or sensitive_layers_in_file(request.graph.file).attention:
             return None
-
-        options = {p: self._options(p) for p in self.precisions() if p != "int8"}
-        given = self._given(patches)
-        return OvTuner(
-            graph,
-            given,
-            out,
-            device=self._device,
-            options=options,
-            saturates=self._saturates(None),
-            rounding=rounding,
-        )
+        options = {p: self._options(p) for p in self.precisions() if PRECISIONS[p].is_float}
+        return OvTuner(self._int8(request), request.out, options)
 
     def open(self, built: Built) -> LatencySession | ThroughputSession:
         """The model on the whole device; with fixed shapes it is compiled at the first frame."""
@@ -160,63 +131,44 @@ class OpenVino:
             return ThroughputSession(built.file, self._device, built.options, built.scale)
         return LatencySession(built.file, self._device, built.options)
 
-    def _convert(
-        self,
-        graph: Graph,
-        precision: str,
-        patches: PatchSet | None,
-        file: Path,
-        rest: str,
-        plan: QuantPlan | None,
-        on: Told | None,
-    ) -> tuple[str, ...]:
+    def _convert(self, request: BuildRequest, other: str) -> tuple[Any, tuple[str, ...]]:
+        """The model, what is not quantised in `other`, and notes."""
         notes: tuple[str, ...] = ()
-        with quiet():
-            openvino = _ov.package()
-            model: Any = openvino.convert_model(str(graph.file))
-            if precision == "int8":
-                from targets._ov_floats import name_as_in
-                from targets._ov_quantize import quantized
+        model: Any = devices.package().convert_model(str(request.graph.file))
+        if request.precision == "int8":
+            from targets._openvino.fake_quantize import name_as_in
 
-                name_as_in(model, graph.file)
-                given = self._given(patches)
-                model, notes = quantized(
-                    model,
-                    given,
-                    device=self._device,
-                    rest=rest,
-                    file=graph.file,
-                    saturates=self._saturates(on),
-                    plan=plan,
-                )
-            if rest != "fp32":
-                model = last_bias_in_fp32(model)
-            # By default it would write FP16 weights, and "fp32" would not be FP32.
-            openvino.save_model(model, str(file), compress_to_fp16=precision == "fp16")
-        return notes
+            name_as_in(model, request.graph.file)
+            int8 = self._int8(request)
+            if request.plan:
+                model, notes = int8.quantize_by_plan(model, request.plan)
+            else:
+                model, notes = int8.quantize_by_recipe(model, other)
+        if other != "fp32":
+            model = last_bias_in_fp32(model)
+        return with_uint8_io(model) if request.uint8_io else model, notes
 
-    def _saturates(self, on: Told | None) -> bool:
-        """An accelerator is taken to be as careful as NNCF takes it to be."""
-        return self._device != "CPU" or saturates(on)
+    def _int8(self, request: BuildRequest) -> NncfInt8:
+        from targets._openvino.quantize import NncfInt8
 
-    def _given(self, patches: PatchSet | None) -> PatchSet:
-        if patches is None:
-            what = f"{self.name} int8 needs calibration patches"
-            raise MissingError(what, hint="give photos: --data")
+        assert request.patches is not None, "accepted with them"
         if not version_of("nncf"):
             what = f"{self.name} int8 needs nncf, which is not installed"
-            raise MissingError(what, hint=_ov.INSTALL)
-        return patches
+            raise MissingError(what, hint=devices.INSTALL)
+        # An accelerator is taken to be as careful as NNCF takes it to be.
+        careful = self._device != "CPU" or saturates(request.on)
+        patches, scheme = request.patches, request.scheme
+        return NncfInt8(request.graph.file, patches, self._device, careful, scheme)
 
     @property
     def _slow_to_compile(self) -> bool:
         """GPU and NPU compile for seconds, the NPU for one shape only."""
         return self._device.startswith(("GPU", "NPU"))
 
-    def _options(self, rest: str) -> dict[str, str]:
+    def _options(self, other: str) -> dict[str, str]:
         options = {"PERFORMANCE_HINT": self._hint}
         if self._device != "NPU":  # which has one float type and not always this property
-            options["INFERENCE_PRECISION_HINT"] = _HINT[rest]
+            options["INFERENCE_PRECISION_HINT"] = _HINT[other]
         if self._device == "AUTO":  # first frames on the CPU would be of another device
             options |= {"ENABLE_STARTUP_FALLBACK": "NO", "ENABLE_RUNTIME_FALLBACK": "NO"}
         if self._slow_to_compile:

@@ -1,11 +1,11 @@
 """TensorRT on this machine's NVIDIA GPU, from ONNX or (`tensorrt:torch`) by torch-tensorrt."""
 
-from targets._trt import Flavour
-from targets._trt_target import TensorRt
-from targets._trt_torch import TorchTensorRt
+from targets._tensorrt.engine import Flavour
+from targets._tensorrt.from_torch import TorchTensorRt
+from targets._tensorrt.target import TensorRt
 
 
-class Chosen(TensorRt):
+class FromOnnx(TensorRt):
     """TensorRT from ONNX; its variant starts from the torch net."""
 
     def variants(self) -> tuple[str, ...]:
@@ -17,7 +17,7 @@ class Chosen(TensorRt):
         return TorchTensorRt(self._flavour, f"{self.name}:{name}")
 
 
-TARGET = Chosen(
+TARGET = FromOnnx(
     Flavour(
         name="tensorrt",
         modules=("tensorrt",),

@@ -1,7 +1,7 @@
 """TensorRT-RTX for NVIDIA's desktop GPUs: builds without a GPU, so that CI can."""
 
-from targets._trt import Flavour
-from targets._trt_target import TensorRt
+from targets._tensorrt.engine import Flavour
+from targets._tensorrt.target import TensorRt
 
 TARGET = TensorRt(
     Flavour(

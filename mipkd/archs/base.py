@@ -151,8 +151,13 @@ def load_arch(name: str) -> Arch:
     Raises:
         UsageError: no such family.
     """
-    arch: Arch = plugins.load("mipkd.archs", name, "ARCH")
+    arch: Arch = plugins.load("mipkd.archs", name, "ARCH", Arch)
     return arch
+
+
+def load_archs() -> list[Arch]:
+    """All families that load; others give a warning."""
+    return list(plugins.load_all("mipkd.archs", "ARCH", Arch).values())
 
 
 def arch_names() -> tuple[str, ...]:

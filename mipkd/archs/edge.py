@@ -7,7 +7,7 @@ pixel.
 All features lie in [0, 1], the range of the image. So one 8-bit scale of 1/255 fits everywhere
 without calibration, and head and long skip keep the image exactly. A wider clip would hold no
 more: that is the same net with larger weights, with the image in coarser steps. Why the features
-carry the image: docs/decisions/0017-edge-image-channels.md.
+carry the image: docs/decisions/0018-edge-image-channels.md.
 
 Shapes: N batch, C channels, H W low-res size, S scale. Images: float32 in [0, 1], RGB.
 """
@@ -136,7 +136,7 @@ class Edge(SRNet):
         return clipped
 
     def tail(self, features_NCHW: Tensor, shallow_NCHW: Tensor, lr_NCHW: Tensor) -> Tensor:
-        # From the shallow features: decision 0017.
+        # From the shallow features: decision 0018.
         pixels = F.conv2d(shallow_NCHW, self.anchor) + self.up(features_NCHW)
         # Not clipped in training: a clipped pixel has no gradient.
         image: Tensor = self.shuffle(pixels if self.training else pixels.clamp(0, 1))

@@ -29,7 +29,7 @@ Plane = npt.NDArray[np.float64]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 UNSEEN_DB = 45.0  # PSNR of an error of 1.4 levels of 255: nobody sees what is lost above
 PSNR_OF_EQUAL_DB = 100.0  # stands for infinity, which JSON cannot hold
-_SSIM_WINDOW = 11
+SSIM_WINDOW = 11
 _BLOCK = 2**16  # values resized at a time, so that they stay in the processor's cache
 # What Pillow was seen to raise, or can, on files with damaged bytes.
 _DAMAGED = (
@@ -253,7 +253,7 @@ def ssim_y(a_HWC: ByteArray, b_HWC: ByteArray, *, border: int) -> float:
     """
     from skimage.metrics import structural_similarity
 
-    a, b = _planes(a_HWC, b_HWC, border, least=_SSIM_WINDOW)
+    a, b = _planes(a_HWC, b_HWC, border, least=SSIM_WINDOW)
     return float(
         structural_similarity(
             a, b, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
@@ -269,19 +269,24 @@ def shift_rgb(a_HWC: ByteArray, b_HWC: ByteArray, *, border: int) -> tuple[float
     Raises:
         UsageError: sizes differ, or nothing is left inside the border.
     """
-    a, b = _inside(a_HWC, b_HWC, border, least=1)
+    a, b = crop_border(a_HWC, b_HWC, border, least=1)
     red, green, blue = a.mean((0, 1)) - b.mean((0, 1))
     return float(red), float(green), float(blue)
 
 
 def _planes(a_HWC: ByteArray, b_HWC: ByteArray, border: int, least: int) -> tuple[Plane, Plane]:
-    a, b = _inside(a_HWC, b_HWC, border, least)
+    a, b = crop_border(a_HWC, b_HWC, border, least)
     return luma(a), luma(b)
 
 
-def _inside(
+def crop_border(
     a_HWC: ByteArray, b_HWC: ByteArray, border: int, least: int
 ) -> tuple[ByteArray, ByteArray]:
+    """Both images without `border` pixels at each side.
+
+    Raises:
+        UsageError: sizes differ, or less than `least` pixels a side are left.
+    """
     if a_HWC.shape != b_HWC.shape:
         sizes = " and ".join(f"{i.shape[1]}x{i.shape[0]}" for i in (a_HWC, b_HWC))
         raise UsageError(f"images differ in size: {sizes}")

@@ -10,7 +10,7 @@ from itertools import product
 from time import perf_counter
 
 from mipkd.core.errors import MipkdError
-from mipkd.core.records import Pace
+from mipkd.core.study import Pace
 from mipkd.distill import ranks
 from mipkd.distill.compile import should_compile
 from mipkd.distill.gpu_sampler import choose_sampler

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from mipkd.archs.base import SRNet
+from mipkd.core import plugins
 from mipkd.core.errors import UsageError
 from mipkd.distill.settings import DistillConfig
-from mipkd.losses.base import Loss, load_loss, loss_names
+from mipkd.losses.base import Loss
 
 
 def build_supported_losses(config: DistillConfig, teacher: SRNet | None) -> dict[str, Loss]:
@@ -28,8 +29,8 @@ def build_supported_losses(config: DistillConfig, teacher: SRNet | None) -> dict
 def list_supported(teacher: SRNet) -> list[str]:
     """The losses that `teacher` serves, with the settings that must differ from the defaults."""
     found = []
-    for name in loss_names():
-        loss = load_loss(name)()
+    for name, kind in plugins.load_all("mipkd.losses", "LOSS", type).items():
+        loss: Loss = kind()
         served = loss.restrict_to(teacher)
         if served is not None:
             before = loss.model_dump()

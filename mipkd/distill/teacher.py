@@ -21,6 +21,7 @@ from mipkd.archs.base import (
     arch_names,
     gmacs,
     load_arch,
+    load_archs,
     params,
     upscale_image,
 )
@@ -200,7 +201,7 @@ def _check_scale(path: Path, scale: int, options: TeacherOptions) -> None:
 
 
 def _recognise(state: StateDict) -> tuple[Arch, str, dict[str, Tensor]] | None:
-    for arch in map(load_arch, arch_names()):
+    for arch in load_archs():
         if found := arch.canonical(state):
             return arch, *found
     return None
@@ -208,8 +209,7 @@ def _recognise(state: StateDict) -> tuple[Arch, str, dict[str, Tensor]] | None:
 
 def _describe_unknown(state: StateDict) -> str:
     """Which of our families an unknown state dict is most like, and what it lacks."""
-    families = map(load_arch, arch_names())
-    signs = [(arch, keys) for arch in families for keys in arch.signs.values()]
+    signs = [(arch, keys) for arch in load_archs() for keys in arch.signs.values()]
     closest, keys = max(signs, key=lambda s: sum(k in state for k in s[1]) / len(s[1]))
     missing = next((key for key in keys if key not in state), "")
     first = f"its key {missing!r} is not there" if missing else "other keys do not fit"

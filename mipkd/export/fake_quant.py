@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from mipkd.archs.base import SRNet
 from mipkd.core.errors import UnsupportedError
-from mipkd.core.records import Grid, Rounding
+from mipkd.core.records import QuantParams, QuantScheme
 from mipkd.export.onnx import map_to_trace, name_calls
 
 _PREFIX = "grid_"  # of the fake quantisers' names, also in checkpoints
@@ -35,7 +35,7 @@ class FakeQuantNet(SRNet):
 
     in_parts = False
 
-    def __init__(self, net: SRNet, rounding: Rounding) -> None:
+    def __init__(self, net: SRNet, rounding: QuantScheme) -> None:
         super().__init__()
         net = net.to_exportable()
         self.scale, self.width = net.scale, net.width
@@ -52,7 +52,7 @@ class FakeQuantNet(SRNet):
         image, *features = self.traced(lr_NCHW)
         return image, [features[position] for position in positions]
 
-    def learned_rounding(self) -> Rounding:
+    def learned_rounding(self) -> QuantScheme:
         """The rounding with its scales as they are now."""
         grids = [
             replace(grid, scale=cast("_FakeQuantizer", self.traced.get_submodule(name)).scale())
@@ -69,7 +69,7 @@ class FakeQuantNet(SRNet):
 class _FakeQuantizer(nn.Module):
     """Rounds to 8 bits with a fixed zero point and a learned scale (LSQ)."""
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, grid: QuantParams) -> None:
         super().__init__()
         self.start, self.zero = grid.scale, grid.zero
         # Of the scale's logarithm since the start, in units of `_PACE`.
@@ -163,12 +163,12 @@ def _normalise_weights(traced: fx.GraphModule) -> dict[str, float]:
     return units
 
 
-def _name_grids(rounding: Rounding) -> Iterator[tuple[str, Grid]]:
+def _name_grids(rounding: QuantScheme) -> Iterator[tuple[str, QuantParams]]:
     return ((f"{_PREFIX}{number}", grid) for number, grid in enumerate(rounding.grids))
 
 
 def _insert_quantizers(
-    traced: fx.GraphModule, trace_calls: dict[str, str], rounding: Rounding
+    traced: fx.GraphModule, trace_calls: dict[str, str], rounding: QuantScheme
 ) -> None:
     """Insert the fake quantisers; `trace_calls` as of `map_to_trace`."""
     graph = traced.graph

@@ -137,7 +137,7 @@ def load_loss(name: str) -> type[Loss]:
     Raises:
         UsageError: no such loss.
     """
-    loss: type[Loss] = plugins.load("mipkd.losses", name, "LOSS")
+    loss: type[Loss] = plugins.load("mipkd.losses", name, "LOSS", type)
     return loss
 
 

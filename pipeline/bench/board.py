@@ -18,14 +18,16 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from pipeline.bench.host import read_text
+
 log = logging.getLogger(__name__)
 
 _ROOT = Path("/")
 _GPUS = re.compile(r"gpu|gv11b|gp10b|ga10b|gb10b|mali|npu")
-_OFF_MC = -40_000  # sensors of units that are powered down tell -256 degrees
+_OFF_MC = -40_000  # sensors of units that are powered down say -256 degrees
 
 
-def facts(root: Path = _ROOT) -> dict[str, str]:
+def read_board(root: Path = _ROOT) -> dict[str, str]:
     """What can change a figure and can be read; what cannot be read is left out.
 
     Clocks are those of the moment, their limits those set now (by `nvpmodel` or a governor), which
@@ -37,8 +39,8 @@ def facts(root: Path = _ROOT) -> dict[str, str]:
         "JetPack": _package(root, "nvidia-jetpack"),
         "power mode": _power_mode(root),
         "container": _container(root),
-        "load": _text(root / "proc/loadavg").rpartition(" ")[0].rpartition(" ")[0],
-        "cores online": _text(root / "sys/devices/system/cpu/online"),
+        "load": read_text(root / "proc/loadavg").rpartition(" ")[0].rpartition(" ")[0],
+        "cores online": read_text(root / "sys/devices/system/cpu/online"),
         "CPU governor": _each(p / "scaling_governor" for p in _cpus(root)),
         "CPU clock": _range_mhz([p / "scaling_cur_freq" for p in _cpus(root)], 1e3),
         "CPU clock limit": _range_mhz([p / "scaling_max_freq" for p in _cpus(root)], 1e3),
@@ -77,7 +79,7 @@ class Watch:
         }
         self._devices = _cooling_devices(root)
         self._before, self._stops = _counters(root), _stops(root)
-        self._pi = [_raspberry_pi()]
+        self._pi = [_read_pi()]
         self._look(clocks=False)  # nothing runs yet: they would be those of an idle board
         self._thread.start()
         return self
@@ -87,18 +89,20 @@ class Watch:
         self._thread.join()
         self._look()
         self._after = _counters(self._root)
-        self._pi.append(_raspberry_pi())
+        self._pi.append(_read_pi())
         if self.throttled:
             log.warning("%s: let it cool, or choose a mode that it can keep up", self.throttled)
 
     @property
     def throttled(self) -> str:
         """What slowed the board down, with figures; "" when nothing is known to have."""
-        reasons = [_slowed(self._devices[at], *states) for at, states in self._states.items()]
+        reasons = [
+            _describe_slowing(self._devices[at], *states) for at, states in self._states.items()
+        ]
         for name, count in self._after.items():
             rose = count - self._before.get(name, count)
             reasons.append(f"throttled: {name} rose by {rose}" if rose > 0 else "")
-        reasons.append(_of_raspberry_pi(*self._pi))
+        reasons.append(_describe_pi(*self._pi))
         return "; ".join(dict.fromkeys(reason for reason in reasons if reason))
 
     @property
@@ -139,7 +143,7 @@ _SLOWS = re.compile(r"throttle-alert|\bcpu|\bgpu|^processor|devfreq|powerclamp",
 def _cooling_devices(root: Path) -> dict[Path, str]:
     """Folder and type of those that cool by slowing a processor down."""
     folders = sorted((root / "sys/class/thermal").glob("cooling_device*"))
-    types = {folder: _text(folder / "type") for folder in folders}
+    types = {folder: read_text(folder / "type") for folder in folders}
     return {
         folder: kind
         for folder, kind in types.items()
@@ -147,7 +151,7 @@ def _cooling_devices(root: Path) -> dict[Path, str]:
     }
 
 
-def _slowed(kind: str, first: int, highest: int) -> str:
+def _describe_slowing(kind: str, first: int, highest: int) -> str:
     """In words; -1 is the powerclamp's way to say that it is off."""
     if highest <= 0:
         return ""
@@ -163,58 +167,58 @@ def _counters(root: Path) -> dict[str, int]:
     for file in sorted((root / "sys/class/hwmon").glob("hwmon*/oc*_event_cnt")):
         # A Jetson's supply: under-voltage, average and instantaneous over-current.
         enabled = file.with_name(file.name.replace("event_cnt", "throt_en"))
-        for count in _numbers([file]) if _text(enabled) != "0" else ():
+        for count in _numbers([file]) if read_text(enabled) != "0" else ():
             found[f"{file.name} (over-current or under-voltage of the supply)"] = count
     for kind in ("core", "package"):
         pattern = f"cpu[0-9]*/thermal_throttle/{kind}_throttle_count"
         files = sorted((root / "sys/devices/system/cpu").glob(pattern))
-        if counts := _numbers(files):  # every core of a package tells the package's count
+        if counts := _numbers(files):  # each core has the package's count
             found[f"{kind}_throttle_count of x86"] = sum(counts) if kind == "core" else max(counts)
     return found
 
 
-def _raspberry_pi() -> int:
+def _read_pi() -> int:
     """Bits of `get_throttled`: 1 to 3 are set while slowed down, 17 to 19 once it has been."""
     match = re.search(r"throttled=0x([0-9a-fA-F]+)", _run("vcgencmd", "get_throttled"))
     return int(match[1], 16) if match else 0
 
 
-def _of_raspberry_pi(before: int, after: int) -> str:
+def _describe_pi(before: int, after: int) -> str:
     """What its firmware did: at either end, or in between where it had not been before."""
     names = {1: "frequency capped", 2: "throttled", 3: "soft temperature limit"}
     seen = before | after | (after & ~before) >> 16
-    told = ", ".join(name for bit, name in names.items() if seen >> bit & 1)
-    return f"CPU throttled: get_throttled from 0x{before:x} to 0x{after:x} ({told})" if told else ""
+    what = ", ".join(name for bit, name in names.items() if seen >> bit & 1)
+    return f"CPU throttled: get_throttled from 0x{before:x} to 0x{after:x} ({what})" if what else ""
 
 
 def _container(root: Path) -> str:
     """What the control group of this process may use, where that is limited (version 2)."""
     group = root / "sys/fs/cgroup"
     limits = []
-    quota, _, period = _text(group / "cpu.max").partition(" ")
+    quota, _, period = read_text(group / "cpu.max").partition(" ")
     if quota.isdigit() and period.isdigit():
         limits.append(f"{int(quota) / int(period):g} CPUs")
-    if (most := _text(group / "memory.max")).isdigit():
+    if (most := read_text(group / "memory.max")).isdigit():
         limits.append(f"{int(most) / 2**30:.1f} GiB")
     return f"limited to {' and '.join(limits)}" if limits else ""
 
 
 def _stops(root: Path) -> int:
     """How often the control group has used up its share of the CPU before its period ended."""
-    found = re.search(r"nr_throttled (\d+)", _text(root / "sys/fs/cgroup/cpu.stat"))
+    found = re.search(r"nr_throttled (\d+)", read_text(root / "sys/fs/cgroup/cpu.stat"))
     return int(found[1]) if found else 0
 
 
 def _board(root: Path) -> str:
     """By the devicetree, or by the BIOS of a PC."""
     pc = root / "sys/class/dmi/id"
-    of_pc = f"{_text(pc / 'sys_vendor')} {_text(pc / 'product_name')}".strip()
-    return _text(root / "sys/firmware/devicetree/base/model") or of_pc
+    of_pc = f"{read_text(pc / 'sys_vendor')} {read_text(pc / 'product_name')}".strip()
+    return read_text(root / "sys/firmware/devicetree/base/model") or of_pc
 
 
 def _l4t(root: Path) -> str:
     """Such as "36.4.7", from "# R36 (release), REVISION: 4.7, ..." or the core package."""
-    line = _text(root / "etc/nv_tegra_release")
+    line = read_text(root / "etc/nv_tegra_release")
     match = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", line)
     return f"{match[1]}.{match[2]}" if match else _package(root, "nvidia-l4t-core")
 
@@ -236,14 +240,14 @@ def _package(root: Path, name: str) -> str:
 
 def _power_mode(root: Path) -> str:
     """Name and number of a Jetson's mode, such as "MAXN (0)"."""
-    told = re.search(r"NV Power Mode:\s*(\S+)\s+(\d+)", _run("nvpmodel", "-q"))
-    if told:
-        return f"{told[1]} ({told[2]})"
-    status = re.search(r"pmode:(\d+)", _text(root / "var/lib/nvpmodel/status"))
+    mode = re.search(r"NV Power Mode:\s*(\S+)\s+(\d+)", _run("nvpmodel", "-q"))
+    if mode:
+        return f"{mode[1]} ({mode[2]})"
+    status = re.search(r"pmode:(\d+)", read_text(root / "var/lib/nvpmodel/status"))
     if not status:
         return ""
     number = int(status[1])
-    modes = _text(root / "etc/nvpmodel.conf", at_most=1 << 20)
+    modes = read_text(root / "etc/nvpmodel.conf")
     named = re.search(rf"POWER_MODEL\s+ID={number}\s+NAME=(\S+)", modes)
     return f"{named[1]} ({number})" if named else str(number)
 
@@ -261,11 +265,11 @@ def _gpus(root: Path) -> list[Path]:
 
 def _zones(root: Path) -> list[tuple[str, Path]]:
     folders = sorted((root / "sys/class/thermal").glob("thermal_zone*"))
-    return [(_text(folder / "type") or folder.name, folder / "temp") for folder in folders]
+    return [(read_text(folder / "type") or folder.name, folder / "temp") for folder in folders]
 
 
 def _temperatures(zones: list[tuple[str, Path]]) -> Iterator[tuple[str, float]]:
-    """In degrees Celsius; zones that are off cannot be read, or tell nonsense."""
+    """In degrees Celsius; zones that are off cannot be read, or give nonsense."""
     for name, file in zones:
         for millidegrees in _numbers([file]):
             if millidegrees > _OFF_MC:
@@ -273,7 +277,7 @@ def _temperatures(zones: list[tuple[str, Path]]) -> Iterator[tuple[str, float]]:
 
 
 def _each(files: Iterator[Path]) -> str:
-    return ", ".join(dict.fromkeys(text for file in files if (text := _text(file))))
+    return ", ".join(dict.fromkeys(text for file in files if (text := read_text(file))))
 
 
 def _range_mhz(files: list[Path], unit: float) -> str:
@@ -287,19 +291,8 @@ def _as_mhz(clocks: list[float]) -> str:
 
 def _numbers(files: list[Path]) -> list[int]:
     """Of the files that can be read and hold a whole number."""
-    texts = [_text(file) for file in files]
+    texts = [read_text(file) for file in files]
     return [int(text) for text in texts if re.fullmatch(r"-?\d+", text)]
-
-
-def _text(file: Path, at_most: int = 4096) -> str:
-    """ "" for what cannot be read; sensors of a Jetson that are off answer "try again"."""
-    with suppress(OSError):
-        handle = os.open(file, os.O_RDONLY)
-        try:
-            return os.read(handle, at_most).decode(errors="replace").strip("\0\n ")
-        finally:
-            os.close(handle)
-    return ""
 
 
 def _run(*command: str) -> str:

@@ -15,15 +15,16 @@ import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from time import perf_counter_ns
 from typing import ClassVar, cast
 
 import numpy as np
 
 from mipkd.core import memory
-from mipkd.core.records import Latency
+from mipkd.core.measurement import Latency
 from pipeline.bench.power import Energy, Source, joules_per_frame
-from targets.base import FloatArray, Session, takes_bytes, upscale
+from targets.base import FloatArray, Session, upscale
 
 log = logging.getLogger(__name__)
 
@@ -67,17 +68,19 @@ class BenchSettings:
 
 
 @dataclass
-class Held:
-    """What a session took so far: the seconds of its load, and memory where the system tells."""
+class LoadCost:
+    """What a session took so far: seconds to load, and memory where the system knows it."""
 
     load_s: float
     memory_bytes: int | None
 
 
 @contextmanager
-def rise() -> Iterator[list[int]]:
-    """A list that holds, at the end, by how many bytes this process's memory rose at most; empty
-    where the system does not tell."""
+def measure_memory_rise() -> Iterator[list[int]]:
+    """A list that holds, at the end, by how many bytes this process's memory rose at most.
+
+    It stays empty where the system does not know.
+    """
     memory.reset_peak()
     before, found = memory.resident_bytes(), list[int]()
     yield found
@@ -93,44 +96,34 @@ def compare(
     *,
     multiples: Mapping[str, int] | None = None,
     power: Source | None = None,
-    held: Mapping[str, Held] | None = None,
+    costs: Mapping[str, LoadCost] | None = None,
 ) -> dict[str, Latency]:
     """The latency of each session at LR `size`, measured in turns in one go.
 
     `multiples` names sessions whose input sides must be multiples of a number: they get the
     image padded, as they would in use. A session that raises becomes an INVALID latency. With a
     meter in `power` each then runs alone for twice `min_time_s`, for its joules per frame. What
-    the first inference takes of memory is added to `held`.
+    the first inference takes of memory is added to `costs`.
     """
-    runners = [
-        _Runner(
-            name,
-            session,
-            _input(session, size, (multiples or {}).get(name, 1), settings.seed),
-            held=(held or {}).get(name),
-        )
-        for name, session in sessions.items()
-    ]
+    runners = []
+    for name, session in sessions.items():
+        lr_NCHW = _input(session, size, (multiples or {}).get(name, 1), settings.seed)
+        runners.append(_Runner(name, session, lr_NCHW, load_cost=(costs or {}).get(name)))
     for runner in runners:
         _warm_up(runner, settings)
     well = [runner for runner in runners if not runner.invalid_because]
     for attempt in range(settings.attempts):
-        _interleave(well, _longer(settings, 2**attempt), random.Random(settings.seed + attempt))
-        drifting = [f"{r.name}: {why}" for r in well if (why := drift(r.samples_s, settings))]
-        if not drifting:
+        _interleave(well, _lengthen(settings, 2**attempt), random.Random(settings.seed + attempt))
+        drifts = [f"{r.name}: {why}" for r in well if (why := find_drift(r.samples_s, settings))]
+        if not drifts:
             break
-        log.info("latency at %dx%d: %s", size[1], size[0], "; ".join(drifting))
+        log.info("latency at %dx%d: %s", size[1], size[0], "; ".join(drifts))
     for runner in well:
-        runner.invalid_because = runner.check_output() or doubt(runner.samples_s, settings)
-        if runner.invalid_because:
-            continue
-        runner.end_to_end_s = runner.measure_end_to_end()
-        if power:
-            runner.energy = runner.measure_energy(power, settings)
+        runner.finish(settings, power)
     return {runner.name: runner.latency(size) for runner in runners}
 
 
-def _longer(settings: BenchSettings, times: int) -> BenchSettings:
+def _lengthen(settings: BenchSettings, times: int) -> BenchSettings:
     """Up to the same limit: a pace that moves for a while weighs less in a longer measurement."""
     return replace(
         settings,
@@ -139,7 +132,7 @@ def _longer(settings: BenchSettings, times: int) -> BenchSettings:
     )
 
 
-def doubt(samples_s: tuple[float, ...], settings: BenchSettings) -> str:
+def find_doubt(samples_s: tuple[float, ...], settings: BenchSettings) -> str:
     """Why samples should not be believed, with the rule; "" when they can be."""
     if len(samples_s) < FEWEST:
         return (
@@ -153,10 +146,10 @@ def doubt(samples_s: tuple[float, ...], settings: BenchSettings) -> str:
             f"{fast} of {len(samples_s)} samples are under a third of the median: "
             "the machine was busy, or calls do not block"
         )
-    return drift(samples_s, settings)
+    return find_drift(samples_s, settings)
 
 
-def drift(samples_s: tuple[float, ...], settings: BenchSettings) -> str:
+def find_drift(samples_s: tuple[float, ...], settings: BenchSettings) -> str:
     """How far the machine's pace moved when that is over `max_drift`, else "".
 
     Nine samples are the fewest of which thirds have medians.
@@ -191,7 +184,7 @@ class _Runner:
     invalid_because: str = ""
     end_to_end_s: float | None = None
     energy: Energy | None = None
-    held: Held | None = None
+    load_cost: LoadCost | None = None
 
     @property
     def samples_s(self) -> tuple[float, ...]:
@@ -227,6 +220,18 @@ class _Runner:
     def is_full(self, settings: BenchSettings) -> bool:
         return self.spent_ns * 1e-9 >= settings.max_time_s or len(self.samples_ns) >= 2 * PLENTY
 
+    def finish(self, settings: BenchSettings, power: Source | None) -> None:
+        """Look at what was measured, then measure what is not interleaved."""
+        self.invalid_because = self.check_output() or find_doubt(self.samples_s, settings)
+        if self.invalid_because:
+            return
+        self.end_to_end_s = self.measure_end_to_end()
+        if power:
+            # A meter that is read ten times a second needs a while, however short the settings.
+            seconds = max(_METERED_S, 2 * settings.min_time_s)
+            call = partial(self.session.run, self.lr_NCHW)
+            self.energy = joules_per_frame(call, power, seconds)
+
     def check_output(self) -> str:
         """What is wrong with the session's output; "" when nothing is."""
         sr_NCHW = np.asarray(self.session.run(self.lr_NCHW))
@@ -239,7 +244,7 @@ class _Runner:
 
     def measure_end_to_end(self) -> float:
         """What a caller with bytes waits for bytes: conversions to and from floats included."""
-        image_NCHW = self.lr_NCHW if takes_bytes(self.session) else np.rint(self.lr_NCHW * 255)
+        image_NCHW = self.lr_NCHW if self.session.takes_uint8 else np.rint(self.lr_NCHW * 255)
         lr_HWC = np.ascontiguousarray(image_NCHW[0].transpose(1, 2, 0), dtype=np.uint8)
         scale = np.asarray(self.session.run(self.lr_NCHW)).shape[2] // len(lr_HWC)
         found: list[int] = []
@@ -248,11 +253,6 @@ class _Runner:
             upscale(self.session, lr_HWC, scale=scale)
             found.append(perf_counter_ns() - start)
         return float(np.median(found)) * 1e-9
-
-    def measure_energy(self, power: Source, settings: BenchSettings) -> Energy | None:
-        """A meter that is read ten times a second needs a while, however short the settings."""
-        seconds = max(_METERED_S, 2 * settings.min_time_s)
-        return joules_per_frame(lambda: self.session.run(self.lr_NCHW), power, seconds)
 
     def latency(self, size: tuple[int, int]) -> Latency:
         return Latency(
@@ -265,18 +265,18 @@ class _Runner:
             power_from=self.energy.source if self.energy else "",
             at_s=tuple(round((s - self.starts_ns[0]) * 1e-9, 6) for s in self.starts_ns),
             end_to_end_s=self.end_to_end_s,
-            load_s=self.held.load_s if self.held else None,
-            memory_bytes=self.held.memory_bytes if self.held else None,
+            load_s=self.load_cost.load_s if self.load_cost else None,
+            memory_bytes=self.load_cost.memory_bytes if self.load_cost else None,
         )
 
 
 def _warm_up(runner: _Runner, settings: BenchSettings) -> None:
     """The cold start, a look at the output, then runs until the pace is the usual one."""
     try:
-        with rise() as bytes_more:
+        with measure_memory_rise() as bytes_more:
             runner.cold_start_s = runner.call_ns() * 1e-9
-        if runner.held and runner.held.memory_bytes is not None:
-            runner.held.memory_bytes += sum(bytes_more)
+        if runner.load_cost and runner.load_cost.memory_bytes is not None:
+            runner.load_cost.memory_bytes += sum(bytes_more)
         runner.invalid_because = runner.check_output()
     except Exception as error:  # one model's failure is a row of the report
         log.warning("%s: inference failed: %s", runner.name, error)
@@ -321,7 +321,7 @@ def _without_collector() -> Iterator[None]:
 def _input(session: Session, size: tuple[int, int], multiple: int, seed: int) -> FloatArray:
     """An image in the type that the session's model takes."""
     image = _image(size, multiple, seed)
-    return cast("FloatArray", (image * 255).astype(np.uint8)) if takes_bytes(session) else image
+    return cast("FloatArray", (image * 255).astype(np.uint8)) if session.takes_uint8 else image
 
 
 def _image(size: tuple[int, int], multiple: int, seed: int) -> FloatArray:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mipkd.core.images import psnr_y, shift_rgb, ssim_y, write_png
-from mipkd.core.records import ImageScore
+from mipkd.core.images import crop_border, shift_rgb, write_png
+from mipkd.core.measurement import ImageScore
+from mipkd.metrics.base import list_metrics
 from targets.base import ByteArray, Session, upscale
 
 
@@ -18,7 +19,7 @@ def score(
     multiple: int,
     out: Path,
 ) -> tuple[ImageScore, ...]:
-    """PSNR and SSIM of each test image `(name, lr_HWC, hr_HWC)`; outputs go to `out`."""
+    """The metrics of each test image `(name, lr_HWC, hr_HWC)`; outputs go to `out`."""
     made = (
         (name, upscale(session, lr_HWC, scale=scale, multiple=multiple), hr_HWC)
         for name, lr_HWC, hr_HWC in tests
@@ -29,7 +30,7 @@ def score(
 def score_images(
     images: Iterable[tuple[str, ByteArray, ByteArray]], *, scale: int, out: Path
 ) -> tuple[ImageScore, ...]:
-    """PSNR and SSIM of images `(name, sr_HWC, hr_HWC)`, Y channel, `scale` pixels cropped."""
+    """The metrics of images `(name, sr_HWC, hr_HWC)`, a border of `scale` pixels cropped."""
     return tuple(
         score_image(name, sr_HWC, hr_HWC, scale=scale, out=out) for name, sr_HWC, hr_HWC in images
     )
@@ -38,14 +39,16 @@ def score_images(
 def score_image(
     name: str, sr_HWC: ByteArray, hr_HWC: ByteArray, *, scale: int, out: Path
 ) -> ImageScore:
-    """PSNR, SSIM and tint of one image, kept in `out` as PNG."""
+    """Every metric of one image, which is kept in `out` as PNG."""
     out.mkdir(parents=True, exist_ok=True)
     write_png(output_file(out, name), sr_HWC)
+    metrics = list_metrics()
+    least = max(metric.least_side for metric in metrics.values())
+    image, truth = crop_border(sr_HWC, hr_HWC, scale, least)
     return ImageScore(
         image=name,
-        psnr_y_db=psnr_y(sr_HWC, hr_HWC, border=scale),
-        ssim_y=ssim_y(sr_HWC, hr_HWC, border=scale),
-        shift_rgb=shift_rgb(sr_HWC, hr_HWC, border=scale),
+        metrics={metric.name: metric.measure(image, truth) for metric in metrics.values()},
+        shift_rgb=shift_rgb(image, truth, border=0),
     )
 
 

@@ -21,6 +21,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Protocol
 
+from pipeline.bench.host import read_text
+
 _INTERVAL_S = 0.1
 _FEWEST = 3  # readings; of fewer a mean says nothing
 _PATIENCE_S = 3.0  # for the first reading
@@ -93,19 +95,19 @@ class Tegrastats:
         if not program:
             return None
         command = (program, "--interval", f"{_INTERVAL_S * 1e3:.0f}")
-        with suppress(OSError), _following(command) as lines:
+        with suppress(OSError), _follow(command) as lines:
             if lines.first.wait(_PATIENCE_S):
                 return cls(command, f"tegrastats {lines.rails}")
         return None
 
     def mean_watts(self, work: Work) -> float | None:
-        with _following(self.command) as lines:
+        with _follow(self.command) as lines:
             if not lines.first.wait(_PATIENCE_S):
                 return None
             start = perf_counter()
             work()
             end = perf_counter()
-            # Ended on its own: what it told covers only a part.
+            # Ended on its own: what it printed covers only a part.
             return None if lines.ended else _mean(lines.readings, start, end)
 
 
@@ -124,12 +126,12 @@ class Ina3221:
         for label in sorted(drivers.glob("ina3221*/*/hwmon/hwmon*/in[123]_label")):
             channel = label.name[2]
             current = label.with_name(f"curr{channel}_input")
-            name = _text(label)
+            name = read_text(label)
             if name not in ("", "NC") and current.exists():
                 rails[name] = (label.with_name(f"in{channel}_input"), current)
         found = cls(rails, "")
-        told = found._read()
-        return cls(rails, f"INA3221 {told[1]}") if told else None
+        reading = found._read()
+        return cls(rails, f"INA3221 {reading[1]}") if reading else None
 
     def mean_watts(self, work: Work) -> float | None:
         readings: list[tuple[float, float]] = []
@@ -137,8 +139,8 @@ class Ina3221:
 
         def keep_reading() -> None:
             while not over.is_set():
-                if told := self._read():
-                    readings.append((perf_counter(), told[0]))
+                if reading := self._read():
+                    readings.append((perf_counter(), reading[0]))
                 over.wait(_INTERVAL_S)
 
         thread = threading.Thread(target=keep_reading, name="power", daemon=True)
@@ -155,7 +157,7 @@ class Ina3221:
     def _read(self) -> tuple[float, str] | None:
         with suppress(ValueError):
             milliwatts = {
-                name: int(_text(volt)) * int(_text(ampere)) / 1e3
+                name: int(read_text(volt)) * int(read_text(ampere)) / 1e3
                 for name, (volt, ampere) in self.rails.items()
             }
             return _total(milliwatts)
@@ -173,8 +175,8 @@ class Rapl:
     def find(cls, root: Path) -> Rapl | None:
         zones = {}
         for folder in sorted((root / "sys/class/powercap").glob("intel-rapl:*")):
-            name = _text(folder / "name")
-            if name.startswith(("package", "dram")) and _text(folder / "energy_uj").isdigit():
+            name = read_text(folder / "name")
+            if name.startswith(("package", "dram")) and read_text(folder / "energy_uj").isdigit():
                 zones[folder] = name
         if not any(name.startswith("package") for name in zones.values()):
             return None
@@ -194,7 +196,7 @@ class Rapl:
     def _joules(self) -> list[tuple[float, float]]:
         """Of each zone: counted, and where the counter begins anew."""
         files = ("energy_uj", "max_energy_range_uj")
-        texts = [[_text(zone / file) for file in files] for zone in self.zones]
+        texts = [[read_text(zone / file) for file in files] for zone in self.zones]
         return [(float(at or "nan") / 1e6, float(limit or 0) / 1e6) for at, limit in texts]
 
 
@@ -209,7 +211,7 @@ class _Lines:
 
 
 @contextmanager
-def _following(command: tuple[str, ...]) -> Iterator[_Lines]:
+def _follow(command: tuple[str, ...]) -> Iterator[_Lines]:
     """The lines of a child while it runs; it is ended and reaped whatever happens.
 
     If this process is killed outright, the child ends at its next line: nobody reads its pipe.
@@ -227,9 +229,9 @@ def _following(command: tuple[str, ...]) -> Iterator[_Lines]:
     def read() -> None:
         assert child.stdout is not None
         for line in child.stdout:
-            if told := watts_of(line):
-                lines.readings.append((perf_counter(), told[0]))
-                lines.rails = told[1]
+            if reading := watts_of(line):
+                lines.readings.append((perf_counter(), reading[0]))
+                lines.rails = reading[1]
                 lines.first.set()
         lines.ended = True
 
@@ -250,7 +252,7 @@ def _following(command: tuple[str, ...]) -> Iterator[_Lines]:
 
 
 def watts_of(line: str) -> tuple[float, str] | None:
-    """Power and the rails it is of, from a line of `tegrastats`; None when it tells no power.
+    """Power and the rails it is of, from a line of `tegrastats`; None when no power is in it.
 
     Both "VDD_IN 4940mW/4940mW" (now/mean) and the "POM_5V_IN 2532/2532" of JetPack 4.
     """
@@ -276,9 +278,3 @@ def _total(milliwatts: dict[str, float]) -> tuple[float, str] | None:
 def _mean(readings: list[tuple[float, float]], start: float, end: float) -> float | None:
     inside = [watts for at, watts in readings if start <= at <= end]
     return statistics.fmean(inside) if len(inside) >= _FEWEST else None
-
-
-def _text(file: Path) -> str:
-    with suppress(OSError):
-        return file.read_text(errors="replace").strip()
-    return ""

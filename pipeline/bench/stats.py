@@ -17,50 +17,46 @@ _SYMMETRIC = 1e-6  # a skewness under which a distribution is as good as symmetr
 
 
 @dataclass(frozen=True)
-class Percentiles:
-    """Of raw samples, in seconds; interpolated, so p99 of under 100 samples is near the maximum.
+class Estimate:
+    """A figure and the interval that holds it with 95 %, or as often as was asked.
 
-    The ranges hold each with 95 % confidence, if calls were independent of each other.
+    Where nothing can be told of the spread, the ends are NaN; where no end can be, infinite.
     """
 
-    p50_s: float
-    p90_s: float
-    p99_s: float
-    p50_range_s: tuple[float, float]
-    p90_range_s: tuple[float, float]
-    p99_range_s: tuple[float, float]
+    value: float  # the figure
+    low: float  # lower end of the interval
+    high: float  # upper end of it
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """A ratio of two medians or means and the interval that holds it with 95 % confidence.
+class Percentiles:
+    """Of raw samples, in seconds; interpolated, so p99 of under 100 samples is near the maximum.
 
-    From too few samples nothing can be told: the interval is then unbounded.
+    The intervals hold each with 95 % confidence, if calls were independent of each other.
     """
 
-    value: float
-    low: float
-    high: float
+    p50_s: Estimate
+    p90_s: Estimate
+    p99_s: Estimate
 
 
 def percentiles(samples_s: Sequence[float]) -> Percentiles:
     """p50, p90 and p99 of at least one sample."""
     ordered = np.sort(np.asarray(samples_s, dtype=np.float64))
-    shares = (0.5, 0.9, 0.99)
-    p50, p90, p99 = (float(v) for v in np.quantile(ordered, shares))
-    return Percentiles(p50, p90, p99, *(_range(ordered, share) for share in shares))
+    return Percentiles(*(_quantile(ordered, share) for share in (0.5, 0.9, 0.99)))
 
 
-def _range(ordered: npt.NDArray[np.float64], share: float) -> tuple[float, float]:
-    """Between which samples a quantile lies: how many are below it is binomial."""
+def _quantile(ordered: npt.NDArray[np.float64], share: float) -> Estimate:
+    """With the samples that it lies between: how many are below it is binomial."""
     from scipy.stats import binom
 
     first, last = binom.ppf((0.025, 0.975), len(ordered), share)
     low = ordered[max(0, int(first) - 1)]
-    return float(low), float(ordered[min(int(last), len(ordered) - 1)])
+    high = ordered[min(int(last), len(ordered) - 1)]
+    return Estimate(float(np.quantile(ordered, share)), float(low), float(high))
 
 
-def ratio_of_medians(slow_s: Sequence[float], fast_s: Sequence[float]) -> Ratio:
+def ratio_of_medians(slow_s: Sequence[float], fast_s: Sequence[float]) -> Estimate:
     """median(slow) / median(fast), how many times as fast the second is.
 
     Batch means (Conway 1963), here of medians: Student's t over the log ratios of blocks. The two
@@ -70,11 +66,11 @@ def ratio_of_medians(slow_s: Sequence[float], fast_s: Sequence[float]) -> Ratio:
     value = float(np.median(slow_s) / np.median(fast_s))
     count = min(len(slow_s), len(fast_s))
     if count < _FEWEST_BLOCKS:
-        return Ratio(value, 0.0, float("inf"))
+        return Estimate(value, 0.0, float("inf"))
     blocks = min(max(count // _PER_BLOCK, _FEWEST_BLOCKS), _MOST_BLOCKS)
     logs = _log_medians(slow_s, blocks) - _log_medians(fast_s, blocks)
     reach = float(np.exp(_t(0.95, blocks - 1) * logs.std(ddof=1) / math.sqrt(blocks)))
-    return Ratio(value, value / reach, value * reach)
+    return Estimate(value, value / reach, value * reach)
 
 
 def _log_medians(samples_s: Sequence[float], blocks: int) -> npt.NDArray[np.float64]:
@@ -83,26 +79,17 @@ def _log_medians(samples_s: Sequence[float], blocks: int) -> npt.NDArray[np.floa
     return np.log([np.median(part) for part in parts])
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A mean and an interval around it; NaN where it cannot be told."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def mean_over_seeds(values: Sequence[float]) -> Interval:
+def mean_over_seeds(values: Sequence[float]) -> Estimate:
     """Student's t over trainings; one training tells nothing of the spread."""
     found = np.asarray(values, dtype=np.float64)
     mean, count = float(found.mean()), len(found)
     reach = float("nan")
     if count > 1:
         reach = _t(0.95, count - 1) * float(found.std(ddof=1)) / math.sqrt(count)
-    return Interval(mean, mean - reach, mean + reach)
+    return Estimate(mean, mean - reach, mean + reach)
 
 
-def mean_over_images(values: Sequence[float], *, level: float = 0.95) -> Interval:
+def mean_over_images(values: Sequence[float], *, level: float = 0.95) -> Estimate:
     """Mean over images whose values may be skewed; `level` is how often the interval holds it.
 
     Hall's transformation of the t statistic, which takes out its skewness (P. Hall, "On the
@@ -112,11 +99,11 @@ def mean_over_images(values: Sequence[float], *, level: float = 0.95) -> Interva
     found = np.asarray(values, dtype=np.float64)
     mean, count = float(found.mean()), len(found)
     if count < 2:
-        return Interval(mean, float("nan"), float("nan"))
+        return Estimate(mean, float("nan"), float("nan"))
     error = float(found.std(ddof=1)) / math.sqrt(count)
     skewness, quantile = _skewness(found), _t(level, count - 1)
     upper, lower = (_unskewed(end, skewness, count) for end in (-quantile, quantile))
-    return Interval(mean, mean - lower * error, mean - upper * error)
+    return Estimate(mean, mean - lower * error, mean - upper * error)
 
 
 def _skewness(values: npt.NDArray[np.float64]) -> float:
@@ -138,7 +125,7 @@ def _unskewed(quantile: float, skewness: float, count: int) -> float:
     return 3 * root / skewness * (third - 1)
 
 
-def mean_over_seeds_and_images(values_SI: Sequence[Sequence[float]]) -> Interval:
+def mean_over_seeds_and_images(values_SI: Sequence[Sequence[float]]) -> Estimate:
     """Mean over S seeds and I images where both are drawn: what other ones would have brought.
 
     Crossed random effects without replication: the mean's variance is that of the seeds' means
@@ -156,10 +143,10 @@ def mean_over_seeds_and_images(values_SI: Sequence[Sequence[float]]) -> Interval
         weighted = of_seeds * _t(0.95, seeds - 1) + of_images * _t(0.95, images - 1)
         both = of_seeds + of_images
         reach = weighted / math.sqrt(both) if both else 0.0
-    return Interval(mean, mean - reach, mean + reach)
+    return Estimate(mean, mean - reach, mean + reach)
 
 
-def ratio_of_means(tops: Sequence[float], bottoms: Sequence[float]) -> Ratio:
+def ratio_of_means(tops: Sequence[float], bottoms: Sequence[float]) -> Estimate:
     """mean(tops) / mean(bottoms) of the same items, at least two, by Fieller's theorem (1954).
 
     Unbounded where the mean of the bottoms may as well be zero.
@@ -170,10 +157,10 @@ def ratio_of_means(tops: Sequence[float], bottoms: Sequence[float]) -> Ratio:
     (of_top, shared), (_, of_bottom) = spread.tolist()
     square = bottom**2 - of_bottom
     if square <= 0:
-        return Ratio(top / bottom, -float("inf"), float("inf"))
+        return Estimate(top / bottom, -float("inf"), float("inf"))
     middle = top * bottom - shared
     reach = math.sqrt(max(0.0, middle**2 - square * (top**2 - of_top)))
-    return Ratio(top / bottom, (middle - reach) / square, (middle + reach) / square)
+    return Estimate(top / bottom, (middle - reach) / square, (middle + reach) / square)
 
 
 def _t(level: float, freedom: int) -> float:

@@ -6,14 +6,15 @@ import re
 import shlex
 from collections.abc import Sequence
 
-from mipkd.core.records import Evidence, Model
+from mipkd.core.evidence import Evidence
+from mipkd.core.records import Model
+from pipeline.bench.comparisons import NOT_MEASURED
 from pipeline.bundle import manifest
 from pipeline.bundle.provenance import command, source, without_paths
 from pipeline.report import wording
-from pipeline.report.schema import MeasurementResult, Results
-from pipeline.report.tables import Row, Table
+from pipeline.report.figures import Figures, ModelFigures
+from pipeline.report.tables import Row, Table, images_used, sizes_of
 from pipeline.report.write import cell, environment
-from pipeline.stages.judge import NOT_MEASURED
 
 _UNSEEN = "not measured on the device"
 _NON_COMMERCIAL = re.compile(
@@ -22,18 +23,20 @@ _NON_COMMERCIAL = re.compile(
 
 
 def card(
-    evidence: Evidence, results: Results, models: Sequence[manifest.Model], golden: str
+    evidence: Evidence, figures: Figures, models: Sequence[manifest.Model], golden: str
 ) -> str:
     """`README.md` of a bundle; `golden` is an image that it holds."""
     template = environment(html=False)
     template.filters["cell"] = cell
     text = template.get_template("card.md.j2").render(
-        r=results,
+        r=evidence,
+        f=figures,
         w=wording,
         models=models,
-        table=_table(evidence, results, models),
+        table=_table(evidence, figures, models),
         photos=source(evidence.photos) if evidence.photos else "",
         tests=source(evidence.tests),
+        detail=images_used(evidence)[0].detail,
         command=shlex.join(command(evidence)),
         warning=licence_warning(_root(evidence)),
         golden=golden,
@@ -64,46 +67,45 @@ def _root(evidence: Evidence) -> Model:
     return evidence.teacher if taught and evidence.teacher else evidence.student
 
 
-def _table(evidence: Evidence, results: Results, models: Sequence[manifest.Model]) -> Table:
-    measured = {(m.target, m.precision): m for m in results.measurements if m.role == "student"}
-    hosts = {(m.target, m.precision): m.host for m in evidence.measurements if m.host}
-    sizes = {(one.height, one.width) for m in results.measurements for one in m.latencies}
-    size = max(sizes, key=lambda s: s[0] * s[1], default=(0, 0))
+def _table(evidence: Evidence, figures: Figures, models: Sequence[manifest.Model]) -> Table:
+    pairs = zip(evidence.measurements, figures.models, strict=True)
+    measured = {(m.target, m.precision): (m, f) for m, f in pairs if m.role == "student"}
+    sizes = sizes_of(evidence.measurements)
+    size = sizes[-1] if sizes else (0, 0)
     at = f" at LR {wording.as_size(*size)}" if sizes else ""
     head = ["Target", "Precision", "File", "Size", f"p50 ms{at}", "× teacher"]
     head += ["PSNR-Y dB", "SSIM-Y", "Worst drop dB", "Measured on"]
     rows = []
     for model in models:
-        m = measured.get((model.target, model.precision))
-        host = hosts.get((model.target, model.precision), evidence.host)
+        m, found = measured.get((model.target, model.precision), (None, None))
+        host = (m and m.host) or evidence.host
         where = {"measured": f"{host.cpu}, {host.cores} cores", "simulated": _UNSEEN}
         target = f"{model.target} (simulated)" if model.kind == "simulated" else model.target
         cells = [target, model.precision, f"`{model.file}`"]
-        cells += [wording.megabytes(model.size_bytes), *_speed(m, size, model.kind), *_pixels(m)]
+        cells += [wording.megabytes(model.size_bytes), *_speed(found, size, model.kind)]
+        cells += _pixels(found)
         rows.append(Row(model.kind, [*cells, where.get(model.kind, "failed, see below")]))
     return Table(head, rows, first=3, last=9)
 
 
-def _speed(m: MeasurementResult | None, size: tuple[int, int], kind: str) -> list[str]:
+def _speed(found: ModelFigures | None, size: tuple[int, int], kind: str) -> list[str]:
     if kind == "simulated":
         return [_UNSEEN, wording.NONE]
-    found = (one for one in m.latencies if (one.height, one.width) == size) if m else iter(())
-    one = next(found, None)
+    one = next((one for one in found.latencies if one.size == size), None) if found else None
     if one and one.invalid_because:
         return ["INVALID", wording.NONE]
-    over = one.speedup_over_teacher if one else None
+    over = one.over_teacher if one else None
     return [
-        wording.milliseconds(one.p50_ms if one else None),
-        wording.interval(over.value, over.low, over.high) if over else wording.NONE,
+        wording.milliseconds(one.p50_ms.value if one and one.p50_ms else None),
+        wording.interval(over) if over else wording.NONE,
     ]
 
 
-def _pixels(m: MeasurementResult | None) -> list[str]:
-    quality = m.quality if m else None
-    if quality is None:
-        return [wording.NONE] * 3
+def _pixels(found: ModelFigures | None) -> list[str]:
+    quality = found.quality if found else {}
+    psnr_y, ssim_y = quality.get("psnr_y"), quality.get("ssim_y")
     return [
-        wording.number(quality.psnr_y_db, 3),
-        wording.number(quality.ssim_y, 4),
-        wording.number(quality.worst_drop_db, 3),
+        wording.number(psnr_y.mean if psnr_y else None, 3),
+        wording.number(ssim_y.mean if ssim_y else None, 4),
+        wording.number(psnr_y.worst_drop if psnr_y else None, 3),
     ]

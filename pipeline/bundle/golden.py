@@ -9,7 +9,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from mipkd.core.images import pixels_in
-from mipkd.core.records import Measurement, TestSet
+from mipkd.core.measurement import Measurement
+from mipkd.core.records import TestSet
 from pipeline.bench.pixels import output_file
 from pipeline.bundle.manifest import name_of
 

@@ -10,20 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pydantic import TypeAdapter
-
+from mipkd.core.codec import decode
 from mipkd.core.errors import UsageError, nearest
+from mipkd.core.evidence import Evidence
 from mipkd.core.images import read_rgb
-from mipkd.core.records import Built, Evidence
-from pipeline.bench import kit, parcel
-from pipeline.bench.job import Image
+from mipkd.core.records import Built
 from pipeline.bench.latency import BenchSettings
+from pipeline.bench.models import Image
 from pipeline.bundle import manifest
 from pipeline.bundle.golden import lr_file
-from pipeline.bundle.provenance import PROVENANCE
-from pipeline.device.source import agent_bytes
+from pipeline.bundle.provenance import read_provenance
+from pipeline.machine.remote import job_file, kit_program
+from pipeline.machine.remote.agent_zip import agent_bytes
+from pipeline.machine.remote.job_file import hash_files
 from pipeline.run import EVIDENCE, Run, as_stage_error
-from targets.base import files_of
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ def make_kit(bundle: Path, target: str, out: Path) -> Kit:
     if not models:
         known = {model.target for model in stated.models}
         raise UsageError(f"{bundle}: no model for {target!r}", hint=nearest(target, known))
-    run = run_around(bundle, models)
+    run = find_run_around(bundle, models)
     others = [b for b in run.builts if b.target == target and b.role != "student"] if run else []
     builts = [*models, *(b for b in others if b.file.exists())]
     images = list(_tests(run) if run else _golden(bundle))
-    data = _packed(stated.name, target, builts, images, settings_of(bundle))
+    data = _pack(stated.name, target, builts, images, settings_of(bundle))
     try:
         _write(out, data)
     except OSError as error:
@@ -73,7 +73,7 @@ def kit_name(target: str) -> str:
     return f"kit-{target}.pyz".replace(":", "-")
 
 
-def run_around(bundle: Path, models: list[Built]) -> Evidence | None:
+def find_run_around(bundle: Path, models: list[Built]) -> Evidence | None:
     """The run that a bundle lies in, if its models are still those of the bundle."""
     try:
         found = Run(bundle.resolve().parent).kept(EVIDENCE, Evidence)
@@ -82,30 +82,21 @@ def run_around(bundle: Path, models: list[Built]) -> Evidence | None:
     theirs = {(b.target, b.precision): b for b in found.builts if b.role == "student"}
     for model in models:
         built = theirs.get((model.target, model.precision))
-        if not built or not built.file.exists() or contents(built) != contents(model):
+        if not built or not built.file.exists() or hash_files(built) != hash_files(model):
             return None
     return found if all(lr_file(found.tests, n).is_file() for n in found.tests.images) else None
 
 
-def contents(built: Built) -> dict[str, str]:
-    """Name within its folder, and hash, of each of a model's files."""
-    root = built.file.parent
-    return {
-        part.relative_to(root).as_posix(): parcel.hash_of(part.read_bytes())
-        for part in files_of(built)
-    }
-
-
-def _packed(
+def _pack(
     run: str, target: str, builts: list[Built], images: list[Image], settings: BenchSettings
 ) -> bytes:
     with TemporaryDirectory() as scratch:
         file = Path(scratch) / "job.zip"
-        parcel.write_job(file, target, builts, images, settings)
+        job_file.write_job(file, target, builts, settings, images)
         with zipfile.ZipFile(io.BytesIO(file.read_bytes())) as job:
-            more = {kit.JOB + name: job.read(name) for name in job.namelist()}
-    more[kit.ABOUT] = json.dumps({"run": run, "target": target}).encode()
-    return agent_bytes(more=more, main="pipeline.bench.kit")
+            more = {kit_program.JOB + name: job.read(name) for name in job.namelist()}
+    more[kit_program.ABOUT] = json.dumps({"run": run, "target": target}).encode()
+    return agent_bytes(more=more, main=kit_program.__name__)
 
 
 def _write(out: Path, data: bytes) -> None:
@@ -129,5 +120,4 @@ def _golden(bundle: Path) -> Iterator[Image]:
 
 def settings_of(bundle: Path) -> BenchSettings:
     """How the run measured."""
-    config = json.loads((bundle / PROVENANCE).read_text())["config"]
-    return TypeAdapter(BenchSettings).validate_python(config["bench"])
+    return decode(BenchSettings, read_provenance(bundle).config["bench"])

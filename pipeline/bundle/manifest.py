@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from pydantic import TypeAdapter, ValidationError
-
+from mipkd.core.codec import decode_file, read_json
 from mipkd.core.errors import UsageError
 from mipkd.core.records import Built
 from pipeline.run import hash_file
@@ -47,6 +46,7 @@ class Model:
     versions: dict[str, str]  # that built it
     margin: int  # LR pixels that a tile needs around it
     inexact_because: str  # why tiles differ from the whole even so; "" where they do not
+    executes: str = ""  # as in `Built`
 
     @property
     def name(self) -> str:
@@ -66,6 +66,7 @@ class Model:
             options=self.options,
             notes=self.notes,
             versions=self.versions,
+            executes=self.executes,
         )
 
 
@@ -118,26 +119,14 @@ def read(folder: Path) -> Manifest:
         UsageError: no bundle, a damaged manifest, or one of another schema.
     """
     file = folder / MANIFEST
-    try:
-        text = file.read_bytes()
-        stated = json.loads(text)
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise UsageError(f"{folder}: no bundle: {MANIFEST}: {why}", hint=_HINT) from error
-    except ValueError as error:
-        raise UsageError(f"{file}: damaged: {error}", hint=_HINT) from error
+    stated = read_json(file, what="bundle", hint=_HINT)
     schema = stated.get("schema") if isinstance(stated, dict) else None
     if schema != SCHEMA:
         raise UsageError(
             f"{file}: its schema is {schema!r}, this program reads {SCHEMA}",
             hint="use the version of mipkd-pipeline that wrote it, or write the bundle anew: run",
         )
-    try:
-        found = TypeAdapter(Manifest).validate_python(stated)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"{file}: damaged: {place}: {first['msg']}", hint=_HINT) from error
+    found = decode_file(Manifest, stated, file, hint=_HINT)
     for name in (*found.files, *(model.file for model in found.models)):
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts:

@@ -7,14 +7,16 @@ import shutil
 from pathlib import Path
 
 from mipkd.core.errors import MissingError
-from mipkd.core.records import Built, Evidence, Measurement
+from mipkd.core.evidence import Evidence
+from mipkd.core.measurement import Measurement
+from mipkd.core.records import Built
 from mipkd.export.receptive_field import ReceptiveField, find_receptive_field
 from pipeline.bundle import manifest
 from pipeline.bundle.card import card
-from pipeline.bundle.figures import write_figures
 from pipeline.bundle.golden import BundleConfig, copy_golden
+from pipeline.bundle.measurements import write_measurements
 from pipeline.bundle.provenance import PROVENANCE, provenance
-from pipeline.report.results import collect
+from pipeline.report.figures import compute_figures
 from pipeline.report.write import replace_folder
 from pipeline.run import as_stage_error, program_version
 from targets.base import files_of
@@ -39,7 +41,7 @@ def pack(evidence: Evidence, config: BundleConfig, out: Path) -> Path:
     return out
 
 
-def students(evidence: Evidence) -> list[Built]:
+def student_builds(evidence: Evidence) -> list[Built]:
     """The student's models, one of a target and precision."""
     found = {(b.target, b.precision): b for b in evidence.builts if b.role == "student"}
     return list(found.values())
@@ -47,12 +49,14 @@ def students(evidence: Evidence) -> list[Built]:
 
 def _fill(evidence: Evidence, config: BundleConfig, out: Path) -> None:
     around = find_receptive_field(evidence.graph.file)
-    models = tuple(_copied(built, evidence, around, out) for built in students(evidence))
+    models = tuple(_copy_model(built, evidence, around, out) for built in student_builds(evidence))
     golden = copy_golden(evidence.tests, evidence.measurements, config, out)
-    write_figures(evidence.measurements, evidence.host, out)
+    write_measurements(evidence.measurements, out)
     stated = provenance(evidence, program_version())
     (out / PROVENANCE).write_text(json.dumps(stated, indent=1, sort_keys=True))
-    (out / "README.md").write_text(card(evidence, collect(evidence, out), models, golden[0]))
+    (out / "README.md").write_text(
+        card(evidence, compute_figures(evidence, out), models, golden[0])
+    )
     manifest.write(
         manifest.Manifest(
             schema=manifest.SCHEMA,
@@ -68,7 +72,9 @@ def _fill(evidence: Evidence, config: BundleConfig, out: Path) -> None:
     )
 
 
-def _copied(built: Built, evidence: Evidence, around: ReceptiveField, out: Path) -> manifest.Model:
+def _copy_model(
+    built: Built, evidence: Evidence, around: ReceptiveField, out: Path
+) -> manifest.Model:
     """A model's files, laid into the bundle."""
     home = f"model/{manifest.name_of(built.target, built.precision)}"
     parts = files_of(built) if built.file.exists() else []
@@ -80,7 +86,7 @@ def _copied(built: Built, evidence: Evidence, around: ReceptiveField, out: Path)
         file = out / home / part.relative_to(built.file.parent)
         file.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(part, file)
-    m = _measured(built, evidence)
+    m = _find_measurement(built, evidence)
     return manifest.Model(
         target=built.target,
         precision=built.precision,
@@ -94,10 +100,11 @@ def _copied(built: Built, evidence: Evidence, around: ReceptiveField, out: Path)
         versions=built.versions,
         margin=around.radius,
         inexact_because=around.inexact_because,
+        executes=built.executes,
     )
 
 
-def _measured(built: Built, evidence: Evidence) -> Measurement | None:
+def _find_measurement(built: Built, evidence: Evidence) -> Measurement | None:
     wanted = (built.role, built.target, built.precision)
     found = (m for m in evidence.measurements if (m.role, m.target, m.precision) == wanted)
     return next(found, None)

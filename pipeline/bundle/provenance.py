@@ -4,23 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
-from dataclasses import asdict, replace
-from pathlib import PurePath
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
 from typing import Any
 
-from pydantic import TypeAdapter
-from pydantic_core import to_jsonable_python
-
-from mipkd.core.records import (
-    Distilled,
-    Evidence,
-    Failure,
-    Model,
-    PatchSet,
-    Photos,
-    QuantPlan,
-    TestSet,
-)
+from mipkd.core.codec import decode_file, encode, read_json
+from mipkd.core.evidence import Evidence, Failure
+from mipkd.core.records import PatchSet, Photos, QuantPlan, TestSet
 
 PROVENANCE = "provenance.json"
 _PATHS = ("teacher", "model", "data", "val", "out")  # in a configuration
@@ -28,57 +18,54 @@ _DEVICE = re.compile(r"ssh://[^\s'\",;]*[^\s'\",;:.]")
 _ABSOLUTE = re.compile(r"(?<![\w.:/~])/(?:[^\s'\"/:,]+/)+(?=[^\s'\"/:,])")
 
 
+@dataclass(frozen=True)
+class TestsUsed:
+    """The test images of a bundle's run."""
+
+    sha256: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What is read again of a bundle's provenance."""
+
+    tests: TestsUsed
+    gates: dict[str, Any]
+    failures: tuple[Failure, ...]
+    plans: tuple[QuantPlan, ...]  # how each target's INT8 was searched
+    config: dict[str, Any]
+
+
 def provenance(evidence: Evidence, program: str) -> dict[str, Any]:
-    """All of it as plain JSON."""
+    """A run's evidence as plain JSON, but for what other files of the bundle hold."""
     config = dict(evidence.config)
     config |= {name: PurePath(config[name]).name for name in _PATHS if config.get(name)}
     config |= {"compare": [PurePath(rival).name for rival in config.get("compare", ())]}
-    stated = {
-        "created": evidence.created,
+    plain = [replace(plan, holdout=None, tuned=None) for plan in evidence.plans]
+    rest = replace(evidence, measurements=(), builts=(), config=config, plans=tuple(plain))
+    stated = encode(rest) | {
         "command": " ".join(shlex.quote(word) for word in command(evidence)),
         "program": program,
-        "commit": evidence.commit,
-        "smoke": evidence.smoke,
-        "teacher": _model(evidence.teacher),
-        "student": _model(evidence.student),
-        "training": _training(evidence.distilled),
-        "rivals": [
-            {"name": r.name, "model": _model(r.model), "training": _training(r.distilled)}
-            for r in evidence.rivals
-        ],
-        "graph": {
-            "sha256": evidence.graph.sha256,
-            "opset": evidence.graph.opset,
-            "parity_max_abs": evidence.graph.parity_max_abs,
-        },
-        "photos": _images(evidence.photos),
-        "calibration": _images(evidence.calibration),
-        "tests": _images(evidence.tests),
         "versions": {m.target: m.versions for m in evidence.measurements if m.versions},
         "gates": evidence.config.get("gates", {}),
-        "failures": [asdict(failure) for failure in evidence.failures],
-        "plans": to_jsonable_python([_without_files(plan) for plan in evidence.plans]),
-        "warnings": list(evidence.warnings),
-        "not_measured": list(evidence.not_measured),
-        "seconds": evidence.seconds,
-        "config": config,
     }
+    for name in ("host", "measurements", "builts", "verdict"):
+        del stated[name]
+    for name in ("photos", "calibration", "tests"):
+        if images := getattr(evidence, name):
+            stated[name]["source"] = source(images)
     return {name: without_paths(value) for name, value in stated.items()}
 
 
-def failures(stated: dict[str, Any]) -> tuple[Failure, ...]:
-    """What did not run, from a bundle's provenance."""
-    return tuple(Failure(**failure) for failure in stated["failures"])
+def read_provenance(bundle: Path) -> Provenance:
+    """That of a bundle.
 
-
-def plans(stated: dict[str, Any]) -> tuple[QuantPlan, ...]:
-    """How each target's INT8 was searched, from a bundle's provenance."""
-    return TypeAdapter(tuple[QuantPlan, ...]).validate_python(stated["plans"])
-
-
-def _without_files(plan: QuantPlan) -> QuantPlan:
-    """What a search found; where its files lie on this machine is nobody's business."""
-    return replace(plan, holdout=None, tuned=None)
+    Raises:
+        UsageError: it is damaged.
+    """
+    file = bundle / PROVENANCE
+    return decode_file(Provenance, read_json(file), file)
 
 
 def command(evidence: Evidence) -> list[str]:
@@ -105,35 +92,6 @@ def without_paths(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: without_paths(one) for name, one in value.items()}
     return value
-
-
-def _model(model: Model | None) -> dict[str, Any] | None:
-    if model is None:
-        return None
-    return {
-        "arch": model.arch,
-        "hyper": model.hyper,
-        "layout": model.layout,
-        "params": model.params,
-        "sha256": model.sha256,
-        "licence": model.licence,
-    }
-
-
-def _training(made: Distilled | None) -> dict[str, Any] | None:
-    if made is None:
-        return None
-    return {"steps": made.steps, "seconds": made.seconds, "losses": list(made.losses)}
-
-
-def _images(images: TestSet | Photos | PatchSet | None) -> dict[str, Any] | None:
-    if images is None:
-        return None
-    return {
-        "source": source(images),
-        "sha256": images.sha256,
-        "count": len(images.images) if isinstance(images, TestSet) else images.count,
-    }
 
 
 def source(images: TestSet | Photos | PatchSet) -> str:

@@ -10,32 +10,11 @@ import numpy as np
 
 from mipkd.core.errors import MipkdError, MissingError, UnsupportedError
 from mipkd.core.images import read_rgb
+from mipkd.core.precision import Tolerance
 from mipkd.core.records import Built
-from pipeline.bench.job import make_pixels
+from pipeline.bench.models import make_pixels
 from pipeline.bundle.manifest import Manifest, Model, Problem, damaged
 from targets.base import ByteArray, find
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """How far outputs may be from the golden ones: kernels of another CPU or GPU sum otherwise."""
-
-    levels: int  # of 255, on any value
-    psnr_db: float  # over all values of all images
-
-
-# FP32 sums differ in the last bits: a value may round to the next level. 16 bits and INT8 round
-# between layers too, and one step there may be several levels in the image. OpenVINO with and
-# without BF16 and VNNI instructions: EDSR 32x8 x2 in bf16 1 level, 66 dB, in int8 2, 64 dB;
-# EDSR-baseline x4 in int8 6 levels, 54 dB.
-_EXACT = Tolerance(1, 60.0)
-_TOLERANCES = {
-    "fp32": _EXACT,
-    "w8": _EXACT,
-    "fp16": Tolerance(2, 55.0),
-    "bf16": Tolerance(8, 50.0),
-    "int8": Tolerance(16, 45.0),
-}
 
 
 @dataclass(frozen=True)
@@ -54,15 +33,16 @@ class Replayed:
     @property
     def tolerance(self) -> Tolerance:
         """The bound that applies."""
-        return _TOLERANCES.get(self.model.precision, _TOLERANCES["int8"])
+        target, kinds = find(self.model.target), {self.model.precision, self.model.executes} - {""}
+        return max((target.tolerance(kind) for kind in kinds), key=lambda bound: bound.levels)
 
     @property
     def well(self) -> bool:
         """Whether nothing is wrong with it as far as this machine can tell."""
-        if self.failed:
-            return False
+        if self.failed or self.why_not:
+            return not self.failed
         bound = self.tolerance
-        return bool(self.why_not) or (self.levels <= bound.levels and self.psnr_db >= bound.psnr_db)
+        return self.levels <= bound.levels and self.psnr_db >= bound.psnr_db
 
 
 def replay(bundle: Path, manifest: Manifest, wrong: list[Problem]) -> Iterator[Replayed]:
@@ -72,7 +52,7 @@ def replay(bundle: Path, manifest: Manifest, wrong: list[Problem]) -> Iterator[R
             yield Replayed(model, why_not="its files are not those of the bundle")
             continue
         try:
-            yield _replayed(bundle, model)
+            yield _replay_model(bundle, model)
         except (MissingError, UnsupportedError) as error:
             yield Replayed(model, why_not=error.what)
         except Exception as error:  # one model's failure is a row
@@ -80,7 +60,7 @@ def replay(bundle: Path, manifest: Manifest, wrong: list[Problem]) -> Iterator[R
             yield Replayed(model, failed=what or type(error).__name__)
 
 
-def _replayed(bundle: Path, model: Model) -> Replayed:
+def _replay_model(bundle: Path, model: Model) -> Replayed:
     target = find(model.target)
     if reason := target.why_not():
         return Replayed(model, why_not=reason)

@@ -1,42 +1,17 @@
-"""Time a bundle's models, here or on a device, those of a target interleaved."""
+"""Time a bundle's models on a machine, those of a target interleaved."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from mipkd.core.errors import MipkdError, UsageError, nearest
-from mipkd.core.records import Built, Host, Latency, Told
-from pipeline.bench import parcel
-from pipeline.bench.agent import tell
-from pipeline.bench.job import Done, time_models
+from mipkd.core.errors import MipkdError, MissingError, UsageError, nearest
+from mipkd.core.evidence import Failure
+from mipkd.core.measurement import Host, Measurement
 from pipeline.bench.latency import BenchSettings
-from pipeline.bundle.manifest import Manifest, Model, damaged, problems
-from pipeline.device.device import Device
-from targets.base import find
-
-
-@dataclass(frozen=True)
-class Timed:
-    """One model's latencies, or why there are none."""
-
-    target: str
-    precision: str
-    size_bytes: int
-    why_not: str = ""
-    latencies: tuple[Latency, ...] = ()
-    invalid_because: str = ""
-    notes: tuple[str, ...] = ()
-    conditions: dict[str, str] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def invalid(self) -> str:
-        """Why any of it should not be believed; "" when all can be."""
-        found = [self.invalid_because, *(one.invalid_because for one in self.latencies)]
-        return "; ".join(dict.fromkeys(filter(None, found)))
+from pipeline.bundle.manifest import Manifest, damaged, problems
+from pipeline.machine.base import Job, Machine
 
 
 @dataclass(frozen=True)
@@ -45,7 +20,8 @@ class Timings:
 
     bundle: str  # name of its run
     host: Host
-    models: tuple[Timed, ...]
+    measurements: tuple[Measurement, ...]
+    failures: tuple[Failure, ...]  # a row for each model that could not be measured
 
 
 def time_bundle(
@@ -53,13 +29,13 @@ def time_bundle(
     manifest: Manifest,
     targets: Sequence[str],
     settings: BenchSettings,
-    device: Device | None = None,
+    machine: Machine,
 ) -> Timings:
-    """Every model of `targets`, or of all when none is named, on `device` or on this machine.
+    """Every model of `targets`, or of all when none is named.
 
     Raises:
         UsageError: the bundle has no model for a target, or a model's files were changed.
-        MipkdError: the device cannot be reached.
+        MipkdError: the machine cannot be reached.
     """
     known = list(dict.fromkeys(model.target for model in manifest.models))
     for name in targets:
@@ -70,58 +46,18 @@ def time_bundle(
         if damaged(model, wrong):
             what = f"{bundle}: files of {model.target} {model.precision} are not the bundle's"
             raise UsageError(what, hint="see which: mipkd-pipeline verify")
-    wanted = list(dict.fromkeys(targets)) or known
-    told = device.probe(wanted) if device else {name: tell(find(name)) for name in wanted}
-    found: list[Timed] = []
-    for name in wanted:
+    found: list[Measurement] = []
+    failed: list[Failure] = []
+    offered = machine.offers(list(dict.fromkeys(targets)) or known)
+    for name, info in offered.items():
         models = [model for model in manifest.models if model.target == name]
-        found += _timed(bundle, models, told[name], settings, device)
-    return Timings(manifest.name, told[wanted[0]].host, tuple(found))
-
-
-def _timed(
-    bundle: Path,
-    models: Sequence[Model],
-    told: Told,
-    settings: BenchSettings,
-    device: Device | None,
-) -> list[Timed]:
-    """Those of one target."""
-    why_not = told.why_not
-    if not why_not and told.simulated:
-        why_not = "this machine could only simulate it"
-    if not why_not:
-        builts = [model.built(bundle) for model in models]
         try:
-            done = (
-                _done_there(device, told, builts, settings)
-                if device
-                else time_models(find(told.target), builts, settings)
-            )
+            if info.why_not or info.simulated:
+                raise MissingError(info.why_not or "this machine could only simulate it")
+            builts = tuple(model.built(bundle) for model in models)
+            found += machine.run(Job(info, builts, settings))
         except Exception as error:  # one target's failure is a row
-            why_not = error.what if isinstance(error, MipkdError) else f"failed: {error}"
-    if why_not:
-        return [Timed(m.target, m.precision, m.size_bytes, why_not=why_not) for m in models]
-    return [
-        Timed(
-            target=model.target,
-            precision=model.precision,
-            size_bytes=model.size_bytes,
-            latencies=latencies,
-            invalid_because=done.invalid_because,
-            notes=done.notes,
-            conditions=done.conditions,
-            versions=told.versions,
-        )
-        for model, latencies in zip(models, done.latencies, strict=True)
-    ]
-
-
-def _done_there(
-    device: Device, told: Told, builts: Sequence[Built], settings: BenchSettings
-) -> Done:
-    with TemporaryDirectory() as scratch:
-        job = Path(scratch) / "job.zip"
-        id = parcel.write_job(job, told.target, builts, (), settings)
-        results, _ = parcel.read_results(device.carry_out(job, id, told, Path(scratch)))
-    return results.done
+            why = error.what if isinstance(error, MipkdError) else f"failed: {error}"
+            failed += [Failure(name, model.precision, "bench", why) for model in models]
+    host = next(iter(offered.values())).host
+    return Timings(manifest.name, host, tuple(found), tuple(failed))

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic_core import to_jsonable_python
 from rich.console import Console
 from rich.table import Table
 
+from mipkd.core import codec
 from mipkd.core.errors import MissingError, StageError
-from mipkd.core.records import Outcome
+from mipkd.core.evidence import Outcome
 from pipeline.cli.terminal import EXIT, Verbose, print_wide, set_logging
 
 if TYPE_CHECKING:
     from pipeline.bundle.replay import Replayed
-    from pipeline.bundle.timing import Timed
+    from pipeline.bundle.timing import Timings
 
 Bundle = Annotated[Path, typer.Argument(help="Folder bundle/ of a finished run.")]
 
@@ -130,31 +129,31 @@ def bench(
     from pipeline.bundle.kit import settings_of
     from pipeline.bundle.timing import time_bundle
     from pipeline.config import load
-    from pipeline.device.device import reached
+    from pipeline.machine.base import connect
 
     stated = manifest.read(bundle)
     wanted = [name.strip() for name in (target or "").split(",") if name.strip()]
-    flags = {"bench": asdict(settings_of(bundle)), "device": {"address": device}}
+    flags = {"bench": codec.encode(settings_of(bundle)), "device": {"address": device}}
     config = load(flags, sets=sets or ())
-    with reached(config.device) as there:
-        found = time_bundle(bundle, stated, wanted, config.bench, there)
+    with connect(config.device) as machine:
+        found = time_bundle(bundle, stated, wanted, config.bench, machine)
     table = Table("target", "precision", "size MB", "LR", "p50 ms", "p90 ms", "samples")
-    for model in found.models:
-        head = (model.target, model.precision, f"{model.size_bytes / 1e6:.2f}")
-        if model.why_not:
-            table.add_row(*head, "", "not measured", "", "")
-        for one in model.latencies:
-            doubt = model.invalid_because or one.invalid_because
+    for m in found.measurements:
+        head = (m.target, m.precision, f"{m.size_bytes / 1e6:.2f}")
+        for one in m.latencies:
+            doubt = m.invalid_because or one.invalid_because
             table.add_row(*head, f"{one.size[1]}x{one.size[0]}", *_figures(one.samples_s, doubt))
+    for failure in found.failures:
+        table.add_row(failure.target, failure.precision, "", "", "not measured", "", "")
     print_wide(table)
     typer.echo(f"on {found.host.cpu}, {found.host.cores} cores")
-    for line in dict.fromkeys(_remarks(found.models)):
+    for line in dict.fromkeys(_remarks(found)):
         typer.echo(line)
     if as_json:
-        as_json.write_text(json.dumps({"schema": 1, **to_jsonable_python(found)}, indent=1))
-    if all(model.why_not for model in found.models):
+        as_json.write_text(json.dumps({"schema": 2, **codec.encode(found)}, indent=1))
+    if not found.measurements:
         raise MissingError(f"bench: nothing could be measured on {device or 'this machine'}")
-    if any(model.invalid for model in found.models):
+    if any(m.doubt for m in found.measurements):
         raise typer.Exit(EXIT[Outcome.INVALID])
 
 
@@ -181,9 +180,9 @@ def check(
 ) -> None:
     """Judge a bundle by its own gates, and hold it against a baseline."""
     set_logging(verbose)
-    from pipeline.bundle.check import against, set_baseline, settings_with
-    from pipeline.bundle.check import check as checked
     from pipeline.cli.summary import gate_line
+    from pipeline.judge.check import check as checked
+    from pipeline.judge.check import compare_with_baseline, set_baseline, settings_with
     from pipeline.report import junit as xml
     from pipeline.report import markdown
 
@@ -193,7 +192,7 @@ def check(
     found = checked(bundle)
     if baseline and not found.problems:
         settings = settings_with(bundle, sets or ())
-        found = against(found, bundle, baseline, settings.baseline, settings.bench)
+        found = compare_with_baseline(found, bundle, baseline, settings.baseline, settings.bench)
     for problem in found.problems:
         typer.echo(f"{problem.what.upper()}  {problem.file}")
     for gate in () if found.problems else found.gates:
@@ -240,7 +239,7 @@ def collect(
     from pipeline.cli.summary import summarize
     from pipeline.publish import bundle_folder
     from pipeline.publish import collect as collected
-    from pipeline.report.write import report_folder
+    from pipeline.report.results_file import report_folder
 
     brought, evidence = collected(results, run)
     host = next(m.host for m in brought.measurements if m.host)
@@ -294,12 +293,13 @@ def _apart(one: Replayed) -> str:
     )
 
 
-def _remarks(models: Sequence[Timed]) -> Iterator[str]:
+def _remarks(found: Timings) -> Iterator[str]:
     """What concerns a target once, what concerns a model by its name."""
-    for model in models:
-        if model.invalid:
-            yield f"{model.target} {model.precision}: INVALID: {model.invalid}"
-        yield from (f"{model.target}: {why}" for why in (model.why_not, *model.notes) if why)
+    for m in found.measurements:
+        if m.doubt:
+            yield f"{m.target} {m.precision}: INVALID: {m.doubt}"
+        yield from (f"{m.target}: {note}" for note in m.notes)
+    yield from (f"{failure.target}: {failure.what}" for failure in found.failures)
 
 
 def _figures(samples_s: tuple[float, ...], doubt: str) -> tuple[str, str, str]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mipkd.core.errors import UsageError
 from pipeline.cli import options as o
 from pipeline.cli.terminal import Verbose, set_logging
+
+if TYPE_CHECKING:
+    from pipeline.machine.base import DeviceConfig
 
 
 def doctor(
@@ -25,14 +29,22 @@ def doctor(
 ) -> None:
     """Without FILE: what this machine can target, or a device. With FILE: what a checkpoint is."""
     set_logging(verbose)
-    from pipeline.doctor import examine_checkpoint, examine_machine, machine_printed, printed
+    from pipeline import doctor
 
-    found: dict[str, Any]
     if file and device:
         raise UsageError("doctor: FILE and --device", hint="a checkpoint is looked at here")
     if file:
-        found = examine_checkpoint(file, images, sets or ())
+        found = doctor.examine_checkpoint(file, images, sets or ())
     else:
-        found = examine_machine(device, sets or ())
-    render = printed if file else machine_printed
+        found = doctor.examine_machine(_load_device(device, sets or ()))
+    render = doctor.describe if file else doctor.describe_machine
     typer.echo(json.dumps(found, indent=2) if as_json else render(found))
+
+
+def _load_device(address: str | None, sets: Sequence[str]) -> DeviceConfig | None:
+    """None without an address: this machine, whatever a `mipkd.toml` here names."""
+    if address is None:
+        return None
+    from pipeline.config import load
+
+    return load({"device": {"address": address}}, sets=sets).device

@@ -38,7 +38,7 @@ def run(
     from pipeline.cli.summary import summarize
     from pipeline.flow import run_pipeline
     from pipeline.publish import bundle_folder, unseen
-    from pipeline.report.write import report_folder
+    from pipeline.report.results_file import report_folder
 
     settings = o.load_settings(context.params)
     here = o.open_run(settings)

@@ -55,12 +55,12 @@ def history(
 
     found = work.read(folder / work.FILE)
     shown = Table("run", "target", "precision", "LR", "runs", "p50 ms", "PSNR-Y dB", "verdict")
-    for key, series in work.by_series(found).items():
+    for key, series in work.group_by_series(found).items():
         run, target, precision, size, _, _ = key
         last = series[-1]
         figures = [f"{v:.3f}" if v is not None else "" for v in (last.p50_ms, last.psnr_y_db)]
         shown.add_row(run, target, precision, size, str(len(series)), *figures, last.verdict)
     print_wide(shown)
-    for name, line in work.told_of_all(found):
+    for name, line in work.describe_changes(found):
         typer.echo(f"changed  {name}: {line}")
     typer.echo(f"history: {work.write_page(found, out or folder / 'history.html')}")

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from mipkd.core.records import BY_KIT, Evidence, Gate, Measurement, Outcome
-from pipeline.bench.against import at, simulated, speedup
-from pipeline.bench.gain import over
+from mipkd.core.evidence import Evidence, Gate, Outcome
+from mipkd.core.measurement import BY_KIT, Measurement
+from pipeline.bench.comparisons import mean_of, p50_s, simulated_targets, speedup
+from pipeline.bench.distillation_gain import compare_with
 from pipeline.cli.terminal import COLOURS
-from pipeline.report.gains import sentence
+from pipeline.report.sentences import gain_sentence
 from pipeline.report.wording import whose
 
 
@@ -25,7 +25,7 @@ def summarize(evidence: Evidence) -> Group:
     table.add_column("PSNR-Y dB", justify="right")
     table.add_column("drop dB", justify="right")
     for m in evidence.measurements:
-        psnr, base = _psnr(m), _psnr(_of(evidence, m.role, "reference"))
+        psnr, base = mean_of(m), mean_of(_of(evidence, m.role, "reference"))
         p50, size, faster = _latency(evidence, m)
         table.add_row(
             f"{m.target} (simulated)" if m.simulated else m.target,
@@ -42,12 +42,9 @@ def summarize(evidence: Evidence) -> Group:
     stopped = [gate for gate in gates if gate.outcome is not Outcome.PASS]
     lines = [_outcome_line(Outcome.PASS, f"{len(gates) - len(stopped)} of {len(gates)} gates")]
     lines += [_outcome_line(gate.outcome, gate_line(gate)) for gate in stopped]
-    lines += [
-        Text(
-            f"gain    {sentence(over(rival.name, evidence.measurements), rival, evidence.student)}"
-        )
-        for rival in evidence.rivals
-    ]
+    for rival in evidence.rivals:
+        found = compare_with(rival.name, evidence.measurements)
+        lines.append(Text(f"gain    {gain_sentence(found, rival, evidence.student)}"))
     lines += [Text(f"note    {where}") for where in dict.fromkeys(_elsewhere(evidence))]
     lines += [Text(f"note    {remark}") for remark in evidence.verdict.remarks]
     for one in evidence.verdict.recommended:
@@ -58,7 +55,7 @@ def summarize(evidence: Evidence) -> Group:
         what = f"{failure.target} {failure.precision}{whose(failure.role)}: {failure.what}"
         lines.append(Text(f"FAILED  {what}", "red"))
     verdict = evidence.verdict.outcome
-    unseen = simulated(evidence.measurements)
+    unseen = simulated_targets(evidence.measurements)
     but = f"; not measured on the device: {', '.join(unseen)}" if unseen else ""
     end = Text(f"verdict: {verdict.value}{but}", f"bold {COLOURS[verdict]}")
     smoke = Text("smoke run on sample photos: not a result", "yellow") if evidence.smoke else ""
@@ -92,12 +89,11 @@ def _latency(evidence: Evidence, m: Measurement) -> tuple[str, str, str]:
         return "", "", ""
     size = m.latencies[len(m.latencies) // 2].size
     of = f"{size[1]}x{size[0]}"
-    latency = at(m, size)
-    if latency is None:
+    p50 = p50_s(m, size)
+    if p50 is None:
         return "INVALID", of, ""
     teacher = _of(evidence, "teacher", m.target)
     ratio = speedup(teacher, m, size) if teacher and m.role != "teacher" else None
-    p50 = statistics.median(latency.samples_s)
     return f"{p50 * 1e3:.2f}", of, f"{ratio.value:.2f}" if ratio else ""
 
 
@@ -105,9 +101,3 @@ def _of(evidence: Evidence, role: str, target: str) -> Measurement | None:
     """The FP32 measurement of a role on a target."""
     found = (m for m in evidence.measurements if (m.role, m.target) == (role, target))
     return next((m for m in found if m.precision == "fp32"), None)
-
-
-def _psnr(measurement: Measurement | None) -> float | None:
-    if measurement is None or not measurement.scores:
-        return None
-    return statistics.fmean(score.psnr_y_db for score in measurement.scores)

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.logging import RichHandler
 
-from mipkd.core.records import Outcome
+from mipkd.core.evidence import Outcome
 
 _WIDTH = 130  # of tables where the terminal is narrower or none
 ROOMS = ("pipeline", "mipkd", "targets", "calibration")

@@ -83,7 +83,7 @@ class Judge:
         self._known = _Known(folder / "measured.jsonl")
         self._planes: dict[str, Planes] = {}
         self._fp32: list[float] = []
-        self.rest = tuner.rests[0]  # the precision of what stays float
+        self.rest = tuner.other_precisions[0]  # the precision of what stays float
 
     def hold_against(self, session: Session) -> None:
         """Make a session's quality, the target's own FP32, what losses are counted from."""
@@ -94,11 +94,11 @@ class Judge:
 
         A CPU may offer 16 bits and be slower with them.
         """
-        if len(self.tuner.rests) == 1:
+        if len(self.tuner.other_precisions) == 1:
             return
 
-        ms = self._by_rest(self.tuner.ranges[0], sorted(self._every), size, settings)
-        for rest in self.tuner.rests:
+        ms = self._by_rest(self.tuner.range_estimators[0], sorted(self._every), size, settings)
+        for rest in self.tuner.other_precisions:
             if ms[rest] < _CLEARLY * ms[self.rest]:
                 self.rest = rest
         log.info("floats in %s: %s", self.rest, _listed(ms))
@@ -110,7 +110,7 @@ class Judge:
 
         With few floats a coarse one may bring no time and still lose quality.
         """
-        finer = self.tuner.rests[: self.tuner.rests.index(self.rest)]
+        finer = self.tuner.other_precisions[: self.tuner.other_precisions.index(self.rest)]
         if not finer:
             return
         ms = self._by_rest(ranges, sorted(floats), size, settings)
@@ -127,7 +127,7 @@ class Judge:
             with ExitStack() as stack:
                 sessions = {
                     rest: stack.enter_context(closing(self.tuner.session(ranges, names, rest)))
-                    for rest in self.tuner.rests
+                    for rest in self.tuner.other_precisions
                 }
                 return self._timed(sessions, size, settings)
 

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,8 +23,8 @@ from mipkd.core.records import (
     Model,
     PatchSet,
     Photos,
-    Rounding,
-    Tuned,
+    QatStudent,
+    QuantScheme,
     model_of,
 )
 from mipkd.distill import ranks
@@ -36,7 +36,7 @@ from mipkd.export import onnx
 from mipkd.export.fake_quant import FakeQuantNet
 from pipeline.quantize.search import judged, worth_their_time
 from pipeline.run import Ref, stage
-from targets.base import Teachable, find, is_teachable
+from targets.base import BuildRequest, Feature, find
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class QatInputs:
 
 
 @stage(version=10, resumes=True)
-def qat(inputs: QatInputs, *, out: Path) -> Tuned:
+def qat(inputs: QatInputs, *, out: Path) -> QatStudent:
     """The student trained on with what INT8 of the target rounds.
 
     Raises:
@@ -102,7 +102,7 @@ def qat(inputs: QatInputs, *, out: Path) -> Tuned:
     trained = train(training, tests=_pairs(inputs.holdout.value), out=out)
     rounded = trained.student
     assert isinstance(rounded, FakeQuantNet)
-    return Tuned(
+    return QatStudent(
         graph=onnx.replace_weights(inputs.graph.value, rounded.float_weights(), out=out),
         rounding=rounded.learned_rounding(),
         curves=trained.curves,
@@ -112,17 +112,17 @@ def qat(inputs: QatInputs, *, out: Path) -> Tuned:
     )
 
 
-def _rounding(inputs: QatInputs, folder: Path) -> Rounding:
+def _rounding(inputs: QatInputs, folder: Path) -> QuantScheme:
     """What the target's INT8 rounds beside what is worth its time as a float."""
     folder.mkdir(exist_ok=True)
     target, graph, patches = inputs.target, inputs.graph.value, inputs.patches.value
     chosen, spare = find(target), inputs.config.spare
     if judge := judged(target, graph, None, patches, inputs.holdout.value, folder):
         floats = worth_their_time(judge, inputs.size, spare) if spare else []
-        found = judge.tuner.rounding(floats)
+        found = judge.tuner.quant_scheme(floats)
         left = f"{len(floats)} of {len(judge.operations)} operations float"
-    elif is_teachable(chosen):
-        found = cast("Teachable", chosen).rounding(graph, patches)
+    elif Feature.FIXED_INT8 in chosen.features:
+        found = chosen.quant_scheme(BuildRequest(graph, "int8", folder, patches))
         left = "those of its fixed recipe"
     else:
         raise UnsupportedError(

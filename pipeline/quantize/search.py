@@ -7,12 +7,12 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import Annotated, cast
+from typing import Annotated
 
 from pydantic import Field
 
 from calibration import search as core
-from calibration.search import Bounds, Candidate, Found, Loss, Operation, rounded
+from calibration.search import Bounds, Candidate, Found, Loss, Measured, Operation, round_time
 from mipkd.core.errors import UsageError
 from mipkd.core.records import (
     Built,
@@ -21,14 +21,14 @@ from mipkd.core.records import (
     Graph,
     Holdout,
     PatchSet,
+    QatStudent,
     QuantPlan,
-    Tuned,
 )
 from pipeline.bench.latency import BenchSettings
 from pipeline.quantize.evaluator import Crops, Judge
 from pipeline.quantize.hold_out import HoldoutConfig
 from pipeline.run import Ref, stage
-from targets.base import Teachable, Tuner, find, tuner_of
+from targets.base import BuildRequest, Feature, Tuner, find
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class SearchInputs:
     graph: Ref[Graph]
     patches: Ref[PatchSet]
     holdout: Ref[Holdout]
-    tuned: Ref[Tuned] | None = None
+    tuned: Ref[QatStudent] | None = None
 
 
 @stage(version=10, resumes=True)
@@ -100,17 +100,17 @@ def search(inputs: SearchInputs, *, out: Path) -> QuantPlan:
     tuner, operations = judge.tuner, judge.operations
     forced = frozenset(op.name for op in operations) & frozenset(config.float)
     if tuned and (trained := judged(target, graph, tuned, patches, held, out / "tuned")):
-        spared = frozenset(tuned.rounding.floats)
+        trained_as_float = frozenset(tuned.rounding.floats)
         losses = [
-            judge.loss(tuner.ranges[0], forced | spared),
-            trained.loss(trained.tuner.ranges[0], forced - spared),
+            judge.loss(tuner.range_estimators[0], forced | trained_as_float),
+            trained.loss(trained.tuner.range_estimators[0], forced - trained_as_float),
         ]
         told = "%s: with %d floats INT8 loses %.4f dB (worst crop %.3f), trained on %.4f (%.3f)"
         figures = (f for loss in losses for f in (loss.mean_db, loss.worst_db))
-        log.info(told, target, len(spared), *figures)
+        log.info(told, target, len(trained_as_float), *figures)
         if bounds.share(losses[1]) < bounds.share(losses[0]):
             judge, tuner, operations = trained, trained.tuner, trained.operations
-            forced -= spared
+            forced -= trained_as_float
         else:
             log.warning(_NO_HELP, target)
             tuned = None
@@ -123,23 +123,21 @@ def search(inputs: SearchInputs, *, out: Path) -> QuantPlan:
     if tuned and bounds.hold(every):  # trained to need no floats
         base_ms = judge.base_ms(ranges, config.size, _PACE)
         best = Candidate(forced, every, 0.0)
-        found = Found(best, met=True, front=(best,))
+        found = Found(best, bounds_met=True, pareto=(best,))
     else:
         base_ms, costs_ms = judge.costs_ms(ranges, config.size, _PACE)
         harms = _harms(judge, ranges, operations, _clock(started + _FOR_HARMS * config.limit_s))
+        coarse_ms = {name: round_time(ms) for name, ms in costs_ms.items()}
         found = core.search(
-            operations,
-            harms=harms,
-            costs_ms={name: rounded(ms) for name, ms in costs_ms.items()},
-            bounds=bounds,
-            slack_ms=_SLACK * rounded(base_ms, parts=2),
-            evaluate=lambda floats: judge.loss(ranges, floats),
+            Measured(operations, harms, coarse_ms, bounds),
+            lambda floats: judge.loss(ranges, floats),
+            slack_ms=_SLACK * round_time(base_ms, parts=2),
             forced=forced,
             late=_clock(started + config.limit_s),
         )
     if found.best.floats or tuned:
         judge.refine_rest(ranges, found.best.floats, config.size, _PACE)
-        found = core.judged_anew(found, judge.loss(ranges, found.best.floats), bounds)
+        found = core.with_remeasured_loss(found, judge.loss(ranges, found.best.floats), bounds)
     _tell(target, config, found, monotonic() - started)
     return QuantPlan(
         target=target,
@@ -152,10 +150,10 @@ def search(inputs: SearchInputs, *, out: Path) -> QuantPlan:
         ),
         drop_db=found.best.loss.mean_db,
         worst_db=found.best.loss.worst_db,
-        met=found.met,
+        met=found.bounds_met,
         max_drop_db=config.max_drop_db,
         max_worst_db=config.max_worst_drop_db,
-        front=tuple(_point(one, base_ms, costs_ms, found) for one in found.front),
+        front=tuple(_point(one, base_ms, costs_ms, found) for one in found.pareto),
         holdout=held,
         operations=len(operations) + (len(tuned.rounding.floats) if tuned else 0),
         size=config.size,
@@ -174,14 +172,16 @@ def _by_recipe(inputs: SearchInputs, out: Path) -> QuantPlan:
         with closing(chosen.open(built)) as session:
             return crops.psnrs(session)
 
-    fp32 = psnrs(chosen.build(graph, "fp32", patches, out / "fp32"))
-    loss = crops.loss(fp32, psnrs(chosen.build(graph, "int8", patches, out / "int8")))
+    def build(precision: str) -> Built:
+        return chosen.build(BuildRequest(graph, precision, out / precision, patches))
+
+    fp32 = psnrs(build("fp32"))
+    loss = crops.loss(fp32, psnrs(build("int8")))
     told = "%s: INT8 by its fixed recipe loses %.3f dB on the holdout, worst crop %.3f"
     log.info(told, target, loss.mean_db, loss.worst_db)
     if tuned:
-        teachable, of, learned = cast("Teachable", chosen), tuned.graph, tuned.rounding
-        built = teachable.build(of, "int8", patches, out / "tuned", rounding=learned)
-        trained = crops.loss(fp32, psnrs(built))
+        request = BuildRequest(tuned.graph, "int8", out / "tuned", patches, scheme=tuned.rounding)
+        trained = crops.loss(fp32, psnrs(chosen.build(request)))
         log.info("%s: trained on %.3f, %.3f", target, trained.mean_db, trained.worst_db)
         if config.bounds.share(trained) < config.bounds.share(loss):
             loss = trained
@@ -207,7 +207,7 @@ def _by_recipe(inputs: SearchInputs, out: Path) -> QuantPlan:
 def judged(
     target: str,
     graph: Graph,
-    tuned: Tuned | None,
+    tuned: QatStudent | None,
     patches: PatchSet,
     held: Holdout,
     folder: Path,
@@ -216,12 +216,15 @@ def judged(
     target has a fixed recipe for it."""
     folder.mkdir(exist_ok=True)
     chosen = find(target)
-    of, rounding = (tuned.graph, tuned.rounding) if tuned else (graph, None)
-    tuner = tuner_of(chosen, of, patches, folder, rounding)
+    of, scheme = (tuned.graph, tuned.rounding) if tuned else (graph, None)
+    request = BuildRequest(of, "int8", folder, patches, scheme=scheme)
+    searched = Feature.FLOAT_SEARCH in chosen.features
+    tuner = chosen.tuner(request) if searched else None
     if tuner is None:
         return None
     judge = Judge(tuner, held, multiple=graph.multiple, folder=folder)
-    with closing(chosen.open(chosen.build(graph, "fp32", None, folder / "fp32"))) as session:
+    fp32 = chosen.build(BuildRequest(graph, "fp32", folder / "fp32"))
+    with closing(chosen.open(fp32)) as session:
         judge.hold_against(session)
     return judge
 
@@ -232,16 +235,12 @@ def worth_their_time(judge: Judge, size: tuple[int, int], share: float) -> list[
     What they bring is weighed by the default bounds: other bounds need no other training.
     """
     judge.settle_rest(size, _PACE)
-    ranges = judge.tuner.ranges[0]
+    ranges = judge.tuner.range_estimators[0]
     base_ms, costs_ms = judge.costs_ms(ranges, size, _PACE)
     harms = _harms(judge, ranges, judge.operations, lambda: False)
-    return core.most_worth(
-        judge.operations,
-        harms=harms,
-        costs_ms={name: rounded(ms) for name, ms in costs_ms.items()},
-        bounds=QuantizeConfig().bounds,
-        budget_ms=share * base_ms,
-    )
+    coarse_ms = {name: round_time(ms) for name, ms in costs_ms.items()}
+    known = Measured(judge.operations, harms, coarse_ms, QuantizeConfig().bounds)
+    return core.knapsack_floats(known, share * base_ms)
 
 
 def check_floats(config: QuantizeConfig, graph: Graph) -> None:
@@ -279,7 +278,7 @@ def _best_ranges(
     """The recipe that loses least with first and last convolution and skip additions float."""
     usual = [op.name for op in operations if op.part]
     shares: dict[str, Seconds] = {}
-    for ranges in tuner.ranges:
+    for ranges in tuner.range_estimators:
         if shares and late():
             log.warning("search: no time left for ranges %s", ranges)
             break
@@ -313,7 +312,7 @@ def _harms(
 def _tell(target: str, config: QuantizeConfig, found: Found, seconds: Seconds) -> None:
     loss, count = found.best.loss, len(found.best.floats)
     text = f"{loss.mean_db:.3f} dB lost on the holdout, worst crop {loss.worst_db:.3f}"
-    if found.met:
+    if found.bounds_met:
         log.info("%s: %d operations stay float; %s; %.0f s", target, count, text, seconds)
     else:
         log.warning(

@@ -6,6 +6,8 @@ stand side by side, since runs are not interleaved with each other.
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +15,22 @@ from pathlib import Path
 from markupsafe import Markup
 
 from mipkd.core.errors import UsageError
+from mipkd.core.evidence import Evidence
+from mipkd.core.measurement import Measurement
+from pipeline.bench.comparisons import (
+    drop_by_image,
+    find_reference,
+    mean_of,
+    p50_s,
+    students,
+)
 from pipeline.bench.stats import mean_over_images
-from pipeline.report.figures import SHAPES
+from pipeline.report.charts import SHAPES
 from pipeline.report.plots import COLOURS, Point, scatter
-from pipeline.report.results import load
-from pipeline.report.schema import MeasurementResult, Results
-from pipeline.report.tables import Row, Table
-from pipeline.report.wording import NONE, as_size, milliseconds, number, signed
-from pipeline.report.write import RESULTS, environment, report_folder
+from pipeline.report.results_file import RESULTS, read_results, report_folder
+from pipeline.report.tables import Row, Table, sizes_of
+from pipeline.report.wording import NONE, as_size, in_ms, megabytes, milliseconds, number, signed
+from pipeline.report.write import environment
 
 
 @dataclass(frozen=True)
@@ -28,7 +38,7 @@ class Seen:
     """A run under a name that no other here has."""
 
     name: str
-    results: Results
+    evidence: Evidence
 
 
 def read(folders: Sequence[Path]) -> list[Seen]:
@@ -39,15 +49,15 @@ def read(folders: Sequence[Path]) -> list[Seen]:
     """
     seen: list[Seen] = []
     for folder in folders:
-        found = load(report_folder(folder) / RESULTS)
-        name = found.run.name
+        found = read_results(report_folder(folder) / RESULTS)
+        name = found.name
         if name in (one.name for one in seen):
             name = f"{folder.resolve().parent.name}/{name}"
         seen.append(Seen(name, found))
-        if found.student.scale != seen[0].results.student.scale:
+        if found.student.scale != seen[0].evidence.student.scale:
             raise UsageError(
                 f"report: {folder} is of scale x{found.student.scale}, {folders[0]} of "
-                f"x{seen[0].results.student.scale}",
+                f"x{seen[0].evidence.student.scale}",
                 hint="compare runs of one scale",
             )
     return seen
@@ -77,12 +87,14 @@ def table(seen: Sequence[Seen]) -> Table:
     at = f" at {as_size(*size)}" if size else ""
     head = ["Target", "Precision", "Run", "On disk", f"p50 ms{at}", "PSNR-Y dB"]
     head += [f"Over {seen[0].name}, dB", "Mean drop dB", "Worst drop dB", "Verdict"]
-    keys = dict.fromkeys((m.target, m.precision) for one in seen for m in _students(one.results))
+    keys = dict.fromkeys(
+        (m.target, m.precision) for one in seen for m in students(one.evidence.measurements)
+    )
     rows = []
     for key in sorted(keys):
-        base = _model(seen[0].results, *key)
+        base = _model(seen[0].evidence, *key)
         for one in seen:
-            m = _model(one.results, *key)
+            m = _model(one.evidence, *key)
             if m is not None:
                 rows.append(Row("student", _cells(one, m, base, seen[0], size)))
     return Table(head, rows, first=3, last=9)
@@ -90,51 +102,46 @@ def table(seen: Sequence[Seen]) -> Table:
 
 def _cells(
     one: Seen,
-    m: MeasurementResult,
-    base: MeasurementResult | None,
+    m: Measurement,
+    base: Measurement | None,
     first: Seen,
     size: tuple[int, int] | None,
 ) -> list[str]:
-    quality = m.quality
+    drops = drop_by_image(m, find_reference(one.evidence.measurements, m.role))
     return [
-        m.target + (" (simulated)" if m.kind == "simulated" else ""),
+        m.target + (" (simulated)" if m.simulated else ""),
         m.precision,
         one.name,
-        f"{m.size_bytes / 1e6:.2f} MB" if m.size_bytes else NONE,
-        milliseconds(_p50(m, size)),
-        number(quality.psnr_y_db if quality else None, 3),
+        megabytes(m.size_bytes),
+        milliseconds(in_ms(p50_s(m, size))),
+        number(mean_of(m), 3),
         NONE if one is first else _over(one, m, first, base),
-        number(quality.mean_drop_db if quality else None, 3),
-        number(quality.worst_drop_db if quality else None, 3),
-        one.results.verdict.outcome,
+        number(statistics.fmean(drops.values()) if drops else None, 3),
+        number(max(drops.values(), default=None), 3),
+        one.evidence.verdict.outcome.value,
     ]
 
 
-def _over(one: Seen, m: MeasurementResult, first: Seen, base: MeasurementResult | None) -> str:
+def _over(one: Seen, m: Measurement, first: Seen, base: Measurement | None) -> str:
     """The mean difference over images that both have, with its interval."""
-    if one.results.tests.sha256 != first.results.tests.sha256:
+    if one.evidence.tests.sha256 != first.evidence.tests.sha256:
         return "other images"
-    if not (base and base.quality and m.quality):
-        return NONE
-    theirs = {i.image: i.psnr_y_db for i in base.quality.images}
-    differences = [
-        i.psnr_y_db - before
-        for i in m.quality.images
-        if i.psnr_y_db is not None and (before := theirs.get(i.image)) is not None
-    ]
+    theirs = {s.image: s.psnr_y_db for s in base.scores} if base else {}
+    pairs = [(s.psnr_y_db, theirs.get(s.image, math.nan)) for s in m.scores]
+    differences = [ours - other for ours, other in pairs if math.isfinite(ours - other)]
     if len(differences) < 2:
         return NONE
     found = mean_over_images(differences)
     low, high = signed(found.low, 3), signed(found.high, 3)
-    return f"{signed(found.mean, 3)} ({low} to {high})"
+    return f"{signed(found.value, 3)} ({low} to {high})"
 
 
 def _plot(seen: Sequence[Seen], size: tuple[int, int]) -> str:
     points = [
-        Point(p50, m.quality.psnr_y_db, f"{one.name} {m.target} {m.precision}", n % COLOURS, shape)
+        Point(p50, psnr_y_db, f"{one.name} {m.target} {m.precision}", n % COLOURS, shape)
         for n, one in enumerate(seen)
-        for m in _students(one.results)
-        if m.quality and (p50 := _p50(m, size))
+        for m in students(one.evidence.measurements)
+        if (psnr_y_db := mean_of(m)) is not None and (p50 := in_ms(p50_s(m, size)))
         for shape in [SHAPES.get(m.precision, "circle")]
     ]
     if not points:
@@ -148,10 +155,10 @@ def _plot(seen: Sequence[Seen], size: tuple[int, int]) -> str:
 def _remarks(seen: Sequence[Seen]) -> list[str]:
     """What keeps the runs from being one measurement."""
     found = []
-    hosts = {h.id: h.cpu for one in seen for h in [one.results.host]}
+    hosts = {h.id: h.cpu for one in seen for h in [one.evidence.host]}
     if len(hosts) > 1:
         found.append(f"Measured on different machines: {', '.join(hosts.values())}.")
-    tests = {one.results.tests.sha256: one.results.tests.source for one in seen}
+    tests = {one.evidence.tests.sha256: one.evidence.tests.source for one in seen}
     if len(tests) > 1:
         found.append(f"Judged on different test images: {', '.join(tests.values())}.")
     found.append(
@@ -161,24 +168,12 @@ def _remarks(seen: Sequence[Seen]) -> list[str]:
     return found
 
 
-def _students(results: Results) -> list[MeasurementResult]:
-    return [m for m in results.measurements if m.role == "student" and m.kind != "reference"]
-
-
-def _model(results: Results, target: str, precision: str) -> MeasurementResult | None:
-    found = (m for m in _students(results) if (m.target, m.precision) == (target, precision))
-    return next(found, None)
-
-
-def _p50(m: MeasurementResult, size: tuple[int, int] | None) -> float | None:
-    found = (o for o in m.latencies if (o.height, o.width) == size and not o.invalid_because)
-    return next((one.p50_ms for one in found), None)
+def _model(evidence: Evidence, target: str, precision: str) -> Measurement | None:
+    found = students(evidence.measurements)
+    return next((m for m in found if (m.target, m.precision) == (target, precision)), None)
 
 
 def _common(seen: Sequence[Seen]) -> tuple[int, int] | None:
     """The largest LR size that every run measured."""
-    each = [
-        {(o.height, o.width) for m in _students(one.results) for o in m.latencies} for one in seen
-    ]
-    common = set.intersection(*each) if each else set()
-    return max(common, key=lambda size: size[0] * size[1], default=None)
+    each = [set(sizes_of(students(one.evidence.measurements))) for one in seen]
+    return max(set.intersection(*each), key=math.prod, default=None) if each else None

@@ -17,9 +17,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from mipkd.core.errors import UsageError
+from mipkd.core.evidence import Evidence
 from mipkd.core.images import PSNR_OF_EQUAL_DB, ByteArray, luma, psnr_y, read_rgb
-from mipkd.core.records import Evidence, Measurement
-from pipeline.bench.against import drop_by_image, reference, students
+from mipkd.core.measurement import Measurement
+from pipeline.bench.comparisons import drop_by_image, find_reference, students
 from pipeline.bench.pixels import output_file
 from pipeline.report.wording import number
 
@@ -71,12 +72,12 @@ class _Find:
         return self.image, round(self.top / self.side), round(self.left / self.side)
 
 
-def exhibits(evidence: Evidence) -> list[Exhibit]:
+def find_exhibits(evidence: Evidence) -> list[Exhibit]:
     """Where INT8 leaves the FP32 student, and where the student falls behind its teacher."""
     truth = evidence.tests.folder / "hr"
     named = [("Truth", truth)]
     for role, name in (("bicubic", "Bicubic"), ("teacher", "Teacher"), ("student", "Student FP32")):
-        m = reference(evidence.measurements, role)
+        m = find_reference(evidence.measurements, role)
         if m and m.outputs:
             named.append((name, m.outputs))
     int8 = _worst_int8(evidence)
@@ -101,8 +102,8 @@ def _reasons(
     evidence: Evidence, folders: dict[str, Path], int8: Measurement | None
 ) -> list[tuple[str, Sequence[str], Amount]]:
     """Why a window is shown, the images to search, and the map whose largest window it is."""
-    student = reference(evidence.measurements, "student")
-    teacher = reference(evidence.measurements, "teacher")
+    student = find_reference(evidence.measurements, "student")
+    teacher = find_reference(evidence.measurements, "teacher")
     images = evidence.tests.images[:_LOOK_AT]
     reasons: list[tuple[str, Sequence[str], Amount]] = []
     if int8 and int8.outputs:
@@ -142,7 +143,7 @@ def _largest(drops: dict[str, float]) -> list[str]:
 
 def _worst_int8(evidence: Evidence) -> Measurement | None:
     """The INT8 student that loses most on one image."""
-    base = reference(evidence.measurements, "student")
+    base = find_reference(evidence.measurements, "student")
     found = [m for m in students(evidence.measurements) if m.precision == "int8" and m.outputs]
     return max(found, key=lambda m: max(drop_by_image(m, base).values(), default=0), default=None)
 

@@ -1,172 +1,217 @@
-"""The report's plots: quality against latency, and the trace of the training."""
+"""The figures of a run: medians, ratios, drops and sentences, computed from its evidence.
+
+They stand in `results.json` for readers that do not have this program, which never reads them back.
+"""
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mipkd.core.health import BEFORE, is_health
-from pipeline.report.plots import COLOURS, Curve, Point, lines, scatter
-from pipeline.report.schema import MeasurementResult, PlanResult, QualityResult, Results
-from pipeline.report.tables import sizes_of
-from pipeline.report.wording import as_size, number
-
-SHAPES = {"fp32": "circle", "bf16": "square", "fp16": "square", "int8": "diamond"}
-_NOT_TERMS = {"step", "total", "lr", "seconds", "psnr_y_db", "ssim_y", "grad_norm"}
-_POINTS = 240  # of a curve; a longer one is averaged in bins
-
-
-def quality_against_latency(results: Results) -> str:
-    """PSNR over p50 at the largest LR size, whiskers to p90; "" when nothing was measured."""
-    sizes = sizes_of(results)
-    points = [p for m in results.measurements if sizes and (p := _point(m, results, sizes[-1]))]
-    if not points:
-        return ""
-    size = as_size(*sizes[-1])
-    title = f"PSNR-Y against latency at LR {size}: " + "; ".join(
-        f"{p.name} {p.x:.3g} ms {number(p.y, 2)} dB" for p in points
-    )
-    x = f"ms at LR {size}, p50 to p90"
-    return scatter(points, title=title, x=x, y="PSNR-Y, dB")
-
-
-def front(plan: PlanResult) -> str:
-    """Loss over latency of one target's candidates; "" for fewer than two."""
-    if len(plan.front) < 2:
-        return ""
-    points = [
-        Point(
-            x=one.ms,
-            y=one.drop_db,
-            name=f"{one.floats} float" + (", built" if one.chosen else ""),
-            colour=1 if one.chosen else 0,
-            shape="diamond" if one.chosen else "circle",
-        )
-        for one in plan.front
-    ]
-    size = as_size(plan.height, plan.width)
-    title = f"{plan.target}: PSNR-Y lost against latency at LR {size}: " + "; ".join(
-        f"{p.name} {p.x:.3g} ms {number(p.y, 3)} dB" for p in points
-    )
-    return scatter(points, title=title, x=f"ms at LR {size}, estimated", y="PSNR-Y lost, dB")
-
-
-def bicubic_note(results: Results) -> str:
-    """Bicubic's PSNR in words: as a point it would squeeze all others together."""
-    quality = _reference(results, "bicubic")
-    return f"Bicubic: {number(quality.psnr_y_db, 2)} dB." if quality else ""
+from mipkd.core.evidence import Evidence
+from mipkd.core.health import remark
+from mipkd.core.measurement import Kind, Latency, Measurement
+from pipeline.bench.comparisons import (
+    drop_by_image,
+    find_reference,
+    mean_of,
+    scored_metrics,
+    speedup,
+    speedup_over_best,
+)
+from pipeline.bench.distillation_gain import DistillationGain, compare_with
+from pipeline.bench.stats import Estimate, percentiles
+from pipeline.report.curves import last_health, psnr_before
+from pipeline.report.sentences import gain_sentence, verdict_sentence
+from pipeline.report.wording import as_size, megabytes, milliseconds, number, times
 
 
 @dataclass(frozen=True)
-class Trace:
-    """The training as SVGs, each "" when there is nothing to draw, and the losses' legend."""
+class Speedup(Estimate):
+    """How many times as fast as another model, of interleaved medians."""
 
-    losses: str = ""
-    psnr: str = ""
-    legend: tuple[tuple[str, int], ...] = ()  # name, colour
+    against: str  # the precision of the other one
 
 
-def training(metrics: Path | None) -> Trace:
-    """The curves of a `metrics.jsonl`: one JSON object a line with `step` and figures."""
-    rows = _rows(metrics) if metrics else []
-    terms = [name for name in dict.fromkeys(k for row in rows for k in row) if _is_term(name)]
-    curves = [
-        Curve(name, *_thinned(*_series(rows, name)), colour % COLOURS)
-        for colour, name in enumerate(["total", *terms])
-    ]
-    curves = [curve for curve in curves if len(curve.xs) > 1 and max(curve.ys) > 0]
-    losses = psnr = ""
-    if curves:
-        log = min(y for curve in curves for y in curve.ys) >= 0  # dB may be below 0
-        y = "loss (log scale)" if log else "loss"
-        losses = lines(curves, title="Losses over the steps", x="step", y=y, log=log)
-    steps, psnr_db = _series(rows, "psnr_y_db")
-    if len(steps) > 1:
-        title = f"Validation PSNR-Y, from {psnr_db[0]:.2f} to {psnr_db[-1]:.2f} dB"
-        curve = Curve("validation PSNR-Y", steps, psnr_db, 0)
-        psnr = lines([curve], title=title, x="step", y="PSNR-Y, dB")
-    return Trace(losses, psnr, tuple((c.name, c.colour) for c in curves))
+@dataclass(frozen=True)
+class LatencyFigures:
+    """Latency at one input size, with 95 % intervals."""
+
+    size: tuple[int, int]  # LR height, width
+    p50_ms: Estimate | None  # median
+    p90_ms: Estimate | None  # 90th percentile
+    p99_ms: Estimate | None  # 99th percentile; near the maximum when there are under 100 samples
+    over_teacher: Speedup | None  # against the teacher's fastest float precision on this target
+    over_fp32: Speedup | None  # against the same network in FP32 on this target
+    invalid_because: str  # why the samples should not be believed; empty when they can be
 
 
-def _is_term(name: str) -> bool:
-    return name not in _NOT_TERMS and not is_health(name) and not name.startswith((BEFORE, "_"))
+@dataclass(frozen=True)
+class QualityFigures:
+    """One metric over all test images; a drop is what is lost against the same net in FP32."""
+
+    mean: float  # over the images
+    mean_drop: float | None  # null for references
+    worst_drop: float | None  # on the image that loses most
+    worst_image: str  # that image
 
 
-def _point(m: MeasurementResult, results: Results, size: tuple[int, int]) -> Point | None:
-    """The student with the pixels it made; the teacher with its reference quality, hollow."""
-    if m.role not in ("student", "teacher"):
-        return None  # rivals have figures of their own
-    latency = next((one for one in m.latencies if (one.height, one.width) == size), None)
-    quality = m.quality or _reference(results, m.role)
-    if not (latency and quality) or latency.p50_ms is None or latency.invalid_because:
-        return None
-    targets = list(dict.fromkeys(one.target for one in results.measurements if one.latencies))
-    return Point(
-        x=latency.p50_ms,
-        y=quality.psnr_y_db,
-        name=f"{m.target} {m.precision}" + (" teacher" if m.role == "teacher" else ""),
-        colour=targets.index(m.target) % COLOURS,
-        shape=SHAPES.get(m.precision, "circle"),
-        hollow=m.role == "teacher",
-        reach=latency.p90_ms,
+@dataclass(frozen=True)
+class ModelFigures:
+    """The figures of one measurement."""
+
+    role: str  # as in the measurement
+    target: str  # as in the measurement
+    precision: str  # as in the measurement
+    # "measured": ran on that runtime; "simulated": another engine made the pixels, nothing was
+    # timed; "reference": what others are held against.
+    kind: Kind
+    latencies: tuple[LatencyFigures, ...]  # one entry an input size
+    quality: dict[str, QualityFigures]  # by metric
+
+
+@dataclass(frozen=True)
+class Shipping:
+    """What to ship for a target."""
+
+    target: str  # the target
+    precision: str  # the precision; empty when nothing may be shipped
+    summary: str  # its size, speed and quality in words
+    file: str  # the model's file, from the run's folder where it lies in it; may be empty
+
+
+@dataclass(frozen=True)
+class HealthFigure:
+    """Whether the distillation did what its name says, when it was last measured."""
+
+    # reconstruction_error: mean absolute error of the teacher's features through the mixers over
+    # their mean magnitude; teacher_share: of the mixed path's parts, those that ran the teacher's
+    # blocks; body_gradient_share/LOSS: of the gradient on the student's blocks, that loss's.
+    name: str
+    value: float  # the figure
+    remark: str  # what is bad about it; empty where nothing is
+
+
+@dataclass(frozen=True)
+class Figures:
+    """All figures of a run."""
+
+    sentence: str  # the verdict in words
+    shipping: tuple[Shipping, ...]  # one entry a target
+    models: tuple[ModelFigures, ...]  # one entry a measurement, in the same order
+    gains: tuple[DistillationGain, ...]  # over each student that it was compared with
+    gain_sentences: tuple[str, ...]  # the same in words
+    # Mean validation PSNR-Y in dB of a student that started as its teacher's projection, before its
+    # first step, and of bicubic, of a student that only inherited and of the teacher.
+    before: dict[str, float]
+    health: tuple[HealthFigure, ...]  # of the distillation; none where nothing is distilled
+
+
+def compute_figures(evidence: Evidence, out: Path) -> Figures:
+    """All figures of a run; `out` is the report's folder, in the run's."""
+    curves = evidence.distilled.curves if evidence.distilled else None
+    gains = tuple(compare_with(rival.name, evidence.measurements) for rival in evidence.rivals)
+    models = tuple(_model(m, evidence.measurements) for m in evidence.measurements)
+    health = last_health(curves) if curves else {}
+    return Figures(
+        sentence=verdict_sentence(evidence.verdict),
+        shipping=_shipping(evidence, models, out),
+        models=models,
+        gains=gains,
+        gain_sentences=tuple(
+            gain_sentence(gain, rival, evidence.student)
+            for gain, rival in zip(gains, evidence.rivals, strict=True)
+        ),
+        before=psnr_before(curves) if curves else {},
+        health=tuple(HealthFigure(name, v, remark(name, v)) for name, v in health.items()),
     )
 
 
-def _reference(results: Results, role: str) -> QualityResult | None:
-    found = (m.quality for m in results.measurements if (m.role, m.kind) == (role, "reference"))
-    return next(found, None)
-
-
-def _rows(curves: Path) -> list[dict[str, float]]:
-    """The lines that are whole; a run that was killed may leave half of one."""
-    try:
-        text = curves.read_text()
-    except OSError:
-        return []
-    rows = []
-    for line in text.splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
-
-
-def series(curves: Path, name: str) -> tuple[list[float], list[float]]:
-    """Steps and values of one figure of a `metrics.jsonl`."""
-    return _series(_rows(curves), name)
-
-
-def last_health(curves: Path) -> dict[str, float]:
-    """The last figure of each kind of a training's health; of what rested at the end, too."""
-    return {k: v for row in _rows(curves) for k, v in row.items() if is_health(k)}
-
-
-def before(curves: Path) -> dict[str, float]:
-    """PSNR-Y in dB before the first step of a projected student, with what it is held against."""
-    first = next(iter(_rows(curves)), {})
-    found = {k.removeprefix(BEFORE): v for k, v in first.items() if k.startswith(BEFORE)}
-    return {"student": first["psnr_y_db"], **found} if found else {}
-
-
-def _series(rows: list[dict[str, float]], name: str) -> tuple[list[float], list[float]]:
-    found = {
-        row["step"]: row[name]
-        for row in rows
-        if "step" in row and isinstance(row.get(name), int | float) and math.isfinite(row[name])
-    }
-    steps = sorted(found)
-    return steps, [found[step] for step in steps]
-
-
-def _thinned(xs: list[float], ys: list[float]) -> tuple[list[float], list[float]]:
-    """Means of bins, so that a long noisy curve can be read and stays small."""
-    step = max(1, math.ceil(len(xs) / _POINTS))
-    starts = range(0, len(xs), step)
-    return (
-        [statistics.fmean(xs[i : i + step]) for i in starts],
-        [statistics.fmean(ys[i : i + step]) for i in starts],
+def _model(m: Measurement, every: Sequence[Measurement]) -> ModelFigures:
+    return ModelFigures(
+        role=m.role,
+        target=m.target,
+        precision=m.precision,
+        kind=m.kind,
+        latencies=tuple(_latency(m, latency, every) for latency in m.latencies),
+        quality={
+            metric.name: _quality(m, find_reference(every, m.role), metric.name)
+            for metric in scored_metrics([m])
+        },
     )
+
+
+def _latency(m: Measurement, latency: Latency, every: Sequence[Measurement]) -> LatencyFigures:
+    found = percentiles(latency.samples_s) if latency.samples_s else None
+    here = [one for one in every if one.target == m.target]
+    fp32 = [one for one in here if (one.role, one.precision) == (m.role, "fp32") and one is not m]
+    over_fp32 = speedup(fp32[0], m, latency.size) if fp32 else None
+    teachers = [one for one in here if one.role == "teacher" != m.role]
+    over_teacher = speedup_over_best(teachers, m, latency.size)
+    return LatencyFigures(
+        size=latency.size,
+        p50_ms=_in_ms(found.p50_s) if found else None,
+        p90_ms=_in_ms(found.p90_s) if found else None,
+        p99_ms=_in_ms(found.p99_s) if found else None,
+        over_teacher=_against(*over_teacher) if over_teacher else None,
+        over_fp32=_against(over_fp32, "fp32") if over_fp32 else None,
+        invalid_because=latency.invalid_because or m.invalid_because,
+    )
+
+
+def _in_ms(one: Estimate) -> Estimate:
+    return Estimate(one.value * 1e3, one.low * 1e3, one.high * 1e3)
+
+
+def _against(one: Estimate, precision: str) -> Speedup:
+    return Speedup(one.value, one.low, one.high, precision)
+
+
+def _quality(m: Measurement, base: Measurement | None, metric: str) -> QualityFigures:
+    drops = drop_by_image(m, base, metric) if m is not base else {}
+    worst = max(drops, key=lambda image: drops[image], default="")
+    mean = mean_of(m, metric)
+    return QualityFigures(
+        mean=math.nan if mean is None else mean,
+        mean_drop=statistics.fmean(drops.values()) if drops else None,
+        worst_drop=drops.get(worst),
+        worst_image=worst,
+    )
+
+
+def _shipping(
+    evidence: Evidence, models: Sequence[ModelFigures], out: Path
+) -> tuple[Shipping, ...]:
+    found = []
+    pairs = list(zip(evidence.measurements, models, strict=True))
+    for one in evidence.verdict.recommended:
+        wanted = ("student", one.target, one.precision)
+        pair = next((p for p in pairs if (p[0].role, p[0].target, p[0].precision) == wanted), None)
+        summary = _summary(*pair) if pair else ""
+        file = _within_run(pair[0].file, out) if pair and pair[0].file else ""
+        found.append(Shipping(one.target, one.precision, summary, file))
+    return tuple(found)
+
+
+def _summary(m: Measurement, figures: ModelFigures) -> str:
+    """Such as "1.20 MB; 17.4 ms at LR 320×180, 3.41× as fast as the teacher; 32.04 dB"."""
+    facts = [megabytes(m.size_bytes)]
+    latency = max(figures.latencies, key=lambda one: math.prod(one.size), default=None)
+    if latency:
+        p50 = milliseconds(latency.p50_ms.value if latency.p50_ms else None)
+        over = latency.over_teacher
+        faster = f", {times(over.value)} as fast as the teacher" if over else ""
+        facts.append(f"{p50} ms at LR {as_size(*latency.size)}{faster}")
+    if "psnr_y" in figures.quality:
+        facts.append(number(figures.quality["psnr_y"].mean, 2, " dB"))
+    return "; ".join(facts)
+
+
+def _within_run(file: Path, out: Path) -> str:
+    """The file's path from the folder that holds both it and the report: the run's."""
+    common = Path(os.path.commonpath([file.absolute(), out.absolute()]))
+    return file.absolute().relative_to(common).as_posix()

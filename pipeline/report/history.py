@@ -1,4 +1,4 @@
-"""What runs on one machine came to over time: lines in a plain file, changes, and a page.
+"""Latency and quality of this machine's runs over time: a line a model, changes, and a page.
 
 `history.jsonl` lies beside the runs' folders; each finished run adds a line for each model.
 """
@@ -6,17 +6,20 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from markupsafe import Markup
-from pydantic import TypeAdapter, ValidationError
 
+from mipkd.core.codec import decode, encode
 from mipkd.core.errors import UsageError
+from mipkd.core.evidence import Evidence
+from pipeline.bench.comparisons import mean_of, p50_s, students, valid_sizes
 from pipeline.report.plots import Curve, lines
-from pipeline.report.schema import MeasurementResult, Results
+from pipeline.report.wording import in_ms
 from pipeline.report.write import environment
 
 FILE = "history.jsonl"
@@ -58,34 +61,32 @@ class Change:
     after: float
 
 
-def of_results(results: Results) -> Iterator[Line]:
+def lines_of(evidence: Evidence) -> Iterator[Line]:
     """A line for each model of the student that was measured."""
-    for m in results.measurements:
-        if m.role != "student" or m.kind == "reference":
-            continue
-        size, p50_ms = _latency(m)
-        host = m.host or results.host
+    for m in students(evidence.measurements):
+        size = max(valid_sizes(m), key=math.prod, default=None)  # the largest that is valid
+        host = m.host or evidence.host
         yield Line(
-            created=results.run.created,
-            run=results.run.name,
-            commit=results.run.commit,
+            created=evidence.created,
+            run=evidence.name,
+            commit=evidence.commit,
             host=host.id,
             cpu=host.cpu,
             target=m.target,
             precision=m.precision,
-            size=size,
-            p50_ms=p50_ms,
-            psnr_y_db=m.quality.psnr_y_db if m.quality else None,
-            tests=results.tests.sha256[:12],
-            verdict=results.verdict.outcome,
+            size=f"{size[1]}x{size[0]}" if size else "",
+            p50_ms=in_ms(p50_s(m, size)),
+            psnr_y_db=mean_of(m),
+            tests=evidence.tests.sha256[:12],
+            verdict=evidence.verdict.outcome.value,
         )
 
 
-def append(results: Results, file: Path) -> None:
+def append(evidence: Evidence, file: Path) -> None:
     """Add a run's lines; the file only grows."""
     with file.open("a") as kept:
-        for line in of_results(results):
-            kept.write(json.dumps(asdict(line)) + "\n")
+        for line in lines_of(evidence):
+            kept.write(json.dumps(encode(line)) + "\n")
 
 
 def read(file: Path) -> list[Line]:
@@ -104,18 +105,17 @@ def read(file: Path) -> list[Line]:
     found = []
     for number, text in enumerate(texts, 1):
         try:
-            found.append(TypeAdapter(Line).validate_json(text))
-        except ValidationError as error:
+            found.append(decode(Line, json.loads(text)))
+        except ValueError as error:
             if number == len(texts):
                 break
-            what = error.errors()[0]["msg"]
             raise UsageError(
-                f"{file}: line {number}: {what}", hint="take that line out of the file"
+                f"{file}: line {number}: {error}", hint="take that line out of the file"
             ) from error
     return sorted(found, key=lambda line: line.created)
 
 
-def by_series(found: Iterable[Line]) -> dict[tuple[str, ...], list[Line]]:
+def group_by_series(found: Iterable[Line]) -> dict[tuple[str, ...], list[Line]]:
     """Lines that can be compared, in order of time."""
     series: dict[tuple[str, ...], list[Line]] = {}
     for line in found:
@@ -123,7 +123,7 @@ def by_series(found: Iterable[Line]) -> dict[tuple[str, ...], list[Line]]:
     return series
 
 
-def changes(values: Sequence[float], figure: str) -> list[Change]:
+def find_changes(values: Sequence[float], figure: str) -> list[Change]:
     """Where a figure moves by more than it scatters, and stays there for as long as is known.
 
     Each place is judged by the median of up to 5 runs before it and of up to 3 from it on, so
@@ -149,7 +149,7 @@ def changes(values: Sequence[float], figure: str) -> list[Change]:
     return found
 
 
-def told(line: Line, change: Change, figure: str) -> str:
+def describe_change(line: Line, change: Change, figure: str) -> str:
     """A change in words."""
     moved = change.after - change.before
     by = f"{moved / change.before:+.1%}" if figure == "p50_ms" else f"{moved:+.3f} dB"
@@ -179,7 +179,7 @@ def write_page(found: Sequence[Line], out: Path) -> Path:
     return out
 
 
-def told_of_all(found: Sequence[Line]) -> Iterator[tuple[str, str]]:
+def describe_changes(found: Sequence[Line]) -> Iterator[tuple[str, str]]:
     """Every change: of which series, and in words."""
     for one in _drawable(found):
         for line in one.said:
@@ -197,15 +197,17 @@ class _Drawable:
 
     @property
     def moved(self) -> list[Change]:
-        return changes(self.values, self.figure)
+        return find_changes(self.values, self.figure)
 
     @property
     def said(self) -> list[str]:
-        return [told(self.lines[change.at], change, self.figure) for change in self.moved]
+        return [
+            describe_change(self.lines[change.at], change, self.figure) for change in self.moved
+        ]
 
 
 def _drawable(found: Sequence[Line]) -> Iterator[_Drawable]:
-    for (run, target, precision, size, *_), series in by_series(found).items():
+    for (run, target, precision, size, *_), series in group_by_series(found).items():
         for figure in _UNITS:
             kept = [line for line in series if getattr(line, figure) is not None]
             if len(kept) > 1:
@@ -226,12 +228,3 @@ def _steps(moved: Sequence[Change], count: int) -> Iterator[Curve]:
         first, last = max(0, change.at - _BEFORE), min(count, change.at + _AFTER)
         yield Curve("before", [first + 1, change.at], [change.before] * 2, 2)
         yield Curve("after", [change.at + 1, max(last, change.at + 2)], [change.after] * 2, 1)
-
-
-def _latency(m: MeasurementResult) -> tuple[str, float | None]:
-    """At the largest size that is valid."""
-    valid = [one for one in m.latencies if one.p50_ms is not None and not one.invalid_because]
-    if not valid:
-        return "", None
-    most = max(valid, key=lambda one: one.height * one.width)
-    return f"{most.width}x{most.height}", most.p50_ms

@@ -6,13 +6,12 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 
-from mipkd.core.records import Gate
-from pipeline.report.schema import GateResult
+from mipkd.core.evidence import Gate
 
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def junit(name: str, created: str, gates: Sequence[Gate | GateResult]) -> str:
+def junit(name: str, created: str, gates: Sequence[Gate]) -> str:
     """One test case a gate: FAIL is a failure, INVALID an error."""
     suite = ET.Element(
         "testsuite",

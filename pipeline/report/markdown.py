@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from mipkd.core.records import Gate, Outcome
+from mipkd.core.evidence import Gate, Outcome
 
 _MARK = {Outcome.PASS: "✅", Outcome.FAIL: "❌", Outcome.INVALID: "⚠️"}
 _COLUMNS = ("", "Model", "What", "Figure", "Bound", "Why")

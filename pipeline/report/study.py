@@ -11,11 +11,12 @@ from pathlib import Path
 
 import tomli_w
 from markupsafe import Markup
-from pydantic_core import to_jsonable_python
 
-from mipkd.core.records import ImageScore, SetScores, Study
-from pipeline.bench.stats import Interval, mean_over_seeds, mean_over_seeds_and_images
-from pipeline.report.figures import series
+from mipkd.core.codec import encode
+from mipkd.core.measurement import ImageScore
+from mipkd.core.study import SetScores, Study
+from pipeline.bench.stats import Estimate, mean_over_seeds, mean_over_seeds_and_images
+from pipeline.report.curves import read_rows, series
 from pipeline.report.plots import COLOURS, Curve, Span, lines, spans
 from pipeline.report.wording import NONE, number, signed
 from pipeline.report.write import environment, replace_folder
@@ -37,7 +38,7 @@ ABOUT = {
 class Difference:
     """dB of PSNR-Y over another arm, and how many seeds and images both have."""
 
-    db: Interval
+    db: Estimate
     seeds: int
     images: int
 
@@ -62,8 +63,8 @@ class Line:
     test: str
     arm: str
     seeds: int
-    psnr_y_db: Interval
-    ssim_y: Interval
+    psnr_y_db: Estimate
+    ssim_y: Estimate
     against: dict[str, Difference | None]  # other arms, at the same steps or seconds
     steps: int | None
     seconds: float | None  # median of the trainings, validation and checkpoints included
@@ -92,8 +93,8 @@ def write_study(study: Study, out: Path) -> Path:
     table = lines_of(study)
     partial = out.with_name(out.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
-    facts = {"study": to_jsonable_python(study), "lines": to_jsonable_python(table)}
-    (partial / "study.json").write_text(json.dumps(_finite(facts), indent=1, allow_nan=False))
+    facts = {"study": encode(study), "lines": encode(table)}
+    (partial / "study.json").write_text(json.dumps(facts, indent=1, allow_nan=False))
     (partial / "study.md").write_text(markdown(study))
     page = environment(html=True).get_template("study.html.j2")
     (partial / "index.html").write_text(
@@ -136,7 +137,7 @@ def table_of(study: Study) -> tuple[list[str], list[list[str]]]:
 
 def _line(name: str, arm: str, index: int, study: Study) -> Line:
     trained = [t for t in study.trained if t.name == arm]
-    psnr = [_mean(t.scores[index].images, "psnr_y_db") for t in trained]
+    psnr = [_mean(t.scores[index].images, "psnr_y") for t in trained]
     ssim = [_mean(t.scores[index].images, "ssim_y") for t in trained]
     peaks = [t.peak_rss_bytes for t in trained if t.peak_rss_bytes]
     return Line(
@@ -169,13 +170,13 @@ def difference(study: Study, arm: str, other: str, index: int) -> Difference | N
 
 def _fixed(name: str, arm: str, scores: SetScores, study: Study) -> Line:
     nan = float("nan")
-    psnr, ssim = (_mean(scores.images, kind) for kind in ("psnr_y_db", "ssim_y"))
+    psnr, ssim = (_mean(scores.images, metric) for metric in ("psnr_y", "ssim_y"))
     return Line(
         name,
         arm,
         0,
-        Interval(psnr, nan, nan),
-        Interval(ssim, nan, nan),
+        Estimate(psnr, nan, nan),
+        Estimate(ssim, nan, nan),
         dict.fromkeys(study.against),
         None,
         None,
@@ -183,8 +184,8 @@ def _fixed(name: str, arm: str, scores: SetScores, study: Study) -> Line:
     )
 
 
-def _mean(images: Sequence[ImageScore], kind: str) -> float:
-    return statistics.fmean(getattr(image, kind) for image in images)
+def _mean(images: Sequence[ImageScore], metric: str) -> float:
+    return statistics.fmean(image.metrics[metric] for image in images)
 
 
 def _head(study: Study) -> list[str]:
@@ -216,10 +217,10 @@ def _cells(line: Line, study: Study) -> list[str]:
     ]
 
 
-def _with_reach(interval: Interval, digits: int) -> str:
-    reach = interval.high - interval.mean
+def _with_reach(interval: Estimate, digits: int) -> str:
+    reach = interval.high - interval.value
     known = f" ± {number(reach, digits)}" if math.isfinite(reach) else ""
-    return number(interval.mean, digits) + known
+    return number(interval.value, digits) + known
 
 
 def _gain(found: Difference | None) -> str:
@@ -228,7 +229,7 @@ def _gain(found: Difference | None) -> str:
     spread = f"{signed(found.db.low, 3)} to {signed(found.db.high, 3)}"
     if not found.known:
         spread = "not known: one seed" if found.seeds == 1 else "not known: one image"
-    return f"{signed(found.db.mean, 3)} ({spread})"
+    return f"{signed(found.db.value, 3)} ({spread})"
 
 
 def _notes(study: Study, table: Sequence[Line]) -> list[str]:
@@ -257,7 +258,9 @@ def _plots(study: Study, table: Sequence[Line]) -> Iterator[tuple[str, str]]:
     other = study.against[-1]
     for name in dict.fromkeys(line.test for line in table):
         drawn = [
-            Span(line.arm, found.db.mean, found.db.low, found.db.high, _arms(study).index(line.arm))
+            Span(
+                line.arm, found.db.value, found.db.low, found.db.high, _arms(study).index(line.arm)
+            )
             for line in table
             if line.test == name and (found := line.against.get(other)) and found.known
         ]
@@ -269,20 +272,9 @@ def _curves(study: Study) -> str:
     """Validation PSNR over the steps, mean over seeds."""
     drawn = []
     for colour, arm in enumerate(_arms(study)):
-        found = [series(t.curves, "psnr_y_db") for t in study.trained if t.name == arm]
+        found = [series(read_rows(t.curves), "psnr_y_db") for t in study.trained if t.name == arm]
         steps = sorted(set.intersection(*(set(xs) for xs, _ in found)))[1:]  # not the start
         values = [statistics.fmean(dict(zip(*f, strict=True))[x] for f in found) for x in steps]
         if len(steps) > 1:
             drawn.append(Curve(arm, steps, values, colour % COLOURS))
     return lines(drawn, title="Validation PSNR-Y", x="step", y="PSNR-Y, dB") if drawn else ""
-
-
-def _finite(value: object) -> object:
-    """JSON has no NaN: what cannot be told is null."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return value

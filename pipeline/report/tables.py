@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mipkd.core.records import BY_KIT
-from pipeline.report.schema import (
-    LatencyResult,
-    MeasurementResult,
-    ModelFacts,
-    PlanResult,
-    RangeResult,
-    RatioResult,
-    Results,
-)
+from mipkd.core.evidence import Evidence, Verdict
+from mipkd.core.measurement import BY_KIT, Measurement
+from mipkd.core.precision import order_of
+from mipkd.core.records import FloatLayer, QuantPlan
+from mipkd.metrics.base import Metric
+from pipeline.bench.comparisons import drop_by_image, find_reference, scored_metrics
+from pipeline.bench.stats import Estimate
+from pipeline.report.figures import Figures, LatencyFigures, ModelFigures, Speedup
 from pipeline.report.wording import (
     NONE,
     as_size,
+    in_ms,
     interval,
     listed,
     megabytes,
@@ -28,7 +28,6 @@ from pipeline.report.wording import (
     three_digits,
 )
 
-_ORDER = {"fp32": 0, "bf16": 1, "fp16": 2, "w8": 3, "int8": 4}
 _NOT_MEASURED = "not measured"
 _ROLES = {"student": 0, "teacher": 2, "bicubic": 3}  # between the first two: rivals
 
@@ -51,26 +50,40 @@ class Table:
     last: int = 99
 
 
-def main_table(results: Results) -> Table:
+@dataclass(frozen=True)
+class ImagesUsed:
+    """A set of images, and what it was for."""
+
+    name: str
+    count: int
+    source: str
+    detail: str  # where the LR images come from, size of patches
+    skipped: tuple[str, ...] = ()
+    is_sample: bool = False
+
+
+def main_table(evidence: Evidence, figures: Figures) -> Table:
     """Target x precision: size, latency, speed-up, quality, drop."""
-    sizes = sizes_of(results)
+    sizes, metrics = sizes_of(evidence.measurements), scored_metrics(evidence.measurements)
     head = ["Target", "Model", "On disk"]
     head += [f"p50 ms at {as_size(*size)}" for size in sizes]
-    head += ["× teacher", "× own FP32", "PSNR-Y dB", "SSIM-Y", "Mean drop dB", "Worst drop dB"]
-    shipped = {(one.target, one.precision) for one in results.verdict.recommended}
+    head += ["× teacher", "× own FP32", *(f"{m.title} {m.unit}".rstrip() for m in metrics)]
+    head += ["Mean drop dB", "Worst drop dB"]
+    shipped = {(one.target, one.precision) for one in evidence.verdict.recommended}
     rows = []
-    for m in _sorted(results.measurements):
+    for m, found in _sorted(evidence, figures):
         ships = m.role == "student" and (m.target, m.precision) in shipped
         kind = "shipped" if ships else m.kind if m.kind == "reference" else _role(m)
-        rows.append(Row(kind, [*_names(m), *(_medians(m, sizes)), *_speed(m), *_pixels(m)]))
+        cells = [*_names(m), *_medians(found, sizes), *_speed(found)]
+        rows.append(Row(kind, [*cells, *_means(found, metrics), *_drops(found)]))
     return Table(head, rows, first=2)
 
 
-def devices(results: Results) -> list[str]:
+def devices(measurements: Iterable[Measurement]) -> list[str]:
     """Which targets were measured on which other machine; none when all were on the run's own."""
     on: dict[str, list[str]] = {}
-    for m in results.measurements:
-        if m.host:
+    for m in measurements:
+        if m.host and m.device:
             facts = f"{m.host.cpu}, {m.host.cores} cores, {m.host.system}, id {m.host.id}"
             how = f"{facts} (by a kit)" if m.device == BY_KIT else f"{m.device}: {facts}"
             targets = on.setdefault(how, [])
@@ -78,91 +91,94 @@ def devices(results: Results) -> list[str]:
     return [f"{', '.join(targets)} on {device}" for device, targets in on.items()]
 
 
-def latency_table(results: Results) -> Table:
+def latency_table(evidence: Evidence, figures: Figures) -> Table:
     """Every latency in full."""
     head = ["Target", "Model", "LR size", "Samples", "p50 ms", "p90 ms", "p99 ms"]
     head += ["Bytes to bytes ms", "Cold ms", "Load ms", "Memory MB"]
     head += ["× teacher", "× own FP32"]
-    metered = any(one.power_from for m in results.measurements for one in m.latencies)
+    metered = any(one.power_from for m in evidence.measurements for one in m.latencies)
     head += ["J/frame"] if metered else []
     rows = []
-    for m in _sorted(results.measurements):
-        for one in m.latencies:
-            few = " *" if 0 < one.samples < 100 else ""
+    for m, found in _sorted(evidence, figures):
+        for raw, one in zip(m.latencies, found.latencies, strict=True):
+            few = " *" if 0 < len(raw.samples_s) < 100 else ""
             cells = [
                 m.target,
                 f"{m.role} {m.precision}",
-                as_size(one.height, one.width),
-                str(one.samples),
-                milliseconds(one.p50_ms) + _within(one.p50_range),
-                milliseconds(one.p90_ms) + _within(one.p90_range),
-                milliseconds(one.p99_ms) + few + _within(one.p99_range),
-                milliseconds(one.end_to_end_ms),
-                milliseconds(one.cold_start_ms),
-                milliseconds(one.load_ms),
-                three_digits(one.memory_mb),
-                _ratio(one.speedup_over_teacher, name_it=True),
-                _ratio(one.speedup_over_fp32),
+                as_size(*one.size),
+                "INVALID" if one.invalid_because else str(len(raw.samples_s)),
+                _with_ends(one.p50_ms),
+                _with_ends(one.p90_ms),
+                _with_ends(one.p99_ms, few),
+                milliseconds(in_ms(raw.end_to_end_s)),
+                milliseconds(in_ms(raw.cold_start_s) if raw.samples_s else None),
+                milliseconds(in_ms(raw.load_s)),
+                three_digits(raw.memory_bytes / 1e6 if raw.memory_bytes is not None else None),
+                _ratio(one.over_teacher, name_it=True),
+                _ratio(one.over_fp32),
             ]
-            cells += [three_digits(one.joules_per_frame)] if metered else []
-            if one.invalid_because:
-                cells[3] = "INVALID"
+            cells += [three_digits(raw.joules_per_frame)] if metered else []
             rows.append(Row("INVALID" if one.invalid_because else _role(m), cells))
     return Table(head, rows, first=3)
 
 
-def _within(found: RangeResult | None) -> str:
-    return f" ({milliseconds(found.low)} to {milliseconds(found.high)})" if found else ""
+def _with_ends(one: Estimate | None, few: str = "") -> str:
+    if one is None:
+        return NONE
+    return f"{milliseconds(one.value)}{few} ({milliseconds(one.low)} to {milliseconds(one.high)})"
 
 
-def gate_table(results: Results) -> Table:
+def gate_table(verdict: Verdict) -> Table:
     """Every gate with figure, bound and reason; those that do not pass first."""
     order = ("FAIL", "INVALID", "PASS")
     rows = [
         Row(
-            gate.outcome,
+            gate.outcome.value,
             [
-                gate.outcome,
+                gate.outcome.value,
                 gate.subject,
                 gate.name,
                 _with_unit(gate.figure, gate.unit),
-                _with_unit(gate.bound, gate.unit),
+                _with_unit(gate.bound if gate.unit else None, gate.unit),
                 gate.reason,
             ],
         )
-        for gate in sorted(results.verdict.gates, key=lambda gate: order.index(gate.outcome))
+        for gate in sorted(verdict.gates, key=lambda gate: order.index(gate.outcome.value))
     ]
     return Table(["Outcome", "Subject", "Gate", "Figure", "Bound", "Reason"], rows, first=3, last=5)
 
 
-def image_table(results: Results) -> Table:
+def image_table(evidence: Evidence, figures: Figures) -> Table:
     """PSNR of each image: the references, then what each target loses on it."""
-    scored = [m for m in _sorted(results.measurements) if m.quality]
+    scored = [m for m, _ in _sorted(evidence, figures) if m.scores]
     references = [m for m in reversed(scored) if m.kind == "reference"]
     targets = [m for m in scored if m.kind != "reference"]
     head = ["Image"]
     head += [f"{m.role} {m.precision if m.role != 'bicubic' else ''}".strip() for m in references]
     head += [f"drop {m.target} {_model(m)}" for m in targets]
     by_image: dict[str, list[str]] = {}
-    for m in (*references, *targets):
-        for image in m.quality.images if m.quality else ():
-            drop = signed(image.drop_db, 3)
-            figure = number(image.psnr_y_db, 2) if m.kind == "reference" else drop
-            by_image.setdefault(image.image, []).append(figure)
+    for m in references:
+        for score in m.scores:
+            by_image.setdefault(score.image, []).append(number(score.psnr_y_db, 2))
+    for m in targets:
+        drops = drop_by_image(m, find_reference(evidence.measurements, m.role))
+        for score in m.scores:
+            drop = signed(drops.get(score.image), 3)
+            by_image.setdefault(score.image, []).append(drop)
     rows = [Row("image", [name, *cells]) for name, cells in by_image.items()]
     return Table(head, rows, first=1)
 
 
-def model_table(results: Results) -> Table:
+def model_table(evidence: Evidence) -> Table:
     """Teacher and student side by side."""
-    models = [("Student", results.student)]
-    models += [("Teacher", results.teacher)] if results.teacher else []
+    models = [("Student", evidence.student)]
+    models += [("Teacher", evidence.teacher)] if evidence.teacher else []
     facts: list[tuple[str, list[str]]] = [
         ("Family", [model.arch for _, model in models]),
         ("Sizes", [listed(model.hyper) for _, model in models]),
         ("Scale", [f"×{model.scale}" for _, model in models]),
-        ("Parameters", [_parameters(model) for _, model in models]),
-        ("GMACs at LR 256×256", [number(model.gmacs, 1) for _, model in models]),
+        ("Parameters", [thousands(model.params or None) for _, model in models]),
+        ("GMACs at LR 256×256", [number(model.gmacs or None, 1) for _, model in models]),
         ("Checkpoint layout", [model.layout for _, model in models]),
         ("Settled", [listed(model.settled) for _, model in models]),
         ("Licence", [model.licence for _, model in models]),
@@ -172,102 +188,117 @@ def model_table(results: Results) -> Table:
     return Table(["", *(name for name, _ in models)], rows, first=99)
 
 
-def float_table(plan: PlanResult) -> Table:
+def images_used(evidence: Evidence) -> list[ImagesUsed]:
+    """Test images, training photos and calibration patches, those that there are."""
+    lr_from = {"published": "LR as published", "bicubic": "LR by MATLAB's bicubic"}
+    tests, photos, patches = evidence.tests, evidence.photos, evidence.calibration
+    detail = lr_from.get(tests.lr_from, tests.lr_from)
+    found = [
+        ImagesUsed("Test", len(tests.images), tests.source, detail, tests.skipped, tests.is_sample)
+    ]
+    if photos:
+        facts = (photos.count, photos.source, lr_from["bicubic"], photos.skipped, photos.is_sample)
+        found.append(ImagesUsed("Training", *facts))
+    if patches:
+        size = f"LR patches of {as_size(*patches.size)}"
+        found.append(ImagesUsed("Calibration", patches.count, patches.source, size))
+    return found
+
+
+def float_table(plan: QuantPlan) -> Table:
     """The operations of a target that INT8 leaves float, the most harmful first."""
     rows = [
         Row(
             "layer",
             [one.name, one.kind, number(one.harm_db, 4), three_digits(one.cost_ms), one.reason],
         )
-        for one in sorted(plan.floats, key=lambda one: -one.harm_db)
+        for one in sorted([*_spared(plan), *plan.floats], key=lambda one: -one.harm_db)
     ]
     head = ["Operation", "Kind", "Harm of INT8 dB", "Cost of float ms", "Reason"]
     return Table(head, rows, first=2, last=4)
 
 
-def sizes_of(results: Results) -> list[tuple[int, int]]:
+def _spared(plan: QuantPlan) -> list[FloatLayer]:
+    why = "float while it was trained on: it brings most for its time"
+    return [FloatLayer(name, "", 0.0, 0.0, why) for name in plan.trained_as_float]
+
+
+def sizes_of(measurements: Iterable[Measurement]) -> list[tuple[int, int]]:
     """All LR sizes measured, smallest first."""
-    found = {(one.height, one.width) for m in results.measurements for one in m.latencies}
+    found = {one.size for m in measurements for one in m.latencies}
     return sorted(found, key=lambda size: (size[0] * size[1], size))
 
 
-def _sorted(measurements: Iterable[MeasurementResult]) -> list[MeasurementResult]:
+def _sorted(evidence: Evidence, figures: Figures) -> list[tuple[Measurement, ModelFigures]]:
     """Targets as they ran; student, rivals, teacher; floats before INT8; references last."""
-    listed_ = list(measurements)
-    rivals = list(dict.fromkeys(m.role for m in listed_ if m.role not in _ROLES))
-    targets = list(dict.fromkeys(m.target for m in listed_ if m.kind != "reference"))
+    every = evidence.measurements
+    rivals = list(dict.fromkeys(m.role for m in every if m.role not in _ROLES))
+    targets = list(dict.fromkeys(m.target for m in every if m.kind != "reference"))
     return sorted(
-        listed_,
-        key=lambda m: (
-            targets.index(m.target) if m.target in targets else len(targets),
-            _ROLES.get(m.role, 1),
-            rivals.index(m.role) if m.role in rivals else 0,
-            _ORDER.get(m.precision, 9),
+        zip(every, figures.models, strict=True),
+        key=lambda pair: (
+            targets.index(pair[0].target) if pair[0].target in targets else len(targets),
+            _ROLES.get(pair[0].role, 1),
+            rivals.index(pair[0].role) if pair[0].role in rivals else 0,
+            order_of(pair[0].precision),
         ),
     )
 
 
-def _role(m: MeasurementResult) -> str:
+def _role(m: Measurement) -> str:
     """Of a row: all rivals look alike."""
     return m.role if m.role in _ROLES else "rival"
 
 
-def _model(m: MeasurementResult) -> str:
+def _model(m: Measurement) -> str:
     """The student by its precision alone."""
     return m.precision if m.role == "student" else f"{m.role} {m.precision}"
 
 
-def _names(m: MeasurementResult) -> list[str]:
+def _names(m: Measurement) -> list[str]:
     model = m.role if m.role == "bicubic" else f"{m.role} {m.precision}"
     target = f"{m.target} (simulated)" if m.kind == "simulated" else m.target
     return [target, model, megabytes(m.size_bytes)]
 
 
-def _medians(m: MeasurementResult, sizes: list[tuple[int, int]]) -> list[str]:
-    if m.kind == "simulated":
+def _medians(found: ModelFigures, sizes: list[tuple[int, int]]) -> list[str]:
+    if found.kind == "simulated":
         return [_NOT_MEASURED] * len(sizes)
-    by_size = {(one.height, one.width): one for one in m.latencies}
+    by_size = {one.size: one for one in found.latencies}
     return [_median(by_size.get(size)) for size in sizes]
 
 
-def _median(one: LatencyResult | None) -> str:
-    if one is None:
-        return NONE
-    return "INVALID" if one.invalid_because else milliseconds(one.p50_ms)
+def _median(one: LatencyFigures | None) -> str:
+    if one and one.invalid_because:
+        return "INVALID"
+    return milliseconds(one.p50_ms.value) if one and one.p50_ms else NONE
 
 
-def _speed(m: MeasurementResult) -> list[str]:
+def _speed(found: ModelFigures) -> list[str]:
     """At the largest size."""
-    one = max(m.latencies, key=lambda one: one.height * one.width, default=None)
-    if one is None:
-        return [NONE, NONE]
-    return [_ratio(one.speedup_over_teacher), _ratio(one.speedup_over_fp32)]
+    one = max(found.latencies, key=lambda one: math.prod(one.size), default=None)
+    return [_ratio(one.over_teacher), _ratio(one.over_fp32)] if one else [NONE, NONE]
 
 
-def _ratio(ratio: RatioResult | None, *, name_it: bool = False) -> str:
+def _ratio(ratio: Speedup | None, *, name_it: bool = False) -> str:
     if ratio is None:
         return NONE
-    against = f" of {ratio.against}" if name_it else ""
-    return interval(ratio.value, ratio.low, ratio.high) + against
+    return interval(ratio) + (f" of {ratio.against}" if name_it else "")
 
 
-def _pixels(m: MeasurementResult) -> list[str]:
-    if m.quality is None:
-        return [NONE] * 4
-    q = m.quality
-    worst = f" ({q.worst_image})" if round(q.worst_drop_db or 0.0, 3) else ""
-    return [
-        number(q.psnr_y_db, 3),
-        number(q.ssim_y, 4),
-        signed(q.mean_drop_db, 3),
-        signed(q.worst_drop_db, 3) + worst,
-    ]
+def _means(found: ModelFigures, metrics: Iterable[Metric]) -> list[str]:
+    by_name = found.quality
+    return [number(by_name[m.name].mean, m.digits) if m.name in by_name else NONE for m in metrics]
+
+
+def _drops(found: ModelFigures) -> list[str]:
+    psnr_y = found.quality.get("psnr_y")
+    if psnr_y is None:
+        return [NONE, NONE]
+    worst = f" ({psnr_y.worst_image})" if round(psnr_y.worst_drop or 0.0, 3) else ""
+    return [signed(psnr_y.mean_drop, 3), signed(psnr_y.worst_drop, 3) + worst]
 
 
 def _with_unit(value: float | None, unit: str) -> str:
     digits = 3 if unit == "dB" else 2
     return number(value, digits, "×" if unit == "x" else f" {unit}") if value is not None else NONE
-
-
-def _parameters(model: ModelFacts) -> str:
-    return thousands(model.params)

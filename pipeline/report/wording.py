@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from mipkd.core.health import BODY_GRADIENT
 
 if TYPE_CHECKING:
-    from pipeline.report.schema import PlanResult
+    from mipkd.core.records import QuantPlan
+    from pipeline.bench.stats import Estimate
 
 NONE = "–"
 
@@ -34,6 +35,11 @@ def share(value: float) -> str:
     return f"{100 * value:.0f}\u00a0%"
 
 
+def percents(one: Estimate) -> str:
+    """The ends of a share's interval, in percent."""
+    return f"{100 * one.low:.0f} to {100 * one.high:.0f}"
+
+
 def whose(role: str) -> str:
     """Behind what failed: nothing for the student."""
     return {"student": "", "teacher": " of the teacher"}.get(role, f" of {role}")
@@ -53,15 +59,20 @@ def milliseconds(value: float | None) -> str:
     return f"{value:.{2 if value < 10 else 1}f}" if value >= 1 else f"{value:.3f}"
 
 
+def in_ms(seconds: float | None) -> float | None:
+    """Milliseconds."""
+    return seconds * 1e3 if seconds is not None else None
+
+
 def times(value: float) -> str:
     """A factor."""
     return f"{value:.0f}×" if value >= 100 else f"{value:.2f}×"
 
 
-def interval(value: float, low: float, high: float) -> str:
+def interval(one: Estimate) -> str:
     """A factor with its interval."""
-    digits = 0 if value >= 100 else 2
-    return f"{times(value)} ({low:.{digits}f} to {high:.{digits}f})"
+    digits = 0 if one.value >= 100 else 2
+    return f"{times(one.value)} ({one.low:.{digits}f} to {one.high:.{digits}f})"
 
 
 def health(name: str, value: float) -> str:
@@ -79,19 +90,18 @@ def megabytes(size_bytes: int | None) -> str:
     return f"{size_bytes / 1e6:.2f} MB" if size_bytes else NONE
 
 
-def float_layers(plan: PlanResult) -> str:
+def float_layers(plan: QuantPlan) -> str:
     """What a search found, in words."""
     loss = f"{number(plan.drop_db, 3)} dB on the mean and {number(plan.worst_db, 3)} on the worst"
     kept = "within the bounds" if plan.met else "over the bounds, which no INT8 tried keeps"
-    how = (
-        f"{len(plan.floats)} of {plan.operations} operations stay float, computed in {plan.rest}; "
-        f"ranges: {plan.ranges}. "
-    )
+    how = f"{plan.counted} stay float, computed in {plan.rest}; ranges: {plan.ranges}. "
     if plan.fixed:
         how = "By the target's fixed recipe; nothing was searched. "
+    held = plan.holdout
+    photos, pages = (held.photos, held.pages) if held else (0, 0)
     return (
-        f"{how}Predicted loss against the target's own FP32: {loss} of {plan.holdout_photos} crops "
-        f"of photos that calibration does not use and {plan.holdout_pages} drawn pages, {kept}."
+        f"{how}Predicted loss against the target's own FP32: {loss} of {photos} crops "
+        f"of photos that calibration does not use and {pages} drawn pages, {kept}."
     )
 
 

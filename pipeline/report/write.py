@@ -9,20 +9,13 @@ import tomli_w
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from mipkd.core.records import Evidence
-from pipeline.report import figures, tables, wording
-from pipeline.report.crops import exhibits
-from pipeline.report.gains import gain_figures, gain_table, untold
+from mipkd.core.evidence import Evidence
+from pipeline.report import charts, tables, wording
+from pipeline.report.crops import find_exhibits
+from pipeline.report.figures import Figures, compute_figures
+from pipeline.report.gain_tables import draw_gains, gain_table, list_unknown
 from pipeline.report.junit import junit
-from pipeline.report.results import collect
-from pipeline.report.schema import Results
-
-RESULTS = "results.json"
-
-
-def report_folder(root: Path) -> Path:
-    """Where a run's newest report lies."""
-    return root / "report" / "latest"
+from pipeline.report.results_file import RESULTS, SCHEMA_VERSION, run_of, write_results
 
 
 def write(evidence: Evidence, out: Path) -> Path:
@@ -30,15 +23,15 @@ def write(evidence: Evidence, out: Path) -> Path:
 
     An earlier report there is replaced once the new one is whole. Gives the path of the page.
     """
-    results = collect(evidence, out)
+    figures = compute_figures(evidence, out)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    (partial / RESULTS).write_text(results.model_dump_json(indent=1))
-    tests = junit(results.run.name, results.run.created, results.verdict.gates)
+    write_results(evidence, figures, partial / RESULTS, run_of(out))
+    tests = junit(evidence.name, evidence.created, evidence.verdict.gates)
     (partial / "junit.xml").write_text(tests)
-    (partial / "report.md").write_text(_markdown(results))
-    (partial / "index.html").write_text(_page(results, evidence))
+    (partial / "report.md").write_text(_render("report.md.j2", evidence, figures))
+    (partial / "index.html").write_text(_page(evidence, figures))
     replace_folder(out, partial)
     return out / "index.html"
 
@@ -53,42 +46,42 @@ def replace_folder(out: Path, partial: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _page(results: Results, evidence: Evidence) -> str:
-    trace = figures.training(evidence.distilled.curves if evidence.distilled else None)
+def _page(evidence: Evidence, figures: Figures) -> str:
+    trace = charts.training(evidence.distilled.curves if evidence.distilled else None)
     return _render(
         "page.html.j2",
-        results,
-        exhibits=exhibits(evidence),
-        scatter=Markup(figures.quality_against_latency(results)),
-        bicubic=figures.bicubic_note(results),
+        evidence,
+        figures,
+        exhibits=find_exhibits(evidence),
+        scatter=Markup(charts.quality_against_latency(evidence.measurements)),
+        bicubic=charts.bicubic_note(evidence.measurements),
         psnr_curve=Markup(trace.psnr),
         loss_curves=Markup(trace.losses),
         legend=trace.legend,
-        config=tomli_w.dumps(results.run.config),
-        spans=[(name, Markup(svg)) for name, svg in gain_figures(results)],
-        fronts=[Markup(figures.front(plan)) for plan in results.plans],
-        image_table=tables.image_table(results),
-        model_table=tables.model_table(results),
+        config=tomli_w.dumps(evidence.config),
+        spans=[(name, Markup(svg)) for name, svg in draw_gains(figures.gains)],
+        fronts=[Markup(charts.front(plan)) for plan in evidence.plans],
+        image_table=tables.image_table(evidence, figures),
+        model_table=tables.model_table(evidence),
     )
 
 
-def _markdown(results: Results) -> str:
-    return _render("report.md.j2", results)
-
-
-def _render(template: str, results: Results, **more: object) -> str:
+def _render(template: str, evidence: Evidence, figures: Figures, **more: object) -> str:
     found = environment(html=template.endswith(".html.j2"))
     found.filters["cell"] = cell
     return found.get_template(template).render(
-        r=results,
+        r=evidence,
+        f=figures,
         w=wording,
-        main=tables.main_table(results),
-        gates=tables.gate_table(results),
-        floats=[tables.float_table(plan) for plan in results.plans],
-        gains=gain_table(results),
-        untold=untold(results),
-        latencies=tables.latency_table(results),
-        devices=tables.devices(results),
+        version=SCHEMA_VERSION,
+        main=tables.main_table(evidence, figures),
+        gates=tables.gate_table(evidence.verdict),
+        floats=[tables.float_table(plan) for plan in evidence.plans],
+        gains=gain_table(figures.gains, evidence.measurements),
+        untold=list_unknown(figures.gains),
+        latencies=tables.latency_table(evidence, figures),
+        devices=tables.devices(evidence.measurements),
+        images=tables.images_used(evidence),
         **more,
     )
 

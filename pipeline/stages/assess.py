@@ -7,15 +7,16 @@ from pathlib import Path
 
 from mipkd.archs.base import SRNet
 from mipkd.core.images import resize_bicubic
-from mipkd.core.records import Distilled, Model, SetScores, TestSet, model_of
+from mipkd.core.records import Distilled, Model, TestSet, model_of
+from mipkd.core.study import SetScores
 from mipkd.distill import teacher as teachers
 from mipkd.distill.data import load_tests
 from pipeline.bench.pixels import score, score_images
 from pipeline.run import Ref, stage
-from targets.base import FloatArray
+from targets.base import FloatArray, Session
 
 
-class TorchSession:
+class TorchSession(Session):
     """A net that runs as a target's session does."""
 
     def __init__(self, net: SRNet) -> None:
@@ -29,9 +30,6 @@ class TorchSession:
             image: FloatArray = self._net(torch.from_numpy(lr_NCHW)).numpy()
         return image
 
-    def close(self) -> None:
-        """Nothing is held."""
-
 
 @dataclass(frozen=True)
 class AssessInputs:
@@ -41,7 +39,7 @@ class AssessInputs:
     tests: tuple[Ref[TestSet], ...]
 
 
-@stage(version=1)
+@stage(version=2)
 def assess(inputs: AssessInputs, *, out: Path) -> tuple[SetScores, ...]:
     """Scores on each set; the outputs are kept in a folder a set."""
     net = teachers.load(model_of(inputs.net.value)) if inputs.net else None

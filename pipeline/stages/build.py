@@ -2,14 +2,15 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from mipkd.core import plugins
 from mipkd.core.errors import UnsupportedError
-from mipkd.core.records import Built, Graph, PatchSet, QuantPlan, Told
+from mipkd.core.records import Built, Graph, Model, PatchSet, QuantPlan, TargetInfo
 from pipeline.run import Ref, stage
-from targets.base import OnBytes, Teachable, Tunable, find
+from targets.base import BuildRequest, find
 
 
 class BuildConfig(BaseModel):
@@ -23,44 +24,54 @@ class BuildConfig(BaseModel):
 
 @dataclass(frozen=True)
 class BuildInputs:
-    """A graph for a target at a precision, to run `on` another machine or on this one (None)."""
+    """A graph at a precision, for a target on the machine that will run it."""
 
     config: BuildConfig
     precision: str
-    target: str
+    info: TargetInfo
     graph: Ref[Graph]
     calibration: Ref[PatchSet] | None
     plan: Ref[QuantPlan] | None
-    on: Told | None = None
 
 
-@stage(version=9)
+@stage(version=10)
 def build(inputs: BuildInputs, *, out: Path) -> Built:
     """The model in the target's own format, with the versions of what built it here.
 
     Raises:
         UnsupportedError: the target has no models on uint8.
     """
-    target, precision, on = inputs.target, inputs.precision, inputs.on
-    calibration = inputs.calibration.value if inputs.calibration else None
     plan = inputs.plan.value if inputs.plan else None
-    chosen = find(target)
-    on_bytes = inputs.config.pixels == "uint8"
-    if on_bytes and not hasattr(chosen, "on_bytes"):
-        raise UnsupportedError(
-            f"build.pixels: {target} has no models on uint8 here", hint="leave it at float32"
-        )
-    tuned = plan.tuned if plan else None
-    given = (tuned.graph if tuned else inputs.graph.value, precision, calibration, out)
-    if plan and not plan.fixed:
-        built = cast("Tunable", chosen).build(*given, on=on, plan=plan)
-    elif tuned:
-        built = cast("Teachable", chosen).build(*given, on=on, rounding=tuned.rounding)
-    else:
-        built = chosen.build(*given, on=on)
+    tuned, target = plan.tuned if plan else None, find(inputs.info.target)
+    request = BuildRequest(
+        graph=tuned.graph if tuned else inputs.graph.value,
+        precision=inputs.precision,
+        out=out,
+        patches=inputs.calibration.value if inputs.calibration else None,
+        on=inputs.info,
+        plan=None if plan is None or plan.fixed else plan,
+        scheme=tuned.rounding if tuned else None,
+        uint8_io=inputs.config.pixels == "uint8",
+        load_net=load_deployed,
+    )
+    built = target.build(request)
     if tuned:
         note = f"trained on with INT8's rounding: {tuned.steps} steps, {tuned.seconds:.0f} s"
         built = replace(built, notes=(*built.notes, note))
-    if on_bytes:
-        built = cast("OnBytes", chosen).on_bytes(built)
-    return replace(built, versions=chosen.versions())
+    return replace(built, versions=target.versions())
+
+
+def load_deployed(model: Model) -> Any:
+    """The torch net of a record, as it is deployed, for targets that convert it.
+
+    Raises:
+        UnsupportedError: it is of no family of ours.
+    """
+    from mipkd.distill.teacher import load
+
+    if model.arch not in (known := plugins.names("mipkd.archs")):
+        raise UnsupportedError(
+            f"{model.arch} is none of the families that can be converted",
+            hint="known: " + ", ".join(known),
+        )
+    return load(model).to_deployed()

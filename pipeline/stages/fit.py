@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import statistics
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,14 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mipkd.archs.base import gmacs
 from mipkd.core.errors import MipkdError, UsageError
-from mipkd.core.records import Built, Model, PatchSet, Told
+from mipkd.core.records import Built, Model, PatchSet, TargetInfo
 from mipkd.distill import student as students
 from mipkd.export.onnx import export
-from pipeline.bench import parcel
-from pipeline.bench.latency import BenchSettings, compare
-from pipeline.device.device import Device
+from pipeline.bench.latency import BenchSettings
+from pipeline.machine.base import Job, Machine, MachineLostError
 from pipeline.run import NotInKey, Ref, stage
-from targets.base import Target, find
+from targets.base import BuildRequest, find
 
 log = logging.getLogger(__name__)
 
@@ -66,49 +64,27 @@ class Candidate:
 
 @dataclass(frozen=True)
 class FitInputs:
-    """Students of a teacher, to be timed on a `device`, which told of the target, or here."""
+    """Students of a teacher, to be timed on a machine."""
 
     config: FitConfig
-    target: str
+    info: TargetInfo
     precisions: tuple[str, ...]
     teacher: Ref[Model]
     patches: Ref[PatchSet]
-    told: Told | None
-    device: NotInKey[Device | None]
+    machine: NotInKey[Machine]
 
 
-@stage(version=2)
+@stage(version=3)
 def fit(inputs: FitInputs, *, out: Path) -> tuple[Candidate, ...]:
     """Candidates smaller than the teacher, the least first, until one is hopelessly slow."""
-    config, target, precisions = inputs.config, inputs.target, inputs.precisions
-    teacher, patches = inputs.teacher.value, inputs.patches.value
-    told, device = inputs.told, inputs.device.value
-    chosen = find(target)
+    config, target = inputs.config, inputs.info.target
     found = []
-    for cost, spec in _by_cost(config, teacher):
-        folder = out / spec.replace(":", "-")
-        arch, hyper = students.choose(teacher, spec)
-        torch.manual_seed(0)
-        folder.mkdir()
-        graph = export(
-            arch.make(hyper).eval(), out=folder, metadata={}, role="student", family=arch.name
-        )
-        timed, builts = {}, []
-        for precision in precisions:
-            try:
-                calibration = patches if precision == "int8" else None
-                built = chosen.build(graph, precision, calibration, folder / precision, on=told)
-                if device:
-                    builts.append(built)
-                else:
-                    timed[precision] = _p50_s(chosen, built, config.size)
-            except MipkdError as error:
-                log.warning("%s %s %s: %s", target, spec, precision, error.what)
-        if device and told and builts:
-            timed = _p50s_there(device, told, builts, config.size, folder)
-        if timed:
-            fastest = min(timed, key=lambda p: timed[p])
-            ms = timed[fastest] * 1e3
+    for cost, spec in _by_cost(config, inputs.teacher.value):
+        builts = _build_candidate(inputs, spec, out / spec.replace(":", "-"))
+        p50s_s = _time_candidate(inputs.machine.value, inputs.info, builts, config.size)
+        if p50s_s:
+            fastest = min(p50s_s, key=lambda p: p50s_s[p])
+            ms = p50s_s[fastest] * 1e3
             log.info("%s on %s: %.2f ms in %s", spec, target, ms, fastest)
             found.append(Candidate(spec, cost, target, fastest, ms))
             if config.latency_budget_ms and ms > _HOPELESS * config.latency_budget_ms:
@@ -133,11 +109,11 @@ def largest_within(config: FitConfig, tried: Sequence[Sequence[Candidate]]) -> s
     within = [c for c in everywhere if c.p50_ms <= config.latency_budget_ms]
     if not within:
         quickest = min(everywhere, key=lambda c: c.p50_ms, default=None)
-        told = f"the quickest, {quickest.spec}, takes {quickest.p50_ms:.3g}" if quickest else "none"
+        best = f"the quickest, {quickest.spec}, takes {quickest.p50_ms:.3g}" if quickest else "none"
         where = f" on {quickest.target}" if quickest else " could be built"
         raise UsageError(
             f"--latency-budget: no student runs in {config.latency_budget_ms:g} ms at LR "
-            f"{config.size[1]}x{config.size[0]}: {told}{' ms' if quickest else ''}{where}",
+            f"{config.size[1]}x{config.size[0]}: {best}{' ms' if quickest else ''}{where}",
             hint="raise the budget, or lower the size: --set fit.size=[90,160]",
         )
     return max(within, key=lambda c: c.gmacs).spec
@@ -154,27 +130,45 @@ def _by_cost(config: FitConfig, teacher: Model) -> list[tuple[float, str]]:
     return sorted(found)
 
 
-def _p50_s(target: Target, built: Built, size: tuple[int, int]) -> float:
-    with closing(target.open(built)) as session:
-        settings = _settings(size)
-        found = compare({"it": session}, size, settings, multiples={"it": built.multiple})["it"]
-    return statistics.median(found.samples_s)
+def _build_candidate(inputs: FitInputs, spec: str, folder: Path) -> list[Built]:
+    """A student in each precision that can be built."""
+    folder.mkdir()
+    arch, hyper = students.choose(inputs.teacher.value, spec)
+    torch.manual_seed(0)
+    net = arch.make(hyper).eval()
+    graph = export(net, out=folder, metadata={}, role="student", family=arch.name)
+    target, builts = find(inputs.info.target), []
+    for precision in inputs.precisions:
+        place, patches = folder / precision, inputs.patches.value
+        try:
+            builts.append(
+                target.build(BuildRequest(graph, precision, place, patches, on=inputs.info))
+            )
+        except MipkdError as error:
+            log.warning("%s %s %s: %s", target.name, spec, precision, error.what)
+    return builts
 
 
-def _p50s_there(
-    device: Device, told: Told, builts: Sequence[Built], size: tuple[int, int], folder: Path
+def _time_candidate(
+    machine: Machine, info: TargetInfo, builts: Sequence[Built], size: tuple[int, int]
 ) -> dict[str, float]:
-    """By precision, on a device."""
-    job = folder / "job.zip"
-    id = parcel.write_job(job, told.target, builts, (), _settings(size))
-    results, _ = parcel.read_results(device.carry_out(job, id, told, folder))
+    """Median seconds by precision; when they fail together each is timed alone."""
+    if not builts:
+        return {}
+    settings = BenchSettings(sizes=(size,), min_time_s=0.5, max_time_s=5.0, attempts=1)
+    try:
+        found = machine.run(Job(info, tuple(builts), settings))
+    except MachineLostError:
+        raise
+    except MipkdError as error:
+        if len(builts) == 1:
+            log.warning("%s %s: %s", info.target, builts[0].precision, error.what)
+            return {}
+        alone = [_time_candidate(machine, info, [built], size) for built in builts]
+        return {precision: p50_s for one in alone for precision, p50_s in one.items()}
     return {
         built.precision: statistics.median(one.samples_s)
-        for built, latencies in zip(builts, results.done.latencies, strict=True)
-        for one in latencies
+        for built, m in zip(builts, found, strict=True)
+        for one in m.latencies
         if one.samples_s
     }
-
-
-def _settings(size: tuple[int, int]) -> BenchSettings:
-    return BenchSettings(sizes=(size,), min_time_s=0.5, max_time_s=5.0, attempts=1)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mipkd.core.records import Model, Pace, Photos, TeacherCache
+from mipkd.core.records import Model, Photos, TeacherCache
+from mipkd.core.study import Pace
 from mipkd.distill import student as students
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.step_timing import time_steps

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mipkd.core.images import resize_bicubic
-from mipkd.core.records import Graph, ImageScore, Measurement, TestSet
+from mipkd.core.measurement import ImageScore, Measurement
+from mipkd.core.records import Graph, TestSet
 from mipkd.distill.data import load_tests
 from pipeline.bench.pixels import score, score_images
 from pipeline.run import Ref, stage
-from targets.base import find
+from targets.base import BuildRequest, find
 
 FP32_ON = "cpu"  # ONNX Runtime is always installed, and parity ties its FP32 to torch
 
@@ -24,7 +25,7 @@ class ReferenceInputs:
     tests: Ref[TestSet]
 
 
-@stage(version=2)
+@stage(version=3)
 def reference(inputs: ReferenceInputs, *, out: Path) -> tuple[Measurement, ...]:
     """Quality without latency of bicubic and of each graph in FP32."""
     pairs, graphs = load_tests(inputs.tests.value), [ref.value for ref in inputs.graphs]
@@ -35,7 +36,7 @@ def reference(inputs: ReferenceInputs, *, out: Path) -> tuple[Measurement, ...]:
     target = find(FP32_ON)
     versions = target.versions()
     for graph in graphs:
-        built = target.build(graph, "fp32", None, out / f"{graph.role}-build")
+        built = target.build(BuildRequest(graph, "fp32", out / f"{graph.role}-build"))
         with closing(target.open(built)) as session:
             outputs = out / graph.role
             scores = score(session, tests=pairs, scale=scale, multiple=graph.multiple, out=outputs)

@@ -15,13 +15,14 @@ from mipkd.core import memory
 from mipkd.core.errors import MissingError, StageError, UsageError, nearest
 from mipkd.core.images import ByteArray, list_images, resize_bicubic
 from mipkd.core.records import Built
-from pipeline.bench.latency import rise
-from pipeline.bundle import check, manifest
+from pipeline.bench.latency import measure_memory_rise
+from pipeline.bundle import manifest
+from pipeline.judge import check
 from pipeline.run import as_stage_error
 from pipeline.upscale.pictures import Picture, join_alpha, read_picture
 from pipeline.upscale.png import PngBands
 from pipeline.upscale.tiles import Tiling, bands, spans
-from targets.base import Forgets, Session, Target, find, upscale
+from targets.base import Session, Target, find, upscale
 
 log = logging.getLogger(__name__)
 
@@ -136,8 +137,8 @@ def upscale_all(
                     raise UsageError(f"{file}: would be overwritten", hint="give another --out")
                 levels = cutter.look(picture)
                 tiling = cutter.tiling(picture)
-                if cutter.is_new(picture, tiling) and isinstance(session, Forgets):
-                    session.forget()
+                if cutter.is_new(picture, tiling):
+                    session.forget_shapes()
                 start = perf_counter()
                 made = _write(
                     session, picture, tiling, model.scale, out / f"{file.stem}.png", notify
@@ -261,6 +262,6 @@ def _bytes_per_pixel(session: Session, model: manifest.Model) -> int:
         upscale(session, image, scale=model.scale, multiple=model.multiple)
 
     run(_SMALL)
-    with rise() as bytes_more:
+    with measure_memory_rise() as bytes_more:
         run(_TRIED)
     return max(bytes_more[0], _TRIED**2) // _TRIED**2 if bytes_more else _PER_PIXEL

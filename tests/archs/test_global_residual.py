@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mipkd.archs.base import SRNet
-from mipkd.core.records import Rounding
+from mipkd.core.records import QuantScheme
 from mipkd.export.fake_quant import FakeQuantNet
 from mipkd.export.onnx import export
 from mipkd.export.parity import check_parity
@@ -86,4 +86,6 @@ def test_its_graph_and_its_trace_give_its_images(tmp_path: Path) -> None:
     photo = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
     assert check_parity(compact, graph, [photo], bound=1e-5) < 1e-5
     with torch.no_grad():
-        assert torch.allclose(FakeQuantNet(compact, Rounding((), ()))(lr), compact(lr), atol=1e-6)
+        assert torch.allclose(
+            FakeQuantNet(compact, QuantScheme((), ()))(lr), compact(lr), atol=1e-6
+        )

@@ -10,9 +10,10 @@ from calibration.search import (
     Bounds,
     Found,
     Loss,
+    Measured,
     Operation,
-    most_worth,
-    rounded,
+    knapsack_floats,
+    round_time,
     search,
 )
 
@@ -28,20 +29,14 @@ def loss_of(floats: Iterable[str]) -> Loss:
 
 
 def found(bounds: Bounds, forced: frozenset[str] = frozenset(), slack_ms: float = 0.0) -> Found:
-    return search(
-        OPERATIONS,
-        harms={name: Loss(harm, 3 * harm) for name, harm in HARMS.items()},
-        costs_ms=COSTS,
-        bounds=bounds,
-        evaluate=loss_of,
-        forced=forced,
-        slack_ms=slack_ms,
-    )
+    harms = {name: Loss(harm, 3 * harm) for name, harm in HARMS.items()}
+    known = Measured(OPERATIONS, harms, COSTS, bounds)
+    return search(known, loss_of, forced=forced, slack_ms=slack_ms)
 
 
 def test_the_most_harm_for_its_time_becomes_float_first() -> None:
     result = found(Bounds(0.05, 1.0))
-    assert result.met
+    assert result.bounds_met
     assert result.best.floats == {"add", "head"}
     assert result.best.loss.mean_db == pytest.approx(0.041)
     assert result.best.extra_ms == pytest.approx(0.6)
@@ -54,7 +49,7 @@ def test_the_worst_crop_binds_too() -> None:
 def test_what_is_not_needed_goes_back_to_int8() -> None:
     """A bound of 0.03 is kept by the tail and the head; `b`, tried before it, is not needed."""
     result = found(Bounds(0.0215, 1.0))
-    assert result.met
+    assert result.bounds_met
     assert result.best.floats == {"add", "head", "b"}
     assert found(Bounds(0.0015, 1.0)).best.floats == {"add", "head", "b", "tail"}
 
@@ -72,15 +67,14 @@ def test_nothing_more_is_tried_once_it_is_late() -> None:
         tried.append(floats)
         return Loss(0.01 if floats.issuperset(names[:40]) else 0.1, 0.0)
 
-    result = search(
+    known = Measured(
         [Operation(name, "Conv", "") for name in names],
-        harms={name: Loss(0.01, 0.01) for name in names},
-        costs_ms=dict.fromkeys(names, 1.0),
-        bounds=Bounds(0.05, 1.0),
-        evaluate=evaluate,
-        late=lambda: len(tried) >= 12,
+        {name: Loss(0.01, 0.01) for name in names},
+        dict.fromkeys(names, 1.0),
+        Bounds(0.05, 1.0),
     )
-    assert result.met
+    result = search(known, evaluate, late=lambda: len(tried) >= 12)
+    assert result.bounds_met
     assert len(tried) == 12
 
 
@@ -89,28 +83,24 @@ def test_what_was_asked_for_stays_float() -> None:
 
 
 def test_without_any_that_keeps_the_bound_the_best_comes_back() -> None:
-    broken = search(
-        OPERATIONS,
-        harms={name: Loss(harm, harm) for name, harm in HARMS.items()},
-        costs_ms=COSTS,
-        bounds=Bounds(0.001, 1.0),
-        evaluate=lambda floats: Loss(0.01 + loss_of(floats).mean_db, 0.0),
-    )
-    assert not broken.met
+    harms = {name: Loss(harm, harm) for name, harm in HARMS.items()}
+    known = Measured(OPERATIONS, harms, COSTS, Bounds(0.001, 1.0))
+    broken = search(known, lambda floats: Loss(0.01 + loss_of(floats).mean_db, 0.0))
+    assert not broken.bounds_met
     assert broken.best.floats == set(HARMS) - {"a"}
 
 
 def test_a_bound_that_only_floats_keep_is_kept_by_no_int8() -> None:
     """Everything as a float is FP32 under another name, unless it was asked for."""
     result = found(Bounds(1e-9, 1e-9))
-    assert not result.met
+    assert not result.bounds_met
     assert result.best.floats == set(HARMS) - {"a"}
-    assert all(one.floats < set(HARMS) for one in result.front)
-    assert found(Bounds(1e-9, 1e-9), forced=frozenset(HARMS)).met
+    assert all(one.floats < set(HARMS) for one in result.pareto)
+    assert found(Bounds(1e-9, 1e-9), forced=frozenset(HARMS)).bounds_met
 
 
 def test_the_front_falls_in_loss_as_it_grows_in_time() -> None:
-    front = found(Bounds(0.05, 1.0)).front
+    front = found(Bounds(0.05, 1.0)).pareto
     assert len(front) > 2
     assert [c.extra_ms for c in front] == sorted(c.extra_ms for c in front)
     losses = [c.loss.mean_db for c in front]
@@ -120,32 +110,25 @@ def test_the_front_falls_in_loss_as_it_grows_in_time() -> None:
 
 def test_the_best_is_on_the_front_where_the_worst_crop_decides() -> None:
     """`a` in float helps the worst crop and hurts the mean, in hardly any time: it is taken."""
+    harms = {"a": Loss(0.001, 0.1), "b": Loss(0.0, 0.0)}
+    known = Measured(OPERATIONS[1:3], harms, {"a": 0.01, "b": 2.0}, Bounds(1.0, 0.5))
     result = search(
-        OPERATIONS[1:3],
-        harms={"a": Loss(0.001, 0.1), "b": Loss(0.0, 0.0)},
-        costs_ms={"a": 0.01, "b": 2.0},
-        slack_ms=0.01,
-        bounds=Bounds(1.0, 0.5),
-        evaluate=lambda floats: Loss(0.02, 0.1) if floats else Loss(0.01, 0.2),
+        known, lambda floats: Loss(0.02, 0.1) if floats else Loss(0.01, 0.2), slack_ms=0.01
     )
     assert result.best.floats == {"a"}
-    assert result.best in result.front
+    assert result.best in result.pareto
 
 
 def test_noise_of_a_tenth_in_the_timing_rarely_moves_a_cost() -> None:
-    assert rounded(1.0) == rounded(1.3) == rounded(0.8)
-    assert rounded(1.0, parts=2) == rounded(1.1, parts=2) == rounded(0.92, parts=2)
-    assert rounded(4.0) == 4.0
+    assert round_time(1.0) == round_time(1.3) == round_time(0.8)
+    assert round_time(1.0, parts=2) == round_time(1.1, parts=2) == round_time(0.92, parts=2)
+    assert round_time(4.0) == 4.0
 
 
 def worth(budget_ms: float, harms: dict[str, float], costs: dict[str, float]) -> list[str]:
-    return most_worth(
-        [Operation(name, "Conv", name) for name in harms],
-        harms={name: Loss(harm, harm) for name, harm in harms.items()},
-        costs_ms=costs,
-        bounds=Bounds(1, 1),
-        budget_ms=budget_ms,
-    )
+    operations = [Operation(name, "Conv", name) for name in harms]
+    losses = {name: Loss(harm, harm) for name, harm in harms.items()}
+    return knapsack_floats(Measured(operations, losses, costs, Bounds(1, 1)), budget_ms)
 
 
 def test_a_budget_is_spent_on_what_brings_most_together() -> None:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from mipkd.archs import edsr
-from mipkd.core.records import Model, Pace, Photos
+from mipkd.core.records import Model, Photos
+from mipkd.core.study import Pace
 from mipkd.distill.data import prepare_photos
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.step_timing import time_steps

@@ -17,7 +17,7 @@ from mipkd.core.images import ByteArray, downscale, read_rgb, write_png
 from mipkd.core.samples import sample_photos, sample_tests
 from mipkd.distill.teacher import TeacherOptions, identify
 from mipkd.export.onnx import export
-from pipeline.bundle.regress import FEWEST_IMAGES
+from pipeline.judge.regression import FEWEST_IMAGES
 from pipeline.settings import merged
 
 ROOT = Path(__file__).parents[2]

@@ -25,7 +25,7 @@ PROGRAM = "mipkd-pipeline"
 OPTIONS = f"{PROGRAM} plan --teacher edsr.pth --target openvino"  # for lines of options alone
 
 # Commands of the program that are not run here, whole as they are typed, and why.
-_NO_DEVICE = "needs a device that lets us in by SSH; a loopback one is in tests/device"
+_NO_DEVICE = "needs a device that lets us in by SSH; a loopback one is in tests/machine"
 SKIPPED = {
     "mipkd-pipeline doctor --device ssh://pi@raspberrypi": _NO_DEVICE,
     "mipkd-pipeline run --teacher edsr.pth --data photos/ --val Set5/ --target cpu "

@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from mipkd.losses.mixture_of_priors import MixtureOfPriors
-from pipeline.stages.judge import GateConfig
+from pipeline.judge.gates import GateConfig
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

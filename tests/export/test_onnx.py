@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from calibration.scopes import onnx_scopes
-from mipkd.archs._hooked import BlockSequence, HookedNet
+from calibration.sensitive_layers import sensitive_layers_in_file
+from mipkd.archs._hooked import Blocks, Hooked
 from mipkd.archs.base import Arch, SRNet
 from mipkd.core import plugins
 from mipkd.core.errors import StageError
@@ -45,7 +45,7 @@ def test_the_graph_equals_torch_on_noise_of_any_size(name: str, tmp_path: Path) 
     photo = np.random.default_rng(1).integers(0, 256, (45, 27, 3), dtype=np.uint8)
     assert check_parity(net, graph, [photo], bound=1e-5) < 1e-5
     assert (graph.scale, graph.multiple, graph.opset) == (2, net.multiple, 20)
-    found = onnx_scopes(graph.file)
+    found = sensitive_layers_in_file(graph.file)
     assert (len(found.head), len(found.tail)) == (1, 2 if name == "edge" else 1)
     assert found.adds
     assert found.attention == (name == "swinir")
@@ -119,7 +119,7 @@ class Fickle(nn.Module):
 
 
 def test_a_net_that_is_no_graph_is_refused_by_name(tmp_path: Path) -> None:
-    net = HookedNet(Fickle(), BlockSequence(), scale=2)
+    net = Hooked(Fickle(), Blocks(), scale=2)
     with pytest.raises(StageError, match="torch cannot turn Fickle into an ONNX graph") as caught:
         export(net, out=tmp_path, metadata={}, role="teacher", family="Fickle")
     assert len(caught.value.what) < 400

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from pipeline.bundle import manifest
-from pipeline.bundle.baseline import load
+from pipeline.judge.baseline import load
 
 Finished = Any  # the record of conftest.py
 Command = Callable[..., Any]
@@ -82,8 +82,8 @@ def test_a_lost_tenth_of_a_decibel_fails(
     finished: Finished, kept: Path, tmp_path: Path, ended: Command
 ) -> None:
     def worse(stated: Any) -> None:
-        for image in stated["images"]:
-            image["psnr_y_db"] -= 0.1
+        for score in stated["scores"]:
+            score["metrics"]["psnr_y"] -= 0.1
 
     changed(finished.bundle, "quality/cpu-int8.json", worse)
     files = (tmp_path / "s.md", tmp_path / "j.xml")
@@ -124,9 +124,9 @@ def test_reasons_are_kept(once: Finished, kept: Path, ended: Command) -> None:
         ("scale", 3, "another scale: x3 there, x2 in the bundle"),
         ("tests", "0" * 64, "another test set: "),
         ("protocol", "PSNR of RGB", "another protocol: PSNR of RGB there"),
-        ("schema", 9, "its schema is 9, this program reads 1"),
+        ("schema", 9, "its schema is 9, this program reads 2"),
         ("kind", "a song", "no baseline of this program"),
-        ("benches", {"cpu-int8": 1}, "damaged: benches.cpu-int8"),
+        ("measurements", [1], "damaged: measurements.0: no Measurement: 1"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(

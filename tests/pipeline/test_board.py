@@ -2,17 +2,21 @@
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from mipkd.core import records
-from mipkd.core.records import Built, Measurement, Outcome
-from pipeline.bench.board import Watch, facts
-from pipeline.bench.host import Neighbours
+from mipkd.core.evidence import Outcome
+from mipkd.core.measurement import Measurement
+from mipkd.core.records import Built
+from pipeline.bench.board import Watch, read_board
+from pipeline.bench.host import OtherPrograms
 from pipeline.bench.latency import BenchSettings
-from pipeline.run import ready
-from pipeline.stages.judge import GateConfig, judge
+from pipeline.judge.gates import GateConfig, judge
+from pipeline.machine.local import Local
+from pipeline.run import NotInKey, ready
 from pipeline.stages.measure import MeasureInputs, measure
 
 ORIN = {  # Jetson Orin Nano, JetPack 6
@@ -112,7 +116,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_facts_of_an_orin(tmp_path: Path) -> None:
-    assert facts(plant(tmp_path, ORIN)) == {
+    assert read_board(plant(tmp_path, ORIN)) == {
         "board": "NVIDIA Jetson Orin Nano Developer Kit Super",
         "L4T": "36.4.7",
         "JetPack": "6.2.1+b38",
@@ -129,7 +133,7 @@ def test_facts_of_an_orin(tmp_path: Path) -> None:
 
 
 def test_facts_of_a_pc_and_of_nothing(tmp_path: Path) -> None:
-    assert facts(plant(tmp_path / "pc", PC)) == {
+    assert read_board(plant(tmp_path / "pc", PC)) == {
         "board": "LENOVO 21HM",
         "cores online": "0-1",
         "CPU governor": "powersave",
@@ -137,7 +141,7 @@ def test_facts_of_a_pc_and_of_nothing(tmp_path: Path) -> None:
         "CPU clock limit": "4600 MHz",
         "temperatures": "x86_pkg_temp 61.0 °C",
     }
-    assert facts(tmp_path / "nothing") == {}
+    assert read_board(tmp_path / "nothing") == {}
 
 
 def test_a_container_tells_its_limits_and_how_often_they_stopped_it(tmp_path: Path) -> None:
@@ -148,7 +152,7 @@ def test_a_container_tells_its_limits_and_how_often_they_stopped_it(tmp_path: Pa
         "proc/loadavg": "0.52 0.58 0.59 1/189 12345\n",
         stat: "usage_usec 9\nnr_periods 40\nnr_throttled 7\n",
     }
-    assert facts(plant(tmp_path, limited)) == {
+    assert read_board(plant(tmp_path, limited)) == {
         "container": "limited to 1.5 CPUs and 4.0 GiB",
         "load": "0.52 0.58 0.59",
     }
@@ -157,7 +161,7 @@ def test_a_container_tells_its_limits_and_how_often_they_stopped_it(tmp_path: Pa
     assert watch.conditions == {"CPU quota": "stopped it 12 times while measured"}
     assert watch.throttled == ""
     plant(tmp_path, {"sys/fs/cgroup/cpu.max": "max 100000", "sys/fs/cgroup/memory.max": "max"})
-    assert facts(tmp_path) == {"load": "0.52 0.58 0.59"}
+    assert read_board(tmp_path) == {"load": "0.52 0.58 0.59"}
 
 
 def test_power_mode_is_asked_of_nvpmodel_and_read_where_that_fails(
@@ -165,15 +169,15 @@ def test_power_mode_is_asked_of_nvpmodel_and_read_where_that_fails(
 ) -> None:
     plant(tmp_path, ORIN)
     program(programs, "nvpmodel", "echo 'NV Fan Mode:quiet'; echo 'NV Power Mode: 15W'; echo 0")
-    assert facts(tmp_path)["power mode"] == "15W (0)"
+    assert read_board(tmp_path)["power mode"] == "15W (0)"
     program(programs, "nvpmodel", "echo 'NVPM ERROR: no access' >&2; exit 1")
-    assert facts(tmp_path)["power mode"] == "MAXN_SUPER (2)"
+    assert read_board(tmp_path)["power mode"] == "MAXN_SUPER (2)"
 
 
 def test_l4t_is_told_by_its_package_where_the_release_file_is_missing(tmp_path: Path) -> None:
     status = ORIN["var/lib/dpkg/status"].replace("deinstall ok config-files", "hold ok installed")
     plant(tmp_path, {"var/lib/dpkg/status": status})
-    assert facts(tmp_path)["L4T"] == "36.4.6-20250101000000"
+    assert read_board(tmp_path)["L4T"] == "36.4.6-20250101000000"
 
 
 @pytest.mark.parametrize("tree", [ORIN, PC])
@@ -183,13 +187,21 @@ def test_a_quiet_board_is_not_called_throttled(tree: dict[str, str], tmp_path: P
     assert watch.throttled == ""
 
 
+def wait_for(seen: Callable[[], bool]) -> None:
+    """Another thread looks; on a busy machine that takes as long as it takes."""
+    until = time.monotonic() + 20
+    while not seen() and time.monotonic() < until:
+        time.sleep(0.01)
+
+
 def test_conditions_hold_the_extremes(tmp_path: Path) -> None:
     cpu = "sys/devices/system/cpu/cpu4/cpufreq/scaling_cur_freq"
     with Watch(plant(tmp_path, ORIN), every_s=0.01) as watch:
+        wait_for(lambda: "1728" in watch.conditions.get("CPU clock while measured", ""))
         plant(tmp_path, {"sys/class/thermal/thermal_zone1/temp": "71250"})
-        time.sleep(0.05)
+        wait_for(lambda: "71.2" in watch.conditions["highest temperature"])
         plant(tmp_path, {"sys/class/thermal/thermal_zone1/temp": "60000", cpu: "1344000"})
-        time.sleep(0.05)
+        wait_for(lambda: "1344" in watch.conditions["CPU clock while measured"])
     assert watch.conditions == {
         "highest temperature": "gpu-thermal 71.2 °C",
         "CPU clock while measured": "1344 to 1728 MHz",
@@ -244,7 +256,7 @@ def test_throttling_that_came_and_went_or_was_there_before_counts(tmp_path: Path
     state = "sys/class/thermal/cooling_device1/cur_state"
     with Watch(plant(tmp_path, ORIN), every_s=0.01) as watch:
         plant(tmp_path, {state: "1"})
-        time.sleep(0.1)
+        wait_for(lambda: any(highest > 0 for _, highest in list(watch._states.values())))
         plant(tmp_path, {state: "0"})
     assert "rose to state 1" in watch.throttled
     plant(tmp_path, {state: "1"})
@@ -298,7 +310,9 @@ def measured(folder: Path, max_busy: float = 1.0) -> Measurement:
     )
     built = Built("null", "fp32", "student", folder / "model.onnx", 1, scale=2, multiple=1)
     tests = records.TestSet(folder, "", "none", 2, (), "published")
-    inputs = MeasureInputs(settings, "null", (ready(built),), ready(tests))
+    machine = Local()
+    info = machine.offers(["null"])["null"]
+    inputs = MeasureInputs(settings, info, (ready(built),), ready(tests), NotInKey(machine))
     (one,) = measure.function(inputs, out=folder)
     return one
 
@@ -319,7 +333,7 @@ def test_a_measurement_while_throttled_is_invalid(tmp_path: Path, programs: Path
 def test_a_measurement_on_a_busy_machine_is_invalid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Neighbours, "share", lambda self: 0.8)
+    monkeypatch.setattr(OtherPrograms, "share", lambda self: 0.8)
     one = measured(tmp_path, max_busy=0.7)
     assert one.invalid_because == (
         "busy machine: other programs took 80% of the CPU (bound 70%, bench.max_busy)"

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pydantic import TypeAdapter
 
 from mipkd.archs import edsr
+from mipkd.core.codec import decode
+from mipkd.core.evidence import Evidence
 from mipkd.core.images import resize_bicubic, write_png
-from mipkd.core.records import Evidence
 from mipkd.distill.teacher import save
 from pipeline.bundle import manifest
 from pipeline.bundle.provenance import command, provenance
@@ -99,13 +99,14 @@ def test_rivals_are_measured_where_and_as_the_student_is(results: dict[str, Any]
     rivals = {rival["name"]: rival for rival in results["rivals"]}
     assert list(rivals) == ["scratch", "rkd", "plain-one"]
     scratch = rivals["scratch"]
-    kinds = {(one["target"], one["precision"]): one["kind"] for one in scratch["gains"]}
-    assert kinds["cpu", "int8"] == "measured"
-    assert kinds["jetson", "int8"] == "simulated"
-    assert all(one["gain_db"] for one in scratch["gains"])
-    assert scratch["training"]["losses"] == ["pixel"]
+    gains = {gain["rival"]: gain for gain in results["figures"]["gains"]}["scratch"]["on"]
+    simulated = {(one["target"], one["precision"]): one["simulated"] for one in gains}
+    assert not simulated["cpu", "int8"]
+    assert simulated["jetson", "int8"]
+    assert all(one["gain_db"] for one in gains)
+    assert scratch["distilled"]["losses"] == ["pixel"]
     assert [plan["target"] for plan in scratch["plans"]] == ["cpu"]  # searched on its own
-    assert rivals["plain-one"]["training"] is None
+    assert rivals["plain-one"]["distilled"] is None
 
 
 def test_a_trained_rival_differs_by_its_losses_alone(compared: Path) -> None:
@@ -200,15 +201,15 @@ def test_a_rival_that_cannot_be_measured_leaves_the_student_measured(
     assert {m["role"] for m in found["measurements"] if m["target"] == "cpu"} == {
         *("student", "teacher"),
     }
-    (rival,) = found["rivals"]
-    assert rival["fp32_gain_db"]
-    assert {one["why_not"] for one in rival["gains"]} == {"the rival has no pixels there"}
+    (gain,) = found["figures"]["gains"]
+    assert gain["fp32_db"]
+    assert {one["why_not"] for one in gain["on"]} == {"the rival has no pixels there"}
 
 
 def test_evidence_from_before_rivals_is_still_read(compared: Path) -> None:
     stored = json.loads((compared / "evidence.json").read_text())
     del stored["rivals"]
-    assert TypeAdapter(Evidence).validate_python(stored).rivals == ()
+    assert decode(Evidence, stored).rivals == ()
 
 
 @pytest.mark.parametrize(

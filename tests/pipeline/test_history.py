@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pipeline.report import history
-from pipeline.report.history import Line, changes
+from pipeline.report.history import Line, find_changes
 
 Finished = Any  # the record of conftest.py
 Command = Callable[..., Any]
@@ -25,7 +25,7 @@ LINE = Line(
 
 
 def at(values: Sequence[float], figure: str = "p50_ms") -> list[int]:
-    return [change.at for change in changes(values, figure)]
+    return [change.at for change in find_changes(values, figure)]
 
 
 def test_a_step_that_stays_is_found_where_it_is() -> None:
@@ -90,8 +90,8 @@ def two(once: Finished, tmp_path: Path) -> list[Path]:
     stated = json.loads(file.read_text())
     for m in stated["measurements"]:
         if (m["target"], m["precision"], m["role"]) == ("cpu", "int8", "student"):
-            for image in m["quality"]["images"]:
-                image["psnr_y_db"] -= 0.1
+            for score in m["scores"]:
+                score["metrics"]["psnr_y"] -= 0.1
     file.write_text(json.dumps(stated))
     return folders
 
@@ -107,7 +107,7 @@ def test_two_runs_on_one_page(two: list[Path], tmp_path: Path, ended: Command) -
 
 def test_runs_that_cannot_be_compared(two: list[Path], tmp_path: Path, ended: Command) -> None:
     said = ended("report", two[0], tmp_path, "--out", tmp_path / "both.html")
-    assert (said.code, "cannot be read" in said.err) == (2, True)
+    assert (said.code, "no results of a run" in said.err) == (2, True)
     file = two[1] / "report/latest/results.json"
     stated = json.loads(file.read_text())
     stated["student"]["scale"] = 3

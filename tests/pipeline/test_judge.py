@@ -6,16 +6,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from mipkd.core.records import (
-    Failure,
-    Gate,
-    ImageScore,
-    Latency,
-    Measurement,
-    Outcome,
-    QuantPlan,
-)
-from pipeline.stages.judge import GateConfig, judge
+from mipkd.core.evidence import Failure, Gate, Outcome
+from mipkd.core.measurement import ImageScore, Latency, Measurement
+from mipkd.core.records import QuantPlan
+from pipeline.judge.gates import GateConfig, judge
 
 SMALL, LARGE = (64, 64), (180, 320)
 IMAGES = {"baby": 34.0, "bird": 32.0, "woman": 30.0}  # of the FP32 student
@@ -38,7 +32,7 @@ def measurement(
         usual_s = (ms or 0) * 1e-3 * size[0] * size[1] / (64 * 64)
         latencies.append(Latency(size, tuple(float(usual_s * n) for n in noise), 2, usual_s))
     scores = tuple(
-        ImageScore(name, psnr - lost, 0.9)
+        ImageScore(name, {"psnr_y": psnr - lost})
         for (name, psnr), lost in zip(IMAGES.items(), lost_db, strict=True)
     )
     return Measurement(role, target, precision, 1000, tuple(latencies), scores, None, {})
@@ -186,7 +180,9 @@ def test_a_failed_gate_outweighs_an_invalid_one() -> None:
 
 def test_nothing_measured_is_no_pass() -> None:
     assert judge(GateConfig(), (BICUBIC, STUDENT), ()).outcome is Outcome.INVALID
-    everything_off = GateConfig.model_validate(dict.fromkeys(GateConfig.model_fields, "off"))
+    everything_off = GateConfig.model_validate(
+        dict.fromkeys(GateConfig.model_fields.keys() - {"metrics"}, "off")
+    )
     assert judge(everything_off, (), ()).outcome is Outcome.INVALID
 
 
@@ -283,3 +279,39 @@ def test_a_tint_that_psnr_hardly_sees_fails() -> None:
     tint = gate(found.gates, "cpu int8", "channel shift")
     assert (tint.outcome, tint.figure) == (Outcome.FAIL, pytest.approx(1.2))
     assert "blue +1.20" in tint.reason
+
+
+def test_the_recommendation_is_for_the_largest_size() -> None:
+    """INT8 is the fastest at the small size, FP32 at the large one."""
+    int8 = measurement("student", "cpu", "int8", ms=2)
+    slow_when_large = replace(int8, latencies=(int8.latencies[0], TEACHER.latencies[1]))
+    off = GateConfig(min_speedup_over_teacher="off")
+    verdict = judge(off, (BICUBIC, STUDENT, TEACHER, FP32, slow_when_large), ())
+    assert verdict.outcome is Outcome.PASS
+    assert [r.precision for r in verdict.recommended] == ["fp32"]
+    turned = replace(int8, latencies=(TEACHER.latencies[0], int8.latencies[1]))
+    verdict = judge(off, (BICUBIC, STUDENT, TEACHER, FP32, turned), ())
+    assert [r.precision for r in verdict.recommended] == ["int8"]
+
+
+def test_a_bound_on_another_metric_is_judged_in_its_own_direction() -> None:
+    base = replace(STUDENT, scores=with_tint(STUDENT, 0.2))
+    tinted = replace(INT8, scores=with_tint(INT8, 0.9))
+    bounds = {"tint": {"max_mean_drop": 0.5, "max_worst_drop": 1.0}}
+    config = GateConfig.model_validate({"metrics": bounds})
+    gates = judge(config, (BICUBIC, base, TEACHER, FP32, tinted), ()).gates
+    found = gate(gates, "cpu int8", "mean drop of Tint")
+    assert (found.outcome, found.unit) == (Outcome.FAIL, "levels")
+    assert found.figure == pytest.approx(0.7)
+    assert gate(gates, "cpu int8", "worst drop of Tint").outcome is Outcome.PASS
+    unscored = gate(gates, "cpu fp32", "mean drop of Tint")
+    assert (unscored.outcome, unscored.figure) == (Outcome.INVALID, None)
+
+
+def with_tint(m: Measurement, levels: float) -> tuple[ImageScore, ...]:
+    return tuple(replace(s, metrics={**s.metrics, "tint": levels}) for s in m.scores)
+
+
+def test_a_bound_on_a_metric_that_nobody_knows_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"unknown metric 'psnr_rbg'; did you mean psnr_rgb"):
+        GateConfig.model_validate({"metrics": {"psnr_rbg": {"max_mean_drop": 0.1}}})

@@ -19,10 +19,10 @@ from typing import Any
 
 import pytest
 
-from mipkd.core.records import Evidence
-from pipeline.bench import parcel
+from mipkd.core.evidence import Evidence
 from pipeline.bundle import manifest
 from pipeline.bundle.kit import make_kit
+from pipeline.machine.remote import job_file
 from pipeline.run import Run
 
 SIMULATED = "coreml"  # in the run of conftest.py
@@ -102,10 +102,10 @@ def test_collected_figures_are_those_of_a_local_run(
     for key, m in after.items():
         assert m["device"] == "kit"
         assert m["host"]
-        assert m["quality"] == before[key]["quality"]
-        sizes = [(one["height"], one["width"]) for one in m["latencies"]]  # type: ignore[attr-defined]
-        assert sizes == [(24, 32), (32, 32)]
-        assert all(one["samples"] >= 20 for one in m["latencies"])  # type: ignore[attr-defined]
+        assert m["scores"] == before[key]["scores"]
+        sizes = [one["size"] for one in m["latencies"]]  # type: ignore[attr-defined]
+        assert sizes == [[24, 32], [32, 32]]
+        assert all(len(one["samples_s"]) >= 20 for one in m["latencies"])  # type: ignore[attr-defined]
     assert before["student", "int8"]["latencies"] != after["student", "int8"]["latencies"]
     page = (finished.root / "report/latest/report.md").read_text()
     assert "Measured elsewhere: cpu on " in page
@@ -115,6 +115,15 @@ def test_collected_figures_are_those_of_a_local_run(
     host = next(m.host for m in kept.measurements if m.device == "kit")
     assert host
     assert bench["host"]["id"] == host.id
+
+
+def test_a_kits_results_say_what_its_machine_offers(results: Path, ended: Command) -> None:
+    said = ended("doctor", "--device", f"kit://{results}", "--json")
+    assert said.code == 0, said.err
+    found = json.loads(said.out)
+    assert found["targets"]["cpu"]["usable"]
+    assert found["targets"]["null"]["why_not"] == "this kit measured cpu"
+    assert found["host"]["cores"] > 0
 
 
 def test_a_later_run_keeps_them_while_the_models_last(
@@ -226,9 +235,9 @@ def test_an_interrupted_kit_goes_on(kit: Path, bare: Path, tmp_path: Path) -> No
     assert second.returncode == 0, second.stderr
     assert "goes on where it was interrupted" in second.stdout
     assert sorted(f.name for f in there.parent.iterdir()) == [there.name, "results.zip"]
-    found, _ = parcel.read_results(there.with_name("results.zip"))
-    kept = json.loads(done)["latencies"][0][0]["samples_s"]
-    assert list(found.done.latencies[0][0].samples_s) == kept
+    found, _ = job_file.read_results(there.with_name("results.zip"))
+    kept = json.loads(done)[0]["latencies"][0]["samples_s"]
+    assert list(found.measurements[0].latencies[0].samples_s) == kept
 
 
 def test_a_kit_says_what_a_device_lacks(once: Finished, kit: Path, tmp_path: Path) -> None:
@@ -260,10 +269,10 @@ def test_a_kit_says_what_a_device_lacks(once: Finished, kit: Path, tmp_path: Pat
 def test_parts_of_another_runtime_are_made_anew(kit: Path, bare: Path, tmp_path: Path) -> None:
     there = carried(kit, tmp_path / "device")
     with zipfile.ZipFile(kit) as packed:
-        id = parcel.hash_of(packed.read("job/job.json"))
+        id = job_file.hash_of(packed.read("job/job.json"))
     work = there.with_name(f"kit-cpu-{id[:8]}.partial")
     (work / "done").mkdir(parents=True)
-    (work / "told.json").write_text("{}")
+    (work / "info.json").write_text("{}")
     (work / "done/latency-24x32.json").write_text("of another runtime")
     ran = started(bare, there)
     assert ran.returncode == 0, ran.stderr
@@ -289,7 +298,7 @@ def test_what_a_runtime_raises_is_told_in_a_line(
 def test_all_of_a_kit_is_python_3_10(kit: Path) -> None:
     with zipfile.ZipFile(kit) as packed:
         sources = [name for name in packed.namelist() if name.endswith(".py")]
-        assert "pipeline/bench/kit.py" in sources
+        assert "pipeline/machine/remote/kit_program.py" in sources
         for name in sources:
             ast.parse(packed.read(name), name, feature_version=(3, 10))
 

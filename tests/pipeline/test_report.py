@@ -18,26 +18,18 @@ from skimage import data
 
 from mipkd.core import records
 from mipkd.core.errors import UsageError
+from mipkd.core.evidence import Evidence, Failure
 from mipkd.core.images import crop_to_multiple, downscale, resize_bicubic, write_png
-from mipkd.core.records import (
-    Distilled,
-    Evidence,
-    Failure,
-    Graph,
-    Host,
-    Latency,
-    Measurement,
-    Model,
-    PatchSet,
-    Photos,
-)
+from mipkd.core.measurement import Host, Latency, Measurement
+from mipkd.core.records import Distilled, Graph, Model, PatchSet, Photos
+from mipkd.metrics.base import find_metric
 from pipeline.bench.pixels import score_images
 from pipeline.cli.summary import summarize
-from pipeline.report import schema, schema_pages
-from pipeline.report.results import load
-from pipeline.report.wording import milliseconds
+from pipeline.judge.gates import GateConfig, judge
+from pipeline.report import schema
+from pipeline.report.results_file import SCHEMA_VERSION, read_results
+from pipeline.report.wording import milliseconds, number
 from pipeline.report.write import write
-from pipeline.stages.judge import GateConfig, judge
 
 ROOT = Path(__file__).resolve().parents[2]
 SCALE = 2
@@ -248,15 +240,17 @@ def test_page_says_verdict_and_figures(make: Make) -> None:
     assert set(made) == {"index.html", "report.md", "results.json", "junit.xml"}
     text = " ".join(" ".join(parsed(made["index.html"]).text).split())
     results = json.loads(made["results.json"])
-    assert results["verdict"]["sentence"] in text
+    figures = results["figures"]
+    assert figures["sentence"] in text
     assert "edsr-to-c32b8" in text
-    for m in results["measurements"]:
-        if m["quality"]:
-            assert f"{m['quality']['psnr_y_db']:.3f}" in text
-            assert f"{m['quality']['psnr_y_db']:.3f}" in made["report.md"]
+    for m in figures["models"]:
+        for name, metric in m["quality"].items():
+            mean = number(metric["mean"], find_metric(name).digits)
+            assert mean in text
+            assert mean in made["report.md"]
         for latency in m["latencies"]:
-            assert milliseconds(latency["p50_ms"]) in text
-            assert milliseconds(latency["p50_ms"]) in made["report.md"]
+            assert milliseconds(latency["p50_ms"]["value"]) in text
+            assert milliseconds(latency["p50_ms"]["value"]) in made["report.md"]
     for gate in results["verdict"]["gates"]:
         assert gate["reason"] in text
     for expected in ("broken.jpg: truncated", "probe on 3 images", "4.2e-07", "energy"):
@@ -305,7 +299,7 @@ def test_without_teacher_and_training_the_rest_stands(make: Make) -> None:
 
 def test_the_last_figures_of_health_are_shown_and_bad_ones_explained(make: Make) -> None:
     made = files(make())
-    health = json.loads(made["results.json"])["training"]["health"]
+    health = json.loads(made["results.json"])["figures"]["health"]
     assert {one["name"]: one["value"] for one in health} == {
         "reconstruction_error": 0.45,
         "teacher_share": 0.5,
@@ -392,7 +386,7 @@ def test_latencies_of_an_invalid_measurement_are_not_shown(make: Make) -> None:
     made = files(replace(evidence, measurements=tuple(slow), verdict=judge(GateConfig(), slow, ())))
     results = json.loads(made["results.json"])
     assert results["verdict"]["outcome"] == "INVALID"
-    found = [one for m in results["measurements"] for one in m["latencies"]]
+    found = [one for m in results["figures"]["models"] for one in m["latencies"]]
     assert {one["invalid_because"] for one in found} == {why}
     assert why in " ".join(parsed(made["index.html"]).text)
     assert "6.00" not in made["report.md"]
@@ -417,41 +411,43 @@ def test_junit_has_a_case_a_gate(make: Make) -> None:
     assert len(suite.findall("testcase/failure")) == len(failed) > 0
 
 
-def test_results_are_read_back_with_raw_samples(make: Make, tmp_path: Path) -> None:
+def test_results_are_read_back_as_they_were_written(make: Make) -> None:
     evidence = make()
-    page = write(evidence, tmp_path / "latest")
-    results = load(page.with_name("results.json"))
-    first = next(m for m in evidence.measurements if m.latencies)
-    read = next(m for m in results.measurements if m.latencies)
-    assert np.allclose(read.latencies[0].samples_s, first.latencies[0].samples_s, atol=1e-9)
-    assert results.verdict.outcome == evidence.verdict.outcome.value
+    root = evidence.graph.file.parent
+    file = write(evidence, root / "report" / "latest").with_name("results.json")
+    assert str(root) not in file.read_text()
+    assert read_results(file) == evidence
 
 
 def test_shipped_file_is_named_from_the_runs_folder(make: Make) -> None:
     results = json.loads(files(make())["results.json"])
-    shipped = {one["target"]: one for one in results["verdict"]["recommended"]}
+    shipped = {one["target"]: one for one in results["figures"]["shipping"]}
     assert shipped["openvino"]["precision"] == "int8"
     assert shipped["openvino"]["file"] == "build/ab12/openvino-int8.bin"
 
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [("{}", "not the results of a run"), ("no JSON", "not the results of a run"), (None, "read")],
+    [
+        ("{}", "not the results of a run"),
+        ("no JSON", "damaged"),
+        (None, "no results of a run"),
+    ],
 )
 def test_what_is_no_results_file_is_refused(content: str | None, says: str, tmp_path: Path) -> None:
     file = tmp_path / "results.json"
     if content is not None:
         file.write_text(content)
     with pytest.raises(UsageError, match=says):
-        load(file)
+        read_results(file)
 
 
 def test_results_of_another_major_version_are_refused(make: Make, tmp_path: Path) -> None:
     file = write(make(), tmp_path / "latest").with_name("results.json")
-    ours = f'"schema_version": "{schema.SCHEMA_VERSION}"'
-    file.write_text(file.read_text().replace(ours, '"schema_version": "2.0"'))
-    with pytest.raises(UsageError, match=r"schema_version is 2\.0"):
-        load(file)
+    ours = f'"schema_version": "{SCHEMA_VERSION}"'
+    file.write_text(file.read_text().replace(ours, '"schema_version": "3.0"'))
+    with pytest.raises(UsageError, match=r"schema_version is 3\.0"):
+        read_results(file)
 
 
 def test_float_layers_are_shown_with_their_reasons_and_the_front(
@@ -481,7 +477,7 @@ def test_float_layers_are_shown_with_their_reasons_and_the_front(
         assert "first convolution: &lt;harm" in shown
     assert "openvino: PSNR-Y lost against latency at LR 128×128" in html
     assert "1 float, built" in html
-    assert load(page.with_name("results.json")).plans[0].floats[0].name == "node_conv2d"
+    assert read_results(page.with_name("results.json")).plans[0].floats[0].name == "node_conv2d"
 
 
 def beside(evidence: Evidence, name: str, lost_db: float) -> Evidence:
@@ -492,7 +488,7 @@ def beside(evidence: Evidence, name: str, lost_db: float) -> Evidence:
             m,
             role=name,
             scores=tuple(
-                replace(one, psnr_y_db=one.psnr_y_db - lost_db - 0.02 * n)
+                replace(one, metrics={"psnr_y": one.psnr_y_db - lost_db - 0.02 * n, "ssim_y": 0.9})
                 for n, one in enumerate(m.scores)
             ),
         )
@@ -505,11 +501,11 @@ def beside(evidence: Evidence, name: str, lost_db: float) -> Evidence:
 def test_the_gain_over_a_rival_is_told_first_and_in_full(make: Make) -> None:
     found = files(beside(make(), "scratch", 0.18))
     results = json.loads(found["results.json"])
-    (rival,) = results["rivals"]
-    assert rival["fp32_gain_db"]["value"] == pytest.approx(0.2)
-    by_target = {(one["target"], one["precision"]): one for one in rival["gains"]}
+    (gain,) = results["figures"]["gains"]
+    assert gain["fp32_db"]["value"] == pytest.approx(0.2)
+    by_target = {(one["target"], one["precision"]): one for one in gain["on"]}
     assert by_target["cpu", "int8"]["retained"]["value"] == pytest.approx(1.0)
-    assert by_target["cpu", "int8"]["rival_speed"]["value"] == pytest.approx(1.0)
+    assert by_target["cpu", "int8"]["speed"]["value"] == pytest.approx(1.0)
     said = "Over scratch: +0.200 dB in FP32; after INT8 on cpu +0.200 dB, 100 % kept (100 to 100)"
     budget = "The budget is not the same: 200 000 parameters, the student 190 000."
     for name, later in (("index.html", "Targets and precisions"), ("report.md", "## Targets")):
@@ -561,12 +557,12 @@ def test_a_report_is_replaced_whole(make: Make, tmp_path: Path) -> None:
 
 
 def test_docs_of_the_results_are_up_to_date() -> None:
-    hint = "run: python -m pipeline.report.schema_pages docs"
-    assert (ROOT / "docs" / "results.schema.json").read_text() == schema_pages.json_schema(), hint
-    assert (ROOT / "docs" / "results-schema.md").read_text() == schema_pages.documentation(), hint
+    hint = "run: python -m pipeline.report.schema docs"
+    assert (ROOT / "docs" / "results.schema.json").read_text() == schema.json_schema(), hint
+    assert (ROOT / "docs" / "results-schema.md").read_text() == schema.documentation(), hint
 
 
 def test_every_field_of_the_results_is_explained() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| .+ \| (.*) \|$", schema_pages.documentation(), re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \| .+ \| (.*) \|$", schema.documentation(), re.MULTILINE)
     assert len(rows) > 100
     assert [name for name, meaning in rows if not meaning] == []

@@ -29,7 +29,7 @@ from pipeline.quantize.search import QuantizeConfig, SearchInputs, check_floats,
 from pipeline.run import Run, ready
 from pipeline.stages.build import BuildConfig, BuildInputs, build
 from pipeline.stages.keep_apart import KeepApartInputs, keep_apart
-from targets.base import FloatArray
+from targets.base import FloatArray, Session
 
 SMALL = QuantizeConfig(photos=4, pages=1, crop=24, size=(24, 24))
 
@@ -114,7 +114,7 @@ def test_layers_asked_for_stay_float_and_unknown_ones_are_refused(
     assert caught.value.hint.startswith("the nearest: node_conv2d")
 
 
-class Brighter:
+class Brighter(Session):
     """Doubles a grey image and adds some levels."""
 
     def __init__(self, levels: float) -> None:

@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 
 from mipkd.archs import edsr
 from mipkd.core.images import resize_bicubic, write_png
-from mipkd.core.records import Host, ImageScore, Model, Pace, Photos, SetScores, Study, Trained
+from mipkd.core.measurement import Host, ImageScore
+from mipkd.core.records import Model, Photos
+from mipkd.core.study import Pace, SetScores, Study, Trained
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.teacher import save
 from pipeline import cli
@@ -65,7 +67,7 @@ def test_a_study_compares_arms_and_goes_on_where_it_was(
     assert mine["seeds"] == 2
     over = mine["against"]["logits"]
     assert (over["seeds"], over["images"]) == (2, 2)
-    assert over["db"]["low"] <= over["db"]["mean"] <= over["db"]["high"]
+    assert over["db"]["low"] <= over["db"]["value"] <= over["db"]["high"]
     page = (report / "index.html").read_text()
     assert "one, two: over 2 seeds and 2 images" in page
     assert "two: PSNR-Y over logits" in page
@@ -190,7 +192,9 @@ def test_test_images_among_the_photos_are_refused(command: tuple[str, ...], tmp_
 
 
 def scored(*psnr_y_db: float) -> tuple[SetScores, ...]:
-    images = tuple(ImageScore(f"{i}", value, 0.9) for i, value in enumerate(psnr_y_db))
+    images = tuple(
+        ImageScore(f"{i}", {"psnr_y": value, "ssim_y": 0.9}) for i, value in enumerate(psnr_y_db)
+    )
     return (SetScores("sets/Set5", images),)
 
 
@@ -229,7 +233,7 @@ def test_differences_are_paired_by_image_and_seed() -> None:
     found = difference(study, "mipkd", "logits", 0)  # 0.2 and 0.1 dB, then 0.4 and 0.3
     assert found is not None
     assert found.over == "over 2 seeds and 2 images"
-    assert found.db.mean == pytest.approx(0.25)
+    assert found.db.value == pytest.approx(0.25)
     variances = 0.1**2, 0.05**2  # of the mean: by the seeds' means, by the images'
     reach = T_OF_2 * sum(variances) / math.sqrt(sum(variances))
     assert found.db.high == pytest.approx(0.25 + reach, abs=1e-4)
@@ -245,7 +249,7 @@ def test_one_seed_has_a_difference_and_no_interval() -> None:
     study = study_of(base, replace(base, arm="mipkd", scores=scored(30.2, 35.1)))
     found = difference(study, "mipkd", "logits", 0)
     assert found is not None
-    assert found.db.mean == pytest.approx(0.15)
+    assert found.db.value == pytest.approx(0.15)
     assert math.isnan(found.db.low)
     assert not found.known
     page = markdown(study)
@@ -261,10 +265,10 @@ def test_equal_time_is_compared_with_equal_time() -> None:
     study = study_of(base, timed, better, slower)
     rows = {line.arm: line for line in lines_of(study)}
     assert rows["mipkd"].against["logits"] is not None
-    assert rows["mipkd"].against["logits"].db.mean == pytest.approx(0.5)
+    assert rows["mipkd"].against["logits"].db.value == pytest.approx(0.5)
     at_time = rows["mipkd, 60 s"].against["logits"]
     assert at_time is not None
-    assert at_time.db.mean == pytest.approx(-0.1)
+    assert at_time.db.value == pytest.approx(-0.1)
     assert rows["logits, 60 s"].against["logits"] is None
     assert "which all arms share, not" in markdown(study)
     assert "which all arms share, not" not in markdown(study_of(base, better))

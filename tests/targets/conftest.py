@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mipkd.core import plugins
 from mipkd.core.records import Graph, PatchSet
-from targets.base import Target, find, is_tunable
+from targets.base import Feature, Target, find
 
 THIRD = np.float32(1 / 3)  # neither BF16 nor FP16 holds it
 
@@ -66,7 +66,9 @@ def patches(tmp_path_factory: pytest.TempPathFactory) -> PatchSet:
 
 @pytest.fixture(
     scope="session",
-    params=[name for name in plugins.names("targets") if is_tunable(find(name))],
+    params=[
+        name for name in plugins.names("targets") if Feature.FLOAT_SEARCH in find(name).features
+    ],
 )
 def target(request: pytest.FixtureRequest) -> Target:
     """Each target that can search for its float layers, where it runs."""

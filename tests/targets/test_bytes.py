@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from mipkd.core import plugins
 from mipkd.core.records import Built, Graph, PatchSet
 from mipkd.export.onnx import export
 from pipeline.bench.latency import BenchSettings, compare
-from targets.base import find, takes_bytes, upscale
+from targets.base import BuildRequest, find, upscale
 
 TARGETS = ("cpu", "openvino")
 SIZE = (20, 28)
@@ -41,10 +42,9 @@ def both(
     target: str, precision: str, graph: Graph, patches: PatchSet, folder: Path
 ) -> tuple[Built, Built]:
     """A model of floats and the same on bytes."""
-    made = [
-        find(target).build(graph, precision, patches, folder / name) for name in ("float", "bytes")
-    ]
-    return made[0], find(target).on_bytes(made[1])  # type: ignore[attr-defined]
+    request = BuildRequest(graph, precision, folder / "float", patches)
+    direct = replace(request, out=folder / "uint8", uint8_io=True)
+    return find(target).build(request), find(target).build(direct)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
@@ -58,8 +58,8 @@ def test_the_same_picture(
         closing(find(target).open(floats)) as plain,
         closing(find(target).open(bytes_)) as direct,
     ):
-        assert takes_bytes(direct)
-        assert not takes_bytes(plain)
+        assert direct.takes_uint8
+        assert not plain.takes_uint8
         wanted = upscale(plain, image, scale=edge.scale)
         off = np.abs(upscale(direct, image, scale=edge.scale).astype(int) - wanted)
     # OpenVINO multiplies where we divide: what lies between two levels may fall to either.

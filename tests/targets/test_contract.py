@@ -18,10 +18,12 @@ import torch
 from mipkd.archs.base import SRNet
 from mipkd.core import plugins
 from mipkd.core.errors import MissingError, UnsupportedError
+from mipkd.core.precision import PRECISIONS
 from mipkd.core.records import Built, Graph, PatchSet
 from mipkd.distill.teacher import describe, save
 from mipkd.export.onnx import export
-from targets.base import PRECISIONS, Target, every, find, upscale
+from pipeline.stages.build import load_deployed
+from targets.base import BuildRequest, Feature, Target, every, find, upscale
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = every()
@@ -93,7 +95,7 @@ def once(graph: Graph, patches: PatchSet, tmp_path_factory: pytest.TempPathFacto
 def built(target: Target, graph: Graph, precision: str, patches: PatchSet, out: Path) -> Built:
     if precision not in target.precisions():
         pytest.skip(f"{target.name} offers no {precision} here")
-    return target.build(graph, precision, patches, out)
+    return target.build(BuildRequest(graph, precision, out, patches, load_net=load_deployed))
 
 
 @pytest.mark.parametrize(("name", "precision"), OFFERED)
@@ -170,9 +172,9 @@ def test_what_it_does_not_offer_is_refused(name: str, graph: Graph, tmp_path: Pa
     target = target_of(name)
     if "int8" in target.precisions():
         with pytest.raises(MissingError, match=f"{name} int8 needs calibration patches"):
-            target.build(graph, "int8", None, tmp_path)
+            target.build(BuildRequest(graph, "int8", tmp_path))
     with pytest.raises(UnsupportedError, match="int3") as caught:
-        target.build(graph, "int3", None, tmp_path)
+        target.build(BuildRequest(graph, "int3", tmp_path))
     assert "fp32" in caught.value.hint
 
 
@@ -259,6 +261,38 @@ def test_opening_needs_numpy_and_the_runtime_alone(
     assert shape == "(1, 3, 18, 10)"
 
 
+@pytest.mark.parametrize("name", TARGETS)
+def test_it_declares_what_it_can_do(name: str) -> None:
+    kind = type(find(name))
+    assert (Feature.FLOAT_SEARCH in kind.features) == (kind.tuner is not Target.tuner)
+    if Feature.FIXED_INT8 in kind.features:
+        assert kind.quant_scheme is not Target.quant_scheme
+        assert "int8" in kind.precisions(find(name))
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_models_on_uint8_are_refused_where_there_are_none(
+    name: str, graph: Graph, tmp_path: Path
+) -> None:
+    target = target_of(name)
+    if Feature.UINT8_IO in target.features:
+        pytest.skip("tests/targets/test_bytes.py")
+    request = BuildRequest(graph, target.precisions()[0], tmp_path, uint8_io=True)
+    with pytest.raises(UnsupportedError, match=f"{name} has no models on uint8") as caught:
+        target.build(request)
+    assert caught.value.hint == "leave it at float32"
+
+
+@pytest.mark.parametrize(("name", "precision"), OFFERED)
+def test_what_runs_is_told_or_left_open_and_a_difference_is_noted(
+    name: str, precision: str, once: Once
+) -> None:
+    made = once(target_of(name), precision)
+    assert made.executes in ("", *PRECISIONS)
+    noted = any("the runtime executes" in note for note in made.notes)
+    assert noted == (made.executes not in ("", precision))
+
+
 def test_a_target_is_one_file_of_any_package_on_the_path(graph: Graph, tmp_path: Path) -> None:
     (tmp_path / "targets").mkdir()
     (tmp_path / "targets" / "echo.py").write_text(
@@ -266,29 +300,30 @@ def test_a_target_is_one_file_of_any_package_on_the_path(graph: Graph, tmp_path:
             '''
             """Repeats each pixel."""
             import shutil
-            from mipkd.core.records import Built
+            from targets.base import Session, Target
 
-            class Session:
+            class Repeat(Session):
                 def __init__(self, scale):
                     self.scale = scale
                 def run(self, lr_NCHW):
                     return lr_NCHW.repeat(self.scale, 2).repeat(self.scale, 3)
-                def close(self):
-                    pass
 
-            class Echo:
-                name, makes_pixels, simulated = "echo", True, False
+            class Echo(Target):
+                name = "echo"
                 def precisions(self):
                     return ("fp32",)
                 def why_not(self):
                     return ""
                 def versions(self):
-                    return {"echo": "1"}
-                def build(self, graph, precision, calibration, out):
-                    file = shutil.copy(graph.file, out / "echo.onnx")
-                    return Built("echo", precision, graph.role, file, 1, graph.scale, 1)
+                    return {"numpy": "1"}
+                def build(self, request):
+                    self.check(request)
+                    request.out.mkdir()
+                    file = request.out / "echo.onnx"
+                    shutil.copy(request.graph.file, file)
+                    return self.describe(request, file)
                 def open(self, built):
-                    return Session(built.scale)
+                    return Repeat(built.scale)
 
             TARGET = Echo()
             '''
@@ -300,11 +335,11 @@ def test_a_target_is_one_file_of_any_package_on_the_path(graph: Graph, tmp_path:
         import numpy
         from mipkd.core import plugins
         from mipkd.core.records import Graph
-        from targets.base import upscale
+        from targets.base import BuildRequest, find, upscale
         print(plugins.names("targets"))
-        target = plugins.load("targets", "echo", "TARGET")
+        target = find("echo")
         graph = Graph(Path({str(graph.file)!r}), "", "student", 2, 1, 20, "edsr")
-        session = target.open(target.build(graph, "fp32", None, Path.cwd()))
+        session = target.open(target.build(BuildRequest(graph, "fp32", Path.cwd() / "out")))
         print(upscale(session, numpy.full((3, 4, 3), 7, "uint8"), scale=2).shape)
         """,
         path=f"{ROOT}{os.pathsep}{tmp_path}",

@@ -24,7 +24,8 @@ from mipkd.core.records import Built, Graph, PatchSet
 from mipkd.core.samples import sample_photos
 from mipkd.distill.data import load_tests, prepare_tests
 from mipkd.distill.teacher import TeacherOptions, describe, identify, save
-from targets.base import find, upscale
+from pipeline.stages.build import load_deployed
+from targets.base import BuildRequest, Session, find, upscale
 from targets.coreml import TARGET
 
 pytestmark = pytest.mark.skipif(bool(TARGET.why_not()), reason=TARGET.why_not() or "-")
@@ -133,7 +134,11 @@ def package(
         key = (family, precision)
         if key not in made:
             out = folder / family / precision
-            made[key] = TARGET.build(subjects[family].graph, precision, patches, out)
+            made[key] = TARGET.build(
+                BuildRequest(
+                    subjects[family].graph, precision, out, patches, load_net=load_deployed
+                )
+            )
         return made[key]
 
     return build
@@ -167,7 +172,7 @@ def test_a_saved_package_gives_torchs_pixels_at_any_size(
 def test_w8_rounds_the_weights_of_each_output_channel_to_255_steps(
     subjects: dict[str, Subject], package: Callable[[str, str], Built]
 ) -> None:
-    from targets._mil import Program
+    from targets._coreml.simulate import Program
 
     held = Program(package("edsr", "w8").file).constants.values()
     large = [p.detach() for p in subjects["edsr"].net.parameters() if p.numel() > 2048]
@@ -191,7 +196,7 @@ def set5(assets: Path, folder: Path) -> list[Any]:
     return load_tests(prepare_tests(assets / "test/Set5", scale=2, out=folder / "set5"))
 
 
-class TorchSession:
+class TorchSession(Session):
     """Torch behind the interface of a session."""
 
     def __init__(self, net: SRNet) -> None:
@@ -199,9 +204,6 @@ class TorchSession:
 
     def run(self, lr_NCHW: Any) -> Any:
         return by_torch(self.net, lr_NCHW)
-
-    def close(self) -> None:
-        pass
 
 
 def mean_psnr_db(session: Any, pairs: list[Any], net: SRNet) -> float:
@@ -257,7 +259,9 @@ def test_a_trained_edsr_keeps_its_psnr_on_set5(
     net = trained.net
     of_torch = torch_db(net)
     assert of_torch > 36
-    built = TARGET.build(trained.graph, precision, patches, tmp_path / "out")
+    built = TARGET.build(
+        BuildRequest(trained.graph, precision, tmp_path / "out", patches, load_net=load_deployed)
+    )
     with closing(TARGET.open(built)) as session:
         drop = of_torch - mean_psnr_db(session, set5, net)
     assert abs(drop) < PSNR_BOUNDS_DB[precision]
@@ -266,10 +270,10 @@ def test_a_trained_edsr_keeps_its_psnr_on_set5(
 def test_a_package_for_apps_takes_and_gives_8_bit_images(
     subjects: dict[str, Subject], tmp_path: Path
 ) -> None:
-    from targets._mil import Program
+    from targets._coreml.simulate import Program
 
     net, graph = subjects["edsr"].net, subjects["edsr"].graph
-    built = TARGET.build_for_images(graph, "fp16", tmp_path)
+    built = TARGET.build_for_images(BuildRequest(graph, "fp16", tmp_path, load_net=load_deployed))
     assert built.file == tmp_path / "images.mlpackage"
     program = Program(built.file)
     kinds = [program.spec.description.input[0], program.spec.description.output[0]]
@@ -285,7 +289,7 @@ def test_a_package_for_apps_takes_and_gives_8_bit_images(
 
 
 def test_a_package_says_whose_it_is_and_what_it_takes(package: Callable[[str, str], Built]) -> None:
-    from targets._mil_file import read_spec
+    from targets._coreml.package import read_spec
 
     built = package("swinir", "w8")
     assert built.notes[-1] == "activations are FP16"
@@ -300,7 +304,9 @@ def test_the_same_net_gives_the_same_files(
     subjects: dict[str, Subject], package: Callable[[str, str], Built], tmp_path: Path
 ) -> None:
     first = package("edsr", "w8").file
-    second = TARGET.build(subjects["edsr"].graph, "w8", None, tmp_path).file
+    second = TARGET.build(
+        BuildRequest(subjects["edsr"].graph, "w8", tmp_path, load_net=load_deployed)
+    ).file
     files = [f.relative_to(first) for f in first.rglob("*") if f.is_file()]
     assert len(files) == 3
     for file in files:
@@ -328,7 +334,7 @@ def test_one_flipped_bit_in_the_weights_is_noticed(
 
 
 def changed(built: Built, change: Callable[[Any], None]) -> Built:
-    from targets._mil_file import model_file, read_spec
+    from targets._coreml.package import model_file, read_spec
 
     spec = read_spec(built.file)
     change(spec)
@@ -339,7 +345,7 @@ def changed(built: Built, change: Callable[[Any], None]) -> Built:
 def test_weights_are_read_from_the_file(
     package: Callable[[str, str], Built], tmp_path: Path
 ) -> None:
-    from targets._mil_file import WEIGHTS_SHA256
+    from targets._coreml.package import WEIGHTS_SHA256
 
     def forget(spec: Any) -> None:
         del spec.description.metadata.userDefined[WEIGHTS_SHA256]
@@ -355,7 +361,7 @@ def test_weights_are_read_from_the_file(
     with closing(TARGET.open(built)) as session:
         assert not np.allclose(session.run(lr), before)
     weights.write_bytes(content[:-64])
-    with pytest.raises(StageError, match="no whole blob"):
+    with pytest.raises(StageError, match="its weights do not load"):
         TARGET.open(built)
 
 
@@ -389,14 +395,16 @@ def test_a_graph_without_a_net_of_ours_is_refused(
     change: Callable[[Graph], Graph], told: str, subjects: dict[str, Subject], tmp_path: Path
 ) -> None:
     with pytest.raises(UnsupportedError, match=told) as caught:
-        TARGET.build(change(subjects["edsr"].graph), "fp32", None, tmp_path)
+        TARGET.build(
+            BuildRequest(change(subjects["edsr"].graph), "fp32", tmp_path, load_net=load_deployed)
+        )
     assert caught.value.hint
 
 
 def test_a_net_that_no_range_suits_gets_one_size_and_says_so(folder: Path) -> None:
     sizes = {"channels": 8, "blocks": 1, "middle": 8}
     rlfn = subject("rlfn", folder, **sizes)
-    built = TARGET.build(rlfn.graph, "fp32", None, folder / "rlfn")
+    built = TARGET.build(BuildRequest(rlfn.graph, "fp32", folder / "rlfn", load_net=load_deployed))
     assert built.notes == ("LR size fixed at 256x256: no range can be converted",)
     lr = noise(256, 256)
     with closing(TARGET.open(built)) as session:
@@ -425,7 +433,9 @@ def test_a_variant_is_the_same_package_for_some_compute_units(
 ) -> None:
     variant = find(f"coreml:{name}")
     assert (variant.name, variant.simulated) == (f"coreml:{name}", TARGET.simulated)
-    built = variant.build(subjects["edsr"].graph, "fp16", None, tmp_path / name)
+    built = variant.build(
+        BuildRequest(subjects["edsr"].graph, "fp16", tmp_path / name, load_net=load_deployed)
+    )
     plain = package("edsr", "fp16")
     assert built.target == f"coreml:{name}"
     assert (built.options["compute_units"], plain.options["compute_units"]) == (units, "ALL")
@@ -456,7 +466,7 @@ def test_a_machine_without_coremltools_is_told_how_to_get_it(
 @pytest.mark.skipif(sys.platform != "darwin", reason="needs macOS: Core ML predicts only there")
 @pytest.mark.parametrize("units", ["CPU_ONLY", "ALL"])
 def test_a_mac_gives_the_simulated_pixels(units: str, package: Callable[[str, str], Built]) -> None:
-    from targets._mil import Program
+    from targets._coreml.simulate import Program
 
     built = replace(package("edsr", "fp16"), options={"compute_units": units})
     lr = noise(32, 48)

@@ -17,9 +17,10 @@ from mipkd.core.errors import MissingError
 from mipkd.core.images import crop_to_multiple, downscale, list_images, psnr_y, read_rgb
 from mipkd.core.records import Graph, PatchSet
 from mipkd.distill.data import load_tests, prepare_tests
-from mipkd.distill.teacher import TeacherOptions, identify, save_copy
-from targets._coreml_int8 import Range, quantized
-from targets.base import upscale
+from mipkd.distill.teacher import TeacherOptions, identify, keep
+from pipeline.stages.build import load_deployed
+from targets._coreml.quantize import Range, quantize_convolutions
+from targets.base import BuildRequest, upscale
 from targets.coreml import TARGET
 
 pytestmark = pytest.mark.skipif(bool(TARGET.why_not()), reason=TARGET.why_not() or "-")
@@ -44,7 +45,7 @@ def graph_of(model: Any, net: Any, folder: Path) -> Graph:
 
 
 def operations(package: Path) -> Any:
-    from targets._mil_file import read_spec
+    from targets._coreml.package import read_spec
 
     functions = read_spec(package).mlProgram.functions
     (block,) = functions["main"].block_specializations.values()
@@ -54,11 +55,15 @@ def operations(package: Path) -> Any:
 def test_all_but_the_first_and_the_last_convolution_compute_on_8_bits(
     noise: PatchSet, tmp_path: Path
 ) -> None:
-    from targets._mil_file import read_spec
+    from targets._coreml.package import read_spec
 
     preset = ROOT / "pipeline/presets/teacher_x2.safetensors"
     model, net = identify(preset, role="student", options=TeacherOptions())
-    built = TARGET.build(graph_of(model, net, tmp_path), "int8", noise, tmp_path / "out")
+    built = TARGET.build(
+        BuildRequest(
+            graph_of(model, net, tmp_path), "int8", tmp_path / "out", noise, load_net=load_deployed
+        )
+    )
     found = operations(built.file)
     kinds = Counter(o.type for o in found)
     assert kinds["quantize"] == kinds["dequantize"] == kinds["conv"] - 2
@@ -85,7 +90,7 @@ def test_what_gains_nothing_stays_float_and_is_noted(
 ) -> None:
     arch = plugins.load("mipkd.archs", family, "ARCH")
     net = arch.make(arch.shrink(arch.paper(2), {"rcan": "g1b2", "swinir": "c60r1"}[family])).eval()
-    _, notes = quantized(net, noise)
+    _, notes = quantize_convolutions(net, noise)
     assert any(told in note for note in notes)
 
 
@@ -103,7 +108,7 @@ def test_ranges_leave_out_what_is_rare_and_start_at_zero_where_nothing_is_negati
 
 @pytest.mark.parametrize("kind", ["uint8", "int8"])
 def test_the_simulation_quantizes_as_torch_does(kind: str) -> None:
-    from targets._mil_ops import OPS
+    from targets._coreml.mil_ops import OPS
 
     x = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     scale = 0.013  # some values are clipped
@@ -120,7 +125,9 @@ def test_without_patches_it_says_what_is_missing(tmp_path: Path) -> None:
     preset = ROOT / "pipeline/presets/teacher_x2.safetensors"
     model, net = identify(preset, role="student", options=TeacherOptions())
     with pytest.raises(MissingError, match="coreml int8 needs calibration patches"):
-        TARGET.build(graph_of(model, net, tmp_path), "int8", None, tmp_path)
+        TARGET.build(
+            BuildRequest(graph_of(model, net, tmp_path), "int8", tmp_path, load_net=load_deployed)
+        )
 
 
 @pytest.mark.slow
@@ -136,7 +143,7 @@ def test_int8_costs_a_real_net_little(
 ) -> None:
     options = TeacherOptions(**known)
     model, net = identify(assets / "weights" / weights, role="student", options=options)
-    save_copy(model, net, tmp_path / "student.safetensors")
+    keep(model, net, tmp_path / "student.safetensors")
     model = replace(model, file=tmp_path / "student.safetensors")
     photos = list_images(assets / "train" / "BSDS400")[::12][:32]
     lr = [downscale(crop_to_multiple(read_rgb(f), net.scale), net.scale) for f in photos]
@@ -145,7 +152,9 @@ def test_int8_costs_a_real_net_little(
     psnr = {}
     for precision in ("fp16", "int8"):
         graph = graph_of(model, net, tmp_path)
-        built = TARGET.build(graph, precision, patches, tmp_path / precision)
+        built = TARGET.build(
+            BuildRequest(graph, precision, tmp_path / precision, patches, load_net=load_deployed)
+        )
         with closing(TARGET.open(built)) as session:
             psnr[precision] = [
                 psnr_y(upscale(session, lr, scale=net.scale), hr, border=net.scale)

@@ -10,14 +10,16 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from mipkd.core.records import Graph, Host, PatchSet, Told
+from mipkd.core.measurement import Host
+from mipkd.core.records import Graph, PatchSet, TargetInfo
 from pipeline.bench.host import describe_host
+from targets.base import BuildRequest
 from targets.cpu import TARGET
 
 
-def told(system: str, *features: str) -> Told:
+def told(system: str, *features: str) -> TargetInfo:
     host = Host("there", "another CPU", 4, 2**33, system, features)
-    return Told("cpu", "", False, ("fp32", "int8"), {"onnxruntime": "1.32"}, host)
+    return TargetInfo("cpu", "", False, ("fp32", "int8"), {"onnxruntime": "1.32"}, host)
 
 
 def largest_weight(file: Path) -> int:
@@ -37,13 +39,13 @@ def largest_weight(file: Path) -> int:
         (told("Linux 5.15 aarch64", "neon"), 8),
     ],
     ids=lambda value: (
-        f"{value.host.system} {value.host.features}" if isinstance(value, Told) else ""
+        f"{value.host.system} {value.host.features}" if isinstance(value, TargetInfo) else ""
     ),
 )
 def test_the_cpu_that_runs_it_decides(
-    on: Told, bits: int, thirds: Graph, noise: PatchSet, tmp_path: Path
+    on: TargetInfo, bits: int, thirds: Graph, noise: PatchSet, tmp_path: Path
 ) -> None:
-    built = TARGET.build(thirds, "int8", noise, tmp_path / "out", on=on)
+    built = TARGET.build(BuildRequest(thirds, "int8", tmp_path / "out", noise, on=on))
     assert largest_weight(built.file) == (64 if bits == 7 else 127)
     assert any("7 bits" in note for note in built.notes) == (bits == 7)
 
@@ -54,5 +56,5 @@ def test_without_another_machine_this_one_decides(
     host = describe_host()
     has_vnni = any("vnni" in feature for feature in host.features)
     is_x86 = platform.machine().lower() in ("x86_64", "amd64")
-    built = TARGET.build(thirds, "int8", noise, tmp_path / "out")
+    built = TARGET.build(BuildRequest(thirds, "int8", tmp_path / "out", noise))
     assert largest_weight(built.file) == (64 if is_x86 and not has_vnni else 127)

@@ -13,12 +13,12 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from calibration import floats as edits
 from mipkd.core import plugins
 from mipkd.core.errors import StageError, UnsupportedError
 from mipkd.core.records import FloatLayer, Graph, PatchSet, QuantPlan
 from mipkd.export.onnx import export
-from targets.base import FloatArray, Target, Tuner, find, tuner_of
+from targets._onnx import unquantize
+from targets.base import BuildRequest, FloatArray, Target, Tuner, find
 
 
 @pytest.fixture(scope="module", params=["edsr:c8b2", "rlfn:c8b2"])
@@ -45,13 +45,15 @@ def tuner(
 
 def tuned(target: Target, graph: Graph, patches: PatchSet, out: Path) -> Tuner:
     out.mkdir(exist_ok=True)
-    tuner = tuner_of(target, graph, patches, out)
+    tuner = target.tuner(BuildRequest(graph, "int8", out, patches))
     assert tuner is not None
     return tuner
 
 
 def pixels(tuner: Tuner, floats: Sequence[str]) -> FloatArray:
-    with closing(tuner.session(tuner.ranges[0], floats, tuner.rests[-1])) as session:
+    with closing(
+        tuner.session(tuner.range_estimators[0], floats, tuner.other_precisions[-1])
+    ) as session:
         return np.array(session.run(image()))
 
 
@@ -64,7 +66,7 @@ def test_with_all_operations_float_nothing_of_int8_is_left(
 ) -> None:
     names = [op.name for op in tuner.operations()]
     precision = "fp32" if target.name == "cpu" else target.precisions()[-2]
-    with closing(target.open(target.build(graph, precision, None, tmp_path))) as session:
+    with closing(target.open(target.build(BuildRequest(graph, precision, tmp_path)))) as session:
         plain = np.array(session.run(image()))
     bound = {"fp32": 1e-10, "bf16": 1e-5, "fp16": 1e-6}[precision]
     assert error(pixels(tuner, names), plain) < bound
@@ -92,15 +94,15 @@ def test_a_build_by_a_plan_gives_the_candidates_pixels(
     chosen = [op.name for op in tuner.operations() if op.part]
     plan = QuantPlan(
         target=target.name,
-        ranges=tuner.ranges[0],
-        rest=tuner.rests[-1],
+        ranges=tuner.range_estimators[0],
+        rest=tuner.other_precisions[-1],
         floats=tuple(FloatLayer(name, "Conv", 0.0, 0.0, "a test") for name in chosen),
         drop_db=None,
         worst_db=None,
         met=True,
         operations=len(tuner.operations()),
     )
-    built = target.build(graph, "int8", patches, tmp_path, plan=plan)  # type: ignore[call-arg]
+    built = target.build(BuildRequest(graph, "int8", tmp_path, patches, plan=plan))
     assert f"{len(chosen)} of {plan.operations} operations stay" in built.notes[0]
     with closing(target.open(built)) as session:
         assert np.array_equal(session.run(image()), pixels(tuner, chosen))
@@ -117,11 +119,11 @@ def test_an_interrupted_tuner_goes_on_with_what_it_has_quantised(
 def test_a_graph_that_is_quantised_already_is_refused(
     target: Target, graph: Graph, patches: PatchSet, tmp_path: Path
 ) -> None:
-    again = find("cpu").build(graph, "int8", patches, tmp_path / "int8")
-    assert edits.is_quantized(onnx.load(again.file))
+    again = find("cpu").build(BuildRequest(graph, "int8", tmp_path / "int8", patches))
+    assert unquantize.is_quantized(onnx.load(again.file))
     twice = replace(graph, file=again.file)
     with pytest.raises(UnsupportedError, match="quantised already"):
-        target.build(twice, "int8", patches, tmp_path / "twice")
+        target.build(BuildRequest(twice, "int8", tmp_path / "twice", patches))
 
 
 def normed(file: Path) -> None:
@@ -160,7 +162,7 @@ def test_what_a_converter_fuses_is_found_again_by_its_name(
 ) -> None:
     """A plan names operations; the model that is built is converted anew, in any process."""
     openvino = pytest.importorskip("openvino")
-    from targets._ov_floats import name_as_in, name_of
+    from targets._openvino.fake_quantize import name_as_in, name_of
 
     file = tmp_path / "normed.onnx"
     normed(file)
@@ -175,14 +177,15 @@ def test_what_a_converter_fuses_is_found_again_by_its_name(
     assert mine[0] == mine[1]
     graph = Graph(file, "", "student", scale=1, multiple=1, opset=20, family="onnx")
     target = find("openvino")
-    tuner = tuner_of(target, graph, patches, tmp_path)
+    tuner = target.tuner(BuildRequest(graph, "int8", tmp_path, patches))
     assert tuner is not None
     floats = [op.name for op in tuner.operations()][::2]
     layers = tuple(FloatLayer(name, "", 0.0, 0.0, "") for name in floats)
-    plan = QuantPlan("openvino", tuner.ranges[0], tuner.rests[0], layers, 0.0, 0.0, met=True)
-    built = target.build(graph, "int8", patches, tmp_path / "built", plan=plan)  # type: ignore[call-arg]
+    estimator, other = tuner.range_estimators[0], tuner.other_precisions[0]
+    plan = QuantPlan("openvino", estimator, other, layers, 0.0, 0.0, met=True)
+    built = target.build(BuildRequest(graph, "int8", tmp_path / "built", patches, plan=plan))
     with (
-        closing(tuner.session(tuner.ranges[0], floats, tuner.rests[0])) as searched,
+        closing(tuner.session(estimator, floats, other)) as searched,
         closing(target.open(built)) as shipped,
     ):
         assert np.allclose(searched.run(image()), shipped.run(image()), atol=1e-5)
@@ -190,4 +193,4 @@ def test_what_a_converter_fuses_is_found_again_by_its_name(
 
 def test_a_float_that_is_no_operation_is_refused(tuner: Tuner) -> None:
     with pytest.raises(StageError, match="no operation nowhere"):
-        tuner.session(tuner.ranges[0], ["nowhere"], tuner.rests[0])
+        tuner.session(tuner.range_estimators[0], ["nowhere"], tuner.other_precisions[0])

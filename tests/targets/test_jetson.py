@@ -11,13 +11,15 @@ import onnx
 import pytest
 import torch
 
-from calibration.qdq import check
 from mipkd.core import plugins
 from mipkd.core.errors import MissingError, UnsupportedError
-from mipkd.core.records import Graph, Host, PatchSet, Told
+from mipkd.core.measurement import Host
+from mipkd.core.records import Graph, PatchSet, TargetInfo
 from mipkd.export.onnx import export
-from targets import _trt
-from targets._cuda import gpu, is_jetson
+from targets._tensorrt import engine
+from targets._tensorrt.cuda import gpu, is_jetson
+from targets._tensorrt.symmetric_qdq import refuse_unreadable
+from targets.base import BuildRequest
 from targets.jetson import TARGET
 
 here = is_jetson()
@@ -40,10 +42,10 @@ def patches(tmp_path_factory: pytest.TempPathFactory) -> PatchSet:
     return PatchSet(file, "", "noise", 4, (24, 24))
 
 
-def told(*, tensorrt: str = "", why_not: str = "", simulated: bool = False) -> Told:
+def told(*, tensorrt: str = "", why_not: str = "", simulated: bool = False) -> TargetInfo:
     host = Host("orin-7", "ARMv8", 8, 8 << 30, "Linux")
     versions = {"tensorrt": tensorrt} if tensorrt else {}
-    return Told("jetson", why_not, simulated, ("fp32", "fp16", "int8"), versions, host)
+    return TargetInfo("jetson", why_not, simulated, ("fp32", "fp16", "int8"), versions, host)
 
 
 @elsewhere
@@ -51,10 +53,12 @@ def told(*, tensorrt: str = "", why_not: str = "", simulated: bool = False) -> T
 def test_a_host_writes_the_typed_graph_and_no_engine(
     precision: str, graph: Graph, patches: PatchSet, tmp_path: Path
 ) -> None:
-    built = TARGET.build(graph, precision, patches, tmp_path, on=told(tensorrt="10.3.0"))
+    built = TARGET.build(
+        BuildRequest(graph, precision, tmp_path, patches, on=told(tensorrt="10.3.0"))
+    )
     assert [f.name for f in tmp_path.iterdir()] == ["model.onnx"]
     model = onnx.load(built.file)
-    check(model)
+    refuse_unreadable(model)
     kinds = {t.data_type for t in model.graph.initializer}
     assert (onnx.TensorProto.FLOAT16 in kinds) == (precision != "fp32")
     assert (onnx.TensorProto.INT8 in kinds) == (precision == "int8")
@@ -67,7 +71,7 @@ def test_tensorrt_10_and_later_get_the_same_graph(
     version: str, graph: Graph, tmp_path: Path
 ) -> None:
     for place, on in (("a", None), ("b", told(tensorrt=version))):
-        TARGET.build(graph, "fp16", None, tmp_path / place, on=on)
+        TARGET.build(BuildRequest(graph, "fp16", tmp_path / place, on=on))
     first, second = ((tmp_path / place / "model.onnx").read_bytes() for place in "ab")
     assert first == second
 
@@ -76,21 +80,21 @@ def test_an_older_tensorrt_is_refused_before_anything_is_built(
     graph: Graph, tmp_path: Path
 ) -> None:
     with pytest.raises(UnsupportedError, match=r"jetson: orin-7 has TensorRT 8\.5\.2") as caught:
-        TARGET.build(graph, "fp16", None, tmp_path / "out", on=told(tensorrt="8.5.2"))
+        TARGET.build(BuildRequest(graph, "fp16", tmp_path / "out", on=told(tensorrt="8.5.2")))
     assert "JetPack 6.1" in caught.value.hint
     assert not (tmp_path / "out").exists()
 
 
 def test_a_jetson_without_tensorrt_is_told_how_to_get_it(graph: Graph, tmp_path: Path) -> None:
     on = told(why_not="tensorrt: the package is not installed")
-    with pytest.raises(MissingError, match="orin-7 told of no TensorRT: tensorrt: the") as caught:
-        TARGET.build(graph, "fp16", None, tmp_path / "out", on=on)
+    with pytest.raises(MissingError, match="orin-7 reports no TensorRT: tensorrt: the") as caught:
+        TARGET.build(BuildRequest(graph, "fp16", tmp_path / "out", on=on))
     assert "sudo apt install python3-libnvinfer" in caught.value.hint
 
 
 @elsewhere
 def test_another_host_that_simulates_needs_no_tensorrt(graph: Graph, tmp_path: Path) -> None:
-    built = TARGET.build(graph, "fp32", None, tmp_path, on=told(simulated=True))
+    built = TARGET.build(BuildRequest(graph, "fp32", tmp_path, on=told(simulated=True)))
     image = np.random.default_rng(0).random((1, 3, 17, 30), np.float32)
     with closing(TARGET.open(built)) as session:
         assert session.run(image).shape == (1, 3, 34, 60)
@@ -138,9 +142,9 @@ def test_what_jetpack_lacks_is_named_with_its_cure(monkeypatch: pytest.MonkeyPat
 def test_a_jetson_builds_once_and_gives_the_pixels_of_its_graph(
     precision: str, graph: Graph, patches: PatchSet, tmp_path: Path
 ) -> None:
-    from targets._trt_session import SimulatedSession
+    from targets._tensorrt.session import SimulatedSession
 
-    built = TARGET.build(graph, precision, patches, tmp_path)
+    built = TARGET.build(BuildRequest(graph, precision, tmp_path, patches))
     image = np.random.default_rng(0).random((1, 3, 40, 24), np.float32)
     with (
         closing(TARGET.open(built)) as session,
@@ -150,5 +154,5 @@ def test_a_jetson_builds_once_and_gives_the_pixels_of_its_graph(
     (plan,) = (tmp_path / "engines").glob("*.plan")
     device = gpu()
     assert device
-    name = _trt.key(TARGET._flavour.load(), built.file.read_bytes(), _trt.Profile.of(1))
+    name = engine.key(TARGET._flavour.load(), built.file.read_bytes(), engine.Profile.of(1))
     assert plan.stem == name

@@ -18,11 +18,12 @@ import torch
 
 from mipkd.archs import edsr
 from mipkd.core.errors import MissingError, UnsupportedError, UsageError
-from mipkd.core.records import Built, Graph, Host, PatchSet, Told
+from mipkd.core.measurement import Host
+from mipkd.core.records import Built, Graph, PatchSet, TargetInfo
 from mipkd.export.onnx import export
-from targets import _ov
-from targets._ov_session import CACHE, KEPT, SHAPES, Compiler, ThroughputSession
-from targets.base import find
+from targets._openvino import devices
+from targets._openvino.session import CACHE, KEPT, SHAPES, Compiler, ThroughputSession
+from targets.base import BuildRequest, find
 from targets.openvino import TARGET
 
 pytestmark = pytest.mark.skipif(bool(TARGET.why_not()), reason=TARGET.why_not() or "-")
@@ -31,9 +32,9 @@ THIRD = np.float32(1 / 3)
 ACCELERATORS = ("openvino:gpu", "openvino:npu", "openvino:gpu-throughput")
 
 
-def told(target: str, *precisions: str) -> Told:
+def told(target: str, *precisions: str) -> TargetInfo:
     host = Host("there", "another CPU", 4, 2**33, "Linux 6.8 aarch64")
-    return Told(target, "", False, precisions, {"openvino": "2026.4"}, host)
+    return TargetInfo(target, "", False, precisions, {"openvino": "2026.4"}, host)
 
 
 def image(*sides: int, count: int = 1) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -44,7 +45,7 @@ def image(*sides: int, count: int = 1) -> np.ndarray[Any, np.dtype[np.float32]]:
 def test_fp32_is_computed_in_fp32_and_keeps_fp32_weights(
     name: str, thirds: Graph, tmp_path: Path
 ) -> None:
-    built = find(name).build(thirds, "fp32", None, tmp_path / "out")
+    built = find(name).build(BuildRequest(thirds, "fp32", tmp_path / "out"))
     assert built.options["INFERENCE_PRECISION_HINT"] == "f32"
     lr = image(16, 16)
     with closing(find(name).open(built)) as session:
@@ -62,7 +63,7 @@ def test_the_mean_of_images_is_added_in_fp32(direct: bool, tmp_path: Path) -> No
         torch.nn.init.zeros_(value)
     (tmp_path / "graph").mkdir()
     graph = export(net.eval(), out=tmp_path / "graph", metadata={}, role="student", family="edsr")
-    built = TARGET.build(graph, "bf16", None, tmp_path / "out")
+    built = TARGET.build(BuildRequest(graph, "bf16", tmp_path / "out"))
     with closing(TARGET.open(built)) as session:
         found = session.run(image(16, 16))
     np.testing.assert_allclose(found[0].mean((1, 2)), mean, atol=1e-5)
@@ -84,7 +85,7 @@ def test_a_device_that_is_absent_says_its_cure_and_builds_nothing(
         pytest.skip(f"{name} is here")
     assert "driver" in reason or "apt install" in reason
     with pytest.raises(MissingError, match="OpenVINO finds no"):
-        target.build(thirds, "fp16", None, tmp_path / "out")
+        target.build(BuildRequest(thirds, "fp16", tmp_path / "out"))
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="OpenVINO has its NPU plug-in on x86")
@@ -113,7 +114,7 @@ def test_what_another_machine_told_decides_not_this_one(
     tmp_path: Path,
 ) -> None:
     on = told(name, *offered)
-    built = find(name).build(thirds, precision, noise, tmp_path / "out", on=on)
+    built = find(name).build(BuildRequest(thirds, precision, tmp_path / "out", noise, on=on))
     assert built.options.get("INFERENCE_PRECISION_HINT") == rest
     if precision == "int8":
         kept = {"f16": "FP16", None: "FP16", "bf16": "BF16", "f32": "FP32"}[rest]
@@ -128,8 +129,8 @@ def test_what_another_machine_told_decides_not_this_one(
 
 def test_what_the_other_machine_does_not_offer_is_refused(thirds: Graph, tmp_path: Path) -> None:
     on = told("openvino", "fp32", "int8")
-    with pytest.raises(UnsupportedError, match="'bf16' is not computed natively") as caught:
-        TARGET.build(thirds, "bf16", None, tmp_path, on=on)
+    with pytest.raises(UnsupportedError, match="no precision 'bf16'") as caught:
+        TARGET.build(BuildRequest(thirds, "bf16", tmp_path, on=on))
     assert caught.value.hint == "known: fp32, int8"
 
 
@@ -137,10 +138,10 @@ def test_throughput_keeps_as_many_frames_in_flight_as_openvino_wants(
     thirds: Graph, tmp_path: Path
 ) -> None:
     target = find("openvino:throughput")
-    built = target.build(thirds, "fp32", None, tmp_path / "out")
+    built = target.build(BuildRequest(thirds, "fp32", tmp_path / "out"))
     assert built.options["PERFORMANCE_HINT"] == "THROUGHPUT"
     assert "one frame alone" in " ".join(built.notes)
-    theirs = _ov.core().compile_model(str(built.file), "CPU", built.options)
+    theirs = devices.core().compile_model(str(built.file), "CPU", built.options)
     wanted = theirs.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
     frames = image(12, 20, count=2 * wanted + 1)
     with closing(target.open(built)) as session, closing(TARGET.open(built)) as single:
@@ -165,7 +166,7 @@ def compiled(built: Built, options: dict[str, str]) -> tuple[Compiler, list[Any]
 def test_fixed_shapes_are_compiled_once_each_and_the_oldest_dropped(
     thirds: Graph, tmp_path: Path
 ) -> None:
-    built = TARGET.build(thirds, "fp32", None, tmp_path / "out")
+    built = TARGET.build(BuildRequest(thirds, "fp32", tmp_path / "out"))
     compiler, made = compiled(built, {SHAPES: "fixed"})
     assert made == []
     shapes = [(1, 3, 8, 8 + i) for i in range(KEPT + 1)]
@@ -180,7 +181,7 @@ def test_fixed_shapes_are_compiled_once_each_and_the_oldest_dropped(
 
 
 def test_fixed_shapes_give_the_same_pixels(thirds: Graph, tmp_path: Path) -> None:
-    built = TARGET.build(thirds, "fp32", None, tmp_path / "out")
+    built = TARGET.build(BuildRequest(thirds, "fp32", tmp_path / "out"))
     assert built.options[SHAPES] == "fixed"
     of_any = replace(built, options={k: v for k, v in built.options.items() if k != SHAPES})
     with closing(TARGET.open(built)) as one, closing(TARGET.open(of_any)) as other:
@@ -192,7 +193,7 @@ def test_a_slow_compilation_is_kept_beside_the_model_and_said_to_be(
     thirds: Graph, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     on = told("openvino:gpu", "fp32", "fp16", "int8")
-    built = find("openvino:gpu").build(thirds, "fp32", None, tmp_path / "out", on=on)
+    built = find("openvino:gpu").build(BuildRequest(thirds, "fp32", tmp_path / "out", on=on))
     assert built.options[SHAPES] == "fixed"
     assert "a cold start holds the compilation the first time" in " ".join(built.notes)
     with caplog.at_level(logging.INFO, "targets"):
@@ -205,18 +206,18 @@ def test_a_slow_compilation_is_kept_beside_the_model_and_said_to_be(
 
 
 def test_a_cpu_compiles_anew_at_each_opening(thirds: Graph, tmp_path: Path) -> None:
-    built = TARGET.build(thirds, "fp32", None, tmp_path / "out")
+    built = TARGET.build(BuildRequest(thirds, "fp32", tmp_path / "out"))
     TARGET.open(built).close()
     assert not {CACHE, "CACHE_DIR"} & set(built.options)
     assert sorted(f.name for f in built.file.parent.iterdir()) == ["model.bin", "model.xml"]
 
 
 def test_auto_runs_every_frame_on_the_device_it_has_chosen(thirds: Graph, tmp_path: Path) -> None:
-    built = find("openvino:auto").build(thirds, "fp32", None, tmp_path / "out")
+    built = find("openvino:auto").build(BuildRequest(thirds, "fp32", tmp_path / "out"))
     assert built.options["ENABLE_STARTUP_FALLBACK"] == "NO"
-    model = _ov.core().compile_model(str(built.file), "AUTO", built.options)
+    model = devices.core().compile_model(str(built.file), "AUTO", built.options)
     (ran_on,) = model.get_property("EXECUTION_DEVICES")
-    assert ran_on.partition(".")[0] == _ov.chosen_by_auto().partition(".")[0]
+    assert ran_on.partition(".")[0] == devices.device_of_auto().partition(".")[0]
 
 
 def test_a_machine_without_openvino_is_told_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,9 +232,11 @@ import warnings
 warnings.simplefilter("ignore")
 from pathlib import Path
 from mipkd.core.records import Graph, PatchSet
+from targets.base import BuildRequest
 from targets.openvino import TARGET
 graph = Graph(Path({str(thirds.file)!r}), "", "student", 2, 1, 20, "edsr")
-TARGET.build(graph, "int8", PatchSet(Path("patches.npy"), "", "", 2, (16, 16)), Path("out"))
+patches = PatchSet(Path("patches.npy"), "", "", 2, (16, 16))
+TARGET.build(BuildRequest(graph, "int8", Path("out"), patches))
 """
     home = tmp_path / "home"
     home.mkdir()

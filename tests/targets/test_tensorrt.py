@@ -16,7 +16,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from calibration import half, qdq
+from calibration.sensitive_layers import ATTENTION_FLOAT
 from mipkd.core import plugins
 from mipkd.core.errors import MissingError, UnsupportedError
 from mipkd.core.images import crop_to_multiple, downscale, list_images, psnr_y, read_rgb
@@ -24,10 +24,11 @@ from mipkd.core.quiet import quiet
 from mipkd.core.records import Graph, PatchSet
 from mipkd.distill.teacher import TeacherOptions, identify
 from mipkd.export.onnx import export
-from targets import _trt
-from targets._cuda import gpu
-from targets._trt_target import TensorRt
-from targets.base import upscale
+from targets._onnx import onnx_float16
+from targets._tensorrt import engine
+from targets._tensorrt.cuda import gpu
+from targets._tensorrt.target import TensorRt
+from targets.base import BuildRequest, upscale
 from targets.tensorrt import TARGET as TENSORRT
 from targets.tensorrt_rtx import TARGET
 
@@ -70,7 +71,7 @@ def stored(images_NHWC: Any, folder: Path) -> PatchSet:
 def test_every_student_parses_and_builds(
     family: str, precision: str, graphs: dict[str, Graph], patches: PatchSet, tmp_path: Path
 ) -> None:
-    built = TARGET.build(graphs[family], precision, patches, tmp_path)
+    built = TARGET.build(BuildRequest(graphs[family], precision, tmp_path, patches))
     (plan,) = (tmp_path / "engines").glob("*.plan")
     assert plan.stat().st_size > 10_000
     assert built.precision == precision
@@ -80,7 +81,7 @@ def test_every_student_parses_and_builds(
     assert (TensorProto.INT8 in kinds) == (precision == "int8")
     ends = (*model.graph.input, *model.graph.output)
     assert {e.type.tensor_type.elem_type for e in ends} == {TensorProto.FLOAT}
-    assert (qdq.ATTENTION_FLOAT in built.notes) == ((family, precision) == ("swinir", "int8"))
+    assert (ATTENTION_FLOAT in built.notes) == ((family, precision) == ("swinir", "int8"))
 
 
 def test_onnx_runtimes_default_is_refused_before_the_builder_sees_it(
@@ -99,7 +100,7 @@ def test_onnx_runtimes_default_is_refused_before_the_builder_sees_it(
     with quiet("root"):
         quantize_static(graphs["edsr"].file, file, Two())
     with pytest.raises(UnsupportedError, match=r"DequantizeLinear '.*' reads the INT32 bias") as e:
-        TARGET.build(replace(graphs["edsr"], file=file), "fp32", None, tmp_path / "out")
+        TARGET.build(BuildRequest(replace(graphs["edsr"], file=file), "fp32", tmp_path / "out"))
     assert "QuantizeBias=False" in e.value.hint
     assert not (tmp_path / "out").exists()
     with pytest.raises(UnsupportedError, match="the parser rejects the graph"):
@@ -118,7 +119,7 @@ def test_nncfs_default_is_refused_before_the_builder_sees_it(
     file = tmp_path / "nncf.onnx"
     onnx.save(quantized, file)
     with pytest.raises(UnsupportedError, match=r"Linear '.*' has a UINT8 zero point"):
-        TARGET.build(replace(graphs["edsr"], file=file), "fp32", None, tmp_path / "out")
+        TARGET.build(BuildRequest(replace(graphs["edsr"], file=file), "fp32", tmp_path / "out"))
     assert not (tmp_path / "out").exists()
     with pytest.raises(UnsupportedError, match=r"not computed as it is written: .*UINT8"):
         build(file.read_bytes())
@@ -126,7 +127,7 @@ def test_nncfs_default_is_refused_before_the_builder_sees_it(
 
 def build(model: bytes) -> bytes:
     flavour = TARGET._flavour
-    return _trt.build(flavour.load(), model, _trt.Profile.of(1))
+    return engine.build(flavour.load(), model, engine.Profile.of(1))
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,7 @@ def build(model: bytes) -> bytes:
     ],
 )
 def test_warnings_about_types_are_told_from_others(message: str, doubtful: bool) -> None:
-    assert bool(_trt.doubtful([message])) == doubtful
+    assert bool(engine.doubtful([message])) == doubtful
 
 
 @no_gpu
@@ -153,8 +154,9 @@ def test_what_fp16_cannot_hold_becomes_bf16_and_says_so(
     first.CopyFrom(numpy_helper.from_array(loud, first.name))
     onnx.save(model, tmp_path / "loud.onnx")
     graph = replace(graphs["edsr"], file=tmp_path / "loud.onnx")
-    built = TARGET.build(graph, "fp16", None, tmp_path / "out")
-    assert built.precision == "bf16"
+    built = TARGET.build(BuildRequest(graph, "fp16", tmp_path / "out"))
+    assert (built.precision, built.executes) == ("fp16", "bf16")
+    assert "asked for fp16, the runtime executes bf16" in built.notes
     assert any("BF16, not FP16" in note for note in built.notes)
     with pytest.raises(MissingError, match="cannot simulate this graph") as caught:
         TARGET.open(built)
@@ -183,7 +185,7 @@ def test_a_foreign_graph_of_an_older_opset_builds_too(tmp_path: Path) -> None:
     )
     onnx.save(model, tmp_path / "foreign.onnx")
     graph = Graph(tmp_path / "foreign.onnx", "", "student", 2, 1, 13, "onnx")
-    built = TARGET.build(graph, "fp16", None, tmp_path / "out")
+    built = TARGET.build(BuildRequest(graph, "fp16", tmp_path / "out"))
     image = np.random.default_rng(0).random((1, 3, 32, 32), np.float32)
     with closing(TARGET.open(built)) as session:
         found = session.run(image)
@@ -194,15 +196,17 @@ def test_an_engine_is_built_once_for_a_graph_a_profile_and_a_machine(
     graphs: dict[str, Graph], tmp_path: Path
 ) -> None:
     trt, model = TARGET._flavour.load(), graphs["edsr"].file.read_bytes()
-    profile = _trt.Profile.of(8)
-    plan = _trt.engine(trt, model, profile, caches=[tmp_path])
+    profile = engine.Profile.of(8)
+    plan = engine.engine(trt, model, profile, caches=[tmp_path])
     (file,) = tmp_path.glob("*.plan")
     assert file.read_bytes() == plan
     file.write_bytes(b"from the cache")
     beside = tmp_path / "beside"
-    assert _trt.engine(trt, model, profile, caches=[beside, tmp_path]) == b"from the cache"
+    assert engine.engine(trt, model, profile, caches=[beside, tmp_path]) == b"from the cache"
     assert (beside / file.name).read_bytes() == b"from the cache"
-    keys = {_trt.key(trt, m, p) for m in (model, b"other") for p in (profile, _trt.Profile.of(7))}
+    keys = {
+        engine.key(trt, m, p) for m in (model, b"other") for p in (profile, engine.Profile.of(7))
+    }
     assert len(keys) == 4
 
 
@@ -210,13 +214,13 @@ def test_an_engine_is_built_once_for_a_graph_a_profile_and_a_machine(
 def test_timings_are_kept_for_the_next_engine(graphs: dict[str, Graph], tmp_path: Path) -> None:
     model, timings = graphs["edsr"].file.read_bytes(), tmp_path / "timings"
     for _ in range(2):
-        assert _trt.build(TARGET._flavour.load(), model, _trt.Profile.of(1), timings=timings)
+        assert engine.build(TARGET._flavour.load(), model, engine.Profile.of(1), timings=timings)
         assert timings.stat().st_size
 
 
 def test_profiles_are_multiples_of_what_the_graph_takes() -> None:
-    assert str(_trt.Profile.of(1)) == "16-256-1280"
-    assert str(_trt.Profile.of(7)) == "21-259-1281"
+    assert str(engine.Profile.of(1)) == "16-256-1280"
+    assert str(engine.Profile.of(7)) == "21-259-1281"
 
 
 @no_gpu
@@ -227,7 +231,7 @@ def test_without_a_gpu_rtx_simulates_and_tensorrt_says_what_it_lacks() -> None:
 
 
 def test_a_missing_package_is_named_with_its_cure() -> None:
-    absent = TensorRt(_trt.Flavour("absent", ("no_such_module",), "pip install absent", True))
+    absent = TensorRt(engine.Flavour("absent", ("no_such_module",), "pip install absent", True))
     assert absent.why_not().startswith("absent is not installed; pip install absent")
     with pytest.raises(MissingError, match="absent: the package is not installed"):
         absent.versions()
@@ -238,7 +242,7 @@ def test_building_without_a_gpu_where_one_is_needed_says_so(
     graphs: dict[str, Graph], tmp_path: Path
 ) -> None:
     with pytest.raises(MissingError, match="no NVIDIA GPU and driver found"):
-        TENSORRT.build(graphs["edsr"], "fp32", None, tmp_path)
+        TENSORRT.build(BuildRequest(graphs["edsr"], "fp32", tmp_path))
 
 
 def test_an_operator_that_onnx_does_not_define_is_named(graphs: dict[str, Graph]) -> None:
@@ -247,7 +251,7 @@ def test_an_operator_that_onnx_does_not_define_is_named(graphs: dict[str, Graph]
     model.graph.node.insert(len(model.graph.node) - 1, odd)
     model.opset_import.append(helper.make_opsetid("maker", 1))
     with pytest.raises(UnsupportedError, match=r"'odd' is a maker\.Gelu, not of ONNX"):
-        half.halved(model, half.FP16)
+        onnx_float16.convert_to_16_bits(model, onnx_float16.FP16)
 
 
 @pytest.mark.gpu
@@ -256,9 +260,9 @@ def test_an_operator_that_onnx_does_not_define_is_named(graphs: dict[str, Graph]
 def test_the_engine_gives_the_pixels_of_its_graph(
     precision: str, graphs: dict[str, Graph], patches: PatchSet, tmp_path: Path
 ) -> None:
-    from targets._trt_session import SimulatedSession
+    from targets._tensorrt.session import SimulatedSession
 
-    built = TARGET.build(graphs["edsr"], precision, patches, tmp_path)
+    built = TARGET.build(BuildRequest(graphs["edsr"], precision, tmp_path, patches))
     image = np.random.default_rng(0).integers(0, 256, (40, 24, 3), dtype=np.uint8)
     with (
         closing(TARGET.open(built)) as session,
@@ -279,7 +283,7 @@ def test_int8_costs_a_real_net_little(assets: Path, tmp_path: Path) -> None:
     folder = assets / "test" / "Set5"
     psnr = {}
     for precision in ("fp32", "fp16", "int8"):
-        made = TARGET.build(graph, precision, calibration, tmp_path / precision)
+        made = TARGET.build(BuildRequest(graph, precision, tmp_path / precision, calibration))
         with closing(TARGET.open(made)) as session:
             psnr[precision] = [
                 psnr_y(
@@ -326,7 +330,10 @@ def test_weights_keep_their_values_where_fp16_cannot_hold_the_scale() -> None:
         opset_imports=[helper.make_opsetid("", 20)],
         ir_version=10,
     )
-    made = {t.name: t for t in half.halved(model, half.FP16).graph.initializer}
+    made = {
+        t.name: t
+        for t in onnx_float16.convert_to_16_bits(model, onnx_float16.FP16).graph.initializer
+    }
     step = numpy_helper.to_array(made["scales_fp16"]).astype(np.float32).reshape(2, 1, 1, 1)
     found = numpy_helper.to_array(made["codes"]) * step
     wanted = codes * scales.reshape(2, 1, 1, 1)

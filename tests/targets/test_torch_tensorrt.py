@@ -17,9 +17,10 @@ from mipkd.core.errors import MissingError, StageError, UnsupportedError, UsageE
 from mipkd.core.records import Graph
 from mipkd.distill.teacher import describe, save
 from mipkd.export.onnx import export
-from targets import _torch_net, _trt_torch
-from targets._trt import Profile
-from targets.base import find, upscale
+from pipeline.stages.build import load_deployed
+from targets._tensorrt import from_torch
+from targets._tensorrt.engine import Profile
+from targets.base import BuildRequest, find, upscale
 
 TARGET = find("tensorrt:torch")
 SIZES = {
@@ -60,12 +61,12 @@ def test_what_it_lacks_is_named_with_its_cure(graphs: dict[str, Graph], tmp_path
         cure = 'torch_tensorrt is not installed; pip install "mipkd-pipeline[tensorrt]"'
         assert cure in TARGET.why_not()
     with pytest.raises(MissingError, match="tensorrt:torch: "):
-        TARGET.build(graphs["edsr"], "fp32", None, tmp_path)
+        TARGET.build(BuildRequest(graphs["edsr"], "fp32", tmp_path, load_net=load_deployed))
 
 
 def test_int8_is_not_offered(graphs: dict[str, Graph], tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="no precision 'int8'") as caught:
-        TARGET.build(graphs["edsr"], "int8", None, tmp_path)
+        TARGET.build(BuildRequest(graphs["edsr"], "int8", tmp_path, load_net=load_deployed))
     assert caught.value.hint == "known: fp32, fp16"
 
 
@@ -76,11 +77,11 @@ def test_the_program_states_its_types_and_gives_the_nets_pixels(
 ) -> None:
     graph = graphs[family]
     profile = Profile.of(graph.multiple)
-    net = _torch_net.net_of(graph, target=TARGET.name)
+    net = load_deployed(graph.model)
     lr = torch.from_numpy(np.random.default_rng(0).random((1, 3, 24, 40), np.float32))
     with torch.no_grad():
         wanted = net(lr)
-        exported = _trt_torch.program(net, kind, profile)
+        exported = from_torch.typed_program(net, kind, profile)
         found = exported.module()(lr)
     assert found.dtype == torch.float32
     assert (found - wanted).abs().max() < (1e-5 if kind == "fp32" else 2e-2)
@@ -93,10 +94,10 @@ def test_the_program_states_its_types_and_gives_the_nets_pixels(
 def test_the_program_takes_what_the_profile_says(graphs: dict[str, Graph]) -> None:
     graph = graphs["edsr"]
     profile = Profile.of(graph.multiple)
-    net = _torch_net.net_of(graph, target=TARGET.name)
-    ranges = _trt_torch.program(net, "fp32", profile).range_constraints.values()
+    net = load_deployed(graph.model)
+    ranges = from_torch.typed_program(net, "fp32", profile).range_constraints.values()
     assert {(int(r.lower), int(r.upper)) for r in ranges} == {(profile.least, profile.most)}
-    assert _trt_torch.shapes(profile) == {
+    assert from_torch.shapes(profile) == {
         "min_shape": (1, 3, 16, 16),
         "opt_shape": (1, 3, 256, 256),
         "max_shape": (1, 3, 1280, 1280),
@@ -107,7 +108,7 @@ def test_the_program_takes_what_the_profile_says(graphs: dict[str, Graph]) -> No
 def test_an_absent_torch_tensorrt_is_told_when_it_is_needed() -> None:
     program: Any = None  # is never looked at
     with pytest.raises(MissingError, match="torch_tensorrt cannot be imported"):
-        _trt_torch._engine(program, Profile.of(1))
+        from_torch._engine(program, Profile.of(1))
 
 
 @pytest.mark.gpu
@@ -118,8 +119,8 @@ def test_the_engine_gives_the_nets_pixels(
     family: str, precision: str, graphs: dict[str, Graph], tmp_path: Path
 ) -> None:
     graph = graphs[family]
-    built = TARGET.build(graph, precision, None, tmp_path)
-    net = _torch_net.net_of(graph, target=TARGET.name)
+    built = TARGET.build(BuildRequest(graph, precision, tmp_path, load_net=load_deployed))
+    net = load_deployed(graph.model)
     image = np.random.default_rng(0).integers(0, 256, (40, 24, 3), dtype=np.uint8)
     lr = torch.from_numpy(image.transpose(2, 0, 1)[None].astype(np.float32) / 255)
     with torch.inference_mode():

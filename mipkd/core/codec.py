@@ -1,0 +1,187 @@
+"""Records to plain JSON and back: dataclasses made of numbers, texts, tuples, dicts and paths.
+
+Both sides use it, a device that has the standard library alone too. A number that is not finite is
+written as null, since JSON has no other word, and a float that is null is read as NaN. Fields that
+a record does not know are left out, so that a newer file of the same version can be read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+from collections.abc import Callable, Iterable
+from enum import Enum
+from functools import cache
+from pathlib import Path, PurePath
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from mipkd.core.errors import UsageError
+
+R = TypeVar("R")
+
+
+class CodecError(ValueError):
+    """JSON that is not the record it should be; `place` leads to the value, such as "host.cpu"."""
+
+    def __init__(self, what: str, place: str = "") -> None:
+        super().__init__(f"{place or 'whole file'}: {what}")
+        self.what, self.place = what, place
+
+
+def encode(value: Any, root: Path | None = None) -> Any:
+    """A record as JSON; paths below `root` are written from there."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Enum):
+        return value.value
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, PurePath):
+        inside = root is not None and value.is_relative_to(root)
+        return value.relative_to(root or "").as_posix() if inside else str(value)
+    if isinstance(value, dict):
+        return {str(encode(name)): encode(one, root) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [encode(one, root) for one in value]
+    if not dataclasses.is_dataclass(value):
+        raise TypeError(f"no record, and nothing that one is made of: {type(value).__name__}")
+    names = (field.name for field in dataclasses.fields(value))
+    return {name: encode(getattr(value, name), root) for name in names}
+
+
+def decode(kind: type[R], stated: Any, root: Path | None = None) -> R:
+    """The record of that kind; relative paths are of `root`.
+
+    Raises:
+        CodecError: it is none, says where and why.
+    """
+    record: R = _read(kind, stated, root or Path())
+    return record
+
+
+def read_json(file: Path, *, what: str = "file", hint: str = "") -> Any:
+    """What a JSON file holds; `what` it should be is said where it cannot be read.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        return json.loads(file.read_bytes())
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise UsageError(f"{file}: no {what}: {why}", hint=hint) from error
+    except ValueError as error:
+        raise UsageError(f"{file}: damaged: {error}", hint=hint) from error
+
+
+def decode_file(kind: type[R], stated: Any, file: Path, *, hint: str = "") -> R:
+    """The record in a file, whose JSON was read.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        return decode(kind, stated)
+    except CodecError as error:
+        raise UsageError(f"{file}: damaged: {error}", hint=hint) from error
+
+
+def _read(kind: Any, stated: Any, root: Path) -> Any:
+    if kind is float:
+        stated = math.nan if stated is None else stated
+        number = isinstance(stated, (int, float)) and not isinstance(stated, bool)
+        return float(_checked(number, stated, "number"))
+    if kind is int:
+        whole = isinstance(stated, int) and not isinstance(stated, bool)
+        return _checked(whole, stated, "whole number")
+    if kind in (str, bool, type(None)):
+        return _checked(isinstance(stated, kind), stated, kind.__name__)
+    if kind is Any:
+        return stated
+    return _read_parts(kind, stated, root)
+
+
+def _read_parts(kind: Any, stated: Any, root: Path) -> Any:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return _read_union(arguments, stated, root)
+    if origin is Literal:
+        return _checked(stated in arguments, stated, f"one of {', '.join(map(str, arguments))}")
+    if origin is tuple:
+        _checked(isinstance(stated, (list, tuple)), stated, "list")
+        return _read_tuple(arguments, stated, root)
+    if origin is dict:
+        _checked(isinstance(stated, dict), stated, "object")
+        return dict(_each(((name, arguments[1], one) for name, one in stated.items()), root))
+    if dataclasses.is_dataclass(kind):
+        return _read_record(kind, _checked(isinstance(stated, dict), stated, _name(kind)), root)
+    if issubclass(kind, Enum):
+        known = [member.value for member in kind]
+        return kind(_checked(stated in known, stated, f"one of {', '.join(map(str, known))}"))
+    return root / _checked(isinstance(stated, str), stated, "path")
+
+
+def _read_union(kinds: tuple[Any, ...], stated: Any, root: Path) -> Any:
+    """Null stays null where it may; else the first kind that fits."""
+    if stated is None and type(None) in kinds:
+        return None
+    problem = CodecError("fits nothing")
+    for kind in kinds:
+        try:
+            return _read(kind, stated, root)
+        except CodecError as error:
+            problem = error if kind is not type(None) else problem
+    raise problem
+
+
+def _read_tuple(kinds: tuple[Any, ...], stated: Any, root: Path) -> tuple[Any, ...]:
+    if kinds[-1] is Ellipsis:
+        kinds = kinds[:1] * len(stated)
+    if len(kinds) != len(stated):
+        raise CodecError(f"{len(stated)} values, not {len(kinds)}")
+    triples = ((n, kind, one) for n, (kind, one) in enumerate(zip(kinds, stated, strict=True)))
+    return tuple(one for _, one in _each(triples, root))
+
+
+def _read_record(kind: Any, stated: dict[str, Any], root: Path) -> Any:
+    hints, needed, as_now = _facts(kind)
+    stated = as_now(stated) if as_now else stated
+    for name in needed:
+        if name not in stated:
+            raise CodecError("missing", name)
+    known = ((name, hint, stated[name]) for name, hint in hints.items() if name in stated)
+    return kind(**dict(_each(known, root)))
+
+
+@cache
+def _facts(kind: Any) -> tuple[dict[str, Any], list[str], Callable[[Any], Any] | None]:
+    """A record's fields and their kinds, those without a default, and how older JSON reads now."""
+    hints, fields = get_type_hints(kind), dataclasses.fields(kind)
+    needed = [
+        field.name
+        for field in fields
+        if field.default is field.default_factory is dataclasses.MISSING
+    ]
+    return {f.name: hints[f.name] for f in fields}, needed, getattr(kind, "as_now", None)
+
+
+def _each(triples: Iterable[tuple[Any, Any, Any]], root: Path) -> Iterable[tuple[Any, Any]]:
+    """Name and value of each; an error tells the name."""
+    for name, kind, stated in triples:
+        try:
+            yield name, _read(kind, stated, root)
+        except CodecError as error:
+            raise CodecError(error.what, f"{name}.{error.place}".rstrip(".")) from error
+
+
+def _checked(well: bool, stated: Any, kind: str) -> Any:
+    if not well:
+        text = repr(stated)
+        raise CodecError(f"no {kind}: {text if len(text) <= 40 else text[:37] + '...'}")
+    return stated
+
+
+def _name(kind: Any) -> str:
+    return str(kind.__name__)

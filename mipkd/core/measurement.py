@@ -1,0 +1,110 @@
+"""What was measured of one model on one target: raw samples, scores, and where that was.
+
+The one record of a measurement: a device sends it back, a run remembers it, and bundles, baselines
+and `results.json` hold it. Medians, ratios and drops are functions of it (`pipeline.bench`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+REFERENCE = "reference"  # the target of figures that the others are held against
+BY_KIT = "kit"  # in the place of a device's address
+
+Kind = Literal["measured", "simulated", "reference"]
+
+
+@dataclass(frozen=True)
+class Host:
+    """A machine."""
+
+    id: str  # short hash of what decides its speed
+    cpu: str  # name of the processor
+    cores: int  # that the process may keep busy
+    memory_bytes: int  # that it may use
+    system: str  # operating system, release, machine
+    features: tuple[str, ...] = ()  # instruction sets that matter here
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Raw samples of one model at one input size; nothing is averaged away."""
+
+    size: tuple[int, int]  # LR height, width
+    samples_s: tuple[float, ...]  # of one image each, in the order in which they were taken
+    warmup: int  # calls between the cold start and the first counted one
+    cold_start_s: float  # first inference after opening
+    invalid_because: str = ""  # why the samples should not be believed; empty when they can be
+    joules_per_frame: float | None = None  # mean power while running x time, idle power included
+    power_from: str = ""  # the meter and its rails
+    at_s: tuple[float, ...] = ()  # when each sample began, since the first
+    end_to_end_s: float | None = None  # median from bytes to bytes: copy in, run, copy out
+    load_s: float | None = None  # opening the model, before its first inference
+    # What load and first inferences up to this size added to the process's memory at most; a GPU's
+    # own is not in it.
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class ImageScore:
+    """Quality of one output against the truth, a border of `scale` pixels cropped."""
+
+    image: str  # its name
+    metrics: dict[str, float]  # value of each metric by its name, such as "psnr_y"
+    # Mean of output less truth of each channel, in levels: what gates on a tint are judged by.
+    shift_rgb: tuple[float, float, float] | None = None
+
+    @property
+    def psnr_y_db(self) -> float:
+        """The metric that most is judged by; NaN where it was not measured."""
+        return self.metrics.get("psnr_y", float("nan"))
+
+    @staticmethod
+    def as_now(stated: dict[str, Any]) -> dict[str, Any]:
+        """Two metrics were fields of their own before results.json 2.0."""
+        fields = {"psnr_y_db": "psnr_y", "ssim_y": "ssim_y"}
+        found = {name: stated[field] for field, name in fields.items() if field in stated}
+        return {"metrics": found, **stated}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One model at one precision, measured on one target."""
+
+    role: str  # "student", "teacher", "bicubic" or a rival's name
+    target: str  # "reference" for FP32 on ONNX Runtime, quality only
+    precision: str  # fp32, bf16, fp16, w8 (FP16 with 8-bit weights) or int8
+    size_bytes: int = 0  # of the model on disk
+    latencies: tuple[Latency, ...] = ()  # one entry an input size
+    scores: tuple[ImageScore, ...] = ()  # of the pixels that this runtime produced
+    outputs: Path | None = None  # folder of those pixels, uint8 PNGs
+    versions: dict[str, str] = field(default_factory=dict)  # packages that can change a figure
+    notes: tuple[str, ...] = ()  # what a reader should know: layers kept float, fallbacks
+    invalid_because: str = ""  # why nothing here should be believed; empty when it can be
+    file: Path | None = None  # the model that was measured, the one to ship
+    simulated: bool = False  # another engine made the pixels, and nothing was timed
+    # Power mode, clocks and temperatures of the board, before and while it was measured.
+    conditions: dict[str, str] = field(default_factory=dict)
+    # Address of the machine that measured, or "kit"; empty for the one that ran the pipeline.
+    device: str = ""
+    host: Host | None = None  # the machine that measured
+
+    @property
+    def kind(self) -> Kind:
+        """How its figures came about."""
+        if self.target == REFERENCE:
+            return "reference"
+        return "simulated" if self.simulated else "measured"
+
+    @staticmethod
+    def as_now(stated: dict[str, Any]) -> dict[str, Any]:
+        """Files of quality in bundles had images for scores before results.json 2.0."""
+        return {"scores": stated.get("images", ()), **stated}
+
+    @property
+    def doubt(self) -> str:
+        """Why any of its samples should not be believed; empty when all can be."""
+        found = [self.invalid_because, *(one.invalid_because for one in self.latencies)]
+        return "; ".join(dict.fromkeys(filter(None, found)))

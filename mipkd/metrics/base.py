@@ -1,0 +1,60 @@
+"""What a metric is, and which there are.
+
+A metric is one file with an attribute `METRIC`: here, in a folder `mipkd/metrics` on the path, or
+in any package that names it as an entry point of the group `mipkd.metrics`. Tables, gates and
+`results.json` then know it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from mipkd.core import plugins
+from mipkd.core.errors import UsageError, nearest
+
+ByteArray = npt.NDArray[np.uint8]
+FIRST = ("psnr_y", "ssim_y")  # in tables; the others follow by name
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of how near an image is to its reference."""
+
+    name: str  # that of its file
+    title: str  # heads its column in tables
+    unit: str  # "dB", "levels"; empty for a bare number
+    better: Literal["up", "down"]
+    # Image and reference, uint8 RGB of shape (H, W, 3), their border cropped.
+    measure: Callable[[ByteArray, ByteArray], float]
+    digits: int = 3  # after the point, in tables
+    least_side: int = 1  # pixels that an image needs
+
+    def loss(self, value: float, reference: float) -> float:
+        """By how much a value is worse than another, in the metric's unit."""
+        return reference - value if self.better == "up" else value - reference
+
+
+@cache
+def list_metrics() -> dict[str, Metric]:
+    """All that can be loaded, by name."""
+    found = plugins.load_all("mipkd.metrics", "METRIC", Metric)
+    order = [name for name in FIRST if name in found]
+    return {name: found[name] for name in dict.fromkeys([*order, *found])}
+
+
+def find_metric(name: str) -> Metric:
+    """The metric of that name.
+
+    Raises:
+        UsageError: there is none; names the nearest.
+    """
+    known = list_metrics()
+    if name not in known:
+        raise UsageError(f"metric: unknown name {name!r}", hint=nearest(name, known))
+    return known[name]

@@ -1,0 +1,122 @@
+"""What a measurement is held against: the teacher, its own float precisions, the FP32 student."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from mipkd.core.measurement import REFERENCE, Latency, Measurement
+from mipkd.core.precision import FLOATS
+from mipkd.metrics.base import Metric, list_metrics
+from pipeline.bench.stats import Estimate, ratio_of_medians
+
+NOT_MEASURED = "not measured on the device; its pixels were simulated on this machine"
+_COLOURS = ("red", "green", "blue")
+
+Size = tuple[int, int]  # LR height, width
+
+
+def students(measurements: Sequence[Measurement]) -> list[Measurement]:
+    """The student on real targets."""
+    return [m for m in measurements if m.role == "student" and m.target != REFERENCE]
+
+
+def find_reference(measurements: Sequence[Measurement], role: str) -> Measurement | None:
+    """The quality of "student" or "teacher" in FP32, or of "bicubic"."""
+    found = (m for m in measurements if (m.role, m.target) == (role, REFERENCE))
+    return next(found, None)
+
+
+def subject(m: Measurement) -> str:
+    """How gates and tables name a measurement."""
+    return f"{m.target} {m.precision}"
+
+
+def simulated_targets(measurements: Sequence[Measurement]) -> list[str]:
+    """The targets whose pixels come from another engine, and whose speed is not known."""
+    return list(dict.fromkeys(m.target for m in measurements if m.simulated))
+
+
+def valid_latency(m: Measurement, size: Size) -> Latency | None:
+    """The latency at an LR size if it can be believed."""
+    found = next((latency for latency in m.latencies if latency.size == size), None)
+    usable = found and found.samples_s and not found.invalid_because and not m.invalid_because
+    return found if usable else None
+
+
+def valid_sizes(m: Measurement) -> list[Size]:
+    """The LR sizes, smallest first, at which the latency can be believed."""
+    return sorted(latency.size for latency in m.latencies if valid_latency(m, latency.size))
+
+
+def p50_s(m: Measurement, size: Size | None) -> float | None:
+    """The median latency at an LR size; None where it cannot be believed."""
+    found = valid_latency(m, size) if size else None
+    return statistics.median(found.samples_s) if found else None
+
+
+def speedup(slow: Measurement, fast: Measurement, size: Size) -> Estimate | None:
+    """How many times as fast the second is; None unless both are valid at that size."""
+    theirs, ours = valid_latency(slow, size), valid_latency(fast, size)
+    return ratio_of_medians(theirs.samples_s, ours.samples_s) if theirs and ours else None
+
+
+def speedup_over_best(
+    slow: Sequence[Measurement], fast: Measurement, size: Size
+) -> tuple[Estimate, str] | None:
+    """The least speed-up over any of `slow` in a float precision, and which precision that is.
+
+    None when one of them is not valid: it might have been the fastest.
+    """
+    floats = [m for m in slow if m.precision in FLOATS and m is not fast]
+    ratios = [(speedup(m, fast, size), m.precision) for m in floats]
+    found = [(ratio, precision) for ratio, precision in ratios if ratio]
+    if len(found) < len(floats):
+        return None
+    return min(found, key=lambda pair: pair[0].value, default=None)
+
+
+def mean_of(m: Measurement | None, metric: str = "psnr_y") -> float | None:
+    """Mean of a metric over the images; None without any."""
+    found = _by_image(m, metric).values()
+    return statistics.fmean(found) if found else None
+
+
+def scored_metrics(measurements: Sequence[Measurement]) -> list[Metric]:
+    """The metrics that any of them was scored by and that this program knows."""
+    found = {name for m in measurements for score in m.scores for name in score.metrics}
+    return [metric for name, metric in list_metrics().items() if name in found]
+
+
+def drop_by_image(
+    m: Measurement, base: Measurement | None, metric: str = "psnr_y"
+) -> dict[str, float]:
+    """By how much each image is worse than with `base`, in the metric's unit.
+
+    Empty unless both scored the same images by it.
+    """
+    loss = list_metrics()[metric].loss
+    ours, theirs = _by_image(m, metric), _by_image(base, metric)
+    if ours.keys() != theirs.keys():
+        return {}
+    return {image: loss(ours[image], theirs[image]) for image in ours}
+
+
+def _by_image(m: Measurement | None, metric: str) -> dict[str, float]:
+    return {s.image: s.metrics[metric] for s in m.scores if metric in s.metrics} if m else {}
+
+
+def channel_shift(m: Measurement, base: Measurement | None) -> tuple[float, str] | None:
+    """The channel that is furthest from `base` in brightness: levels, mean over the images, and in
+    words.
+
+    None unless both were scored on the same images, and with their colours.
+    """
+    theirs = {s.image: s.shift_rgb for s in base.scores} if base else {}
+    ours = {s.image: s.shift_rgb for s in m.scores}
+    pairs = [(a, b) for image, a in ours.items() if a and (b := theirs.get(image))]
+    if not pairs or len(pairs) < len(ours) or ours.keys() != theirs.keys():
+        return None
+    shifts = [statistics.fmean(a[c] - b[c] for a, b in pairs) for c in range(len(_COLOURS))]
+    shift, colour = max(zip(shifts, _COLOURS, strict=True), key=lambda found: abs(found[0]))
+    return abs(shift), f"{colour} {shift:+.2f}"

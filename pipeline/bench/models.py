@@ -1,0 +1,149 @@
+"""The models of one target on this machine: what it offers, their latencies and their pixels.
+
+The same code measures in a run's own process and on a device that has numpy and the runtime only.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
+from time import perf_counter
+
+from mipkd.core.errors import MipkdError
+from mipkd.core.measurement import Measurement
+from mipkd.core.records import Built, TargetInfo
+from pipeline.bench.board import Watch, read_board
+from pipeline.bench.host import OtherPrograms, describe_host
+from pipeline.bench.latency import BenchSettings, LoadCost, compare, measure_memory_rise
+from pipeline.bench.power import power_source
+from targets.base import ByteArray, Session, Target, find, upscale
+
+log = logging.getLogger(__name__)
+
+Image = tuple[str, ByteArray]  # name, LR pixels
+Sink = Callable[[Built, str, ByteArray], None]  # takes a model's output for an image
+
+_BUSY = 0.05  # of the CPU's time taken by other programs: a note says so
+
+
+def probe_target(name: str) -> TargetInfo:
+    """One target on this machine; one that is unknown here, or broken, cannot run."""
+    host = describe_host()
+    try:
+        target = find(name)
+        if reason := target.why_not():
+            return TargetInfo(name, reason, target.simulated, (), {}, host)
+        offered = target.precisions(), target.versions()
+        return TargetInfo(name, "", target.simulated, *offered, host)
+    except MipkdError as error:
+        why = "; ".join(filter(None, (error.what, error.hint)))
+    except (ImportError, OSError, RuntimeError) as error:
+        why = f"{type(error).__name__}: {error}"
+    return TargetInfo(name, why, False, (), {}, host)
+
+
+def time_models(
+    target: Target, builts: Sequence[Built], settings: BenchSettings
+) -> tuple[Measurement, ...]:
+    """The latencies of each model, interleaved, and what the board did meanwhile; no scores.
+
+    Nothing is timed on a target that only simulates here: its models have no latencies.
+    """
+    host, versions = describe_host(), target.versions()
+    measurements = tuple(
+        Measurement(
+            role=built.role,
+            target=built.target,
+            precision=built.precision,
+            size_bytes=built.size_bytes,
+            versions=versions,
+            simulated=target.simulated,
+            host=host,
+        )
+        for built in builts
+    )
+    if target.simulated:
+        return measurements
+    multiples = {name_of(b): b.multiple for b in builts}
+    power, board, others = power_source(), read_board(), OtherPrograms()
+    by_size = []
+    costs: dict[str, LoadCost] = {}
+    with open_models(target, builts, costs) as sessions, Watch() as watch:
+        for size in settings.sizes:
+            log.debug("latency at LR %dx%d", size[1], size[0])
+            by_size.append(
+                compare(sessions, size, settings, multiples=multiples, power=power, costs=costs)
+            )
+    share = others.share()
+    return tuple(
+        replace(
+            m,
+            latencies=tuple(found[name_of(built)] for found in by_size),
+            notes=_note_if_busy(share),
+            invalid_because=watch.throttled or _why_too_busy(share, settings),
+            conditions={**board, **watch.conditions},
+        )
+        for m, built in zip(measurements, builts, strict=True)
+    )
+
+
+def make_pixels(
+    target: Target, builts: Sequence[Built], images: Iterable[Image], sink: Sink
+) -> None:
+    """Give the output for each image, of each model whose pixels are looked at, to `sink`."""
+    makers = [built for built in builts if gives_pixels(built)]
+    if not target.makes_pixels:
+        return
+    with open_models(target, makers) as sessions:
+        for name, lr_HWC in images:
+            for built in makers:
+                session = sessions[name_of(built)]
+                sr_HWC = upscale(session, lr_HWC, scale=built.scale, multiple=built.multiple)
+                sink(built, name, sr_HWC)
+
+
+def gives_pixels(built: Built) -> bool:
+    """Whether its pixels are looked at: of a teacher only the speed is."""
+    return built.role != "teacher"
+
+
+@contextmanager
+def open_models(
+    target: Target, builts: Sequence[Built], costs: dict[str, LoadCost] | None = None
+) -> Iterator[dict[str, Session]]:
+    """A session of each model, by `name_of`; what it took to open goes into `costs`."""
+    sessions: dict[str, Session] = {}
+    with ExitStack() as stack:
+        for built in builts:
+            start = perf_counter()
+            with measure_memory_rise() as bytes_more:
+                session = target.open(built)
+            if costs is not None:
+                memory_bytes = bytes_more[0] if bytes_more else None
+                costs[name_of(built)] = LoadCost(perf_counter() - start, memory_bytes)
+            sessions[name_of(built)] = stack.enter_context(closing(session))
+        yield sessions
+
+
+def name_of(built: Built) -> str:
+    """How a model is called among those of its target."""
+    return f"{built.role} {built.precision}"
+
+
+def _why_too_busy(share: float, settings: BenchSettings) -> str:
+    if share <= settings.max_busy:
+        return ""
+    return (
+        f"busy machine: other programs took {share:.0%} of the CPU "
+        f"(bound {settings.max_busy:.0%}, bench.max_busy)"
+    )
+
+
+def _note_if_busy(share: float) -> tuple[str, ...]:
+    if share <= _BUSY:
+        return ()
+    note = f"other programs took {share:.0%} of the CPU during the measurement"
+    log.warning("%s: latencies are longer than on an idle machine", note)
+    return (note,)

@@ -1,1 +1,0 @@
-"""Devices elsewhere: the program they run, and the way to them."""

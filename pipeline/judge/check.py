@@ -1,0 +1,136 @@
+"""Judge a bundle from its files alone, and against a baseline; no torch, no training data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mipkd.core.errors import UsageError
+from mipkd.core.evidence import Gate, Outcome, Recommendation, Verdict
+from pipeline.bench.comparisons import NOT_MEASURED, students
+from pipeline.bench.latency import BenchSettings
+from pipeline.bundle.kit import settings_of
+from pipeline.bundle.manifest import Manifest, Problem, problems, read
+from pipeline.bundle.measurements import read_measurements
+from pipeline.bundle.provenance import read_provenance
+from pipeline.judge.baseline import check_comparable, load, of_bundle, save
+from pipeline.judge.gates import GateConfig, judge, overall
+from pipeline.judge.regression import BaselineConfig, Beside, regress, time_in_turns
+from pipeline.settings import as_usage_error, assignments, merged
+
+_NOT_JUDGED = "the figures of a bundle with such files are not judged"
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a bundle is worth by its own figures and bounds."""
+
+    manifest: Manifest
+    problems: list[Problem]
+    gates: tuple[Gate, ...]
+    outcome: Outcome
+    recommended: tuple[Recommendation, ...] = ()
+
+
+def check(bundle: Path) -> Checked:
+    """The hashes, then each gate of the run on the figures that were recorded.
+
+    A target that was only simulated is a gate that nobody could judge. Figures of a bundle with
+    wrong hashes are not judged.
+
+    Raises:
+        UsageError: no bundle, or one that cannot be read.
+    """
+    manifest = read(bundle)
+    wrong = problems(bundle, manifest)
+    if wrong:
+        gates = [Gate(p.what, p.file, Outcome.FAIL, None, 0.0, "", _NOT_JUDGED) for p in wrong]
+        return Checked(manifest, wrong, tuple(gates), Outcome.FAIL)
+    verdict = _judge_recorded(bundle)
+    simulated = dict.fromkeys(m.target for m in manifest.models if m.kind == "simulated")
+    unseen = tuple(
+        Gate("measured", target, Outcome.INVALID, None, 0.0, "", NOT_MEASURED)
+        for target in simulated
+    )
+    outcome = verdict.outcome
+    if unseen and outcome is Outcome.PASS:
+        outcome = Outcome.INVALID
+    return Checked(manifest, wrong, (*verdict.gates, *unseen), outcome, verdict.recommended)
+
+
+class CheckConfig(BaseModel):
+    """How `check` holds a bundle against a baseline: bounds, and how long it measures."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    baseline: BaselineConfig = Field(default_factory=BaselineConfig)
+    bench: BenchSettings
+
+
+def settings_with(bundle: Path, sets: Sequence[str]) -> CheckConfig:
+    """The bundle's own pace and the usual bounds, but for what is set.
+
+    Raises:
+        UsageError: an unknown setting, a value of the wrong kind.
+    """
+    given = merged({"bench": asdict(settings_of(bundle))}, assignments(sets))
+    try:
+        return CheckConfig.model_validate(given)
+    except ValidationError as error:
+        raise as_usage_error(error, CheckConfig) from error
+
+
+def compare_with_baseline(
+    found: Checked, bundle: Path, baseline: Path, config: BaselineConfig, settings: BenchSettings
+) -> Checked:
+    """What `check` found, and the gates against a baseline: a bundle, timed beside, or a file.
+
+    Raises:
+        UsageError: the two cannot be compared, or the baseline is damaged.
+    """
+    new, old = of_bundle(bundle), load(baseline)
+    check_comparable(new, old, name=str(baseline))
+    beside = Beside({}, why_not="the baseline is a file")
+    if baseline.is_dir():
+        _check_whole(baseline)
+        beside = time_in_turns(bundle, baseline, settings)
+    gates = (*found.gates, *regress(config, new.measurements, old.measurements, beside))
+    return replace(found, gates=gates, outcome=overall(gates))
+
+
+def set_baseline(bundle: Path, file: Path | None, reason: str | None) -> str:
+    """Write a bundle's figures into a file; a line that says what was done.
+
+    Raises:
+        UsageError: no file, no reason, or files of the bundle are not what they were.
+    """
+    if file is None or file.is_dir():
+        raise UsageError("--update-baseline: no file", hint="give one: --baseline FILE.json")
+    if not (reason or "").strip():
+        raise UsageError(
+            "--update-baseline: no reason", hint='say why it changes: --reason "new teacher"'
+        )
+    _check_whole(bundle)
+    made = save(of_bundle(bundle), file, str(reason).strip())
+    models = f"{len(students(made.measurements))} models of {made.run}"
+    return f"{file}: {models}; reason {len(made.reasons)}: {reason}"
+
+
+def _check_whole(bundle: Path) -> None:
+    if wrong := problems(bundle, read(bundle)):
+        raise UsageError(
+            f"{bundle}: {wrong[0].file} is {wrong[0].what}",
+            hint=f"see all: mipkd-pipeline verify {bundle}",
+        )
+
+
+def _judge_recorded(bundle: Path) -> Verdict:
+    stated = read_provenance(bundle)
+    try:
+        config = GateConfig.model_validate(stated.gates)
+    except ValidationError as error:
+        raise UsageError(f"{bundle}: its gates cannot be read: {error}") from error
+    return judge(config, read_measurements(bundle), stated.failures, stated.plans)

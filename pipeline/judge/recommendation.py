@@ -1,0 +1,53 @@
+"""What to ship for each target, of what passed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from mipkd.core.evidence import Failure, Gate, Outcome, Recommendation
+from mipkd.core.measurement import Measurement
+from pipeline.bench.comparisons import (
+    NOT_MEASURED,
+    mean_of,
+    p50_s,
+    speedup,
+    students,
+    subject,
+    valid_sizes,
+)
+
+
+def recommend(
+    measurements: Sequence[Measurement], gates: Sequence[Gate], failures: Sequence[Failure] = ()
+) -> tuple[Recommendation, ...]:
+    """For each target the fastest precision, at the largest LR size, that passes all its gates.
+
+    Of those whose speed cannot be told apart from the fastest one's, the one with the highest
+    PSNR: a quantised model that is not faster is not worth its loss.
+    """
+    on = students(measurements)
+    lost = [f.target for f in failures if f.role == "student"]
+    targets = dict.fromkeys([m.target for m in on] + lost)
+    return tuple(_recommend_for(t, [m for m in on if m.target == t], gates) for t in targets)
+
+
+def _recommend_for(target: str, on: Sequence[Measurement], gates: Sequence[Gate]) -> Recommendation:
+    if any(m.simulated for m in on):
+        return Recommendation(target, "", NOT_MEASURED, simulated=True)
+    stopped = {gate.subject: gate for gate in gates if gate.outcome is not Outcome.PASS}
+    if "student" in stopped:
+        gate = stopped["student"]
+        return Recommendation(target, "", f"{gate.name} {gate.outcome.value}: {gate.reason}")
+    passing = [m for m in on if subject(m) not in stopped and valid_sizes(m)]
+    common = set.intersection(*(set(valid_sizes(m)) for m in passing)) if passing else set()
+    if not common:
+        return Recommendation(target, "", "no precision passes all its gates")
+    size = max(common, key=math.prod)
+    fastest = min(passing, key=lambda m: p50_s(m, size) or math.inf)
+    tied = [m for m in passing if (r := speedup(m, fastest, size)) and r.low <= 1.0]
+    best = max(tied, key=lambda m: (mean_of(m) or 0.0, m is fastest))
+    if best is fastest:
+        return Recommendation(target, best.precision, "the fastest that passes every gate")
+    why = f"as fast as {fastest.precision}, with a higher PSNR"
+    return Recommendation(target, best.precision, why)

@@ -1,0 +1,124 @@
+"""A Core ML package's files: description, program and weights, as they are saved.
+
+The program is in model.mlmodel, the weights in the blob file beside it
+(https://apple.github.io/coremltools/docs-guides/source/ml-programs.html).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from mipkd.core.errors import StageError, UnsupportedError, UsageError
+
+WEIGHTS_SHA256 = "mipkd.weights_sha256"  # metadata of a package: what its weight file must be
+
+
+def read_spec(package: Path) -> Any:
+    """The package's description and program.
+
+    Raises:
+        UsageError: not a package that can be read.
+    """
+    from coremltools.proto import Model_pb2
+    from google.protobuf.message import DecodeError
+
+    spec = Model_pb2.Model()
+    try:
+        spec.ParseFromString(model_file(package).read_bytes())
+    except (OSError, KeyError, ValueError, DecodeError) as error:
+        raise UsageError(
+            f"coreml: {package} is not a Core ML package: {error}",
+            hint="give the .mlpackage folder, whole",
+        ) from error
+    return spec
+
+
+def model_file(package: Path) -> Path:
+    """The file with the program, as the package's manifest says."""
+    manifest = json.loads((package / "Manifest.json").read_text())
+    root = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]
+    return package / "Data" / str(root["path"])
+
+
+def weight_file(package: Path) -> Path:
+    """The file with the weights; a program with small constants only has none."""
+    return model_file(package).parent / "weights" / "weight.bin"
+
+
+def check_weights(package: Path, spec: Any) -> None:
+    """Compare the weight file with the hash in the package's metadata, where there is one.
+
+    Raises:
+        StageError: it is another file, or gone.
+    """
+    noted = spec.description.metadata.userDefined.get(WEIGHTS_SHA256)
+    if noted is None:
+        return
+    file = weight_file(package)
+    found = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "no file"
+    if found != noted:
+        raise StageError(
+            f"coreml: {package.name}/{file.relative_to(package)} is not what was built: "
+            f"its sha256 is {found[:12]}, noted is {noted[:12]}",
+            hint="copy the package again from where it was built, or build it again",
+        )
+
+
+def accepted_sizes(spec: Any) -> list[tuple[int, int]]:
+    """The least and largest size of each dimension (N, C, H, W) that the input may have."""
+    kind = spec.description.input[0].type
+    if kind.WhichOneof("Type") == "imageType":
+        image = kind.imageType
+        if image.WhichOneof("SizeFlexibility") == "imageSizeRange":
+            sides = [image.imageSizeRange.heightRange, image.imageSizeRange.widthRange]
+            return [(1, 1), (3, 3), *((s.lowerBound, s.upperBound) for s in sides)]
+        return [(1, 1), (3, 3), (image.height, image.height), (image.width, image.width)]
+    array = kind.multiArrayType
+    if array.WhichOneof("ShapeFlexibility") == "shapeRange":
+        return [(r.lowerBound, r.upperBound) for r in array.shapeRange.sizeRanges]
+    return [(side, side) for side in array.shape]
+
+
+def load_program(package: Path, spec: Any, known: Collection[str]) -> Any:
+    """The program between the one image that goes in and the one that comes out, as coremltools
+    reads it: operations with typed results, constants with their values.
+
+    Raises:
+        UsageError: it is not an ML program, or has more inputs or outputs.
+        UnsupportedError: an operation is none of `known`.
+        StageError: the weight file does not hold what the program reads.
+    """
+    from coremltools.converters.mil.frontend.milproto.load import load
+
+    functions = spec.mlProgram.functions
+    if spec.WhichOneof("Type") != "mlProgram" or "main" not in functions:
+        raise UsageError(
+            f"coreml: {package} holds no ML program", hint="convert it with convert_to='mlprogram'"
+        )
+    (block,) = functions["main"].block_specializations.values()
+    if len(spec.description.input) != 1 or len(block.outputs) != 1:
+        raise UsageError(
+            f"coreml: {package}: {len(spec.description.input)} inputs and "
+            f"{len(block.outputs)} outputs",
+            hint="known: one image in, one image out",
+        )
+    for operation in block.operations:
+        if operation.type not in (*known, "const"):
+            raise UnsupportedError(
+                f"coreml: {package.name}: operation {operation.type!r} "
+                f"({operation.outputs[0].name}) is not known to the simulation",
+                hint="run the package on a Mac, or give a net without it; known: "
+                + ", ".join(sorted(known)),
+            )
+    try:
+        program = load(spec, spec.specificationVersion, str(weight_file(package).parent))
+    except (RuntimeError, ValueError) as error:
+        raise StageError(
+            f"coreml: {package.name}: its weights do not load: {error}",
+            hint="a file was cut or changed: copy the package again",
+        ) from error
+    return program.functions["main"]

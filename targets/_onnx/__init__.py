@@ -1,0 +1,1 @@
+"""ONNX graphs, rewritten for the runtimes that take them."""

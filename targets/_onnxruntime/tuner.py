@@ -1,0 +1,99 @@
+"""Candidates of a search on ONNX Runtime: quantised once, then edited in memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from calibration.search import Operation
+from calibration.sensitive_layers import sensitive_layers_of
+from mipkd.core.records import QuantScheme
+from targets._onnx import unquantize
+from targets._onnxruntime.quantize import LEARNED, RANGE_ESTIMATORS, OrtInt8, prepare_graph
+from targets._onnxruntime.session import OrtSession
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from targets.base import BuildRequest
+
+
+class OrtTuner:
+    """Quantised models of one graph, kept in the request's folder: an interrupted search goes on.
+
+    `options` are those of a session.
+    """
+
+    other_precisions: tuple[str, ...] = ("fp32",)
+
+    def __init__(
+        self, request: BuildRequest, *, saturates: bool, options: Mapping[str, str]
+    ) -> None:
+        assert request.patches is not None, "a search has them"
+        self.range_estimators: tuple[str, ...] = (LEARNED,) if request.scheme else RANGE_ESTIMATORS
+        self._out, self._options = request.out, options
+        self._settings = OrtInt8(request.patches, saturates, request.scheme)
+        self._original = prepare_graph(request.graph, request.out)
+        self._quantized: dict[str, Any] = {}
+
+    def operations(self) -> tuple[Operation, ...]:
+        """Convolutions and products with weights, in the graph's order."""
+        parts = sensitive_layers_of(self._original).parts
+        nodes = unquantize.operations(self._load(self.range_estimators[0]))
+        costs = _cost_keys(self._original)
+        return tuple(
+            Operation(n.name, n.op_type, costs[n.name], parts.get(n.name, "")) for n in nodes
+        )
+
+    def session(self, estimator: str, floats: Sequence[str], other: str) -> OrtSession:
+        """A candidate, opened."""
+        edited = unquantize.restore_floats(self._load(estimator), self._original, floats)
+        return OrtSession(edited.SerializeToString(), self._options)
+
+    def quant_scheme(self, floats: Sequence[str]) -> QuantScheme:
+        """What INT8 rounds beside `floats`, with the usual ranges."""
+        edited = unquantize.restore_floats(
+            self._load(self.range_estimators[0]), self._original, floats
+        )
+        most = self._settings.weights_most
+        weights = [(n.name, most) for n in unquantize.operations(edited) if n.op_type != "Add"]
+        return QuantScheme(unquantize.read_grids(edited), tuple(weights), tuple(floats))
+
+    def _load(self, estimator: str) -> Any:
+        """The graph in INT8, quantised the first time that it is asked for."""
+        import onnx
+
+        if estimator not in self._quantized:
+            file = self._out / f"{estimator}.onnx"
+            if not file.is_file():
+                partial = self._out / f"{estimator}.partial"
+                onnx.save(self._settings.quantize_all(self._original, partial), partial)
+                partial.replace(file)
+            self._quantized[estimator] = onnx.load(file)
+        return self._quantized[estimator]
+
+
+def _cost_keys(model: Any) -> dict[str, str]:
+    """Kind, shapes of weights and size of the output, by name of the node."""
+    from onnx import shape_inference
+
+    fixed = shape_inference.infer_shapes(_with_fixed_size(model)).graph
+    shapes = {t.name: str(tuple(t.dims)) for t in fixed.initializer}
+    for value in (*fixed.value_info, *fixed.output):
+        dims = [d.dim_value or d.dim_param for d in value.type.tensor_type.shape.dim]
+        shapes[value.name] = str(dims)
+    return {
+        n.name: " ".join([n.op_type, *(shapes.get(t, "") for t in (*n.input[1:2], *n.output))])
+        for n in fixed.node
+    }
+
+
+def _with_fixed_size(model: Any) -> Any:
+    """A copy whose input has 64 x 64 pixels."""
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for dim in copy.graph.input[0].type.tensor_type.shape.dim[2:]:
+        dim.dim_value = 64
+    del copy.graph.value_info[:]
+    return copy

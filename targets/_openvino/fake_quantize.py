@@ -1,0 +1,304 @@
+"""OpenVINO graphs that NNCF has quantised, edited: chosen operations go back to floats.
+
+NNCF puts a FakeQuantize behind what makes a tensor and turns weights into INT8 constants. An
+operation becomes float when it reads its inputs from before those FakeQuantize, and its weights
+and bias from the model that was quantised. Nothing is calibrated again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mipkd.core.errors import StageError
+from mipkd.core.records import QuantParams
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_FAKE = "FakeQuantize"
+_STEPS = 255  # of its grid
+_FUSED = "/WithoutBiases"  # what the converter adds to the name of a convolution with a bias
+_SOURCES = ("Constant", "Parameter", "Result", "Convert", "ShapeOf", _FAKE)
+CONVOLUTIONS = ("Convolution", "GroupConvolution")
+# They move or pick values and compute in whatever they are given: as float as their readers.
+_FOLLOWERS = {
+    "Concat",
+    "DepthToSpace",
+    "MaxPool",
+    "Pad",
+    "Relu",
+    "ReduceMax",
+    "Reshape",
+    "Slice",
+    "SpaceToDepth",
+    "Split",
+    "Squeeze",
+    "StridedSlice",
+    "Transpose",
+    "Unsqueeze",
+    "VariadicSplit",
+}
+
+
+def is_quantized(model: Any) -> bool:
+    """Whether a graph already has INT8 in it."""
+    return any(op.get_type_name() == _FAKE for op in model.get_ops())
+
+
+def operations(model: Any) -> list[Any]:
+    """The operations of a quantised model that compute in INT8, in order."""
+    return [
+        op
+        for op in model.get_ordered_ops()
+        if op.get_type_name() not in (*_SOURCES, *_FOLLOWERS)
+        and not _is_weight(op)
+        and any(_is_rounded(op.input_value(i)) for i in range(op.get_input_size()))
+    ]
+
+
+def name_of(op: Any) -> str:
+    """An operation's name in the ONNX file that the model was converted from."""
+    return str(op.get_friendly_name()).removesuffix(_FUSED)
+
+
+def name_as_in(model: Any, file: Path) -> None:
+    """Give what the converter fused and renamed its name in the ONNX file.
+
+    What has none there gets one that is the same each time: the converter numbers such operations
+    by how many it has made in this process.
+    """
+    import onnx
+
+    nodes = onnx.load(file, load_external_data=False).graph.node
+    every = {node.name for node in nodes}
+    maker = {tensor: node.name for node in nodes for tensor in node.output}
+    for op in model.get_ordered_ops():
+        if name_of(op) not in every and op.get_type_name() not in _SOURCES:
+            made = [maker[t] for out in op.outputs() for t in out.get_names() if t in maker]
+            op.set_friendly_name(made[0] if made else op.get_friendly_name())
+    names = [node.name for node in nodes if node.op_type == "Conv"]
+    ours = [op for op in model.get_ordered_ops() if op.get_type_name() in CONVOLUTIONS]
+    known = {name_of(op) for op in ours}
+    renamed = [op for op in ours if name_of(op) not in names]
+    free = [name for name in names if name not in known]
+    if len(renamed) == len(free):  # else the converter split or dropped some
+        for op, name in zip(renamed, free, strict=True):
+            op.set_friendly_name(f"{name}{_FUSED}")
+    count: Counter[str] = Counter()
+    for op in model.get_ordered_ops():
+        if name_of(op) not in every and op.get_type_name() not in _SOURCES:
+            count[op.get_type_name()] += 1
+            op.set_friendly_name(f"{op.get_type_name()} {count[op.get_type_name()]}")
+
+
+def restore_floats(quantized: Any, original: Any, names: Iterable[str]) -> Any:
+    """A copy of `quantized` in which the operations called `names` are as in `original`.
+
+    Raises:
+        StageError: there is no such operation in INT8.
+    """
+    model, names = quantized.clone(), set(names)
+    found = operations(model)
+    if lost := names - {name_of(op) for op in found}:
+        raise StageError(f"int8: no operation {', '.join(sorted(lost))} to be left float")
+    floats = [op for op in found if name_of(op) in names]
+    before = {op.get_friendly_name(): op for op in original.get_ops()}
+    for op in floats:
+        _restore(op, before)
+    still = {op.get_friendly_name() for op in found} - {op.get_friendly_name() for op in floats}
+    shapes = [op for op in model.get_ops() if op.get_type_name() == "ShapeOf"]
+    for op in (*floats, *_followers_of_floats(model, still), *shapes):
+        for entry in op.inputs():
+            if fake := _quantizer(entry):
+                entry.replace_source_output(fake.input_value(0))
+    model.validate_nodes_and_infer_types()
+    return model
+
+
+def factors(model: Any, file: Path) -> dict[str, float]:
+    """How much larger a convolution's input is in an ONNX file than in the model made of it.
+
+    Conversion moves a multiplication before a convolution into its weights.
+    """
+    import onnx
+
+    graph = onnx.load(file).graph
+    stored = {t.name: t for t in graph.initializer}
+    weights = {n.name: stored.get(n.input[1]) for n in graph.node if n.op_type == "Conv"}
+    found = {}
+    for op in model.get_ordered_ops():
+        theirs = weights.get(name_of(op))
+        if op.get_type_name() in CONVOLUTIONS and theirs is not None:
+            ours = np.abs(_constant(op.input_value(1).get_node()).get_node().data).sum()
+            found[name_of(op)] = float(ours / np.abs(onnx.numpy_helper.to_array(theirs)).sum())
+    return found
+
+
+def read_grids(model: Any, factors: Mapping[str, float]) -> tuple[QuantParams, ...]:
+    """What a quantised model rounds feature maps to, as large as they are in the ONNX file."""
+    found = []
+    for op in _roundings(model):
+        low, high = (float(_values(op, index).item()) for index in (1, 2))
+        scale = (high - low) / _STEPS
+        readers = _readers(op)
+        found.append(QuantParams(readers, scale * _factor(readers, factors), round(-low / scale)))
+    return tuple(found)
+
+
+def with_exact_image(model: Any) -> Any:
+    """A quantised model that rounds the image, in [0, 1], to the 256 values it has: to itself.
+
+    Behind a padding, where there is one: OpenVINO pads in INT8 with nothing but zeros.
+    """
+    image = model.inputs[0].get_node()
+    for op in _roundings(model):
+        if op.input_value(0).get_node() != image:
+            continue
+        _set_ends(op, 0.0, 1.0)
+        users = _users(op)
+        if [user.get_type_name() for user in users] == ["Pad"]:
+            (pad,) = users
+            readers = list(pad.output(0).get_target_inputs())
+            pad.input(0).replace_source_output(image.output(0))
+            op.input(0).replace_source_output(pad.output(0))
+            for entry in readers:
+                entry.replace_source_output(op.output(0))
+    model.validate_nodes_and_infer_types()
+    return model
+
+
+def with_grids(model: Any, wanted: Iterable[QuantParams], factors: Mapping[str, float]) -> Any:
+    """A copy of a quantised model that rounds feature maps to other grids."""
+    model = model.clone()
+    by_readers = {grid.readers: grid for grid in wanted}
+    for op in _roundings(model):
+        grid = by_readers[_readers(op)]
+        scale = grid.scale / _factor(grid.readers, factors)
+        _set_ends(op, -grid.zero * scale, (_STEPS - grid.zero) * scale)
+    model.validate_nodes_and_infer_types()
+    return model
+
+
+def weights(model: Any, original: Any) -> tuple[tuple[str, float], ...]:
+    """Convolutions in INT8, and how many steps of its scale a channel's largest weight has.
+
+    NNCF gives 127, or 63.5 where it keeps to 7 bits.
+    """
+    before = {op.get_friendly_name(): op for op in original.get_ops()}
+    found = []
+    for op in operations(model):
+        if op.get_type_name() in CONVOLUTIONS:
+            old = before[op.get_friendly_name()].input_value(1).get_node()
+            largest = np.abs(_constant(old).get_node().data).max(axis=(-3, -2, -1)).ravel()
+            scale = np.abs(op.input_value(1).get_node().input_value(1).get_node().data).ravel()
+            found.append((name_of(op), round(2 * float(np.median(largest / scale))) / 2))
+    return tuple(found)
+
+
+def _factor(readers: Sequence[tuple[str, int]], factors: Mapping[str, float]) -> float:
+    return next((factors[name] for name, _ in readers if name in factors), 1.0)
+
+
+def _roundings(model: Any) -> list[Any]:
+    ops = model.get_ordered_ops()
+    return [op for op in ops if op.get_type_name() == _FAKE and not _is_weight(op)]
+
+
+def _values(op: Any, index: int) -> Any:
+    return op.input_value(index).get_node().data
+
+
+def _set_ends(op: Any, low: float, high: float) -> None:
+    from openvino import opset13
+
+    for index, end in zip((1, 2, 3, 4), (low, high) * 2, strict=True):
+        made = opset13.constant(np.full(_values(op, index).shape, end, np.float32))
+        op.input(index).replace_source_output(made.output(0))
+
+
+def _readers(op: Any) -> tuple[tuple[str, int], ...]:
+    """The inputs that read its values, not only its shape."""
+    entries = [entry for output in op.outputs() for entry in output.get_target_inputs()]
+    read = [e for e in entries if e.get_node().get_type_name() != "ShapeOf"]
+    return tuple(sorted((name_of(e.get_node()), e.get_index()) for e in read))
+
+
+def _quantizer(entry: Any) -> Any:
+    """The FakeQuantize of activations right before an input."""
+    source = entry.get_source_output().get_node()
+    return source if source.get_type_name() == _FAKE and not _is_weight(source) else None
+
+
+def _is_rounded(value: Any) -> bool:
+    """Whether a tensor comes from a FakeQuantize, through followers or not."""
+    source = value.get_node()
+    if source.get_type_name() == _FAKE:
+        return not _is_weight(source)
+    inputs = [source.input_value(i) for i in range(source.get_input_size())]
+    return source.get_type_name() in _FOLLOWERS and any(_is_rounded(i) for i in inputs)
+
+
+def _is_weight(op: Any) -> bool:
+    """Whether an operation only prepares constants: weights on their way from INT8."""
+    inputs = [op.input_value(i).get_node() for i in range(op.get_input_size())]
+    return (
+        bool(inputs)
+        and all(one.get_type_name() == "Constant" or _is_weight(one) for one in inputs[:1])
+        and all(one.get_type_name() in ("Constant", "Convert") or _is_weight(one) for one in inputs)
+    )
+
+
+def _restore(op: Any, before: dict[str, Any]) -> None:
+    """Weights, and the bias that NNCF shifted to make up for their error."""
+    old = before[op.get_friendly_name()]
+    for index in range(op.get_input_size()):
+        if _is_weight(op.input_value(index).get_node()):
+            op.input(index).replace_source_output(_constant(old.input_value(index).get_node()))
+    for user in _users(op):
+        if user.get_type_name() == "Add" and (bias := _constant_input(user)) is not None:
+            kept = before[user.get_friendly_name()].input_value(bias).get_node()
+            user.input(bias).replace_source_output(_constant(kept))
+
+
+def _constant(node: Any) -> Any:
+    """A constant of the same values; what stands between it and the reader is computed now."""
+    from openvino import opset13
+
+    if node.get_type_name() == "Constant":
+        return opset13.constant(node.data, dtype=node.data.dtype).output(0)
+    import openvino
+
+    folded = openvino.Model([node.output(0)], [], "weights")
+    value = openvino.compile_model(folded, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})({})[0]
+    return opset13.constant(value, dtype=value.dtype).output(0)
+
+
+def _constant_input(op: Any) -> int | None:
+    kinds = [op.input_value(i).get_node().get_type_name() for i in range(op.get_input_size())]
+    return kinds.index("Constant") if "Constant" in kinds else None
+
+
+def _users(op: Any) -> list[Any]:
+    return [entry.get_node() for output in op.outputs() for entry in output.get_target_inputs()]
+
+
+def _followers_of_floats(model: Any, still: set[str]) -> list[Any]:
+    """The followers that no operation computing in INT8 reads any more."""
+    freed: list[Any] = []
+    needed: set[str] = set()
+    for op in reversed(model.get_ordered_ops()):
+        name = op.get_friendly_name()
+        if op.get_type_name() not in _FOLLOWERS:
+            continue
+        users = _users(op)
+        if any(
+            u.get_friendly_name() in still | needed or u.get_type_name() == _FAKE for u in users
+        ):
+            needed.add(name)
+        else:
+            freed.append(op)
+    return freed

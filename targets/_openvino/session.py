@@ -1,0 +1,171 @@
+"""A model on one of OpenVINO's devices: frame by frame, or several frames in flight.
+
+Shapes: N batch, C channels, H W low-res size, S scale. Values: float32 in [0, 1], RGB.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections import OrderedDict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from targets._openvino import devices
+from targets.base import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from targets.base import FloatArray
+
+log = logging.getLogger(__name__)
+
+# Ours among the options of a `Built`; OpenVINO's own are in capitals and go to it as they are.
+SHAPES = "shapes"  # "fixed": compile anew for each input shape, at its first use
+CACHE = "cache"  # folder beside the model in which compiled models are kept
+PIXELS = "pixels"  # "uint8": the model takes and gives uint8
+_SIDE = 64  # LR pixels of the model whose types are read back
+_PRODUCTS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
+_PRECISION = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "u8": "int8", "i8": "int8"}
+KEPT = 4  # compiled shapes in memory: a device's is small, and each is a model of its own
+
+
+class Compiler:
+    """Compiles a file, or a model in memory, for a device, once or for each shape, and keeps what
+    `wrap` makes of it."""
+
+    def __init__(
+        self, source: Path | Any, device: str, options: dict[str, str], wrap: Callable[[Any], Any]
+    ) -> None:
+        self._core = devices.core()
+        self._source, self._device, self._wrap = source, device, wrap
+        self._properties = {k: v for k, v in options.items() if k not in (SHAPES, CACHE, PIXELS)}
+        if isinstance(source, Path) and CACHE in options and os.access(source.parent, os.W_OK):
+            self._properties["CACHE_DIR"] = str(source.parent / options[CACHE])
+        self._fixed = options.get(SHAPES) == "fixed"
+        self._kept: OrderedDict[tuple[int, ...], Any] = OrderedDict()
+        if not self._fixed:
+            self._kept[()] = self._compile(str(source) if isinstance(source, Path) else source)
+
+    def at(self, shape: tuple[int, ...]) -> Any:
+        """What runs inputs of a shape; those used longest ago are dropped."""
+        key = shape if self._fixed else ()
+        if key not in self._kept:
+            while len(self._kept) >= KEPT:
+                self._kept.popitem(last=False)
+            if isinstance(self._source, Path):
+                model = self._core.read_model(str(self._source))
+            else:
+                model = self._source.clone()
+            model.reshape(list(shape))
+            self._kept[key] = self._compile(model)
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    def _compile(self, model: Any) -> Any:
+        made = self._core.compile_model(model, self._device, self._properties)
+        if "CACHE_DIR" in self._properties:
+            found = made.get_property("LOADED_FROM_CACHE")
+            log.info("%s: %s", self._device, "compiled before" if found else "compiled anew")
+        if self._device == "AUTO":
+            log.info("AUTO: runs on %s", ", ".join(made.get_property("EXECUTION_DEVICES")))
+        return self._wrap(made)
+
+    def forget(self) -> None:
+        """Drop the models of single shapes."""
+        if self._fixed:
+            self._kept.clear()
+
+    def close(self) -> None:
+        """Drop all models and their threads."""
+        self._kept.clear()
+
+
+class LatencySession(Session):
+    """One inference request: a frame starts when the one before is done."""
+
+    def __init__(self, source: Path | Any, device: str, options: dict[str, str]) -> None:
+        self.takes_uint8 = options.get(PIXELS) == "uint8"
+        self._compiler = Compiler(source, device, options, lambda m: m.create_infer_request())
+
+    def run(self, lr_NCHW: FloatArray) -> FloatArray:
+        """The upscaled batch, shape (N, C, S*H, S*W); valid until the next call."""
+        request = self._compiler.at(lr_NCHW.shape)
+        request.infer([lr_NCHW], share_inputs=True, share_outputs=True)
+        return request.get_output_tensor(0).data  # type: ignore[no-any-return]
+
+    def forget_shapes(self) -> None:
+        """Drop what was compiled for shapes so far."""
+        self._compiler.forget()
+
+    def close(self) -> None:
+        """Drop the model and its threads."""
+        self._compiler.close()
+
+
+class ThroughputSession(Session):
+    """As many requests in flight as the device wants; a batch is run frame by frame among them.
+
+    So frames a second are N over the time of one `run`; a batch of one frame takes longer than in
+    a `LatencySession`, since it gets a part of the device only.
+    """
+
+    def __init__(self, file: Path, device: str, options: dict[str, str], scale: int) -> None:
+        self._scale = scale
+        self.takes_uint8 = options.get(PIXELS) == "uint8"
+        self._compiler = Compiler(file, device, options, _requests)
+
+    def frames_in_flight(self, shape: tuple[int, ...]) -> int:
+        """How many frames of shape (1, C, H, W) the device wants at a time."""
+        return len(self._compiler.at(shape))
+
+    def run(self, lr_NCHW: FloatArray) -> FloatArray:
+        """The upscaled batch, shape (N, C, S*H, S*W)."""
+        count, channels, height, width = lr_NCHW.shape
+        requests = self._compiler.at((1, channels, height, width))
+        shape = (count, channels, height * self._scale, width * self._scale)
+        sr_NCHW = np.empty(shape, np.uint8 if self.takes_uint8 else np.float32)
+        for i in range(count + len(requests)):
+            # No callbacks: OpenVINO's threads would want Python's lock while somebody holds it
+            # and waits for them.
+            request, done = requests[i % len(requests)], i - len(requests)
+            if 0 <= done < count:
+                request.wait()
+                sr_NCHW[done] = request.get_output_tensor(0).data[0]
+            if i < count:
+                request.start_async([lr_NCHW[i : i + 1]], share_inputs=True)
+        return sr_NCHW
+
+    def close(self) -> None:
+        """Drop the model and its threads."""
+        self._compiler.close()
+
+
+def executed_precision(file: Path, device: str, options: dict[str, str], multiple: int) -> str:
+    """What the compiled model computes in: "int8" where any of its products has 8 bits.
+
+    Else the type of most of them; "" where the device does not tell.
+    """
+    side = -(-_SIDE // multiple) * multiple
+    found: list[str] = []
+
+    def read(model: Any) -> None:
+        for op in model.get_runtime_model().get_ordered_ops():
+            facts = op.get_rt_info()
+            if "layerType" in facts and facts["layerType"].astype(str) in _PRODUCTS:
+                kind = facts["runtimePrecision"].astype(str)
+                found.append(_PRECISION.get(kind, kind))
+
+    given = {name: value for name, value in options.items() if name != CACHE}
+    with contextlib.suppress(RuntimeError):  # a device need not tell
+        Compiler(file, device, given | {SHAPES: "fixed"}, read).at((1, 3, side, side))
+    return "int8" if "int8" in found else max(found, key=found.count, default="")
+
+
+def _requests(model: Any) -> list[Any]:
+    wanted = model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+    return [model.create_infer_request() for _ in range(wanted)]

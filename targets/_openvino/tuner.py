@@ -1,0 +1,104 @@
+"""Candidates of a search on OpenVINO: quantised once a recipe, then edited in memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from calibration.search import Operation
+from mipkd.core.quiet import quiet
+from mipkd.core.records import QuantScheme
+from targets._openvino import devices
+from targets._openvino.fake_quantize import (
+    factors,
+    name_as_in,
+    name_of,
+    operations,
+    read_grids,
+    restore_floats,
+    weights,
+)
+from targets._openvino.last_bias import last_bias_in_fp32
+from targets._openvino.quantize import LEARNED, RANGE_ESTIMATORS, NncfInt8, sensitive_layers_of
+from targets._openvino.session import LatencySession
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+_SIDE = 64  # LR pixels at which operations are told apart by their shapes
+
+
+class OvTuner:
+    """Quantised models of one graph, kept in `out` so that an interrupted search goes on.
+
+    `options` are those of a session, by the precision that floats are computed in.
+    """
+
+    def __init__(
+        self, settings: NncfInt8, out: Path, options: Mapping[str, dict[str, str]]
+    ) -> None:
+        self.range_estimators: tuple[str, ...] = (LEARNED,) if settings.scheme else RANGE_ESTIMATORS
+        self.other_precisions = tuple(options)
+        self._settings, self._out, self._options = settings, out, options
+        self._quantized: dict[str, Any] = {}
+        with quiet():
+            self._original = devices.package().convert_model(str(settings.file))
+            name_as_in(self._original, settings.file)
+
+    def operations(self) -> tuple[Operation, ...]:
+        """What NNCF puts into INT8, in the graph's order."""
+        parts = sensitive_layers_of(self._original).parts
+        sized = _with_fixed_size(self._load(self.range_estimators[0]))
+        return tuple(
+            Operation(
+                name_of(op),
+                op.get_type_name(),
+                _cost_key(op),
+                parts.get(op.get_friendly_name(), ""),
+            )
+            for op in operations(sized)
+        )
+
+    def session(self, estimator: str, floats: Iterable[str], other: str) -> LatencySession:
+        """A candidate, compiled as `open` compiles."""
+        edited = restore_floats(self._load(estimator), self._original, floats)
+        if other != "fp32":
+            edited = last_bias_in_fp32(edited)
+        return LatencySession(edited, self._settings.device, self._options[other])
+
+    def quant_scheme(self, floats: Sequence[str]) -> QuantScheme:
+        """What INT8 rounds beside `floats`, with the usual ranges."""
+        edited = restore_floats(self._load(self.range_estimators[0]), self._original, floats)
+        found = read_grids(edited, factors(self._original, self._settings.file))
+        return QuantScheme(found, weights(edited, self._original), tuple(floats))
+
+    def _load(self, estimator: str) -> Any:
+        """The graph in INT8, quantised the first time that it is asked for."""
+        if estimator not in self._quantized:
+            file, whole = (
+                self._out / f"{estimator}.xml",
+                self._out / f"{estimator}.whole",
+            )
+            if not whole.is_file():
+                with quiet():
+                    made = self._settings.quantize_all(self._original, estimator)
+                    devices.package().save_model(made, str(file), compress_to_fp16=False)
+                whole.touch()
+            self._quantized[estimator] = devices.core().read_model(str(file))
+        return self._quantized[estimator]
+
+
+def _with_fixed_size(model: Any) -> Any:
+    """A copy with static shapes where the graph allows it."""
+    copy = model.clone()
+    try:
+        copy.reshape([1, 3, _SIDE, _SIDE])
+    except RuntimeError:  # sizes fixed inside the graph
+        return model
+    return copy
+
+
+def _cost_key(op: Any) -> str:
+    """Kind and shapes: those of one such word take the same time."""
+    shapes = [str(op.input(i).get_partial_shape()) for i in range(op.get_input_size())]
+    return " ".join([op.get_type_name(), *shapes, str(op.get_output_partial_shape(0))])

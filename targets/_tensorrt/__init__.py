@@ -1,0 +1,1 @@
+"""What only TensorRT and its kin need."""

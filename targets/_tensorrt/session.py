@@ -1,0 +1,97 @@
+"""An engine on the GPU, and, where there is none, its graph on another engine for the pixels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mipkd.core.errors import MissingError, StageError, UsageError
+from targets._onnxruntime.session import OrtSession
+from targets._tensorrt.cuda import Cuda
+from targets.base import Session
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from targets.base import FloatArray
+
+
+class PlanSession(Session):
+    """An engine, its buffers and a stream; copies to and from the GPU belong to a run."""
+
+    def __init__(self, trt: Any, plan: bytes) -> None:
+        self._cuda = Cuda()
+        self._logger = trt.Logger(trt.Logger.ERROR)
+        self._runtime = trt.Runtime(self._logger)
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            raise StageError(
+                "tensorrt: the engine does not load on this GPU and version",
+                hint="delete the .plan file: it is built anew from the ONNX beside it",
+            )
+        # Memory for the shape in use, not for the largest one that the profile allows.
+        self._context: Any = self._engine.create_execution_context(
+            trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        )
+        names = [self._engine.get_tensor_name(i) for i in range(2)]
+        if self._engine.get_tensor_mode(names[0]) != trt.TensorIOMode.INPUT:
+            names.reverse()
+        self._input, self._output = names
+        self._shape: tuple[int, ...] = ()
+        self._buffers: tuple[int, ...] = ()
+        self._image: FloatArray = np.zeros(0, np.float32)
+
+    def run(self, lr_NCHW: FloatArray) -> FloatArray:
+        """The upscaled batch, shape (N, C, S*H, S*W); valid until the next call."""
+        if lr_NCHW.shape != self._shape:
+            self._fit(lr_NCHW.shape)
+        lr = np.ascontiguousarray(lr_NCHW, dtype=np.float32)
+        self._cuda.upload(lr, self._buffers[0])
+        if not self._context.execute_async_v3(self._cuda.stream):
+            raise StageError(f"tensorrt: running an image of {lr.shape[2:]} LR pixels failed")
+        self._cuda.download(self._buffers[1], self._image)
+        self._cuda.wait()
+        return self._image
+
+    def close(self) -> None:
+        """Give the GPU's memory back."""
+        self._context = self._engine = self._runtime = None
+        self._cuda.close()
+
+    def _fit(self, shape: tuple[int, ...]) -> None:
+        """Buffers for images of another shape."""
+        least, _, most = self._engine.get_tensor_profile_shape(self._input, 0)
+        if any(not a <= b <= c for a, b, c in zip(least, shape, most, strict=True)):
+            raise UsageError(
+                f"tensorrt: this engine takes {least[2]} to {most[2]} LR pixels a side, "
+                f"not {shape[2]}x{shape[3]}",
+                hint="upscale the image in tiles",
+            )
+        for address in self._buffers:
+            self._cuda.free(address)
+        self._buffers, self._shape = (), ()
+        self._context.set_input_shape(self._input, shape)
+        self._image = np.empty(tuple(self._context.get_tensor_shape(self._output)), np.float32)
+        scratch = self._context.update_device_memory_size_for_shapes()
+        sizes = (4 * int(np.prod(shape)), self._image.nbytes, scratch)
+        self._buffers = tuple(self._cuda.allocate(size) for size in sizes)
+        self._context.set_tensor_address(self._input, self._buffers[0])
+        self._context.set_tensor_address(self._output, self._buffers[1])
+        self._context.set_device_memory(self._buffers[2], scratch)
+        self._shape = shape
+
+
+class SimulatedSession(OrtSession):
+    """The engine's ONNX on ONNX Runtime's CPU: the same Q/DQ and casts, other kernels."""
+
+    def __init__(self, file: Path, name: str) -> None:
+        from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as Unknown
+
+        try:
+            super().__init__(file, {})
+        except Unknown as error:
+            raise MissingError(
+                f"{name}: ONNX Runtime's CPU cannot simulate this graph: {str(error).strip()}",
+                hint="bf16 needs an NVIDIA GPU; fp32 and fp16 can be simulated",
+            ) from error

@@ -1,0 +1,158 @@
+"""A target of TensorRT's kind: types written into the ONNX, an engine beside it.
+
+`open` needs numpy and the runtime alone; `build` needs the host's onnx, onnxruntime and nncf too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mipkd.core.errors import MissingError
+from targets._tensorrt import engine
+from targets._tensorrt.cuda import gpu
+from targets._tensorrt.session import PlanSession, SimulatedSession
+from targets.base import BuildRequest, Feature, Target, version_of
+
+if TYPE_CHECKING:
+    from mipkd.core.records import Built, QuantScheme
+    from targets.base import Session
+
+_OFFERED = ("fp32", "fp16", "int8")
+_KNOWN = ("fp32", "fp16", "bf16", "int8")  # bf16 when asked for, or where fp16 would overflow
+MAKERS = ("onnx", "onnxruntime", "nncf", "nvidia-modelopt", "numpy")
+NO_GPU = "no NVIDIA GPU and driver found; sudo ubuntu-drivers install, until nvidia-smi lists it"
+_PATCHES = 8  # of the calibration's that probe FP16's range, beside the extreme images
+_PROBED = 48  # LR pixels a side of these extreme images
+
+
+class TensorRt(Target):
+    """One flavour of TensorRT on the first NVIDIA GPU."""
+
+    features = frozenset({Feature.FIXED_INT8})
+
+    def __init__(self, flavour: engine.Flavour, name: str = "") -> None:
+        self.name = name or flavour.name
+        self._flavour = flavour
+
+    @property
+    def simulated(self) -> bool:
+        """Engines are built here, but without a GPU ONNX Runtime makes the pixels."""
+        return self._flavour.without_gpu and gpu() is None
+
+    def precisions(self) -> tuple[str, ...]:
+        """FP32, 16 bits and INT8."""
+        return _OFFERED
+
+    def why_not(self) -> str:
+        """The package and, except for a flavour that builds without, the GPU."""
+        missing = []
+        if not self._flavour.found():
+            missing.append(f"{self._flavour.name} is not installed; {self._flavour.install}")
+        if gpu() is None and not self._flavour.without_gpu:
+            missing.append(NO_GPU)
+        if self.simulated and not version_of("onnxruntime"):
+            missing.append("without a GPU onnxruntime is needed; pip install onnxruntime")
+        return "; and ".join(missing)
+
+    def versions(self) -> dict[str, str]:
+        """The runtime, what makes its graph, and the GPU's facts that an engine depends on."""
+        return {self._flavour.name: self._flavour.load().__version__, **facts(*MAKERS)}
+
+    def build(self, request: BuildRequest) -> Built:
+        """`out`/model.onnx in its final types, and the engine under `out`/engines.
+
+        INT8 is on the request's grids where they were learned with the weights of its graph.
+        """
+        self.check(request, known=_KNOWN)
+        self._require()
+        from targets._tensorrt.symmetric_qdq import refuse_unreadable
+
+        model, kind, notes = _typed_graph(request)
+        refuse_unreadable(model)
+        data = model.SerializeToString()
+        file, profile = request.out / "model.onnx", engine.Profile.of(request.graph.multiple)
+        request.out.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+        notes = (*notes, *self._prepare(file, data, profile))
+        options = {"profile": str(profile)}
+        # Networks are strongly typed: the types of the graph are those that it is computed in.
+        return self.describe(request, file, executes=kind, options=options, notes=notes)
+
+    def quant_scheme(self, request: BuildRequest) -> QuantScheme:
+        """What its INT8 of a graph rounds; what is float is taken for exact."""
+        import onnx
+
+        from targets._tensorrt.symmetric_qdq import read_rounding
+
+        assert request.patches is not None, "INT8 has them"
+        return read_rounding(onnx.load(request.graph.file), request.patches)
+
+    def open(self, built: Built) -> Session:
+        """The engine for this GPU; one that was built elsewhere is built anew."""
+        self._require()
+        if self.simulated:
+            return SimulatedSession(built.file, self.name)
+        trt, data = self._flavour.load(), built.file.read_bytes()
+        profile = engine.Profile.of(built.multiple)
+        return PlanSession(trt, engine.engine(trt, data, profile, caches=_caches(built.file)))
+
+    def _prepare(self, file: Path, data: bytes, profile: engine.Profile) -> tuple[str, ...]:
+        """The engine beside the graph `data` in `file`, and notes."""
+        engine.engine(self._flavour.load(), data, profile, caches=_caches(file))
+        simulated = (
+            f"built without a GPU, for SM{engine.ASSUMED_SM}: a device builds its own engine"
+        )
+        return (simulated,) if self.simulated else ()
+
+    def _require(self) -> None:
+        if reason := self.why_not():
+            raise MissingError(f"{self.name}: {reason}")
+
+
+def _typed_graph(request: BuildRequest) -> tuple[Any, str, tuple[str, ...]]:
+    """The model in the types to compute in, the precision that these are, and notes."""
+    import onnx
+
+    from targets._onnx.onnx_float16 import convert_to_16_bits
+    from targets._tensorrt.symmetric_qdq import quantize_symmetric
+
+    model, precision = onnx.load(request.graph.file), request.precision
+    if precision == "fp32":
+        return model, precision, ()
+    kind, notes = ("bf16", ()) if precision == "bf16" else fp16_or_bf16(request)
+    if precision != "int8":
+        return convert_to_16_bits(model, kind), kind, notes
+    assert request.patches is not None, "accepted with them"
+    quantized, kept = quantize_symmetric(model, request.patches, request.scheme)
+    notes = (*kept, f"what is float is {kind.upper()}", *notes)
+    return convert_to_16_bits(quantized, kind), precision, notes
+
+
+def fp16_or_bf16(request: BuildRequest) -> tuple[str, tuple[str, ...]]:
+    """FP16, or BF16 with a note where values of the graph would overflow FP16."""
+    from calibration.patches import as_batches
+    from targets._onnx.onnx_float16 import extreme_images, find_peak
+
+    multiple = request.graph.multiple
+    patches = as_batches(request.patches) if request.patches else []
+    probes = patches[:: -(-len(patches) // _PATCHES) or 1]
+    images = [*extreme_images(-(-_PROBED // multiple) * multiple), *probes]
+    peak = find_peak(request.graph.file, images)
+    if peak.fits_fp16:
+        return "fp16", ()
+    return "bf16", (f"BF16, not FP16: {peak.tensor} reaches {peak.value:.3g}",)
+
+
+def _caches(file: Path) -> tuple[Path, ...]:
+    """Where engines are kept: beside the graph, and for this user where building takes minutes."""
+    home = (Path.home() / ".cache" / "mipkd-pipeline" / "engines",) if gpu() else ()
+    return (file.parent / "engines", *home)
+
+
+def facts(*packages: str) -> dict[str, str]:
+    """Versions of what is installed, and the GPU's facts that an engine depends on."""
+    device = gpu()
+    of_gpu = {"cuda": device.cuda, "sm": device.sm, "jetpack": device.jetpack} if device else {}
+    found = {**{name: version_of(name) for name in packages}, **of_gpu}
+    return {name: known for name, known in found.items() if known}

@@ -1,0 +1,1 @@
+"""What builders need that start from the torch net."""
