@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from calibration.sensitive_layers import sensitive_layers_in_file
-from mipkd.archs._hooked import Blocks, Hooked
+from mipkd.archs._hooked import BlockSequence, HookedNet
 from mipkd.archs.base import Arch, SRNet
 from mipkd.core import plugins
 from mipkd.core.errors import StageError
@@ -119,7 +119,7 @@ class Fickle(nn.Module):
 
 
 def test_a_net_that_is_no_graph_is_refused_by_name(tmp_path: Path) -> None:
-    net = Hooked(Fickle(), Blocks(), scale=2)
+    net = HookedNet(Fickle(), BlockSequence(), scale=2)
     with pytest.raises(StageError, match="torch cannot turn Fickle into an ONNX graph") as caught:
         export(net, out=tmp_path, metadata={}, role="teacher", family="Fickle")
     assert len(caught.value.what) < 400
