@@ -16,7 +16,7 @@ from mipkd.losses._principal import PrincipalDirections
 from mipkd.losses.base import TeacherPass
 from mipkd.losses.mixture_of_priors import Mixers
 
-RIVALS = ("fitnet", "at", "rkd", "fakd", "crosskd")
+BASELINES = ("fitnet", "at", "rkd", "fakd", "crosskd")
 
 
 class Noise:
@@ -33,8 +33,8 @@ def stepped(config: DistillConfig, student: SRNet, teacher: SRNet) -> dict[str, 
     return learner.advance(Noise())
 
 
-@pytest.mark.parametrize("method", RIVALS)
-def test_a_rival_is_logits_and_its_own_loss(method: str) -> None:
+@pytest.mark.parametrize("method", BASELINES)
+def test_a_baseline_is_logits_and_its_own_loss(method: str) -> None:
     chosen = tuple(DistillConfig(method=method).build_losses())
     # CrossKD matches the teacher's image through the teacher's blocks instead.
     base = ("pixel",) if method == "crosskd" else ("pixel", "logits")
