@@ -74,4 +74,4 @@ def load_deployed(model: Model) -> Any:
             f"{model.arch} is none of the families that can be converted",
             hint="known: " + ", ".join(known),
         )
-    return load(model).deployed()
+    return load(model).to_deployed()

@@ -124,7 +124,7 @@ def _by_cost(config: FitConfig, teacher: Model) -> list[tuple[float, str]]:
     for spec in config.candidates:
         arch, hyper = students.choose(teacher, spec)
         with torch.device("meta"):
-            cost = gmacs(arch.make(hyper).deployed())
+            cost = gmacs(arch.make(hyper).to_deployed())
         if cost < teacher.gmacs:
             found.append((cost, spec))
     return sorted(found)

@@ -31,5 +31,5 @@ def identify(inputs: IdentifyInputs, *, out: Path) -> Model:
         probe=lambda scale: probe_images(images, scale=scale),
     )
     file = out / f"{inputs.role}.safetensors"
-    teacher.keep(model, net, file)
+    teacher.save_copy(model, net, file)
     return replace(model, file=file)

@@ -101,10 +101,10 @@ def _convert(net: Any, precision: str, smallest: int | None, *, images: bool) ->
 
 def _program(net: Any, smallest: int | None, side: int, *, images: bool) -> Any:
     def on_pixels(lr: Any) -> Any:
-        return (net.tapped(lr / 255)[0].clamp(0, 1) * 255).round()
+        return (net.forward_with_taps(lr / 255)[0].clamp(0, 1) * 255).round()
 
     def on_arrays(lr: Any) -> Any:
-        return net.tapped(lr)[0]
+        return net.forward_with_taps(lr)[0]
 
     upscale = on_pixels if images else on_arrays
     return export_program(net, upscale, least=smallest, usual=side, most=_MOST)

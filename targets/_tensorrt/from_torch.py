@@ -103,7 +103,7 @@ def typed_program(net: Any, kind: str, profile: Profile) -> Any:
     net = net.to(dtype)
 
     def upscale(lr: Any) -> Any:
-        return net.tapped(lr.to(dtype))[0].float()
+        return net.forward_with_taps(lr.to(dtype))[0].float()
 
     return export_program(net, upscale, least=profile.least, usual=profile.usual, most=profile.most)
 

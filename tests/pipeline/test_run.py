@@ -157,7 +157,7 @@ def test_a_type_checker_sees_wrong_inputs(tmp_path: Path, inputs: str, wrong: st
     file.write_text(
         f"""
 from mipkd.core.records import Distilled, Model, Photos, TestSet
-from mipkd.distill.trainer import DistillConfig
+from mipkd.distill.settings import DistillConfig
 from pipeline.run import Ref, Run
 from pipeline.stages.distill import DistillInputs, distill
 from pipeline.stages.export import ExportConfig
