@@ -39,7 +39,7 @@ def probe_target(name: str) -> TargetInfo:
         return TargetInfo(name, "", target.simulated, *offered, host)
     except MipkdError as error:
         why = "; ".join(filter(None, (error.what, error.hint)))
-    except (ImportError, OSError, RuntimeError) as error:
+    except Exception as error:  # whatever a runtime or a plug-in raises
         why = f"{type(error).__name__}: {error}"
     return TargetInfo(name, why, False, (), {}, host)
 

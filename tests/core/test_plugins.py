@@ -117,6 +117,26 @@ def test_a_file_that_is_no_target_is_a_warning_of_doctor(
     assert "Traceback" not in done.stderr
 
 
+def test_a_target_that_fails_when_asked_is_not_usable_and_says_why(tmp_path: Path) -> None:
+    (tmp_path / "targets").mkdir()
+    (tmp_path / "targets/odd.py").write_text(
+        textwrap.dedent(
+            """
+            from targets.null import Null
+            class Odd(Null):
+                name = "odd"
+                def why_not(self):
+                    return {}["gone"]
+            TARGET = Odd()
+            """
+        )
+    )
+    done = doctor(tmp_path)
+    assert done.returncode == 0, done.stderr
+    odd = json.loads(done.stdout)["targets"]["odd"]
+    assert (odd["usable"], odd["why_not"]) == (False, "KeyError: 'gone'")
+
+
 def test_a_broken_entry_point_is_a_warning_too(tmp_path: Path) -> None:
     meta = tmp_path / "broken-1.0.dist-info"
     meta.mkdir()
