@@ -1,4 +1,4 @@
-"""The baseline losses by hand, on a few numbers: at each of two positions, which all but CrossKD sum."""
+"""The baseline losses by hand: at each of two positions, which all but CrossKD sum."""
 
 from collections.abc import Callable
 from itertools import product
