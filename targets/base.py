@@ -82,6 +82,11 @@ class BuildRequest:
     uint8_io: bool = False  # uint8 in and out; clipping and rounding in the model
     load_net: NetLoader | None = None  # for targets that start from the torch net
 
+    @property
+    def is_local(self) -> bool:
+        """Whether this machine is the one that will run the model."""
+        return self.on is None or self.on.local
+
 
 class Target(ABC):
     """A runtime on a device. Each module of `targets` offers one as `TARGET`."""

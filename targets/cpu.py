@@ -51,7 +51,7 @@ class Cpu(Target):
             notes = quantize_graph(request, file, saturates=saturates(request.on))
         else:
             shutil.copyfile(request.graph.file, file)
-        executes = "" if request.on else executed_precision(file)
+        executes = executed_precision(file) if request.is_local else ""
         if request.uint8_io:
             from targets._onnx.uint8_io import NOTE, give_uint8_io
 

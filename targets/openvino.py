@@ -88,7 +88,7 @@ class OpenVino(Target):
     def build(self, request: BuildRequest) -> Built:
         """`out`/model.xml and .bin: INT8 weights, FP16 ones for "fp16", else FP32 ones."""
         on, precision = request.on, request.precision
-        if on is None and (reason := self.why_not()):
+        if request.is_local and (reason := self.why_not()):
             raise MissingError(f"{self.name}: {reason}")
         offered = on.precisions if on else self.precisions()
         self.check(request, known=offered)
@@ -101,9 +101,9 @@ class OpenVino(Target):
             fp16 = precision == "fp16"
             devices.package().save_model(model, str(file), compress_to_fp16=fp16)
         options = self._options(other)
-        executes = (
-            "" if on else executed_precision(file, self._device, options, request.graph.multiple)
-        )
+        executes = ""
+        if request.is_local:
+            executes = executed_precision(file, self._device, options, request.graph.multiple)
         if request.uint8_io:
             options[PIXELS] = "uint8"
             notes = (*notes, NOTE)

@@ -20,6 +20,7 @@ from mipkd.core.records import Graph, Holdout, PatchSet, Photos, QuantPlan
 from mipkd.core.samples import sample_photos
 from mipkd.distill import teacher as teachers
 from mipkd.export.onnx import export
+from pipeline.bench.models import probe_target
 from pipeline.config import load
 from pipeline.flow import measure_all
 from pipeline.quantize.evaluator import Crops
@@ -205,7 +206,7 @@ def test_training_on_with_the_rounding_is_kept_where_it_helps(
         assert plan.met
         (tmp_path / "built").mkdir()
         of = (ready(graph), ready(patches), ready(plan))
-        inputs = BuildInputs(BuildConfig(), "int8", target, *of)
+        inputs = BuildInputs(BuildConfig(), "int8", probe_target(target), *of)
         built = build.function(inputs, out=tmp_path / "built")
         assert "trained on with INT8's rounding: 20 steps" in built.notes[-1]
 

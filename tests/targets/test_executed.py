@@ -73,6 +73,9 @@ def test_for_another_machine_nothing_is_claimed(
     on = TargetInfo("cpu", "", False, ("fp32", "int8"), {}, host)
     built = usable("cpu").build(BuildRequest(thirds, "int8", tmp_path / "out", noise, on=on))
     assert built.executes == ""
+    here = replace(on, local=True)
+    request = BuildRequest(thirds, "int8", tmp_path / "here", noise, on=here)
+    assert usable("cpu").build(request).executes == "int8"
 
 
 def test_a_graph_that_overflows_fp16_is_bf16_by_its_own_account(
