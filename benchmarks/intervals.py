@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mipkd.core.codec import decode
+from mipkd.core.study import SetScores
 from pipeline.bench.stats import mean_over_seeds_and_images
 
 MOST = 0.10  # of the 95 % intervals may exclude 0
@@ -71,7 +73,8 @@ def rows_of(file: Path) -> list[Row]:
 def _psnr(study: dict[str, Any], arm: str, number: int) -> Array:
     """PSNR-Y in dB, shape (seeds, images)."""
     trained = [one for one in study["trained"] if one["arm"] == arm]
-    return np.array([[i["psnr_y_db"] for i in one["scores"][number]["images"]] for one in trained])
+    sets = [decode(SetScores, one["scores"][number]) for one in trained]
+    return np.array([[score.psnr_y_db for score in found.images] for found in sets])
 
 
 def _row(study: str, test: str, arm: str, psnr_SI: Array) -> Row:

@@ -1,4 +1,4 @@
-"""A torch net as a Core ML package: conversion, what is written on it, and the same bytes again."""
+"""Conversion of a torch net to a Core ML package, its metadata, and reproducible files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SYSTEM, _SYSTEM_INT8 = "macOS13", "macOS14"  # iOS 16, iOS 17
 
 
 def load_coremltools() -> Any:
-    """The library, which is loaded only where it is used.
+    """Import coremltools, only where it is used.
 
     Raises:
         MissingError: it is not installed.
@@ -44,7 +44,7 @@ def load_coremltools() -> Any:
 def convert_net(
     net: Any, graph: Graph, precision: str, *, images: bool
 ) -> tuple[Any, tuple[str, ...]]:
-    """The converted model for any size in a range, or else for one size, and what to note.
+    """The converted model, for any size in a range or else for one size, and notes.
 
     Raises:
         StageError: neither can be converted.
@@ -127,7 +127,7 @@ def with_8_bit_weights(model: Any) -> Any:
 
 
 def describe(model: Any, graph: Graph, precision: str) -> None:
-    """Who made it, under which licence, and what an app must know of its images."""
+    """Write author, licence and what an app must know of the images into the package."""
     model.author = "mipkd-pipeline"
     model.license = graph.licence
     model.version = "1"
@@ -148,7 +148,7 @@ def describe(model: Any, graph: Graph, precision: str) -> None:
 
 
 def make_reproducible(package: Path) -> None:
-    """Note the weight file's hash, and drop what is not of the model: when and how it was made.
+    """Note the weight file's hash, and drop dates and random names from the package.
 
     So that a changed weight shows, and the same net gives the same files.
     """
