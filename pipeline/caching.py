@@ -21,7 +21,8 @@ from mipkd.distill.settings import DistillConfig
 from mipkd.distill.start import check_init
 from mipkd.distill.supported_losses import build_supported_losses
 from mipkd.losses.base import TeacherPass
-from pipeline.run import NotInKey, Ref, Run
+from pipeline.run import Run
+from pipeline.stage import NotInKey, Ref
 from pipeline.stages.distill import DistillInputs, distill
 from pipeline.stages.teacher_cache import (
     DirectionsInputs,

@@ -28,7 +28,7 @@ from pipeline.inputs import (
     source_of_folder,
 )
 from pipeline.quantize.search import check_floats
-from pipeline.run import NotInKey, Ref
+from pipeline.stage import NotInKey, Ref
 from pipeline.stages.distill import DistillInputs, distill
 from pipeline.stages.export import ExportInputs, export
 from pipeline.stages.fit import FitInputs, fit, largest_within

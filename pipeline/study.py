@@ -25,7 +25,8 @@ from mipkd.distill.teacher import TeacherOptions
 from pipeline import caching
 from pipeline.bench.host import describe_host
 from pipeline.report.study import write_study
-from pipeline.run import Ref, Run, Source, commit, now
+from pipeline.run import Run, commit, now
+from pipeline.stage import Ref, Source
 from pipeline.stages.assess import AssessInputs, assess
 from pipeline.stages.distill import DistillInputs, distill
 from pipeline.stages.identify import IdentifyInputs, identify

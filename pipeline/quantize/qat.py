@@ -35,7 +35,7 @@ from mipkd.distill.trainer import TrainingInputs, train
 from mipkd.export import onnx
 from mipkd.export.fake_quant import FakeQuantNet
 from pipeline.quantize.search import judged, worth_their_time
-from pipeline.run import Ref, stage
+from pipeline.stage import Ref, stage
 from targets.base import BuildRequest, Feature, find
 
 log = logging.getLogger(__name__)

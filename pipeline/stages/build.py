@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from mipkd.core import plugins
 from mipkd.core.errors import UnsupportedError
 from mipkd.core.records import Built, Graph, Model, PatchSet, QuantPlan, TargetInfo
-from pipeline.run import Ref, stage
+from pipeline.stage import Ref, stage
 from targets.base import BuildRequest, find
 
 

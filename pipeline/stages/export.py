@@ -16,7 +16,7 @@ from mipkd.distill.data import load_tests, probe_images
 from mipkd.export import adopt_onnx, onnx
 from mipkd.export.parity import check_parity
 from mipkd.export.pixel_shuffle import replace_pixel_shuffle
-from pipeline.run import Ref, Source, stage
+from pipeline.stage import Ref, Source, stage
 
 
 class ExportConfig(BaseModel):

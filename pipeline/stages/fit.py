@@ -21,7 +21,7 @@ from mipkd.distill import student as students
 from mipkd.export.onnx import export
 from pipeline.bench.latency import BenchSettings
 from pipeline.machine.base import Job, Machine, MachineLostError
-from pipeline.run import NotInKey, Ref, stage
+from pipeline.stage import NotInKey, Ref, stage
 from targets.base import BuildRequest, find
 
 log = logging.getLogger(__name__)

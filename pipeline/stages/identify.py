@@ -7,7 +7,7 @@ from mipkd.core.records import Model
 from mipkd.distill import teacher
 from mipkd.distill.data import probe_images
 from mipkd.distill.teacher import TeacherOptions
-from pipeline.run import Source, stage
+from pipeline.stage import Source, stage
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from mipkd.distill import student as students
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.step_timing import time_steps
 from mipkd.distill.training_task import TrainingTask
-from pipeline.run import Ref, stage
+from pipeline.stage import Ref, stage
 
 
 def _failed(paces: Mapping[str, Pace]) -> bool:

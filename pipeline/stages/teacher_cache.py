@@ -10,7 +10,7 @@ from mipkd.distill.cache_fill import fill_cache
 from mipkd.distill.cache_store import link_images
 from mipkd.distill.hardware import find_device
 from mipkd.distill.latent_directions import find_directions
-from pipeline.run import NotInKey, Ref, stage
+from pipeline.stage import NotInKey, Ref, stage
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from mipkd.distill import student as students
 from mipkd.distill import teacher as teachers
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.training_task import TrainingTask, train_task
-from pipeline.run import Ref, stage
+from pipeline.stage import Ref, stage
 
 
 @dataclass(frozen=True)
