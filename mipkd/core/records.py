@@ -152,7 +152,7 @@ class QuantParams:
     # Operations in the ONNX graph, and which input of each; the operation "" is the result.
     readers: tuple[tuple[str, int], ...]
     scale: float  # between two values
-    zero: int  # the zero point: which of 0 to 255 stands for 0.0
+    zero_point: int  # which of 0 to 255 stands for 0.0
 
 
 @dataclass(frozen=True)

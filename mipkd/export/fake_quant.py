@@ -71,7 +71,7 @@ class _FakeQuantizer(nn.Module):
 
     def __init__(self, grid: QuantParams) -> None:
         super().__init__()
-        self.start, self.zero = grid.scale, grid.zero
+        self.start, self.zero_point = grid.scale, grid.zero_point
         # Of the scale's logarithm since the start, in units of `_PACE`.
         self.growth = nn.Parameter(torch.zeros(()))
 
@@ -79,7 +79,9 @@ class _FakeQuantizer(nn.Module):
         return self.start * math.exp(_PACE * float(self.growth.detach()))
 
     def forward(self, features: Tensor) -> Tensor:
-        rounded: Tensor = _StraightThrough.apply(features, self.growth, self.scale(), self.zero)  # type: ignore[no-untyped-call]
+        rounded: Tensor = _StraightThrough.apply(
+            features, self.growth, self.scale(), self.zero_point
+        )  # type: ignore[no-untyped-call]
         return rounded
 
 

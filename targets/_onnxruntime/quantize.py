@@ -158,7 +158,7 @@ def _overrides(model: Any, scheme: QuantScheme | None) -> dict[str, list[dict[st
     wanted = dict.fromkeys(_images(model), (1 / 255, 0))
     for grid in scheme.grids if scheme else ():
         operation, index = grid.readers[0]
-        wanted[inputs[operation][index]] = (grid.scale, grid.zero)
+        wanted[inputs[operation][index]] = (grid.scale, grid.zero_point)
     return {
         tensor: [
             {

@@ -178,7 +178,7 @@ def with_grids(model: Any, wanted: Iterable[QuantParams], factors: Mapping[str, 
     for op in _roundings(model):
         grid = by_readers[_readers(op)]
         scale = grid.scale / _factor(grid.readers, factors)
-        _set_ends(op, -grid.zero * scale, (_STEPS - grid.zero) * scale)
+        _set_ends(op, -grid.zero_point * scale, (_STEPS - grid.zero_point) * scale)
     model.validate_nodes_and_infer_types()
     return model
 

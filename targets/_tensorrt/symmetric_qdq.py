@@ -65,7 +65,7 @@ def read_rounding(model: Any, patches: PatchSet) -> QuantScheme:
     """All that `quantize_symmetric` rounds of a model."""
     quantized, _ = quantize_symmetric(model, patches)
     weights = tuple((node.name, _MOST) for node in operations(quantized))
-    grids = tuple(replace(grid, zero=_MIDDLE) for grid in read_grids(quantized))
+    grids = tuple(replace(grid, zero_point=_MIDDLE) for grid in read_grids(quantized))
     return QuantScheme(grids, weights)
 
 

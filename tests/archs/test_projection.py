@@ -174,7 +174,7 @@ def test_an_edge_student_of_single_convolutions_gets_the_same_weights() -> None:
 
 def test_swinirs_directions_are_orthonormal_and_keep_means() -> None:
     x_PC = torch.randn(50, 12, generator=torch.Generator().manual_seed(0)).double()
-    basis_KC = _swinir_projection._keeping_means(x_PC.T @ x_PC, 5)
+    basis_KC = _swinir_projection._directions_with_mean(x_PC.T @ x_PC, 5)
     assert torch.allclose(basis_KC @ basis_KC.T, torch.eye(5), atol=1e-6)
     assert torch.allclose(basis_KC.sum(1) / 12**0.5, torch.full((5,), 5**-0.5), atol=1e-6)
 

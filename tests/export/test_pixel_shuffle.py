@@ -48,7 +48,7 @@ def test_the_same_values_at_the_same_places(mode: str, side: int) -> None:
 
 
 def test_channels_that_nobody_tells_are_refused() -> None:
-    with pytest.raises(UnsupportedError, match="how many channels shuffle shuffles"):
+    with pytest.raises(UnsupportedError, match="shuffle shuffles an unknown number of channels"):
         replace_pixel_shuffle(shuffles("CRD", 2, "channels"))
 
 

@@ -93,7 +93,7 @@ def test_after_training_the_target_computes_what_torch_did(
     assert before.grids
     student = trained(net, before)
     learned = student.learned_rounding()
-    assert [grid.zero for grid in learned.grids] == [grid.zero for grid in before.grids]
+    assert [grid.zero_point for grid in learned.grids] == [grid.zero_point for grid in before.grids]
     assert [grid.scale for grid in learned.grids] != [grid.scale for grid in before.grids]
     made = replace_weights(graph, student.float_weights(), out=tmp_path)
     after = tuner(target, made, patches, tmp_path / "after", learned)
@@ -151,7 +151,7 @@ def test_after_training_a_fixed_recipe_computes_what_torch_did(
     assert Feature.FIXED_INT8 in jetson.features
     request = BuildRequest(graph, "int8", tmp_path / "built", patches)
     before = jetson.quant_scheme(request)
-    assert {grid.zero for grid in before.grids} == {128}
+    assert {grid.zero_point for grid in before.grids} == {128}
     student = trained(net, before)
     learned = student.learned_rounding()
     made = replace_weights(graph, student.float_weights(), out=tmp_path)
@@ -219,4 +219,4 @@ def test_the_image_is_rounded_to_the_levels_it_has(
     found = tuner(target, graph, patches, tmp_path / "made").quant_scheme(())
     (grid,) = [grid for grid in found.grids if (head, 0) in grid.readers]
     assert grid.scale == pytest.approx(1 / 255, rel=1e-6)
-    assert grid.zero == 0
+    assert grid.zero_point == 0
