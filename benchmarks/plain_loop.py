@@ -31,9 +31,9 @@ from mipkd.core.samples import sample_photos
 from mipkd.distill import student as students
 from mipkd.distill.batch import Batch
 from mipkd.distill.data import PatchSampler, prepare_photos
-from mipkd.distill.learner import Learner
-from mipkd.distill.resident import near
+from mipkd.distill.gpu_sampler import choose_sampler
 from mipkd.distill.settings import DistillConfig
+from mipkd.distill.train_step import Learner
 from mipkd.losses.base import TeacherPass
 
 
@@ -60,7 +60,7 @@ def measure(asked: argparse.Namespace) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         ours = _learner(asked, DistillConfig(**shared))
         photos = prepare_photos(asked.data, scale=asked.scale, patch=asked.patch, out=Path(folder))
-        near_us = near(
+        near_us = choose_sampler(
             PatchSampler(photos, patch=asked.patch, batch=asked.batch, seed=0), ours.device
         )
         usual = {
@@ -153,7 +153,8 @@ def _learner(asked: argparse.Namespace, config: DistillConfig) -> Learner:
     student, teacher = (
         arch.make(hyper)
         for arch, hyper in (
-            students.choose_alone(spec, asked.scale) for spec in (asked.student, asked.teacher)
+            students.choose_without_teacher(spec, asked.scale)
+            for spec in (asked.student, asked.teacher)
         )
     )
     return Learner(config, student, teacher)

@@ -24,7 +24,7 @@ from mipkd.core import memory
 from mipkd.core.images import ByteArray, downscale, list_images, psnr_y, read_rgb, resize_bicubic
 from mipkd.distill import student as students
 from mipkd.distill.data import prepare_photos
-from mipkd.distill.start import patches_of
+from mipkd.distill.start import cut_start_patches
 from mipkd.distill.teacher import TeacherOptions, identify
 
 _SIDE = 256  # HR pixels; a multiple of every scale but 3, whose crops are 255
@@ -56,7 +56,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         photos = prepare_photos(asked.data, scale=model.scale, patch=48, out=Path(folder))
         sizes = {"most": 48, "multiple": student.multiple}
-        lr_NCHW = patches_of(photos, **sizes, gmacs=model.gmacs, seed=asked.seed)
+        lr_NCHW = cut_start_patches(photos, **sizes, gmacs=model.gmacs, seed=asked.seed)
     memory.reset_peak()
     begun = perf_counter()
     arch.project(student, teacher, lr_NCHW)

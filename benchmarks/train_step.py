@@ -31,14 +31,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from mipkd.core.records import Photos, TeacherCache
 from mipkd.distill import student as students
 from mipkd.distill.batch import Sampler
+from mipkd.distill.cache_fill import fill_cache
+from mipkd.distill.compatibility import resolve_positions
 from mipkd.distill.data import PatchSampler, prepare_photos
+from mipkd.distill.gpu_sampler import choose_sampler
 from mipkd.distill.hardware import find_device
-from mipkd.distill.learner import Learner
-from mipkd.distill.positions import compared
-from mipkd.distill.principal import find_directions, principal_of
-from mipkd.distill.resident import near
+from mipkd.distill.latent_directions import find_directions, read_cache_directions
 from mipkd.distill.settings import DistillConfig
-from mipkd.distill.teacher_cache import fill_cache
+from mipkd.distill.train_step import Learner
 from mipkd.losses.base import Pass
 from pipeline.bench.host import describe_host
 
@@ -95,14 +95,15 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     nets = [
         arch.make(hyper)
         for arch, hyper in (
-            students.choose_alone(spec, asked.scale) for spec in (asked.student, asked.teacher)
+            students.choose_without_teacher(spec, asked.scale)
+            for spec in (asked.student, asked.teacher)
         )
     ]
     learner = Learner(config, nets[0], nets[1])
     with tempfile.TemporaryDirectory() as folder:
         photos = prepare_photos(None, scale=asked.scale, patch=asked.patch, out=Path(folder))
         sampler = PatchSampler(photos, patch=asked.patch, batch=asked.batch, seed=0)
-        phases = _phases(learner, near(sampler, learner.device))
+        phases = _phases(learner, choose_sampler(sampler, learner.device))
         rate = _matmul_rate(learner)
         floors = {name: _flops(phase) / rate for name, phase in phases.items()}
         seconds = _timed(phases, asked.rounds, learner.device)
@@ -163,32 +164,34 @@ def _steps(
     )
     student, teacher = (
         arch.make(hyper)
-        for arch, hyper in (students.choose_alone(spec, 2) for spec in ("edsr:c32b2", "edsr:c64b5"))
+        for arch, hyper in (
+            students.choose_without_teacher(spec, 2) for spec in ("edsr:c32b2", "edsr:c64b5")
+        )
     )
     cache = None
-    if any(loss.needs_teacher for loss in config.chosen().values()):
+    if any(loss.needs_teacher for loss in config.build_losses().values()):
         out, found = photos.folder / name, None
         out.mkdir()
-        at = compared(config, config.chosen().values(), student, teacher).teacher
+        at = resolve_positions(config, config.build_losses().values(), student, teacher).teacher
         if at:
             found = find_directions(teacher, photos, at, _LATENTS, out)
         fill_cache(teacher, photos, found, out)
         cache = TeacherCache(out, "teacher", photos.sha256, found, 0, 0.0)
-    learner = Learner(config, student, teacher, principal=principal_of(cache))
+    learner = Learner(config, student, teacher, principal=read_cache_directions(cache))
     plain = PatchSampler(photos, patch=asked.patch, batch=asked.batch, seed=0, cache=cache)
-    sampler, steps = near(plain, learner.device), iter(range(1, 10**9))
+    sampler, steps = choose_sampler(plain, learner.device), iter(range(1, 10**9))
     return {
         name: lambda: learner.advance(sampler),
-        f"data of {name}": lambda: learner._cut(sampler, next(steps)),
+        f"data of {name}": lambda: learner._read_batch(sampler, next(steps)),
     }
 
 
 def _phases(learner: Learner, sampler: Sampler) -> dict[str, Callable[[], object]]:
     """The whole step, and each part of it on inputs that were made before."""
     learner.start(sampler)
-    batch = learner._batch(sampler)
+    batch = learner._next_batch(sampler)
     with torch.no_grad():
-        seen = learner.plain.seen(batch, (0, len(batch)))
+        seen = learner.forward.run_nets(batch, (0, len(batch)))
     loss, helper = learner.losses["mixture_of_priors"], learner.helpers["mixture_of_priors"]
     alone = loss.model_copy(update={"block_weight": 0.0})
     pixel, logits = learner.losses["pixel"], learner.losses["logits"]
@@ -199,13 +202,13 @@ def _phases(learner: Learner, sampler: Sampler) -> dict[str, Callable[[], object
         kind, on = learner.device.type, learner.autocast is not None
         return torch.autocast(kind, learner.autocast, enabled=on)
 
-    def taught() -> None:
+    def run_teacher() -> None:
         with torch.no_grad(), autocast():
-            teacher.tapped(batch.lr_NCHW, learner.positions.teacher)
+            teacher.forward_with_taps(batch.lr_NCHW, learner.positions.teacher)
 
-    def learnt() -> None:
+    def run_student() -> None:
         with autocast():
-            image, features = student.tapped(batch.lr_NCHW, learner.positions.student)
+            image, features = student.forward_with_taps(batch.lr_NCHW, learner.positions.student)
             now = _leaf(seen, features, image)
             terms = {**pixel(now, None), **logits(now, None)}
             total = torch.stack([t.float() for t in terms.values()]).sum()
@@ -214,7 +217,7 @@ def _phases(learner: Learner, sampler: Sampler) -> dict[str, Callable[[], object
             [total, *features], [None, *(torch.zeros_like(f) for f in features)]
         )
 
-    def mixed(which: Any) -> Callable[[], None]:
+    def run_mixers(which: Any) -> Callable[[], None]:
         def run() -> None:
             features = [f.detach().requires_grad_() for f in seen.student_features]
             with autocast():
@@ -224,23 +227,23 @@ def _phases(learner: Learner, sampler: Sampler) -> dict[str, Callable[[], object
 
         return run
 
-    def optimised() -> None:
-        learner._clip()
+    def run_optimiser() -> None:
+        learner._clip_gradients()
         learner.optimiser.step()
-        learner._average()
+        learner._update_average()
 
     steps = iter(range(1, 10**9))
 
-    def drawn() -> None:
-        learner._cut(sampler, next(steps))
+    def read_batch() -> None:
+        learner._read_batch(sampler, next(steps))
 
     return {
-        "data": drawn,
-        "teacher": taught,
-        "student": learnt,
-        "mixers": mixed(alone),
-        "both mixers": mixed(loss),
-        "optimiser": optimised,
+        "data": read_batch,
+        "teacher": run_teacher,
+        "student": run_student,
+        "mixers": run_mixers(alone),
+        "both mixers": run_mixers(loss),
+        "optimiser": run_optimiser,
         "step": lambda: learner.advance(sampler),
     }
 

@@ -1,1 +1,1 @@
-"""What the quantisers are fed: which patches, and which layers stay float."""
+"""Quantisation: calibration patches, sensitive layers, and the search for what stays float."""

@@ -1,4 +1,4 @@
-"""What a search is judged on: crops of photos that calibration does not use, and drawn pages.
+"""Images that a search is judged on: crops of photos that calibration does not use, and pages.
 
 Crops are drawn at random, as images come: picked ones would not predict a mean.
 Shapes: N crops, H W size, C channels; uint8.

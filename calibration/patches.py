@@ -54,7 +54,7 @@ def choose(photos: Photos, *, count: int, size: int, seed: int, out: Path) -> Pa
 
 
 def split(photos: Photos, seed: int) -> tuple[list[Photo], list[Photo]]:
-    """Photos to calibrate on, and those held out; the same by seed, whoever asks."""
+    """Photos to calibrate on, and those held out; the same ones for the same seed."""
     every = open_photos(photos)
     held = set(np.random.default_rng(seed).permutation(len(every))[: _held(len(every))].tolist())
     return (

@@ -1,4 +1,4 @@
-"""Which operations INT8 should not compute: as little time as possible for a bounded loss.
+"""The search for operations that INT8 leaves float: the least time for a bounded loss.
 
 Each operation has a harm, the loss when it alone is INT8, and a cost, the time it takes longer as
 a float. Those with the most harm for their cost become floats first, until what is left keeps the
@@ -20,7 +20,7 @@ _FRONT = 6  # candidates beyond the search's own that the Pareto front is drawn 
 
 @dataclass(frozen=True)
 class Operation:
-    """What INT8 could compute; those of one `alike` take the same time."""
+    """An operation that INT8 could compute; those with the same `alike` take the same time."""
 
     name: str
     kind: str
@@ -38,7 +38,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a candidate may lose."""
+    """How much PSNR-Y a candidate may lose."""
 
     mean_db: float
     worst_db: float
@@ -54,7 +54,7 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Measured:
-    """Operations with what is known of each, by name."""
+    """What was measured of each operation, by its name."""
 
     operations: Sequence[Operation]
     harms: Mapping[str, Loss]
@@ -69,7 +69,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to quantise."""
+    """One choice of operations that stay float."""
 
     floats: frozenset[str]
     loss: Loss
@@ -151,8 +151,10 @@ def knapsack_floats(known: Measured, budget_ms: float) -> list[str]:
 
 
 def round_time(ms: float, *, parts: int = 1) -> float:
-    """A time, above 0, to a power of two, or to one of `parts` between them: so coarse that the
-    noise of timing decides nothing."""
+    """Round a time above 0 to a power of two, or to one of `parts` steps between two of them.
+
+    So coarse that the noise of timing decides nothing.
+    """
     from math import log2
 
     return float(2 ** (round(parts * log2(ms)) / parts))

@@ -1,4 +1,4 @@
-"""Which layers stay float, read from the graph alone.
+"""The layers that 8 bits harm most, found in the graph alone.
 
 Measured on SR nets: 8 bits cost most at the first and the last convolution and where skips
 are added, because these carry the image itself rather than a correction to it. Channel
@@ -7,10 +7,12 @@ attention's convolutions see one pixel, so that floats cost nothing, and scale a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from mipkd.core.errors import UnsupportedError
 
 ATTENTION_NOTE = "window attention: 16 bits were faster than INT8 wherever we measured"
 ATTENTION_FLOAT = "window attention and its MLPs stay float: INT8 holds convolutions only"
@@ -33,7 +35,7 @@ class Node:
 
 @dataclass(frozen=True)
 class SensitiveLayers:
-    """Names of nodes that matter to a quantiser."""
+    """Names of the nodes that a quantiser treats differently."""
 
     head: tuple[str, ...]  # convolutions that see the image
     tail: tuple[str, ...]  # convolutions whose output is the image
@@ -44,14 +46,14 @@ class SensitiveLayers:
 
     @property
     def parts(self) -> dict[str, str]:
-        """What to leave float where nothing is measured, and what each of it is."""
+        """The layers to leave float where nothing is measured, with what each of them is."""
         parts = dict.fromkeys(self.gates, "channel attention")
         parts |= dict.fromkeys(self.head, "first convolution")
         parts |= dict.fromkeys(self.tail, "last convolution")
         return parts | dict.fromkeys(self.adds, "skip addition")
 
     def note_on_floats(self, kind: str) -> str:
-        """A note that says that it is `kind` which these stay."""
+        """A note for the report: these layers stay in `kind`."""
         gates = f", {len(self.gates)} of channel attention" if self.gates else ""
         return (
             f"{len(self.head) + len(self.tail)} convolutions (first, last){gates} and "
@@ -59,8 +61,20 @@ class SensitiveLayers:
         )
 
 
+def refuse_nothing_quantized(operations: Collection[Any]) -> None:
+    """
+    Raises:
+        UnsupportedError: no operation would be computed in INT8.
+    """
+    if not operations:
+        raise UnsupportedError(
+            "int8: nothing to quantise: every layer is one of those that stay float",
+            hint="build the model in a float precision",
+        )
+
+
 def find_sensitive_layers(nodes: Sequence[Node], *, image: str, result: str) -> SensitiveLayers:
-    """The parts of a topologically ordered SR graph; `image` and `result` are its tensors."""
+    """The sensitive layers of a topologically ordered graph; `image` and `result` are tensors."""
     head, before = _walk_from(((n, n.inputs, n.outputs) for n in nodes), image)
     tail, after = _walk_from(((n, n.outputs, n.inputs) for n in reversed(nodes)), result)
     return SensitiveLayers(
@@ -74,14 +88,14 @@ def find_sensitive_layers(nodes: Sequence[Node], *, image: str, result: str) -> 
 
 
 def sensitive_layers_in_file(file: Path) -> SensitiveLayers:
-    """Of an ONNX file."""
+    """The sensitive layers of an ONNX file."""
     import onnx
 
     return sensitive_layers_of(onnx.load(file, load_external_data=False))
 
 
 def sensitive_layers_of(model: Any) -> SensitiveLayers:
-    """Of a loaded ONNX model."""
+    """The sensitive layers of a loaded ONNX model."""
     graph = model.graph
     constants = {t.name for t in graph.initializer}
     constants |= {n.output[0] for n in graph.node if n.op_type == "Constant"}
@@ -94,7 +108,7 @@ def sensitive_layers_of(model: Any) -> SensitiveLayers:
 
 
 def _convolutions_of_pooled(nodes: Iterable[Node]) -> tuple[str, ...]:
-    """Convolutions of nothing but what a pool over the image gives."""
+    """Convolutions that see only values pooled over the image."""
     found, pooled = [], set[str]()
     for node in nodes:
         if node.kind in _POOLS or (node.inputs and pooled >= set(node.inputs)):

@@ -1,4 +1,4 @@
-"""What a CPU does with products of 8 bits."""
+"""Whether a CPU has VNNI: without it an x86 CPU clips sums of 8-bit products."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def saturates(on: TargetInfo | None) -> bool:
 
 
 def _flags() -> list[str]:
-    """This machine's own, under Linux's names."""
+    """The flags of this machine's CPU, by Linux's names."""
     lines = _lines(Path("/proc/cpuinfo"))
     return next((line for line in lines if line.startswith("flags")), "").split()
 

@@ -14,15 +14,15 @@ from mipkd.core.errors import UsageError
 from mipkd.core.records import Directions, Model, Photos, TeacherCache, TestSet
 from mipkd.distill import student as students
 from mipkd.distill import teacher as teachers
-from mipkd.distill.learner import check_fit
-from mipkd.distill.positions import compared
-from mipkd.distill.start import check_start
-from mipkd.distill.step import shares_read
-from mipkd.distill.suited import suited
-from mipkd.distill.teacher_cache import cache_bytes, lr_pixels
-from mipkd.distill.trainer import DistillConfig
+from mipkd.distill.cache_fill import cache_bytes, count_lr_pixels
+from mipkd.distill.compatibility import check_nets, resolve_positions
+from mipkd.distill.forward import pass_shares
+from mipkd.distill.settings import DistillConfig
+from mipkd.distill.start import check_init
+from mipkd.distill.supported_losses import build_supported_losses
 from mipkd.losses.base import TeacherPass
-from pipeline.run import NotInKey, Ref, Run
+from pipeline.run import Run
+from pipeline.stage import NotInKey, Ref
 from pipeline.stages.distill import DistillInputs, distill
 from pipeline.stages.teacher_cache import (
     DirectionsInputs,
@@ -89,22 +89,22 @@ def _use(on: Subject, config: DistillConfig) -> _Use:
     if not config.cache_gb:
         return nothing
     try:
-        teacher = teachers.outline(on.teacher.record) if on.teacher.record else None
-        chosen = suited(config, teacher) if teacher else config.chosen()
+        teacher = teachers.load_structure(on.teacher.record) if on.teacher.record else None
+        chosen = build_supported_losses(config, teacher) if teacher else config.build_losses()
         losses = list(chosen.values())
-        check_start(config.init)
+        check_init(config.init)
         student = _outline(on)
         if teacher and student:
-            check_fit(config, student, teacher)
+            check_nets(config, student, teacher)
         pixels = config.steps * config.batch * config.patch**2
-        served = {name: share * pixels for name, share in shares_read(losses).items()}
+        served = {name: share * pixels for name, share in pass_shares(losses).items()}
         if not served["latents"]:
             return _Use(config, served)
         if teacher and not teacher.in_parts:  # features of a foreign net want patches of some size
             return _Use(config, served | {"latents": 0.0})
         width = next(loss.reads_width for loss in losses if loss.reads == "latents")
         # None of the teacher's positions while it is only planned.
-        at = compared(config, losses, student, teacher).teacher if student else ()
+        at = resolve_positions(config, losses, student, teacher).teacher if student else ()
         return _Use(config, served, _Latents(at, width))
     except UsageError:
         return nothing  # told by the training itself, which then has no cache to wait for
@@ -155,7 +155,7 @@ def _pays(on: Subject, uses: Sequence[_Use], passes: Sequence[TeacherPass]) -> b
     if on.photos.record is None:
         return True
     trained = sum(use.served[name] for use in uses for name in passes)
-    pixels = lr_pixels(on.photos.record)
+    pixels = count_lr_pixels(on.photos.record)
     if trained < pixels:
         log.info(
             "teacher cache: left out: photos have %.3g million LR pixels, patches of all trainings "
@@ -191,4 +191,4 @@ def _size(on: Subject, found: Ref[Directions] | None) -> int | None:
     photos = on.photos.record
     if photos is None or (found and found.record is None):
         return None
-    return cache_bytes(lr_pixels(photos), photos.scale, found.record if found else None)
+    return cache_bytes(count_lr_pixels(photos), photos.scale, found.record if found else None)

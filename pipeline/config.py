@@ -15,8 +15,8 @@ import tomllib
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mipkd.core.errors import UsageError
+from mipkd.distill.settings import DistillConfig
 from mipkd.distill.teacher import TeacherOptions
-from mipkd.distill.trainer import DistillConfig
 from pipeline.bench.latency import BenchSettings
 from pipeline.bundle.golden import BundleConfig
 from pipeline.judge.gates import GateConfig
@@ -99,7 +99,7 @@ def load(
         config = Config.model_validate(given)
     except ValidationError as error:
         raise as_usage_error(error, Config) from error
-    config.distill.chosen()  # a misspelt loss is told before hours of work
+    config.distill.build_losses()  # a misspelt loss is told before hours of work
     return config
 
 

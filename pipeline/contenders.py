@@ -13,7 +13,7 @@ from pathlib import Path
 from mipkd.core.errors import UsageError
 from mipkd.core.records import Distilled, Graph, Model, PatchSet, QuantPlan, Rival, TeacherCache
 from mipkd.distill import ranks
-from mipkd.distill.trainer import DistillConfig
+from mipkd.distill.settings import DistillConfig
 from pipeline import caching
 from pipeline.bench.distillation_gain import is_rival
 from pipeline.config import Config, is_file
@@ -28,7 +28,7 @@ from pipeline.inputs import (
     source_of_folder,
 )
 from pipeline.quantize.search import check_floats
-from pipeline.run import NotInKey, Ref
+from pipeline.stage import NotInKey, Ref
 from pipeline.stages.distill import DistillInputs, distill
 from pipeline.stages.export import ExportInputs, export
 from pipeline.stages.fit import FitInputs, fit, largest_within
@@ -128,7 +128,7 @@ def _parse_baseline(item: str, config: Config) -> Baseline:
             f"--compare: {item} would have to be trained, and --model trains nothing",
             hint="give the checkpoint of a baseline, or leave out --model",
         )
-    if taught.chosen() == config.distill.chosen():
+    if taught.build_losses() == config.distill.build_losses():
         raise UsageError(
             f"--compare: {item} is how the student itself is taught",
             hint="--compare scratch,mipkd",

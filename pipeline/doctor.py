@@ -66,7 +66,7 @@ def examine_checkpoint(file: Path, images: Path | None, sets: Sequence[str]) -> 
     """
     from mipkd.distill import teacher as teachers
     from mipkd.distill.data import probe_images
-    from mipkd.distill.suited import possible
+    from mipkd.distill.supported_losses import list_supported
     from pipeline.config import load
 
     model, net = teachers.identify(
@@ -79,7 +79,7 @@ def examine_checkpoint(file: Path, images: Path | None, sets: Sequence[str]) -> 
     found = {"file": str(file), **{name: getattr(model, name) for name in named}}
     found["image_range"] = model.hyper.get("image_range")
     if not net.in_parts:
-        found["losses"] = possible(net)
+        found["losses"] = list_supported(net)
     return found | (_score_checkpoint(net, model.scale, images) if images else {})
 
 

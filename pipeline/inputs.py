@@ -11,7 +11,8 @@ from mipkd.core.images import hash_folder
 from mipkd.core.records import Graph, Model, PatchSet, Photos, TestSet
 from pipeline.config import Config
 from pipeline.context import RunContext
-from pipeline.run import Ref, Run, Source, hash_file
+from pipeline.run import Run, hash_file
+from pipeline.stage import Ref, Source
 from pipeline.stages.calibrate import CalibrateInputs, calibrate
 from pipeline.stages.export import AdoptInputs, adopt
 from pipeline.stages.identify import IdentifyInputs, identify

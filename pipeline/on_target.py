@@ -19,7 +19,7 @@ from pipeline.inputs import Images
 from pipeline.quantize.hold_out import HoldOutInputs, hold_out
 from pipeline.quantize.qat import QatInputs, qat
 from pipeline.quantize.search import SearchInputs, check_floats, search
-from pipeline.run import NotInKey, Ref
+from pipeline.stage import NotInKey, Ref
 from pipeline.stages.build import BuildInputs, build
 from pipeline.stages.measure import MeasureInputs, measure
 from targets.base import Feature, find

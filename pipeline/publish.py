@@ -25,7 +25,8 @@ from pipeline.judge.gates import GateConfig, judge
 from pipeline.report import history
 from pipeline.report.results_file import report_folder
 from pipeline.report.write import write
-from pipeline.run import EVIDENCE, Ref, Run, commit, now
+from pipeline.run import EVIDENCE, Run, commit, now
+from pipeline.stage import Ref
 
 log = logging.getLogger(__name__)
 

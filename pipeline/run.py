@@ -1,9 +1,7 @@
 """A run's folder: steps remembered by fingerprint, resumed, locked and journalled.
 
-A step is a stage applied to its inputs, one frozen record whose fields are settings, files from
-outside and references to other steps. Its key is a hash of the stage's name and version and of
-these fields, so the whole plan is known before anything runs. It works in
-`<stage>/<key>.partial/`, renamed to `<key>/` when whole.
+A step is a stage applied to its inputs. Its key depends on these alone, so that the whole plan is
+known before anything runs. It works in `<stage>/<key>.partial/`, renamed to `<key>/` when whole.
 """
 
 from __future__ import annotations
@@ -16,96 +14,24 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import version as package_version
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
-from pydantic_core import to_jsonable_python
 
 from mipkd.core import codec, memory
 from mipkd.core.errors import MipkdError, StageError, UsageError
+from pipeline.stage import I, R, Ref, Stage, differences, digest, fingerprint_step
 
 log = logging.getLogger(__name__)
-I = TypeVar("I")  # noqa: E741 - of a stage `I -> R`
-I_contra = TypeVar("I_contra", contravariant=True)
-R = TypeVar("R")
-R_co = TypeVar("R_co", covariant=True)
 K = TypeVar("K")
 EVIDENCE = "evidence.json"  # of a finished run, in its folder
-_HASH = "#"  # before what stands for content in a fingerprint
 _HERE = "run:"  # stands for the run's folder in stored records, so that runs can be moved
-
-
-@dataclass(frozen=True)
-class Source:
-    """A file or folder from outside that enters by its content, wherever it lies."""
-
-    path: Path
-    sha256: str
-
-
-@dataclass(frozen=True)
-class NotInKey(Generic[R_co]):
-    """An input that a step works with and that changes nothing in what it makes."""
-
-    value: R_co
-
-
-@dataclass(frozen=True)
-class Ref(Generic[R_co]):
-    """A step's place in the run and, unless only planned, its record."""
-
-    key: str
-    record: R_co | None
-
-    @property
-    def value(self) -> R_co:
-        """The record; asking a plan for it is a bug."""
-        assert self.record is not None, f"step {self.key} has not run"
-        return self.record
-
-
-def ready(record: R) -> Ref[R]:
-    """A reference to a record that no step of a run made."""
-    return Ref("", record)
-
-
-class StageFunction(Protocol[I_contra, R_co]):
-    """The work of a stage, in the folder `out`."""
-
-    __name__: str
-
-    def __call__(self, inputs: I_contra, *, out: Path) -> R_co: ...
-
-
-@dataclass(frozen=True)
-class Stage(Generic[I_contra, R_co]):
-    """A plain function of one inputs record, with a hand-bumped version."""
-
-    name: str
-    version: int
-    function: StageFunction[I_contra, R_co]
-    resumes: bool  # finds its own way in a `.partial` folder that an earlier start left
-    retry_if: Callable[[Any], bool] | None = None  # whether a record is made anew next time
-
-    @property
-    def returns(self) -> Any:
-        return get_type_hints(self.function)["return"]
-
-
-def stage(
-    version: int, *, resumes: bool = False, retry_if: Callable[[Any], bool] | None = None
-) -> Callable[[StageFunction[I, R]], Stage[I, R]]:
-    """Make a stage of a function; its name is the function's.
-
-    A record of which `retry_if` is true is used, but made anew the next time.
-    """
-    return lambda function: Stage(function.__name__, version, function, resumes, retry_if)
 
 
 @dataclass(frozen=True)
@@ -131,7 +57,7 @@ class Run:
 
     def remembers(self, stage: Stage[I, R], inputs: I, *, depends_on: object = None) -> bool:
         """Whether such a step has been made."""
-        key = _digest(_fingerprint_step(stage, inputs, depends_on))
+        key = digest(fingerprint_step(stage, inputs, depends_on))
         return (self.root / stage.name / key / "record.json").is_file()
 
     def step(
@@ -151,8 +77,8 @@ class Run:
         Raises:
             MipkdError: the stage's own; the disk being full becomes a StageError.
         """
-        asked = _fingerprint_step(stage, inputs, depends_on)
-        key = _digest(asked)
+        asked = fingerprint_step(stage, inputs, depends_on)
+        key = digest(asked)
         folder = self.root / stage.name / key
         record = self._load(stage, folder) if (folder / "record.json").is_file() else None
         retry = record is not None and stage.retry_if is not None and stage.retry_if(record)
@@ -254,7 +180,7 @@ class Run:
         for file in reversed(receipts):
             old = json.loads(file.read_text())
             if old["label"] == label and "inputs" not in old["asked"]:  # of before 0.6
-                return "changed: " + (", ".join(_differences(old["asked"], asked)) or "order")
+                return "changed: " + (", ".join(differences(old["asked"], asked)) or "order")
         return "not yet run"
 
     def _journal(self, event: str, **facts: Any) -> None:
@@ -297,7 +223,7 @@ class Run:
 
 def _partial_name(asked: dict[str, Any]) -> str:
     """The name of the folder an interrupted step of this key leaves."""
-    return _digest(asked) + ".partial"
+    return digest(asked) + ".partial"
 
 
 def now() -> str:
@@ -335,43 +261,6 @@ def program_version() -> str:
         return ""
 
 
-def _fingerprint_step(stage: Stage[I, R], inputs: I, depends_on: object) -> dict[str, Any]:
-    """All that a step's key is a hash of, as JSON."""
-    return {
-        "stage": stage.name,
-        "version": stage.version,
-        **_fingerprint_fields(inputs),
-        "depends_on": to_jsonable_python(depends_on),
-    }
-
-
-def _fingerprint_fields(inputs: object) -> dict[str, Any]:
-    assert is_dataclass(inputs), "a stage's inputs are one frozen record"
-    found = {one.name: getattr(inputs, one.name) for one in fields(inputs)}
-    return {
-        name: _fingerprint(value)
-        for name, value in found.items()
-        if not isinstance(value, NotInKey)
-    }
-
-
-def _fingerprint(value: Any) -> Any:
-    if isinstance(value, Ref):
-        return _HASH + value.key
-    if isinstance(value, Source):
-        return _HASH + value.sha256
-    if isinstance(value, (list, tuple)):
-        return [_fingerprint(v) for v in value]
-    if isinstance(value, Mapping):
-        return {name: _fingerprint(v) for name, v in value.items()}
-    return to_jsonable_python(value)
-
-
-def _digest(asked: dict[str, Any]) -> str:
-    text = json.dumps(asked, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def _swap_prefix(value: Any, old: str, new: str) -> Any:
     """Replace a leading path in every string of a JSON value."""
     if isinstance(value, str):
@@ -382,25 +271,6 @@ def _swap_prefix(value: Any, old: str, new: str) -> Any:
     if isinstance(value, dict):
         return {k: _swap_prefix(v, old, new) for k, v in value.items()}
     return value
-
-
-def _differences(old: Any, new: Any, at: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        names = list(dict.fromkeys([*old, *new]))
-        return [
-            line
-            for name in names
-            for line in _differences(old.get(name), new.get(name), f"{at}.{name}".lstrip("."))
-        ]
-    if old == new:
-        return []
-    hashed = any(_HASH in json.dumps(side) for side in (old, new))
-    return [at if hashed else f"{at} {_short(old)} -> {_short(new)}"]
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def as_stage_error(stage: str, error: OSError) -> MipkdError:

@@ -20,13 +20,13 @@ from mipkd.core.errors import MipkdError, StageError, UsageError, nearest
 from mipkd.core.records import Model, Photos, TeacherCache, TestSet
 from mipkd.core.study import Pace, Study, Trained, arm_name
 from mipkd.distill import ranks
-from mipkd.distill.settings import METHODS
+from mipkd.distill.settings import DistillConfig, find_method, method_names
 from mipkd.distill.teacher import TeacherOptions
-from mipkd.distill.trainer import DistillConfig
 from pipeline import caching
 from pipeline.bench.host import describe_host
 from pipeline.report.study import write_study
-from pipeline.run import Ref, Run, Source, commit, now
+from pipeline.run import Run, commit, now
+from pipeline.stage import Ref, Source
 from pipeline.stages.assess import AssessInputs, assess
 from pipeline.stages.distill import DistillInputs, distill
 from pipeline.stages.identify import IdentifyInputs, identify
@@ -95,7 +95,7 @@ def arms(study: StudyConfig, distill: DistillConfig) -> dict[str, DistillConfig]
             first = error.errors()[0]
             place = ": ".join([f"study.arms.{name}", *map(str, first["loc"])])
             raise UsageError(f"{place}: {first['msg'].removeprefix('Value error, ')}") from error
-        found[name].chosen()
+        found[name].build_losses()
     for name in study.against:
         if name not in found and "against" in study.model_fields_set:
             log.warning("study.against: %s is not an arm of this study", name)
@@ -109,13 +109,14 @@ def by_method(name: str, base: DistillConfig, *, setting: str) -> DistillConfig:
         UsageError: an unknown method or loss; `setting` is where it was named.
     """
     method, *more = name.split("+")
-    if method not in METHODS:
-        raise UsageError(f"{setting}: unknown method {method!r}", hint=nearest(method, METHODS))
-    chosen = METHODS[method]
+    if method not in method_names():
+        hint = nearest(method, method_names())
+        raise UsageError(f"{setting}: unknown method {method!r}", hint=hint)
+    chosen = find_method(method)
     losses = (*chosen.losses, *({"name": loss} for loss in more))
     own = base.set_by_user() | {**chosen.overrides, "method": None, "losses": losses}
     found = type(base).model_validate(own)
-    found.chosen()
+    found.build_losses()
     return found
 
 

@@ -1,4 +1,4 @@
-"""What a target is, and how an image goes through a session.
+"""Targets, what they are asked to build, and the way of an image through a session.
 
 Shapes: N batch, C channels, H W low-res size, S scale. Values: float32 in [0, 1], RGB.
 This file and every target's `open` run on a bare device: Python >= 3.10, numpy, the runtime.
@@ -47,21 +47,21 @@ class Session(ABC):
 class Tuner(Protocol):
     """INT8 candidates of one graph on one target: all the same but for what stays float."""
 
-    range_estimators: tuple[str, ...]  # estimators of activations' ranges, the usual one first
+    range_estimators: tuple[str, ...]  # of activations, the usual one first
     other_precisions: tuple[str, ...]  # precisions that floats can be computed in, the finest first
 
     def operations(self) -> tuple[Operation, ...]:
         """What INT8 can compute of the graph, in order."""
 
     def session(self, estimator: str, floats: Sequence[str], other: str) -> Session:
-        """A candidate in which the operations called `floats` are computed in `rest`."""
+        """A candidate that computes the operations called `floats` in the precision `other`."""
 
     def quant_scheme(self, floats: Sequence[str]) -> QuantScheme:
-        """All that INT8 rounds, with the usual ranges, when the operations called `floats` are."""
+        """All that INT8 rounds, with the usual ranges, when the operations called `floats` stay."""
 
 
 class Feature(Enum):
-    """What a target can do beside building and opening."""
+    """What a target can do beside building and opening models."""
 
     FLOAT_SEARCH = "float_search"  # `tuner`: which layers INT8 leaves float can be searched
     FIXED_INT8 = "fixed_int8"  # `quant_scheme`: a student can be trained for its one INT8 recipe
@@ -194,7 +194,7 @@ class Target(ABC):
 
 
 def every() -> list[str]:
-    """All targets that load, each with its variants after it; what does not is warned of."""
+    """Names of all targets that load, each followed by its variants."""
     found = []
     for name, target in plugins.load_all("targets", "TARGET", Target).items():
         found += [name, *(f"{name}:{variant}" for variant in target.variants())]
@@ -227,7 +227,7 @@ def version_of(package: str) -> str:
 
 
 def files_of(built: Built) -> list[Path]:
-    """What `open` needs: a package's files, or those of the model's name, whatever the ending."""
+    """The files that `open` needs: a package's, or those with the model's name and any ending."""
     if built.file.is_dir():
         return sorted(f for f in built.file.rglob("*") if f.is_file())
     return sorted(

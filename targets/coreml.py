@@ -63,7 +63,7 @@ class CoreMlSession(Session):
 
 
 class SimulatedSession(Session):
-    """A package run op by op by torch: the right pixels, at no telling speed."""
+    """A package run op by op by torch: the right pixels; its speed means nothing."""
 
     def __init__(self, file: Path) -> None:
         from targets._coreml.simulate import Program
@@ -109,7 +109,7 @@ class CoreMl(Target):
         return ("fp32", "fp16", "w8", "int8")
 
     def why_not(self) -> str:
-        """Missing only where coremltools is; what is no Mac simulates."""
+        """Only coremltools can be missing; a machine that is no Mac simulates."""
         return "" if version_of("coremltools") else f"coremltools is not installed; {INSTALL}"
 
     def versions(self) -> dict[str, str]:

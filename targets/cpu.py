@@ -31,7 +31,7 @@ class Cpu(Target):
         return ("fp32", "int8")
 
     def why_not(self) -> str:
-        """Missing only where onnxruntime is."""
+        """Only onnxruntime can be missing."""
         found = version_of("onnxruntime")
         return "" if found else "onnxruntime is not installed; pip install onnxruntime"
 
@@ -60,7 +60,7 @@ class Cpu(Target):
         return self.describe(request, file, executes=executes, options=dict(_OPTIONS), notes=notes)
 
     def tuner(self, request: BuildRequest) -> OrtTuner | None:
-        """For a search over its layers; None for window attention, where INT8 is slower."""
+        """Candidates for a search; None for window attention, where INT8 is slower."""
         from calibration.sensitive_layers import sensitive_layers_in_file
         from targets._onnxruntime.tuner import OrtTuner
 

@@ -1,4 +1,4 @@
-"""A target that answers at once and so measures the bench itself."""
+"""A target that does nothing, to measure the bench itself."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Null(Target):
         return ("fp32",)
 
     def why_not(self) -> str:
-        """Always there."""
+        """It is always there."""
         return ""
 
     def versions(self) -> dict[str, str]:

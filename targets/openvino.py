@@ -74,7 +74,7 @@ class OpenVino(Target):
         return tuple(p for p in ("fp32", *fast, "int8") if p.upper() in can)
 
     def why_not(self) -> str:
-        """The package or the device; where models only run, nncf is not needed."""
+        """The package or the device is missing; to run models nncf is not needed."""
         if not version_of("openvino"):
             return f"openvino is not installed; {devices.INSTALL}"
         return devices.why_absent(self._device)
@@ -112,7 +112,7 @@ class OpenVino(Target):
         )
 
     def tuner(self, request: BuildRequest) -> OvTuner | None:
-        """For a search over the CPU's layers.
+        """Candidates for a search, on the CPU.
 
         None for other devices and for window attention, where INT8 is slower: a fixed recipe.
         """
@@ -132,11 +132,12 @@ class OpenVino(Target):
         return LatencySession(built.file, self._device, built.options)
 
     def _convert(self, request: BuildRequest, other: str) -> tuple[Any, tuple[str, ...]]:
-        """The model, what is not quantised in `other`, and notes."""
+        """The model, with what is not quantised in `other`, and notes."""
         notes: tuple[str, ...] = ()
         model: Any = devices.package().convert_model(str(request.graph.file))
         if request.precision == "int8":
-            from targets._openvino.fake_quantize import name_as_in
+            from calibration.sensitive_layers import refuse_nothing_quantized
+            from targets._openvino.fake_quantize import name_as_in, operations
 
             name_as_in(model, request.graph.file)
             int8 = self._int8(request)
@@ -144,6 +145,7 @@ class OpenVino(Target):
                 model, notes = int8.quantize_by_plan(model, request.plan)
             else:
                 model, notes = int8.quantize_by_recipe(model, other)
+            refuse_nothing_quantized(operations(model))
         if other != "fp32":
             model = last_bias_in_fp32(model)
         return with_uint8_io(model) if request.uint8_io else model, notes
@@ -193,7 +195,7 @@ class OpenVino(Target):
 
 
 def _float_beside(precision: str, offered: Sequence[str]) -> str:
-    """What is computed in where nothing is quantised: for INT8 the device's fastest float."""
+    """The precision of what is not quantised: for INT8 the device's fastest float."""
     if precision != "int8":
         return precision
     return next(p for p in ("bf16", "fp16", "fp32") if p in offered)

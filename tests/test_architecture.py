@@ -102,7 +102,7 @@ def test_a_loss_is_one_file(tmp_path: Path) -> None:
         "LOSS = Squared\n"
     )
     code = (
-        "from mipkd.distill.trainer import DistillConfig\n"
+        "from mipkd.distill.settings import DistillConfig\n"
         "from mipkd.core import plugins\n"
         "config = DistillConfig(losses=({'name': 'squared', 'weight': 2.0},))\n"
         "assert 'squared' in plugins.names('mipkd.losses')\n"

@@ -1,7 +1,7 @@
-"""Pixel range and mean of a net inside its first and its last convolution, for export.
+"""Image range and mean folded into a net's first and last convolution, for export.
 
-Exact at the border too: there a convolution sees the zeros of its padding, which are the mean's
-colour. A fourth input of ones, which the padding ends as well, stands for the mean.
+Exact at the border too. There a convolution sees the zeros of its padding, which stand for the
+mean's colour: so the mean is a fourth input channel of ones, which is padded with zeros as well.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from mipkd.archs._parts import conv
 from mipkd.archs.base import SRNet
 
 
-class Folded(SRNet):
-    """`net` on images in [0, 1]; its body is shared, first and last convolution are new.
+class FoldedNet(SRNet):
+    """`net` on images in [0, 1]; its body is shared, its first and last convolution are new.
 
-    An image has 256 levels, which 8 bits hold as they are; shifted by its mean it has more.
+    8 bits hold the 256 levels of an image exactly, those of an image less its mean they do not.
     """
 
     def __init__(self, net: SRNet, *, image_range: float, mean: Tensor | None) -> None:
@@ -28,48 +28,45 @@ class Folded(SRNet):
         self.multiple, self.least, self.smallest = net.multiple, net.least, net.smallest
         shift = torch.zeros(3) if mean is None else mean.detach().flatten()
         self.shifted = bool(shift.any())
-        self.lift = _first(cast("nn.Conv2d", net.lift), image_range, shift, self.shifted)
+        self.lift = _fold_first(cast("nn.Conv2d", net.lift), image_range, shift, self.shifted)
         self.blocks = net.blocks
         up = list(cast("nn.Sequential", net.up))
         last = getattr(net, "last", None)
         if isinstance(last, nn.Conv2d):
-            self.last: nn.Module = _last(last, image_range, shift)
-        else:  # straight to the shuffled colours
+            self.last: nn.Module = _fold_last(last, image_range, shift)
+        else:  # the upsampler is direct: its convolution gives the pixels
             self.last = nn.Identity()
-            up[0] = _last(cast("nn.Conv2d", up[0]), image_range, shift)
+            up[0] = _fold_last(cast("nn.Conv2d", up[0]), image_range, shift)
         self.up = nn.Sequential(*up)
         self.train(net.training)
 
     def head(self, lr_NCHW: Tensor) -> Tensor:
-        """Shallow features (N, width, H, W)."""
         if self.shifted:
             lr_NCHW = F.pad(lr_NCHW, (0, 0, 0, 0, 0, 1), value=1.0)
         shallow: Tensor = self.lift(lr_NCHW)
         return shallow
 
-    def tail(self, features_NCHW: Tensor, shallow_NCHW: Tensor) -> Tensor:
-        """The image from the body's end plus the long skip."""
+    def tail(self, features_NCHW: Tensor, shallow_NCHW: Tensor, lr_NCHW: Tensor) -> Tensor:
         pixels: Tensor = self.last(self.up(features_NCHW + shallow_NCHW))
         return pixels
 
 
-def _first(of: nn.Conv2d, image_range: float, mean: Tensor, shifted: bool) -> nn.Conv2d:
+def _fold_first(of: nn.Conv2d, image_range: float, mean: Tensor, shifted: bool) -> nn.Conv2d:
     weight = of.weight.detach().double() * image_range
     if shifted:
         ones = -torch.einsum("oikl,i->okl", weight, mean.double())
         weight = torch.cat([weight, ones[:, None]], dim=1)
-    return _with(weight, cast("Tensor", of.bias).detach())
+    return _make_conv(weight, cast("Tensor", of.bias).detach())
 
 
-def _last(of: nn.Conv2d, image_range: float, mean: Tensor) -> nn.Conv2d:
+def _fold_last(of: nn.Conv2d, image_range: float, mean: Tensor) -> nn.Conv2d:
     each = mean.double().repeat_interleave(of.out_channels // len(mean))
     bias = cast("Tensor", of.bias).detach().double() / image_range + each
-    return _with(of.weight.detach().double() / image_range, bias)
+    return _make_conv(of.weight.detach().double() / image_range, bias)
 
 
-def _with(weight: Tensor, bias: Tensor) -> nn.Conv2d:
+def _make_conv(weight: Tensor, bias: Tensor) -> nn.Conv2d:
     outputs, inputs, size, _ = weight.shape
-    made = conv(inputs, outputs, size)
-    state = {"weight": weight.float(), "bias": bias.float()}
-    made.load_state_dict(state, assign=True)
-    return made
+    layer = conv(inputs, outputs, size)
+    layer.load_state_dict({"weight": weight.float(), "bias": bias.float()}, assign=True)
+    return layer

@@ -1,9 +1,9 @@
-"""What the families share: the upsampler, budgets, counting, and weights cut from a teacher."""
+"""What the families share: the upsampler, sizes in names, and weights inherited from a teacher."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mipkd.archs.base import StateDict
 from mipkd.core.errors import UsageError
 
-# Mean RGB of DIV2K's 800 training images in [0, 1], as EDSR's and RCAN's authors use it.
+# Mean RGB of DIV2K's 800 training images in [0, 1], which EDSR and RCAN subtract.
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
 
 
@@ -21,7 +21,7 @@ def conv(inputs: int, outputs: int, size: int = 3) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, size, padding=size // 2)
 
 
-def upsampler(channels: int, scale: int, *, direct: bool) -> nn.Sequential:
+def make_upsampler(channels: int, scale: int, *, direct: bool) -> nn.Sequential:
     """Pixel shuffles to `scale`: in steps of 2 (or one of 3), or one step straight to RGB."""
     if direct:
         return nn.Sequential(conv(channels, 3 * scale**2), nn.PixelShuffle(scale))
@@ -33,15 +33,16 @@ def upsampler(channels: int, scale: int, *, direct: bool) -> nn.Sequential:
 
 
 def read_upsampler(state: StateDict, channels: int) -> tuple[int, bool]:
-    """Scale and whether it is direct, from `up.0`, `up.2`, ... and `last`."""
+    """Scale and whether the upsampler is direct, from `up.0`, `up.2`, ... and `last`."""
     outputs = [int(v.shape[0]) for k, v in state.items() if re.fullmatch(r"up\.\d+\.weight", k)]
     if "last.weight" not in state:
         return round((outputs[0] / 3) ** 0.5), True
     return round((outputs[0] // channels) ** (len(outputs) / 2)), False
 
 
-def renamed(state: StateDict, rules: Mapping[str, str]) -> dict[str, Tensor] | None:
-    """Keys rewritten by the first rule (regex to template) that matches; None if one has none."""
+def rename_keys(state: StateDict, rules: Mapping[str, str]) -> dict[str, Tensor] | None:
+    """Keys rewritten by the first rule (regex to template) that matches; None if no rule matches
+    one of them. An empty template drops the key."""
     found = {}
     for key, value in state.items():
         for pattern, template in rules.items():
@@ -55,10 +56,16 @@ def renamed(state: StateDict, rules: Mapping[str, str]) -> dict[str, Tensor] | N
     return found
 
 
-def count_of(state: StateDict, prefix: str) -> int:
-    """How many consecutive numbers follow `prefix` in the keys."""
-    numbers = {int(m[1]) for k in state if (m := re.match(re.escape(prefix) + r"(\d+)\.", k))}
-    return len(numbers)
+def restore_keys(net: nn.Module, rules: Mapping[str, str]) -> dict[str, Tensor]:
+    """A net's weights under the key names of another repository; the rules cover all keys."""
+    restored = rename_keys(net.state_dict(), rules)
+    assert restored is not None
+    return restored
+
+
+def count_indices(state: StateDict, prefix: str) -> int:
+    """How many different indices follow `prefix` in the keys."""
+    return len({m[1] for k in state if (m := re.match(re.escape(prefix) + r"(\d+)\.", k))})
 
 
 def parse_budget(arch: str, budget: str, letters: Mapping[str, str]) -> dict[str, int]:
@@ -79,19 +86,32 @@ def parse_budget(arch: str, budget: str, letters: Mapping[str, str]) -> dict[str
     return {letters[a]: int(n) for a, n in parts}
 
 
-def evenly(few: int, many: int) -> list[int]:
+def spread_evenly(few: int, many: int) -> list[int]:
     """`few` indices spread evenly over `many`."""
     return [min(many - 1, int((i + 0.5) * many / few)) for i in range(few)]
+
+
+def take_blocks(
+    state: StateDict, sources: Sequence[int], prefix: str = "blocks."
+) -> dict[str, Tensor]:
+    """A state dict whose block i is block `sources[i]` of `state`; other keys are unchanged."""
+    taken = {key: value for key, value in state.items() if not key.startswith(prefix)}
+    for index, source in enumerate(sources):
+        before = f"{prefix}{source}."
+        for key in [k for k in state if k.startswith(before)]:
+            taken[f"{prefix}{index}.{key.removeprefix(before)}"] = state[key]
+    return taken
 
 
 @dataclass(frozen=True)
 class Axis:
     """Which channels a dimension of a weight runs over.
 
-    `repeat` consecutive entries belong to one channel (before a pixel shuffle);
-    `stacks` copies of the channels follow each other (q, k and v);
-    channels come in `parts` of equal size that each keep their share (attention heads);
-    the first `always` channels are kept whatever their strength.
+    Args:
+        repeat: consecutive entries that belong to one channel (before a pixel shuffle).
+        stacks: copies of the channels that follow each other (q, k and v).
+        parts: groups of channels that each keep the same share (attention heads).
+        always: the first channels, kept whatever their strength.
     """
 
     name: str
@@ -104,19 +124,19 @@ class Axis:
 Axes = Callable[[str], tuple[Axis | None, ...]]
 
 
-def cut(student: nn.Module, weights: StateDict, axes: Axes) -> None:
+def inherit_channels(student: nn.Module, weights: StateDict, axes: Axes) -> None:
     """Fill a narrower student with the strongest channels of `weights` (the same key names).
 
     A channel's strength is the summed norm of all weights that write or read it.
 
     Raises:
-        UsageError: the student is wider somewhere, or differs in what cannot be cut.
+        UsageError: the student is wider somewhere, or differs in a dimension without channels.
     """
     for name, parameter in student.named_parameters():
         pairs = zip(parameter.shape, weights[name].shape, strict=True)
         if any(mine > theirs for mine, theirs in pairs):
-            raise _unfit(name, weights[name], parameter)
-    kept = _strongest(dict(student.named_parameters()), weights, axes)
+            raise _mismatch(name, weights[name], parameter)
+    kept = _strongest_channels(dict(student.named_parameters()), weights, axes)
     with torch.no_grad():
         for name, parameter in student.named_parameters():
             value = weights[name]
@@ -126,11 +146,11 @@ def cut(student: nn.Module, weights: StateDict, axes: Axes) -> None:
                         dim, _entries(axis, kept[axis.name], value.shape[dim])
                     )
             if value.shape != parameter.shape:
-                raise _unfit(name, value, parameter)
+                raise _mismatch(name, value, parameter)
             parameter.copy_(value)
 
 
-def _unfit(name: str, theirs: Tensor, mine: Tensor) -> UsageError:
+def _mismatch(name: str, theirs: Tensor, mine: Tensor) -> UsageError:
     return UsageError(
         f"distill.init: {name} is {tuple(theirs.shape)} in the teacher, "
         f"{tuple(mine.shape)} in the student: it cannot be cut from it",
@@ -138,7 +158,9 @@ def _unfit(name: str, theirs: Tensor, mine: Tensor) -> UsageError:
     )
 
 
-def _strongest(small: Mapping[str, Tensor], weights: StateDict, axes: Axes) -> dict[str, Tensor]:
+def _strongest_channels(
+    small: Mapping[str, Tensor], weights: StateDict, axes: Axes
+) -> dict[str, Tensor]:
     """For each axis that shrinks, the sorted indices of the channels to keep."""
     strength: dict[str, Tensor] = {}
     wanted: dict[str, tuple[int, int]] = {}

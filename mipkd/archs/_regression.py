@@ -1,7 +1,7 @@
-"""Closed forms that turn a wide net's features into a narrow one's: regressions and bases.
+"""Ridge regression of convolutions on features, and the selection of their input channels.
 
-Shapes: N patches, C and K channels, H W low-res size, P places of all patches, k kernel side.
-A layer's inputs are its unfolded k x k neighbourhoods and a constant for the bias.
+Shapes: N patches, C and K channels, H W low-res size, P places of a patch, k kernel side,
+I inputs: the unfolded k x k neighbourhoods and a constant for the bias, O outputs.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _AT_ONCE = 2**24  # unfolded values in memory: 64 MiB, a few times over
-_ROUNDS = 8  # of elimination, at least, each an eighth of what is still too many
+_ROUNDS = 8  # of backward elimination at least: each removes an eighth of the channels in excess
 
 
 @dataclass
 class Regression:
-    """The normal equations of a convolution: what it would have to learn, summed over places."""
+    """The normal equations of a convolution, summed over all places of all patches."""
 
     gram_II: Tensor  # of the unfolded inputs and the constant, float64
-    cross_IO: Tensor  # with the targets
+    cross_IO: Tensor  # of inputs and targets
     size: int  # k
 
     @classmethod
     def of(cls, inputs_NKHW: Tensor, targets_NCHW: Tensor, size: int) -> Regression:
-        """From the features that the layer will see and those that it should give."""
+        """From the layer's input features and its target features."""
         width, outputs = inputs_NKHW.shape[1] * size**2, targets_NCHW.shape[1]
         gram = torch.zeros(width + 1, width + 1, dtype=torch.float64)
         cross = torch.zeros(width + 1, outputs, dtype=torch.float64)
@@ -44,17 +44,16 @@ class Regression:
 
     def solve(self, damping: float = 1e-5) -> tuple[Tensor, Tensor]:
         """Weight (C, K, k, k) and bias (C,) by ridge regression; `damping` is relative to the
-        mean of the inputs' energy. The bias is not damped."""
+        inputs' mean energy, the bias is not damped."""
         solution_IO = torch.linalg.solve(self._damped(damping), self.cross_IO)
         return self._as_kernel(solution_IO)
 
     def strongest_inputs(self, count: int, damping: float = 1e-5, always: int = 0) -> list[int]:
-        """The `count` input channels without which the targets would be missed most, rising;
-        the first `always` are among them.
+        """The `count` input channels whose removal would raise the error most, sorted; the first
+        `always` are kept.
 
-        Backward elimination: the channels whose loss can best be made good by the others go
-        first (optimal brain surgeon, Hassibi and Stork 1993, for groups of weights); a part of
-        those that are too many at a time.
+        Backward elimination, several channels at a time: first go those that the others replace
+        best (optimal brain surgeon, Hassibi and Stork 1993, for groups of weights).
         """
         group = self.size**2
         left = list(range((len(self.gram_II) - 1) // group))
@@ -70,7 +69,7 @@ class Regression:
         return left
 
     def _damped(self, damping: float) -> Tensor:
-        # Of features that are 0 everywhere nothing can be learned: their weights are 0.
+        # Features that are 0 everywhere get weights of 0.
         energy = max(1e-12, float(self.gram_II.diagonal()[:-1].mean()))
         diagonal = torch.full((len(self.gram_II),), energy, dtype=torch.float64)
         diagonal[-1] = 0
@@ -83,7 +82,7 @@ class Regression:
 
 
 def _harms(inverse_II: Tensor, weights_IO: Tensor, count: int, group: int) -> Tensor:
-    """What each of the first `count` groups of inputs would add to the squared error, (count,)."""
+    """What removing each of the first `count` groups of inputs adds to the squared error."""
     used = count * group
     square = inverse_II[:used, :used].view(count, group, count, group)
     block_Ggg = square.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
@@ -95,7 +94,7 @@ def _harms(inverse_II: Tensor, weights_IO: Tensor, count: int, group: int) -> Te
 def _without(
     inverse_II: Tensor, weights_IO: Tensor, goes: list[int], group: int
 ) -> tuple[Tensor, Tensor]:
-    """Inverse and solution of the smaller problem, by the block inverse."""
+    """Inverse and solution without the groups in `goes`, by the block inverse."""
     gone = torch.zeros(len(inverse_II), dtype=torch.bool)
     for at in goes:
         gone[at * group : (at + 1) * group] = True

@@ -1,7 +1,7 @@
-"""Pixel range and mean of the nets that work on shifted pixels: read, folded, guessed.
+"""Image range and mean shift of EDSR and RCAN, read from a checkpoint.
 
-EDSR-PyTorch and RCAN keep the shift as 1x1 convolutions `sub_mean` and `add_mean`, bias
--range * mean and its opposite. Some of their versions trained these by mistake.
+Their authors' repositories store the mean shift as 1x1 convolutions `sub_mean` and `add_mean` with
+bias -range * mean and its opposite. Some versions trained these by mistake.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ from mipkd.archs._parts import DIV2K_MEAN
 from mipkd.archs.base import StateDict
 
 
-def folded(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our keys with shift layers that only shift: what else they do goes into the convolutions.
-
-    Exact at the borders too, as pixels that `sub_mean` makes 0 are those that padding adds.
-    """
+def fold_shift(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our keys with shift layers that only shift: any other map that they learned is folded into
+    the first and last convolution. Exact at the borders too: padding adds the pixels that
+    `sub_mean` maps to 0."""
     if "sub_mean.weight" not in state or "add_mean.weight" not in state:
         return state
     before, after = (state[f"{s}_mean.weight"].double().reshape(3, 3) for s in ("sub", "add"))
@@ -48,18 +47,18 @@ def folded(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def settle_range(state: StateDict, layout: str) -> tuple[dict[str, object], dict[str, str]]:
     """Image range and mean as fields of a Hyper, and how each is known."""
     if "sub_mean.bias" in state:
-        told = "layout original: sub_mean.bias"
+        how = "layout original: sub_mean.bias"
         shift = [-float(b) for b in state["sub_mean.bias"]]
         image_range = 255.0 if max(shift) > 1 else 1.0
         mean = tuple(round(s / image_range, 6) for s in shift) if any(shift) else None
-        return {"image_range": image_range, "mean": mean}, {"image_range": told, "mean": told}
+        return {"image_range": image_range, "mean": mean}, {"image_range": how, "mean": how}
     if layout == "basicsr":
-        told = "layout basicsr: its defaults"
-        return {"image_range": 255.0, "mean": DIV2K_MEAN}, {"image_range": told, "mean": told}
+        how = "layout basicsr: its defaults"
+        return {"image_range": 255.0, "mean": DIV2K_MEAN}, {"image_range": how, "mean": how}
     return {}, {"image_range": "unknown", "mean": "unknown"}
 
 
-def ranges_to_try(hyper: Any) -> list[Any]:
+def list_ranges(hyper: Any) -> list[Any]:
     """Image range 255 or 1, with and without mean shift."""
     pairs = product((255.0, 1.0), (None, DIV2K_MEAN))
     return [replace(hyper, image_range=r, mean=m) for r, m in pairs]

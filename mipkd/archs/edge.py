@@ -1,11 +1,13 @@
-"""Edge: a chain of clipped 3x3 convolutions for INT8 and NPUs; ours, trained in branches.
+"""Edge: a chain of clipped 3x3 convolutions for INT8 and NPUs, a family of ours.
 
-After what ECBSR, SESR, ABPN and QuickSRNet showed to work: plain convolutions on the device,
-linear branches in training, and a long skip that repeats each LR pixel.
+It combines what ECBSR, SESR, ABPN and QuickSRNet showed to work: plain convolutions on the device,
+linear branches in training (structural re-parameterisation), and a long skip that repeats each LR
+pixel.
 
-All features lie in [0, 1], where the image lies. So an 8-bit scale of 1/255 fits throughout
-without calibration, and the image crosses the head and the long skip in steps of its own. A wider
-clip would hold no more: it is the same net with larger weights, but the image in coarser steps.
+All features lie in [0, 1], the range of the image. So one 8-bit scale of 1/255 fits everywhere
+without calibration, and head and long skip keep the image exactly. A wider clip would hold no
+more: that is the same net with larger weights, with the image in coarser steps. Why the features
+carry the image: docs/decisions/0018-edge-image-channels.md.
 
 Shapes: N batch, C channels, H W low-res size, S scale. Images: float32 in [0, 1], RGB.
 """
@@ -13,20 +15,28 @@ Shapes: N batch, C channels, H W low-res size, S scale. Images: float32 in [0, 1
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mipkd.archs._parts import Axis, conv, count_of, cut, evenly, parse_budget
-from mipkd.archs.base import SRNet, StateDict
+from mipkd.archs._edge_projection import project
+from mipkd.archs._parts import (
+    Axis,
+    conv,
+    count_indices,
+    inherit_channels,
+    parse_budget,
+    spread_evenly,
+    take_blocks,
+)
+from mipkd.archs.base import Arch, SRNet, StateDict
 from mipkd.core.errors import UsageError
 
-_WIDE = 4  # channels inside the wide branch, for each that comes out
-_QUIET = 0.01  # of the usual size: the last weights at first, so that training starts at the skip
+_WIDE = 4  # channels inside the wide branch per output channel
+_QUIET = 0.01  # of the usual initial size: the last layer's, so that training starts at the skip
 
 
 @dataclass(frozen=True)
@@ -42,9 +52,9 @@ class Hyper:
 class Branched(nn.Module):
     """A 3x3 convolution trained as a sum of linear branches.
 
-    One branch is direct, one goes through more channels, and one is the input where the widths
-    allow it. They are summed as kernels, not as features: it costs no more than one convolution
-    and the borders cannot differ from the folded net's.
+    One branch is direct, one goes through more channels, and one is the identity if the widths
+    are equal. Their kernels are summed, not their features: that costs no more than one
+    convolution, and the borders are those of the folded net.
     """
 
     identity: Tensor | None
@@ -57,10 +67,10 @@ class Branched(nn.Module):
         same = nn.init.dirac_(torch.empty(outputs, inputs, 3, 3)) if inputs == outputs else None
         self.register_buffer("identity", same, persistent=False)
 
-    def plain(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the one convolution that this is."""
+    def fold_branches(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the one convolution that equals the branches."""
         kind = self.direct.weight.device.type
-        # Kernels are summed in float32, also where features are not.
+        # Kernels are summed in float32, under autocast too.
         with torch.autocast("cpu" if kind == "meta" else kind, enabled=False):
             product = self.narrow.weight.flatten(1) @ self.wide.weight.flatten(1)
             weight = self.direct.weight + product.view_as(self.direct.weight)
@@ -70,14 +80,13 @@ class Branched(nn.Module):
         return weight, self.direct.bias
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """Features of the same height and width."""
-        weight, bias = self.plain()
+        weight, bias = self.fold_branches()
         return F.conv2d(x_NCHW, weight, bias, padding=1)
 
     @torch.no_grad()
-    def become(self, weight: Tensor, bias: Tensor) -> None:
-        """Be that convolution, by a change of the direct branch alone."""
-        self.direct.weight += weight - self.plain()[0]
+    def set_folded(self, weight: Tensor, bias: Tensor) -> None:
+        """Make the branches equal that convolution; only the direct one is changed."""
+        self.direct.weight += weight - self.fold_branches()[0]
         cast(Tensor, self.direct.bias).copy_(bias)
 
 
@@ -89,13 +98,12 @@ class Clipped(nn.Module):
         self.conv = layer
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """Features of the same shape."""
         clipped: Tensor = self.conv(x_NCHW).clamp(0, 1)
         return clipped
 
 
 class Edge(SRNet):
-    """The chain. Its first three features are the LR image, for the long skip."""
+    """The chain; its first three features are the LR image."""
 
     anchor: Tensor
 
@@ -105,13 +113,13 @@ class Edge(SRNet):
         self.scale, self.width = hyper.scale, hyper.channels
         layer = conv if hyper.folded else Branched
         pixels = 3 * hyper.scale**2
-        # In branches, only what is learned: the folded one begins with three rows of 0 and 1.
+        # In branches, only the learned channels: folded, three rows of 0 and 1 come first.
         self.lift = layer(3, hyper.channels - (0 if hyper.folded else 3))
         self.blocks = nn.ModuleList(
             Clipped(layer(hyper.channels, hyper.channels)) for _ in range(hyper.blocks)
         )
         self.up = layer(hyper.channels, pixels)
-        # A convolution with weights 0 and 1: a slice and a repeat are rare on NPUs.
+        # A convolution with weights 0 and 1: many NPUs lack a slice or a repeat.
         repeats = torch.eye(3, hyper.channels).repeat_interleave(hyper.scale**2, 0)
         self.register_buffer("anchor", repeats[..., None, None], persistent=False)
         self.shuffle = nn.PixelShuffle(hyper.scale)
@@ -121,22 +129,21 @@ class Edge(SRNet):
                     parameter.mul_(_QUIET)
 
     def head(self, lr_NCHW: Tensor) -> Tensor:
-        """Shallow features (N, width, H, W), the first three the image itself."""
         shallow = self.lift(lr_NCHW)
         if not self.hyper.folded:
             shallow = torch.cat([lr_NCHW, shallow], 1)
         clipped: Tensor = shallow.clamp(0, 1)
         return clipped
 
-    def tail(self, features_NCHW: Tensor, shallow_NCHW: Tensor) -> Tensor:
-        """The repeated LR pixels plus what the chain adds to each."""
+    def tail(self, features_NCHW: Tensor, shallow_NCHW: Tensor, lr_NCHW: Tensor) -> Tensor:
+        # From the shallow features: decision 0018.
         pixels = F.conv2d(shallow_NCHW, self.anchor) + self.up(features_NCHW)
-        # Not in training: a clipped pixel has no gradient.
+        # Not clipped in training: a clipped pixel has no gradient.
         image: Tensor = self.shuffle(pixels if self.training else pixels.clamp(0, 1))
         return image
 
-    def deployed(self) -> Edge:
-        """The net of single convolutions; itself if it is that already."""
+    def to_deployed(self) -> Edge:
+        """The net with single convolutions; itself if it is folded already."""
         if self.hyper.folded:
             return self
         with torch.device("meta"):
@@ -144,7 +151,7 @@ class Edge(SRNet):
         state: dict[str, Tensor] = {}
         for name, module in self.named_modules():
             if isinstance(module, Branched):
-                weight, bias = (t.detach().clone() for t in module.plain())
+                weight, bias = (t.detach().clone() for t in module.fold_branches())
                 if name == "lift":
                     weight = torch.cat([nn.init.dirac_(torch.empty_like(weight[:3])), weight])
                     bias = F.pad(bias, (3, 0))
@@ -153,8 +160,8 @@ class Edge(SRNet):
         net.anchor = self.anchor
         return net.train(self.training)
 
-    def become(self, net: Edge) -> None:
-        """Be the folded `net`, of the same sizes."""
+    def set_folded(self, net: Edge) -> None:
+        """Make the branches equal the folded `net` of the same sizes."""
         if self.hyper.folded:
             self.load_state_dict(net.state_dict())
             return
@@ -162,7 +169,7 @@ class Edge(SRNet):
             if isinstance(module, Branched):
                 plain = cast(nn.Conv2d, net.get_submodule(name))
                 first = 3 if name == "lift" else 0
-                module.become(plain.weight[first:], cast(Tensor, plain.bias)[first:])
+                module.set_folded(plain.weight[first:], cast(Tensor, plain.bias)[first:])
 
 
 _CONVOLUTION = r"(lift|blocks\.\d+\.conv|up)"
@@ -170,18 +177,17 @@ _CONVOLUTION = r"(lift|blocks\.\d+\.conv|up)"
 _Hyper = Hyper  # for annotations inside Family, which has a field of that name
 
 
-class Family:
+class Family(Arch):
     """Checkpoints of ours, in branches or folded."""
 
-    name = "edge"
+    name, can_project = "edge", True
     Hyper = Hyper
-    signs: Mapping[str, tuple[str, ...]] = {
+    signs: ClassVar = {
         "branched": ("lift.direct.weight", "blocks.0.conv.direct.weight", "up.direct.weight"),
         "folded": ("lift.weight", "blocks.0.conv.weight", "up.weight"),
     }
 
     def canonical(self, state: StateDict) -> tuple[str, dict[str, Tensor]] | None:
-        """The layout's name and the weights, whose key names are ours."""
         if not all(re.match(_CONVOLUTION + r"\.", key) for key in state):
             return None
         for layout, keys in self.signs.items():
@@ -190,22 +196,15 @@ class Family:
         return None
 
     def read(self, state: StateDict, layout: str) -> tuple[_Hyper, dict[str, str]]:
-        """Sizes from shapes; there is nothing that they cannot tell."""
         folded = layout == "folded"
         pixels, channels = state["up.weight" if folded else "up.direct.weight"].shape[:2]
-        scale, blocks = round((pixels / 3) ** 0.5), count_of(state, "blocks.")
+        scale, blocks = round((pixels / 3) ** 0.5), count_indices(state, "blocks.")
         return Hyper(scale, int(channels), blocks, folded), {}
 
-    def unsettled(self, hyper: _Hyper) -> list[_Hyper]:
-        """Nothing."""
-        return [hyper]
-
     def paper(self, scale: int) -> _Hyper:
-        """32 channels and 6 blocks: no paper has this family."""
         return Hyper(scale, channels=32, blocks=6)
 
     def make(self, hyper: _Hyper) -> Edge:
-        """A net with random weights that begins near to repeating each LR pixel."""
         return Edge(hyper)
 
     def shrink(self, hyper: _Hyper, budget: str) -> _Hyper:
@@ -222,33 +221,24 @@ class Family:
         return small
 
     def inherit(self, student: SRNet, teacher: SRNet) -> None:
-        """Evenly spaced blocks, the image's and the strongest channels."""
+        """As in `Arch`; the image's three channels stay."""
         assert isinstance(student, Edge)
-        picked = evenly(len(student.blocks), len(teacher.blocks))
-        weights: dict[str, Tensor] = {}
-        for key, value in teacher.deployed().state_dict().items():
-            match = re.match(r"blocks\.(\d+)\.(.*)", key)
-            places = [i for i, source in enumerate(picked) if match and source == int(match[1])]
-            weights |= {f"blocks.{i}.{match[2]}": value for i in places} if match else {key: value}
-        plain = student.deployed()
-        cut(plain, weights, _axes)
-        student.become(plain)
+        sources = spread_evenly(len(student.blocks), len(teacher.blocks))
+        weights = take_blocks(teacher.to_deployed().state_dict(), sources)
+        folded = student.to_deployed()
+        inherit_channels(folded, weights, _axes)
+        student.set_folded(folded)
 
     def project(self, student: SRNet, teacher: SRNet, lr_NCHW: Tensor) -> None:
-        """Every layer by regression."""
-        from mipkd.archs._edge_projection import project
-
-        assert isinstance(student, Edge)
-        assert isinstance(teacher, Edge)
-        project(student, teacher, lr_NCHW)
+        project(cast("Edge", student), cast("Edge", teacher), lr_NCHW)
 
     def original(self, net: SRNet) -> dict[str, Tensor]:
-        """Our key names."""
         return dict(net.state_dict())
 
 
 def _axes(name: str) -> tuple[Axis | None, ...]:
-    """Which channels each dimension of a folded weight runs over: blocks start as identities."""
+    """Which channels each dimension of a folded weight runs over. Blocks have one stream: their
+    identity branch starts them near the identity."""
     stream = Axis("stream", always=3)
     if name.startswith("lift."):
         return (stream, None)

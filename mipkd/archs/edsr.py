@@ -8,32 +8,35 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from mipkd.archs._fold import Folded
+from mipkd.archs._edsr_projection import project
+from mipkd.archs._fold import FoldedNet
 from mipkd.archs._parts import (
     DIV2K_MEAN,
     Axes,
     Axis,
     conv,
-    count_of,
-    cut,
-    evenly,
+    count_indices,
+    inherit_channels,
+    make_upsampler,
     parse_budget,
     read_upsampler,
-    renamed,
-    upsampler,
+    rename_keys,
+    restore_keys,
+    spread_evenly,
+    take_blocks,
 )
-from mipkd.archs._shift import folded, ranges_to_try, settle_range
-from mipkd.archs.base import SRNet, StateDict
+from mipkd.archs._shift import fold_shift, list_ranges, settle_range
+from mipkd.archs.base import Arch, SRNet, StateDict
 
 
 @dataclass(frozen=True)
 class Hyper:
-    """Sizes, and what no tensor tells: range, residual scale and mean shift."""
+    """Sizes, and what no tensor tells: image range, residual scale and mean shift."""
 
     scale: int
     channels: int
@@ -53,13 +56,12 @@ class ResBlock(nn.Module):
         self.res_scale = res_scale
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """Features of the same shape."""
         residual: Tensor = self.body(x_NCHW)
         return x_NCHW + (residual if self.res_scale == 1 else residual * self.res_scale)
 
 
 class ShiftedNet(SRNet):
-    """Head and tail of the nets that work on shifted pixels of `image_range`."""
+    """Head and tail of EDSR and RCAN: pixels of `image_range` with the mean subtracted."""
 
     mean: Tensor
 
@@ -71,23 +73,20 @@ class ShiftedNet(SRNet):
         self.register_buffer("mean", shift, persistent=False)
         self.lift = conv(3, hyper.channels)
         self.blocks = nn.ModuleList([*blocks, conv(hyper.channels, hyper.channels)])
-        self.up = upsampler(hyper.channels, hyper.scale, direct=hyper.direct)
+        self.up = make_upsampler(hyper.channels, hyper.scale, direct=hyper.direct)
         self.last = nn.Identity() if hyper.direct else conv(hyper.channels, 3)
 
     def head(self, lr_NCHW: Tensor) -> Tensor:
-        """Shallow features (N, width, H, W)."""
         shallow: Tensor = self.lift((lr_NCHW - self.mean) * self.image_range)
         return shallow
 
-    def tail(self, features_NCHW: Tensor, shallow_NCHW: Tensor) -> Tensor:
-        """The image from the body's end plus the long skip."""
+    def tail(self, features_NCHW: Tensor, shallow_NCHW: Tensor, lr_NCHW: Tensor) -> Tensor:
         deep = self.up(features_NCHW + shallow_NCHW)
         pixels: Tensor = self.last(deep) / self.image_range + self.mean
         return pixels
 
-    def exported(self) -> SRNet:
-        """The same on pixels of range 1 that are not shifted."""
-        return Folded(self, image_range=self.image_range, mean=self.mean)
+    def to_exportable(self) -> SRNet:
+        return FoldedNet(self, image_range=self.image_range, mean=self.mean)
 
 
 class EDSR(ShiftedNet):
@@ -122,46 +121,44 @@ _BASICSR = {
 _Hyper = Hyper  # for annotations inside Family, which has a field of that name
 
 
-class Family:
+class Family(Arch):
     """EDSR checkpoints of EDSR-PyTorch's and BasicSR's layouts."""
 
-    name = "edsr"
+    name, can_project = "edsr", True
     Hyper = Hyper
-    signs = {  # noqa: RUF012
+    signs: ClassVar = {
         "original": ("head.0.weight", "body.0.body.0.weight", "body.0.body.2.weight"),
         "basicsr": ("conv_first.weight", "body.0.conv1.weight", "body.0.conv2.weight"),
     }
 
     def canonical(self, state: StateDict) -> tuple[str, dict[str, Tensor]] | None:
-        """The layout's name and the weights under our key names."""
         for layout, rules in (("original", _ORIGINAL), ("basicsr", _BASICSR)):
-            found = renamed(state, rules)
+            found = rename_keys(state, rules)
             if found and all(key in state for key in self.signs[layout]):
-                end = str(count_of(found, "blocks."))
-                return layout, folded({k.replace("END", end): v for k, v in found.items()})
+                end = str(count_indices(found, "blocks."))
+                return layout, fold_shift({k.replace("END", end): v for k, v in found.items()})
         return None
 
     def read(self, state: StateDict, layout: str) -> tuple[_Hyper, dict[str, str]]:
-        """Sizes from shapes; range and mean from the layout; res_scale by convention."""
+        # res_scale is not stored: 0.1 in the authors' 256-wide net, 1 in their narrow ones.
         channels = int(state["lift.weight"].shape[0])
         scale, direct = read_upsampler(state, channels)
         fields, settled = settle_range(state, layout)
         res_scale = 0.1 if channels >= 256 else 1.0
         settled["res_scale"] = f"layout {layout}: {res_scale} at {channels} channels"
-        hyper = Hyper(scale, channels, count_of(state, "blocks.") - 1, direct, res_scale=res_scale)
+        hyper = Hyper(
+            scale, channels, count_indices(state, "blocks.") - 1, direct, res_scale=res_scale
+        )
         return replace(hyper, **fields), settled  # type: ignore[arg-type]
 
     def unsettled(self, hyper: _Hyper) -> list[_Hyper]:
-        """Range, mean and both residual scales."""
         others = (0.1, 1.0) if hyper.res_scale == 0.1 else (1.0, 0.1)
-        return [tried for r in others for tried in ranges_to_try(replace(hyper, res_scale=r))]
+        return [tried for r in others for tried in list_ranges(replace(hyper, res_scale=r))]
 
     def make(self, hyper: _Hyper) -> EDSR:
-        """A net with random weights."""
         return EDSR(hyper)
 
     def paper(self, scale: int) -> _Hyper:
-        """The student of the MiPKD paper."""
         return Hyper(scale, channels=64, blocks=32)
 
     def shrink(self, hyper: _Hyper, budget: str) -> _Hyper:
@@ -176,41 +173,30 @@ class Family:
         return replace(small, res_scale=0.1 if small.channels >= 256 else 1.0)
 
     def inherit(self, student: SRNet, teacher: SRNet) -> None:
-        """Evenly spaced blocks, the strongest channels; res_scale folded into the weights."""
-        weights = dict(teacher.state_dict())
-        picked = evenly(len(student.blocks) - 1, len(teacher.blocks) - 1)
-        renumbered = {}
-        for index, source in enumerate([*picked, len(teacher.blocks) - 1]):
-            prefix = f"blocks.{source}."
-            for key in [k for k in weights if k.startswith(prefix)]:
-                renumbered[f"blocks.{index}." + key.removeprefix(prefix)] = weights[key]
-        for index, source in enumerate(picked):
+        """As in `Arch`; the ratio of the residual scales goes into the weights."""
+        end = len(teacher.blocks) - 1
+        sources = spread_evenly(len(student.blocks) - 1, end)
+        weights = take_blocks(teacher.state_dict(), [*sources, end])
+        for index, source in enumerate(sources):
             ratio = float(teacher.blocks[source].res_scale / student.blocks[index].res_scale)  # type: ignore[arg-type, operator]
             for part in ("weight", "bias"):
-                renumbered[f"blocks.{index}.body.2.{part}"] *= ratio
-        others = {k: v for k, v in weights.items() if not k.startswith("blocks.")}
-        cut(student, {**others, **renumbered}, axes_of(student))
+                key = f"blocks.{index}.body.2.{part}"
+                weights[key] = weights[key] * ratio  # not in place: it is the teacher's tensor
+        inherit_channels(student, weights, axes_of(student))
 
     def project(self, student: SRNet, teacher: SRNet, lr_NCHW: Tensor) -> None:
-        """Every layer by regression; channels are directions of the teacher's stream."""
-        from mipkd.archs._edsr_projection import project
-
-        assert isinstance(student, EDSR)
-        assert isinstance(teacher, EDSR)
-        project(student, teacher, lr_NCHW)
+        project(cast("EDSR", student), cast("EDSR", teacher), lr_NCHW)
 
     def original(self, net: SRNet) -> dict[str, Tensor]:
-        """EDSR-PyTorch's key names."""
         return original_names(net)
 
 
 def original_names(net: SRNet) -> dict[str, Tensor]:
-    """Key names of EDSR-PyTorch and RCAN, mean shift layers included."""
+    """The weights under the key names of EDSR-PyTorch and RCAN, mean shift layers included."""
     rules = {r"lift\.": "head.0.", r"blocks\.": "body.", r"last\.": "tail.1."}
     direct = isinstance(net.last, nn.Identity)
     rules[r"up\.0\." if direct else r"up\."] = "tail.0."
-    named = renamed(net.state_dict(), rules)
-    assert named is not None
+    named = restore_keys(net, rules)
     assert isinstance(net.mean, Tensor)
     assert isinstance(net.image_range, float)
     shift = net.mean.flatten() * net.image_range

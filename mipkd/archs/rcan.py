@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from typing import ClassVar, cast
 
 from torch import Tensor, nn
 
@@ -15,21 +16,23 @@ from mipkd.archs._parts import (
     Axes,
     Axis,
     conv,
-    count_of,
-    cut,
-    evenly,
+    count_indices,
+    inherit_channels,
     parse_budget,
     read_upsampler,
-    renamed,
+    rename_keys,
+    spread_evenly,
+    take_blocks,
 )
-from mipkd.archs._shift import folded, ranges_to_try, settle_range
-from mipkd.archs.base import SRNet, StateDict
+from mipkd.archs._rcan_projection import project
+from mipkd.archs._shift import fold_shift, list_ranges, settle_range
+from mipkd.archs.base import Arch, SRNet, StateDict
 from mipkd.archs.edsr import ShiftedNet, axes_of, original_names
 
 
 @dataclass(frozen=True)
 class Hyper:
-    """Sizes, and what no tensor tells: range and mean shift."""
+    """Sizes, and what no tensor tells: image range and mean shift."""
 
     scale: int
     channels: int
@@ -42,7 +45,7 @@ class Hyper:
 
 
 class ChannelAttention(nn.Module):
-    """Each channel times a gate computed from the means of all."""
+    """Channel attention: each channel times a gate computed from the means of all channels."""
 
     def __init__(self, channels: int, squeeze: int) -> None:
         super().__init__()
@@ -51,7 +54,6 @@ class ChannelAttention(nn.Module):
         )
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """Gated features of the same shape."""
         gate: Tensor = self.conv_du(x_NCHW.mean((2, 3), keepdim=True))
         return x_NCHW * gate
 
@@ -69,7 +71,6 @@ class Block(nn.Module):
         )
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """Features of the same shape."""
         residual: Tensor = self.body(x_NCHW)
         return x_NCHW + residual
 
@@ -83,7 +84,6 @@ class Group(nn.Module):
         self.body = nn.Sequential(*blocks, conv(hyper.channels, hyper.channels))
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """Features of the same shape."""
         residual: Tensor = self.body(x_NCHW)
         return x_NCHW + residual
 
@@ -119,12 +119,12 @@ _BASICSR = {
 _Hyper = Hyper  # for annotations inside Family, which has a field of that name
 
 
-class Family:
+class Family(Arch):
     """RCAN checkpoints of the authors' and BasicSR's layouts."""
 
-    name = "rcan"
+    name, can_project = "rcan", True
     Hyper = Hyper
-    signs = {  # noqa: RUF012
+    signs: ClassVar = {
         "original": (
             "head.0.weight",
             "body.0.body.0.body.0.weight",
@@ -138,41 +138,36 @@ class Family:
     }
 
     def canonical(self, state: StateDict) -> tuple[str, dict[str, Tensor]] | None:
-        """The layout's name and the weights under our key names."""
         for layout, rules in (("original", _ORIGINAL), ("basicsr", _BASICSR)):
-            found = renamed(state, rules)
+            found = rename_keys(state, rules)
             if found and all(key in state for key in self.signs[layout]):
-                last = str(count_of(state, "body.0.residual_group."))
-                end = str(count_of(found, "blocks."))
+                last = str(count_indices(state, "body.0.residual_group."))
+                end = str(count_indices(found, "blocks."))
                 marks = (("LAST", last), ("END", end))
-                return layout, folded({_marked(k, marks): v for k, v in found.items()})
+                return layout, fold_shift({_replace_marks(k, marks): v for k, v in found.items()})
         return None
 
     def read(self, state: StateDict, layout: str) -> tuple[_Hyper, dict[str, str]]:
-        """Sizes from shapes; range and mean from the layout."""
         channels = int(state["lift.weight"].shape[0])
         scale, direct = read_upsampler(state, channels)
         fields, settled = settle_range(state, layout)
         hyper = Hyper(
             scale=scale,
             channels=channels,
-            groups=count_of(state, "blocks.") - 1,
-            blocks=count_of(state, "blocks.0.body.") - 1,
+            groups=count_indices(state, "blocks.") - 1,
+            blocks=count_indices(state, "blocks.0.body.") - 1,
             squeeze=int(state["blocks.0.body.0.body.3.conv_du.0.weight"].shape[0]),
             direct=direct,
         )
         return replace(hyper, **fields), settled  # type: ignore[arg-type]
 
     def unsettled(self, hyper: _Hyper) -> list[_Hyper]:
-        """Range and mean."""
-        return ranges_to_try(hyper)
+        return list_ranges(hyper)
 
     def make(self, hyper: _Hyper) -> RCAN:
-        """A net with random weights."""
         return RCAN(hyper)
 
     def paper(self, scale: int) -> _Hyper:
-        """The student of the MiPKD paper."""
         return Hyper(scale, channels=64, groups=10, blocks=6)
 
     def shrink(self, hyper: _Hyper, budget: str) -> _Hyper:
@@ -183,58 +178,32 @@ class Family:
         elif (hyper.channels, hyper.groups, hyper.blocks) == (64, 10, 20):
             sizes = {"blocks": 6}
         else:
-            sizes = {
-                "channels": max(8, hyper.channels // 2),
-                "blocks": max(1, hyper.blocks // 2),
-            }
+            sizes = {"channels": max(8, hyper.channels // 2), "blocks": max(1, hyper.blocks // 2)}
         small = replace(hyper, **sizes)  # type: ignore[arg-type]
         return replace(small, squeeze=max(1, hyper.squeeze * small.channels // hyper.channels))
 
     def inherit(self, student: SRNet, teacher: SRNet) -> None:
-        """Evenly spaced groups and blocks, the strongest channels."""
-        groups = (len(student.blocks) - 1, len(teacher.blocks) - 1)
-        blocks = tuple(len(net.blocks[0].body) - 1 for net in (student, teacher))  # type: ignore[arg-type]
-        weights = {}
-        for key, value in teacher.state_dict().items():
-            for new in _places(key, evenly(*groups), groups[1], evenly(*blocks), blocks[1]):
-                weights[new] = value
-        cut(student, weights, _axes(student))
+        """As in `Arch`, of groups and of the blocks in each."""
+        groups, wide_groups = len(student.blocks) - 1, len(teacher.blocks) - 1
+        blocks, wide_blocks = (len(net.blocks[0].body) - 1 for net in (student, teacher))  # type: ignore[arg-type]
+        sources = [*spread_evenly(groups, wide_groups), wide_groups]
+        weights = take_blocks(teacher.state_dict(), sources)
+        inner = [*spread_evenly(blocks, wide_blocks), wide_blocks]
+        for group in range(groups):
+            weights = take_blocks(weights, inner, f"blocks.{group}.body.")
+        inherit_channels(student, weights, _axes(student))
 
     def project(self, student: SRNet, teacher: SRNet, lr_NCHW: Tensor) -> None:
-        """Every layer by regression."""
-        from mipkd.archs._rcan_projection import project
-
-        assert isinstance(student, RCAN)
-        assert isinstance(teacher, RCAN)
-        project(student, teacher, lr_NCHW)
+        project(cast("RCAN", student), cast("RCAN", teacher), lr_NCHW)
 
     def original(self, net: SRNet) -> dict[str, Tensor]:
-        """The authors' key names."""
         return original_names(net)
 
 
-def _marked(key: str, marks: tuple[tuple[str, str], ...]) -> str:
+def _replace_marks(key: str, marks: tuple[tuple[str, str], ...]) -> str:
     for mark, number in marks:
         key = key.replace(mark, number)
     return key
-
-
-def _places(
-    key: str, groups: list[int], last_group: int, blocks: list[int], last_block: int
-) -> list[str]:
-    """The student's keys that a teacher's key fills."""
-    match = re.match(r"blocks\.(\d+)\.(?:body\.(\d+)\.)?(.*)", key)
-    if match is None:
-        return [key]
-    group, block, rest = int(match[1]), match[2], match[3]
-    if block is None:
-        return [f"blocks.{len(groups)}.{rest}"] if group == last_group else []
-    to_groups = [i for i, g in enumerate(groups) if g == group]
-    if int(block) == last_block:
-        to_blocks = [len(blocks)]
-    else:
-        to_blocks = [i for i, b in enumerate(blocks) if b == int(block)]
-    return [f"blocks.{g}.body.{b}.{rest}" for g in to_groups for b in to_blocks]
 
 
 def _axes(net: SRNet) -> Axes:

@@ -1,4 +1,4 @@
-"""RLFN (Kong et al., CVPR workshops 2022): plain convolutions, gated by a coarse look around.
+"""RLFN (Kong et al., CVPR workshops 2022): plain convolutions and spatial attention (ESA).
 
 Shapes: N batch, C channels, G channels of the gate, H W low-res size. Images: float32 in [0, 1].
 """
@@ -6,27 +6,30 @@ Shapes: N batch, C channels, G channels of the gate, H W low-res size. Images: f
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mipkd.archs._fold import Folded
+from mipkd.archs._fold import FoldedNet
 from mipkd.archs._parts import (
     Axes,
     Axis,
     conv,
-    count_of,
-    cut,
-    evenly,
+    count_indices,
+    inherit_channels,
+    make_upsampler,
     parse_budget,
-    renamed,
-    upsampler,
+    rename_keys,
+    restore_keys,
+    spread_evenly,
+    take_blocks,
 )
-from mipkd.archs.base import SRNet, StateDict
+from mipkd.archs._rlfn_projection import project
+from mipkd.archs.base import Arch, SRNet, StateDict
 
-_SEEN = 15  # pixels a side from which the gate's pooling gives its first value
+_SEEN = 15  # pixels a side that the attention's pooling needs for its first value
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ class Hyper:
 
 
 class Gate(nn.Module):
-    """Each feature times a gate from its own pixel and from maxima of its surroundings (ESA)."""
+    """Enhanced spatial attention (ESA): each feature times a gate that is computed from its own
+    pixel and from the maxima around it."""
 
     def __init__(self, channels: int, gate: int) -> None:
         super().__init__()
@@ -53,13 +57,12 @@ class Gate(nn.Module):
         self.conv4 = conv(gate, channels, 1)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """Gated features of the same shape."""
-        gate: Tensor = self.conv4(self.look(x_NCHW)).sigmoid()
+        gate: Tensor = self.conv4(self.gate_features(x_NCHW)).sigmoid()
         return x_NCHW * gate
 
-    def look(self, x_NCHW: Tensor) -> Tensor:
-        """What the gate is computed from, (N, G, H, W); sides under 15 are seen as if their edge
-        went on."""
+    def gate_features(self, x_NCHW: Tensor) -> Tensor:
+        """What the gate is computed from, (N, G, H, W); images under 15 pixels a side are padded
+        with their edge."""
         height, width = x_NCHW.shape[-2:]
         own_NGHW = self.conv1(x_NCHW)
         seen = own_NGHW
@@ -87,7 +90,6 @@ class Block(nn.Module):
         self.esa = Gate(channels, hyper.gate)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """Features of the same shape."""
         residual = x_NCHW
         for layer in (self.c1_r, self.c2_r, self.c3_r):
             residual = F.leaky_relu(layer(residual), self.slope)
@@ -107,21 +109,18 @@ class RLFN(SRNet):
         self.lift = conv(3, hyper.channels)
         blocks = [Block(hyper) for _ in range(hyper.blocks)]
         self.blocks = nn.ModuleList([*blocks, conv(hyper.channels, hyper.channels)])
-        self.up = upsampler(hyper.channels, hyper.scale, direct=True)
+        self.up = make_upsampler(hyper.channels, hyper.scale, direct=True)
 
     def head(self, lr_NCHW: Tensor) -> Tensor:
-        """Shallow features (N, width, H, W)."""
         shallow: Tensor = self.lift(lr_NCHW * self.image_range)
         return shallow
 
-    def tail(self, features_NCHW: Tensor, shallow_NCHW: Tensor) -> Tensor:
-        """The image from the body's end plus the long skip."""
+    def tail(self, features_NCHW: Tensor, shallow_NCHW: Tensor, lr_NCHW: Tensor) -> Tensor:
         pixels: Tensor = self.up(features_NCHW + shallow_NCHW)
         return pixels / self.image_range
 
-    def exported(self) -> SRNet:
-        """The same on pixels of range 1."""
-        return Folded(self, image_range=self.image_range, mean=None)
+    def to_exportable(self) -> SRNet:
+        return FoldedNet(self, image_range=self.image_range, mean=None)
 
 
 _ORIGINAL = {
@@ -134,50 +133,46 @@ _ORIGINAL = {
 _Hyper = Hyper  # for annotations inside Family, which has a field of that name
 
 
-class Family:
+class Family(Arch):
     """RLFN checkpoints of the authors' layout: RLFN, RLFN-S and their pruned net."""
 
-    name = "rlfn"
+    name, can_project = "rlfn", True
     Hyper = Hyper
-    signs: Mapping[str, tuple[str, ...]] = {
+    signs: ClassVar = {
         "original": ("conv_1.weight", "block_1.c1_r.weight", "block_1.esa.conv_f.weight")
     }
 
     def canonical(self, state: StateDict) -> tuple[str, dict[str, Tensor]] | None:
-        """The layout's name and the weights under our key names."""
-        found = renamed(state, _ORIGINAL)
+        found = rename_keys(state, _ORIGINAL)
         if not found or not all(key in state for key in self.signs["original"]):
             return None
-        end = count_of(state, "block_")
-        return "original", {_from_0(key, end): value for key, value in found.items()}
+        end = count_indices(state, "block_")
+        return "original", {_count_from_0(key, end): value for key, value in found.items()}
 
     def read(self, state: StateDict, layout: str) -> tuple[_Hyper, dict[str, str]]:
-        """Sizes from shapes; the authors worked in 0-255, others with the same keys in 0-1."""
         middle, channels = state["blocks.0.c1_r.weight"].shape[:2]
         hyper = Hyper(
             scale=round((state["up.0.weight"].shape[0] / 3) ** 0.5),
             channels=int(channels),
-            blocks=count_of(state, "blocks.") - 1,
+            blocks=count_indices(state, "blocks.") - 1,
             middle=int(middle),
             gate=int(state["blocks.0.esa.conv1.weight"].shape[0]),
         )
         return hyper, {"image_range": "unknown"}
 
     def unsettled(self, hyper: _Hyper) -> list[_Hyper]:
-        """Both ranges."""
+        # The authors' nets work in 0 to 255, others of the same key names in 0 to 1.
         return [replace(hyper, image_range=r) for r in (255.0, 1.0)]
 
     def paper(self, scale: int) -> _Hyper:
-        """The authors' full net: MiPKD's paper has none of this family."""
         return Hyper(scale, channels=52, blocks=6, middle=52)
 
     def make(self, hyper: _Hyper) -> RLFN:
-        """A net with random weights."""
         return RLFN(hyper)
 
     def shrink(self, hyper: _Hyper, budget: str) -> _Hyper:
-        """`c46b4m48`: channels, blocks and channels inside a block, in the same proportion to
-        the channels where left out. The authors' smaller nets are c48b6 and c46b4m48."""
+        """`c46b4m48`: channels, blocks and channels inside a block; without `m` these keep their
+        ratio to the channels. The authors' smaller nets are c48b6 and c46b4m48."""
         sizes = {"channels": max(8, hyper.channels // 2), "blocks": max(1, hyper.blocks // 2)}
         if budget:
             letters = {"c": "channels", "b": "blocks", "m": "middle"}
@@ -188,39 +183,22 @@ class Family:
         return replace(hyper, **small)
 
     def inherit(self, student: SRNet, teacher: SRNet) -> None:
-        """Evenly spaced blocks, the strongest channels of each."""
         end = len(teacher.blocks) - 1
-        picked = [*evenly(len(student.blocks) - 1, end), end]
-        weights = {}
-        for key, value in teacher.state_dict().items():
-            match = re.match(r"blocks\.(\d+)\.(.*)", key)
-            if match is None:
-                weights[key] = value
-                continue
-            for index, source in enumerate(picked):
-                if source == int(match[1]):
-                    weights[f"blocks.{index}.{match[2]}"] = value
-        cut(student, weights, _axes(len(student.blocks) - 1))
+        sources = [*spread_evenly(len(student.blocks) - 1, end), end]
+        weights = take_blocks(teacher.state_dict(), sources)
+        inherit_channels(student, weights, _axes(len(student.blocks) - 1))
 
     def project(self, student: SRNet, teacher: SRNet, lr_NCHW: Tensor) -> None:
-        """Every layer by regression."""
-        from mipkd.archs._rlfn_projection import project
-
-        assert isinstance(student, RLFN)
-        assert isinstance(teacher, RLFN)
-        project(student, teacher, lr_NCHW)
+        project(cast("RLFN", student), cast("RLFN", teacher), lr_NCHW)
 
     def original(self, net: SRNet) -> dict[str, Tensor]:
-        """The authors' key names, which count from 1."""
         end = len(net.blocks) - 1
         rules = {r"lift\.": "conv_1.", r"up\.0\.": "upsampler.0.", rf"blocks\.{end}\.": "conv_2."}
         rules |= {rf"blocks\.{i}\.": f"block_{i + 1}." for i in range(end)}
-        named = renamed(net.state_dict(), rules)
-        assert named is not None
-        return named
+        return restore_keys(net, rules)
 
 
-def _from_0(key: str, end: int) -> str:
+def _count_from_0(key: str, end: int) -> str:
     key = key.replace("blocks.END.", f"blocks.{end + 1}.")
     return re.sub(r"^blocks\.(\d+)", lambda m: f"blocks.{int(m[1]) - 1}", key)
 
@@ -228,8 +206,8 @@ def _from_0(key: str, end: int) -> str:
 def _axes(end: int) -> Axes:
     """Which channels each dimension of a weight runs over, in a net of `end` blocks.
 
-    A block's 1x1 convolution mixes all channels, so what goes in and what comes out are chosen
-    apart. What leaves the last convolution is added to the head's features.
+    A block's 1x1 convolution mixes all channels, so its inputs and its outputs are selected
+    independently. The last convolution's outputs are added to the head's features.
     """
 
     def axes(name: str) -> tuple[Axis | None, ...]:

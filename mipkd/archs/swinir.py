@@ -6,8 +6,8 @@ Shapes: N batch, C channels, H W low-res size, T tokens of a window. Images: flo
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,15 +17,18 @@ from mipkd.archs._parts import (
     DIV2K_MEAN,
     Axis,
     conv,
-    count_of,
-    cut,
-    evenly,
+    count_indices,
+    inherit_channels,
+    make_upsampler,
     parse_budget,
     read_upsampler,
-    renamed,
-    upsampler,
+    rename_keys,
+    restore_keys,
+    spread_evenly,
+    take_blocks,
 )
-from mipkd.archs.base import SRNet, StateDict
+from mipkd.archs._swinir_projection import project
+from mipkd.archs.base import Arch, SRNet, StateDict
 from mipkd.core.errors import UnsupportedError, UsageError
 
 _FEATURES = 64  # channels between the body and the pixel shuffles
@@ -33,7 +36,7 @@ _FEATURES = 64  # channels between the body and the pixel shuffles
 
 @dataclass(frozen=True)
 class Hyper:
-    """Sizes; range and mean are SwinIR's own unless said otherwise."""
+    """Sizes; image range and mean are by default those of the authors."""
 
     scale: int
     channels: int
@@ -48,9 +51,9 @@ class Hyper:
 
 
 class Attention(nn.Module):
-    """Self-attention inside windows, with a learned bias for each relative place."""
+    """Self-attention inside windows, with a learned bias for each relative position."""
 
-    places: Tensor
+    positions: Tensor
 
     def __init__(self, hyper: Hyper) -> None:
         super().__init__()
@@ -64,7 +67,9 @@ class Attention(nn.Module):
         )
         down = row[:, None] - row[None] + side - 1
         right = column[:, None] - column[None] + side - 1
-        self.register_buffer("places", (down * (2 * side - 1) + right).flatten(), persistent=False)
+        self.register_buffer(
+            "positions", (down * (2 * side - 1) + right).flatten(), persistent=False
+        )
 
     def forward(self, windows_WTC: Tensor, mask_WTT: Tensor | None) -> Tensor:
         """Attended tokens; `mask` is added to the scores of one image's windows."""
@@ -72,7 +77,7 @@ class Attention(nn.Module):
         qkv = self.qkv(windows_WTC).reshape(count, tokens, 3, self.heads, channels // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         scores = (q * (channels // self.heads) ** -0.5) @ k.transpose(-2, -1)
-        bias = self.relative_position_bias_table[self.places].view(tokens, tokens, self.heads)
+        bias = self.relative_position_bias_table[self.positions].view(tokens, tokens, self.heads)
         scores = scores + bias.permute(2, 0, 1)
         if mask_WTT is not None:
             images = count // mask_WTT.shape[0]
@@ -83,7 +88,7 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and an MLP, each normalised before and added to its input."""
+    """A transformer layer: attention and an MLP, each after a layer norm and added to its input."""
 
     def __init__(self, hyper: Hyper, shift: int) -> None:
         super().__init__()
@@ -97,14 +102,13 @@ class Layer(nn.Module):
         )
 
     def forward(self, x_NHWC: Tensor) -> Tensor:
-        """Features of the same shape."""
         x = x_NHWC + self.attend(x_NHWC)
         hidden = F.gelu(self.mlp["fc1"](self.norm2(x)))
         out: Tensor = x + self.mlp["fc2"](hidden)
         return out
 
     def attend(self, x_NHWC: Tensor) -> Tensor:
-        """What attention adds to the features."""
+        """The attention branch, which is added to the features."""
         count, height, width, channels = x_NHWC.shape
         side = self.window
         rows, columns = height // side, width // side
@@ -113,7 +117,7 @@ class Layer(nn.Module):
         if self.shift:
             x = torch.roll(x, (-self.shift, -self.shift), (1, 2))
             mask = self._mask(height, width).to(x)
-        # Images and rows of windows share a dimension: Core ML takes no more than five.
+        # Images and rows of windows share a dimension: Core ML allows at most five.
         windows = x.view(count * rows, side, columns, side, channels).transpose(1, 2)
         attended = self.attn(windows.reshape(-1, side * side, channels), mask)
         x = attended.view(count * rows, columns, side, side, channels).transpose(1, 2)
@@ -121,7 +125,8 @@ class Layer(nn.Module):
         return torch.roll(x, (self.shift, self.shift), (1, 2)) if self.shift else x
 
     def _mask(self, height: int, width: int) -> Tensor:
-        """-100 between tokens that the roll brought together; computed, so sizes stay free."""
+        """-100 between tokens that only the cyclic shift made neighbours; computed here and not
+        stored, so that any H and W works."""
         side = self.window
 
         def regions(length: int) -> Tensor:
@@ -136,7 +141,8 @@ class Layer(nn.Module):
 
 
 class Group(nn.Module):
-    """Layers with and without shift, a convolution, and the input added (RSTB)."""
+    """A residual Swin transformer block (RSTB): layers with and without shift, a convolution, and
+    the input added."""
 
     def __init__(self, hyper: Hyper, *, first: bool) -> None:
         super().__init__()
@@ -146,7 +152,6 @@ class Group(nn.Module):
         self.conv = conv(hyper.channels, hyper.channels)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """Features of the same shape."""
         x_NHWC = self.patch_norm(x_NCHW.permute(0, 2, 3, 1))
         y_NHWC = self.layers(x_NHWC)
         out: Tensor = self.conv(y_NHWC.permute(0, 3, 1, 2)) + x_NHWC.permute(0, 3, 1, 2)
@@ -171,20 +176,18 @@ class SwinIR(SRNet):
         features = hyper.channels if hyper.direct else _FEATURES
         narrow = nn.Sequential(conv(hyper.channels, features), nn.LeakyReLU())
         self.before = nn.Identity() if hyper.direct else narrow
-        self.up = upsampler(features, hyper.scale, direct=hyper.direct)
+        self.up = make_upsampler(features, hyper.scale, direct=hyper.direct)
         self.last = nn.Identity() if hyper.direct else conv(features, 3)
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)  # as transformers are begun
+                nn.init.trunc_normal_(module.weight, std=0.02)  # usual in transformers
                 nn.init.zeros_(module.bias)
 
     def head(self, lr_NCHW: Tensor) -> Tensor:
-        """Shallow features (N, width, H, W)."""
         shallow: Tensor = self.lift((lr_NCHW - self.mean) * self.image_range)
         return shallow
 
-    def tail(self, features_NCHW: Tensor, shallow_NCHW: Tensor) -> Tensor:
-        """The image from the normalised body's end plus the long skip."""
+    def tail(self, features_NCHW: Tensor, shallow_NCHW: Tensor, lr_NCHW: Tensor) -> Tensor:
         normed = self.norm(features_NCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         deep = self.after(normed) + shallow_NCHW
         pixels: Tensor = self.last(self.up(self.before(deep))) / self.image_range + self.mean
@@ -218,12 +221,12 @@ _BACK = {
 _Hyper = Hyper  # for annotations inside Family, which has a field of that name
 
 
-class Family:
+class Family(Arch):
     """SwinIR checkpoints; the authors', BasicSR's and traiNNer-redux's share key names."""
 
-    name = "swinir"
+    name, can_project = "swinir", True
     Hyper = Hyper
-    signs: Mapping[str, tuple[str, ...]] = {
+    signs: ClassVar = {
         "original": (
             "conv_first.weight",
             "patch_embed.norm.weight",
@@ -232,7 +235,6 @@ class Family:
     }
 
     def canonical(self, state: StateDict) -> tuple[str, dict[str, Tensor]] | None:
-        """The layout's name and the weights under our key names."""
         if not all(key in state for key in self.signs["original"]):
             return None
         if "layers.0.conv.0.weight" in state:
@@ -245,38 +247,31 @@ class Family:
                 "swinir: the tails of denoising and of real-world SR are not supported",
                 hint="known: pixel shuffle, direct pixel shuffle",
             )
-        found = renamed(state, _ORIGINAL)
+        found = rename_keys(state, _ORIGINAL)
         return ("original", found) if found else None
 
     def read(self, state: StateDict, layout: str) -> tuple[_Hyper, dict[str, str]]:
-        """Sizes from shapes; range and mean are the same in every layout."""
         channels = int(state["lift.weight"].shape[0])
         features = state["before.0.weight"].shape[0] if "before.0.weight" in state else channels
         scale, direct = read_upsampler(state, int(features))
-        places, heads = state["blocks.0.layers.0.attn.relative_position_bias_table"].shape
+        positions, heads = state["blocks.0.layers.0.attn.relative_position_bias_table"].shape
         hyper = Hyper(
             scale=scale,
             channels=channels,
-            groups=count_of(state, "blocks."),
-            layers=count_of(state, "blocks.0.layers."),
+            groups=count_indices(state, "blocks."),
+            layers=count_indices(state, "blocks.0.layers."),
             heads=int(heads),
-            window=(round(places**0.5) + 1) // 2,
+            window=(round(positions**0.5) + 1) // 2,
             ratio=int(state["blocks.0.layers.0.mlp.fc1.weight"].shape[0]) // channels,
             direct=direct,
         )
-        told = f"layout {layout}: SwinIR's own"
-        return hyper, {"image_range": told, "mean": told}
-
-    def unsettled(self, hyper: _Hyper) -> list[_Hyper]:
-        """Nothing: the layout settles all."""
-        return [hyper]
+        how = f"layout {layout}: SwinIR's own"
+        return hyper, {"image_range": how, "mean": how}
 
     def make(self, hyper: _Hyper) -> SwinIR:
-        """A net with random weights."""
         return SwinIR(hyper)
 
     def paper(self, scale: int) -> _Hyper:
-        """The student of the MiPKD paper."""
         return Hyper(scale, channels=60, groups=4)
 
     def shrink(self, hyper: _Hyper, budget: str) -> _Hyper:
@@ -297,34 +292,19 @@ class Family:
         return small
 
     def inherit(self, student: SRNet, teacher: SRNet) -> None:
-        """Evenly spaced groups, the strongest channels (of each attention head)."""
-        picked = evenly(len(student.blocks), len(teacher.blocks))
-        weights = {}
-        for key, value in teacher.state_dict().items():
-            match = re.match(r"blocks\.(\d+)\.(.*)", key)
-            if match is None or "patch_norm" in key:
-                weights[key] = value
-                continue
-            for index, source in enumerate(picked):
-                if source == int(match[1]):
-                    weights[f"blocks.{index}.{match[2]}"] = value
-        attention = teacher.get_submodule("blocks.0.layers.0.attn")
+        """As in `Arch`; of each attention head the strongest channels."""
+        state = teacher.state_dict()
+        weights = take_blocks(state, spread_evenly(len(student.blocks), len(teacher.blocks)))
+        weights |= {key: value for key, value in state.items() if "patch_norm" in key}
+        attention = cast("Attention", teacher.get_submodule("blocks.0.layers.0.attn"))
         direct = isinstance(student.before, nn.Identity)
-        cut(student, weights, lambda name: _axes(name, int(attention.heads), direct=direct))  # type: ignore[arg-type]
+        inherit_channels(student, weights, lambda name: _axes(name, attention.heads, direct=direct))
 
     def project(self, student: SRNet, teacher: SRNet, lr_NCHW: Tensor) -> None:
-        """Every layer by regression."""
-        from mipkd.archs._swinir_projection import project
-
-        assert isinstance(student, SwinIR)
-        assert isinstance(teacher, SwinIR)
-        project(student, teacher, lr_NCHW)
+        project(cast("SwinIR", student), cast("SwinIR", teacher), lr_NCHW)
 
     def original(self, net: SRNet) -> dict[str, Tensor]:
-        """The authors' key names."""
-        named = renamed(net.state_dict(), _BACK)
-        assert named is not None
-        return named
+        return restore_keys(net, _BACK)
 
 
 def _axes(name: str, heads: int, *, direct: bool) -> tuple[Axis | None, ...]:

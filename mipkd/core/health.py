@@ -20,7 +20,7 @@ def is_health(name: str) -> bool:
 
 
 def remark(name: str, value: float) -> str:
-    """What is bad about a figure of `mipkd.distill.health`; empty where nothing is."""
+    """What is bad about a figure of `mipkd.distill.health_probe`; empty where nothing is."""
     if name == "reconstruction_error" and value > MOST_RECONSTRUCTION_ERROR:
         return (
             f"encoder and decoder change the teacher's features by {value:.0%} of their size: "

@@ -2,7 +2,7 @@
 
 A plug-in of `targets` is a file of ours, a file of a folder `targets/` on the Python path, or an
 object that an installed package names in its entry points `mipkd.targets`; likewise `mipkd.archs`,
-`mipkd.losses` and `mipkd.metrics`.
+`mipkd.losses`, `mipkd.metrics` and `mipkd.machine`.
 """
 
 from __future__ import annotations
@@ -72,4 +72,4 @@ def _modules(package: str) -> set[str]:
 @functools.cache
 def _installed(package: str) -> dict[str, EntryPoint]:
     """Entry points of installed packages."""
-    return {one.name: one for one in entry_points(group=f"mipkd.{package.removeprefix('mipkd.')}")}
+    return {one.name: one for one in entry_points(group=f"mipkd.{package.rpartition('.')[2]}")}

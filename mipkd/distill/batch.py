@@ -1,4 +1,4 @@
-"""What one training step is given: patches, and what the teacher made of them where that is kept.
+"""The data of one training step: patches, and the teacher's outputs for them if cached.
 
 Shapes: N batch, L latent channels, P patch side in LR pixels, S scale.
 """
@@ -17,7 +17,7 @@ from mipkd.losses.base import TeacherPass
 
 @dataclass(frozen=True)
 class Batch:
-    """Patches as float32 in [0, 1]; the teacher's part is empty where it has to run."""
+    """Patches as float32 in [0, 1]; without the teacher's outputs if it has to run."""
 
     lr_NCHW: Tensor  # (N, 3, P, P)
     hr_NCHW: Tensor  # (N, 3, S*P, S*P)
@@ -25,35 +25,41 @@ class Batch:
     teacher_latents: tuple[Tensor, ...] = ()  # (N, L, P, P) for each position
 
     def to(self, device: torch.device) -> Batch:
-        """The same on a device; the copies may still be under way."""
-        return self._each(lambda t: t.to(device, non_blocking=True))
+        """The batch on a device; copies to a GPU may still be in progress."""
+        return self._map(lambda t: t.to(device, non_blocking=True))
 
-    def pinned(self) -> Batch:
-        """The same in memory that a GPU can copy from while it computes."""
-        return self._each(Tensor.pin_memory)
+    def pin_memory(self) -> Batch:
+        """The batch in memory that a GPU can copy from while it computes."""
+        return self._map(Tensor.pin_memory)
 
-    def copied(self) -> Batch:
-        """The same in memory of its own."""
-        return self._each(Tensor.clone)
+    def clone(self) -> Batch:
+        """A copy."""
+        return self._map(Tensor.clone)
 
-    def rows(self, wanted: slice) -> Batch:
-        """Some of its patches."""
-        return self._each(lambda t: t[wanted])
+    def select(self, rows: slice) -> Batch:
+        """Some of the patches."""
+        return self._map(lambda t: t[rows])
 
-    def parts(self, count: int) -> list[Batch]:
+    def split(self, count: int) -> list[Batch]:
         """`count` batches of equal size, in order."""
         size = len(self) // count
-        return [self.rows(slice(i * size, (i + 1) * size)) for i in range(count)]
+        return [self.select(slice(i * size, (i + 1) * size)) for i in range(count)]
+
+    def serves(self, wants: TeacherPass) -> bool:
+        """Whether it holds all that is read of the teacher's plain forward."""
+        image = self.teacher_image is not None
+        latents = image and bool(self.teacher_latents)
+        return {"none": True, "image": image, "latents": latents, "features": False}[wants]
 
     def tensors(self) -> list[Tensor]:
-        """All that it holds, in one order."""
+        """All tensors, in a fixed order."""
         image = [] if self.teacher_image is None else [self.teacher_image]
         return [self.lr_NCHW, self.hr_NCHW, *image, *self.teacher_latents]
 
     def __len__(self) -> int:
         return len(self.lr_NCHW)
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return Batch(
             change(self.lr_NCHW),
             change(self.hr_NCHW),
@@ -66,4 +72,4 @@ class Sampler(Protocol):
     """Gives the batch of a step: a pure function of the step, so that a resume is exact."""
 
     def batch(self, step: int, wants: TeacherPass = "none") -> Batch:
-        """The patches, and of the teacher's pass what the losses want, where it is kept."""
+        """The patches, and what the losses want of the teacher's pass if it is cached."""

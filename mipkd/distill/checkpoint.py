@@ -1,4 +1,4 @@
-"""Training checkpoints: written whole, read without running code, the one before kept."""
+"""Training checkpoints, written atomically and read without running code; the last two are kept."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mipkd.core.errors import StageError
 
@@ -22,14 +22,14 @@ _NAMES = ("checkpoint.pt", "checkpoint-before.pt")  # the newest first
 
 
 def save(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write `state` beside the last checkpoint and only then take its place.
+    """Write `state` beside the last checkpoint, then replace it.
 
     Raises:
-        StageError: the disk is full or cannot be written; the last checkpoint is untouched.
+        StageError: the disk is full or cannot be written; the last checkpoint stays.
     """
     newest, before = (folder / name for name in _NAMES)
     partial = newest.with_name(newest.name + ".partial")
-    with writing(newest):
+    with report_write_errors(newest):
         try:
             with partial.open("wb") as file:
                 torch.save(dict(state), file)
@@ -43,21 +43,18 @@ def save(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 def load(folder: Path, fits: str) -> dict[str, Any] | None:
-    """The newest checkpoint that can be read and is of this training; None if there is none.
-
-    `fits` is what `fingerprint` gave when it was saved.
-    """
+    """The newest readable checkpoint whose `fits`, a `fingerprint`, is this; None without one."""
     files = [folder / name for name in _NAMES if (folder / name).exists()]
     for file in files:
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)
-        # What a damaged file raises depends on which of its bytes are damaged.
+        # Which of these a damaged file raises depends on the damage.
         except (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError) as e:
-            log.warning("passes over a damaged checkpoint, %s: %s", file, str(e).splitlines()[0])
+            log.warning("skipping a damaged checkpoint, %s: %s", file, str(e).splitlines()[0])
             continue
         if isinstance(state, dict) and state.get("fits") == fits:
             return state
-        log.warning("passes over %s: it belongs to another training", file)
+        log.warning("skipping %s: it belongs to another training", file)
     if files:
         log.warning("no checkpoint in %s can be used: training starts again", folder)
     return None
@@ -69,21 +66,17 @@ def drop_older(folder: Path) -> None:
 
 
 def fingerprint(settings: str, *nets: nn.Module | None) -> str:
-    """A hash of the settings and of the weights that a training starts from."""
+    """A hash of a training's settings and first weights."""
     digest = hashlib.sha256(settings.encode())
     for net in nets:
         for name, value in (net.state_dict() if net is not None else {}).items():
             digest.update(f"{name} {tuple(value.shape)}".encode())
-            digest.update(_bytes(value))
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
-def _bytes(value: Tensor) -> Any:
-    return value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-
-
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def report_write_errors(path: Path) -> Iterator[None]:
     """Turn a failed write of `path` into a StageError."""
     try:
         yield

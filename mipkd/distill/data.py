@@ -1,4 +1,4 @@
-"""Photos to train on and images to test on, prepared once, so that no step decodes anything.
+"""Photos to train on and images to test on, decoded once, before training.
 
 Shapes: N batch, H W low-res size, S scale. Values: float32 in [0, 1], RGB, unless uint8.
 """
@@ -36,7 +36,7 @@ from mipkd.core.photos import PhotoWriter, open_photos
 from mipkd.core.records import Photos, TeacherCache, TestSet
 from mipkd.core.samples import sample_photos, sample_tests
 from mipkd.distill.batch import Batch
-from mipkd.distill.taught import HalfArray, Taught, open_cache
+from mipkd.distill.cache_store import HalfArray, TeacherOutput, open_cache
 from mipkd.losses.base import TeacherPass
 
 log = logging.getLogger(__name__)
@@ -44,12 +44,12 @@ log = logging.getLogger(__name__)
 AnyArray = npt.NDArray[Any]
 Pair = tuple[str, ByteArray, ByteArray]  # name, LR, HR
 _SAMPLE_TEST_SIZE = 256  # HR pixels a side
-_LEAST_LR = 16  # pixels a side: room for an SSIM window inside the borders, and for net windows
-_NAMED = 3  # skipped files that are told one by one where there are many
+_LEAST_LR = 16  # pixels a side: for an SSIM window inside the borders, and for nets' windows
+_NAMED = 3  # skipped files that are named if there are many
 
 
 def prepare_photos(source: Path | None, *, scale: int, patch: int, out: Path) -> Photos:
-    """Decode every photo of a folder (None: the samples), shrink it, and store both in `out`.
+    """Decode every photo of a folder (None: the samples), downscale it and store both in `out`.
 
     Photos that cannot be read or are smaller than a patch are skipped with a warning.
 
@@ -61,15 +61,15 @@ def prepare_photos(source: Path | None, *, scale: int, patch: int, out: Path) ->
     label = str(source or "sample photos of scikit-image and scikit-learn")
     skipped: list[str] = []
     digest, least = hashlib.sha256(f"x{scale}".encode()), patch * scale
-    with _space_for(files, scale, out), closing(PhotoWriter(out)) as writer:
-        for name, file, photo in _readable(files, skipped):
+    with _explain_full_disk(files, scale, out), closing(PhotoWriter(out)) as writer:
+        for name, file, photo in _read_all(files, skipped):
             hr = np.ascontiguousarray(crop_to_multiple(photo, scale))
             if min(hr.shape[:2]) < least:
                 _skip(skipped, file, f"{_size(hr)} is smaller than a patch of {least}x{least}")
                 continue
             writer.add(name, hr, downscale(hr, scale))
             digest.update(hr.data)
-    _tell(skipped, len(files))
+    _warn_skipped(skipped, len(files))
     if not writer.index:
         raise UsageError(
             f"{label}: none of {len(files)} photos can be used; the first: {skipped[0]}",
@@ -87,29 +87,29 @@ def prepare_photos(source: Path | None, *, scale: int, patch: int, out: Path) ->
 
 
 def prepare_tests(source: Path | None, *, scale: int, out: Path) -> TestSet:
-    """The test images as PNG in `out`/hr and `out`/lr.
+    """Write the test images as PNG to `out`/hr and `out`/lr.
 
     `source` is a folder of HR photos, a set with `HR/` and `LR_bicubic/X<scale>/`, or the `HR`
-    of such a set; None gives the samples, cropped. Images that cannot be read or are too small
-    to be measured are skipped with a warning.
+    of such a set; None gives the samples, cropped. Images that cannot be read or are too small to
+    measure are skipped with a warning.
 
     Raises:
         UsageError: none is left, or a published LR image is missing or has the wrong size.
         StageError: the disk is full.
     """
-    files, published = _hr_files(source), _published(source, scale)
+    files, published = _list_hr(source), _find_published_lr(source, scale)
     label = str(source or "sample photos of scikit-image")
     names, skipped, digest = [], list[str](), hashlib.sha256(f"x{scale}".encode())
-    with _space_for(files, scale, out):
+    with _explain_full_disk(files, scale, out):
         for kind in ("hr", "lr"):
             (out / kind).mkdir(parents=True, exist_ok=True)
-        for name, lr, hr in _pairs(source, scale, skipped):
+        for name, lr, hr in _read_pairs(source, scale, skipped):
             write_png(out / "hr" / f"{name}.png", hr)
             write_png(out / "lr" / f"{name}.png", lr)
             digest.update(np.ascontiguousarray(hr).data)
             digest.update(lr.data)
             names.append(name)
-    _tell(skipped, len(files))
+    _warn_skipped(skipped, len(files))
     if not names:
         raise UsageError(
             f"{label}: none of {len(files)} test images can be used; the first: {skipped[0]}",
@@ -128,8 +128,8 @@ def prepare_tests(source: Path | None, *, scale: int, out: Path) -> TestSet:
 
 
 def probe_images(source: Path | None, *, scale: int, count: int = 5) -> list[Pair]:
-    """A few test images, for settling what a checkpoint does not tell."""
-    return list(islice(_pairs(source, scale, []), count))
+    """A few test images, to settle what a checkpoint does not tell."""
+    return list(islice(_read_pairs(source, scale, []), count))
 
 
 def load_tests(tests: TestSet) -> list[Pair]:
@@ -156,42 +156,44 @@ class PatchSampler:
         self.photos = open_photos(photos)
         self.scale, self.patch, self.size, self.seed = photos.scale, patch, batch, seed
         self.cache = cache
-        self.taught = open_cache(cache, photos.count) if cache else []
+        self.teacher_outputs = open_cache(cache, photos.count) if cache else []
         self.rows = slice(0, batch)
 
     def share(self, rank: int, count: int) -> PatchSampler:
-        """The same batches without the rows that the other processes take."""
+        """This process's rows of the same batches."""
         mine, rows = copy(self), self.size // count
         mine.rows = slice(rank * rows, (rank + 1) * rows)
         return mine
 
-    def kept(self, wants: TeacherPass) -> TeacherPass:
-        """How much of that pass is kept of each photo: all of it, or nothing."""
-        if not self.taught or wants not in ("image", "latents"):
+    def cached_part(self, wants: TeacherPass) -> TeacherPass:
+        """The part of that pass that is cached for each photo: all of it, or none."""
+        if not self.teacher_outputs or wants not in ("image", "latents"):
             return "none"
-        return "none" if wants == "latents" and self.taught[0].latents_KHWL is None else wants
+        return (
+            "none" if wants == "latents" and self.teacher_outputs[0].latents_KHWL is None else wants
+        )
 
     def batch(self, step: int, wants: TeacherPass = "none") -> Batch:
-        """Patches of a step: random photo, place, flip and turn."""
-        draws, kept, scale = self.draws(step), self.kept(wants), self.scale
+        """The patches of a step: random photo, position, flip and rotation."""
+        draws, cached, scale = self.draw(step), self.cached_part(wants), self.scale
         lr = self._cut(draws, 1, lambda index: self.photos[index].lr_HWC)
         hr = self._cut(draws, scale, lambda index: self.photos[index].hr_HWC)
-        if kept == "none":
+        if cached == "none":
             return Batch(lr, hr)
-        image = self._cut(draws, scale, lambda index: self.taught[index].image_HWC)
-        planes = latent_planes(self.taught) if kept == "latents" else ()
+        image = self._cut(draws, scale, lambda index: self.teacher_outputs[index].image_HWC)
+        planes = latent_planes(self.teacher_outputs) if cached == "latents" else ()
         return Batch(lr, hr, image, tuple(self._cut(draws, 1, plane) for plane in planes))
 
     def _cut(self, draws_N4: AnyArray, scale: int, image: Callable[[int], AnyArray]) -> Tensor:
-        """The patches drawn, from images `scale` times finer than LR, as float (N, C, P, P)."""
+        """The drawn patches of images `scale` times as large as LR, as float (N, C, P, P)."""
         side, first = self.patch * scale, image(0)
-        cut = np.empty((len(draws_N4), side, side, first.shape[-1]), first.dtype)
+        patches = np.empty((len(draws_N4), side, side, first.shape[-1]), first.dtype)
         for row, (index, top, left, turn) in enumerate(draws_N4):
             high, low = top * scale, left * scale
-            cut[row] = _turned(image(index)[high : high + side, low : low + side], turn)
-        return _as_tensor(cut)
+            patches[row] = _turn(image(index)[high : high + side, low : low + side], turn)
+        return _as_tensor(patches)
 
-    def draws(self, step: int) -> npt.NDArray[np.int64]:
+    def draw(self, step: int) -> npt.NDArray[np.int64]:
         """Photo, top and left in LR pixels, and turn (0 to 7) of each patch of a step, (N, 4)."""
         rng = np.random.default_rng([self.seed, step])
         drawn = np.empty((self.size, 4), np.int64)
@@ -203,21 +205,21 @@ class PatchSampler:
         return drawn[self.rows]
 
 
-def latent_planes(taught: Sequence[Taught]) -> list[Callable[[int], HalfArray]]:
-    """For each position what gives a photo's latents there, (H, W, L)."""
-    first = taught[0].latents_KHWL
+def latent_planes(outputs: Sequence[TeacherOutput]) -> list[Callable[[int], HalfArray]]:
+    """For each position a function from a photo's index to its latents there, (H, W, L)."""
+    first = outputs[0].latents_KHWL
     assert first is not None
-    return [partial(_plane, taught, k) for k in range(len(first))]
+    return [partial(_plane, outputs, k) for k in range(len(first))]
 
 
-def _plane(taught: Sequence[Taught], k: int, index: int) -> HalfArray:
-    latents_KHWL = taught[index].latents_KHWL
+def _plane(outputs: Sequence[TeacherOutput], k: int, index: int) -> HalfArray:
+    latents_KHWL = outputs[index].latents_KHWL
     assert latents_KHWL is not None
     plane_HWL: HalfArray = latents_KHWL[k]
     return plane_HWL
 
 
-def _turned(patch_HWC: AnyArray, turn: int) -> AnyArray:
+def _turn(patch_HWC: AnyArray, turn: int) -> AnyArray:
     """One of the eight flips and quarter turns of a square."""
     if turn & 1:
         patch_HWC = patch_HWC[::-1]
@@ -227,28 +229,28 @@ def _turned(patch_HWC: AnyArray, turn: int) -> AnyArray:
 
 
 def _as_tensor(images_NHWC: AnyArray) -> Tensor:
-    """Float NCHW over channels-last memory, as the values already lie; bytes to [0, 1]."""
+    """Float NCHW in channels-last memory; bytes are scaled to [0, 1]."""
     values = torch.from_numpy(images_NHWC).permute(0, 3, 1, 2)
     return values.float().div_(255) if values.dtype == torch.uint8 else values.float()
 
 
-def _published(source: Path | None, scale: int) -> Path | None:
-    """The folder of LR files that belongs to a set, if it has one."""
+def _find_published_lr(source: Path | None, scale: int) -> Path | None:
+    """The set's folder of LR files, if it has one."""
     for root in (source, source.parent if source and source.name == "HR" else None):
         if root and (root / "LR_bicubic" / f"X{scale}").is_dir():
             return root / "LR_bicubic" / f"X{scale}"
     return None
 
 
-def _hr_files(source: Path | None) -> list[Path]:
+def _list_hr(source: Path | None) -> list[Path]:
     if source is None:
         return sample_tests()
     return list_images(source / "HR" if (source / "HR").is_dir() else source)
 
 
-def _pairs(source: Path | None, scale: int, skipped: list[str]) -> Iterator[Pair]:
-    published = _published(source, scale)
-    for name, file, photo in _readable(_hr_files(source), skipped):
+def _read_pairs(source: Path | None, scale: int, skipped: list[str]) -> Iterator[Pair]:
+    published = _find_published_lr(source, scale)
+    for name, file, photo in _read_all(_list_hr(source), skipped):
         hr = crop_to_multiple(photo if source else _centre(photo, _SAMPLE_TEST_SIZE), scale)
         if min(hr.shape[:2]) < _LEAST_LR * scale:
             least = f"{_LEAST_LR * scale}x{_LEAST_LR * scale}"
@@ -272,8 +274,8 @@ def _pairs(source: Path | None, scale: int, skipped: list[str]) -> Iterator[Pair
         yield name, lr, hr
 
 
-def _readable(files: Sequence[Path], skipped: list[str]) -> Iterator[tuple[str, Path, ByteArray]]:
-    """Each image that can be decoded, under a name that no other file of the list has."""
+def _read_all(files: Sequence[Path], skipped: list[str]) -> Iterator[tuple[str, Path, ByteArray]]:
+    """Each readable image under a name that is unique in the list."""
     stems = Counter(file.stem.casefold() for file in files)
     for file in files:
         image = _read(file, skipped)
@@ -294,14 +296,13 @@ def _skip(skipped: list[str], file: Path, why: str) -> None:
     skipped.append(f"{file.name}: {why}")
 
 
-def _tell(skipped: Sequence[str], count: int) -> None:
-    """Name what was skipped of `count` files, or of many the first."""
+def _warn_skipped(skipped: Sequence[str], count: int) -> None:
+    """Warn of the files skipped of `count`; if there are many, name the first ones."""
     named = skipped if len(skipped) <= 2 * _NAMED else skipped[:_NAMED]
     for one in named:
         log.warning("skipped %s", one)
     if len(named) < len(skipped):
-        told = "skipped %d of %d images in all; results.json names each"
-        log.warning(told, len(skipped), count)
+        log.warning("skipped %d of %d images in all; results.json names each", len(skipped), count)
 
 
 def _size(image_HWC: ByteArray) -> str:
@@ -309,7 +310,7 @@ def _size(image_HWC: ByteArray) -> str:
 
 
 @contextmanager
-def _space_for(files: Sequence[Path], scale: int, out: Path) -> Iterator[None]:
+def _explain_full_disk(files: Sequence[Path], scale: int, out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

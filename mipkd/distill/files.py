@@ -1,7 +1,8 @@
-"""Read the tensors of a weights file without running code, and tell files apart."""
+"""Read, write and hash weights files; reading runs no code."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ _WRAPPERS = ("params_ema", "params", "state_dict", "model")
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A checkpoint's tensors, unwrapped; and of a file of ours `hyper` and `licence`.
+    """A checkpoint's tensors, unwrapped, and the `hyper` and `licence` in a file of ours.
 
     Raises:
         UsageError: no such file, not a checkpoint, or a pickle that would run code.
@@ -34,14 +35,14 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 f"{path}: refused: the pickle holds code, not only tensors",
                 hint="load it where you trust it and save its state_dict, best as .safetensors",
             ) from error
-        raise _no_checkpoint(path) from error
+        raise _not_a_checkpoint(path) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise _no_checkpoint(path) from error
-    return _unwrapped(content, path), {}
+        raise _not_a_checkpoint(path) from error
+    return _unwrap(content, path), {}
 
 
 def _is_pickle(path: Path) -> bool:
-    """Whether a file that torch refused is a pickle, bare or in torch's zip, and not just text."""
+    """Whether a file that torch refused is a pickle, bare or in torch's zip, not text."""
     with path.open("rb") as file:
         return file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
@@ -54,14 +55,14 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             header = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise _no_checkpoint(path) from error
+        raise _not_a_checkpoint(path) from error
     ours = {"arch", "hyper"} <= header.keys()
-    told = {"hyper": json.loads(header["hyper"]), "licence": header.get("licence")} if ours else {}
-    return _unwrapped(state, path), told
+    facts = {"hyper": json.loads(header["hyper"]), "licence": header.get("licence")} if ours else {}
+    return _unwrap(state, path), facts
 
 
 def write_state(state: Mapping[str, Tensor], path: Path, header: dict[str, str]) -> None:
-    """Write safetensors, whole or not at all."""
+    """Write safetensors atomically."""
     from safetensors.torch import save_file
 
     # Cloned: safetensors refuses tensors that share memory.
@@ -73,20 +74,18 @@ def write_state(state: Mapping[str, Tensor], path: Path, header: dict[str, str])
 
 def hash_weights(path: Path) -> str:
     """sha256 of a weights file."""
-    import hashlib
-
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _no_checkpoint(path: Path) -> UsageError:
+def _not_a_checkpoint(path: Path) -> UsageError:
     return UsageError(
         f"{path}: not a checkpoint that torch can read",
         hint="give a state dict saved by torch.save, or a .safetensors file",
     )
 
 
-def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
+def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
     while isinstance(content, Mapping):
         inner = next((content[w] for w in _WRAPPERS if isinstance(content.get(w), Mapping)), None)
         if inner is None:

@@ -22,7 +22,7 @@ def find_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and ranks.current().count > 1:
-        name = f"cuda:{ranks.local()}"
+        name = f"cuda:{ranks.local_rank()}"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -39,10 +39,10 @@ def find_device(name: str) -> torch.device:
 
 
 def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
-    """bfloat16 if it is asked for, or if "auto" and the chip computes in it; else None."""
+    """bfloat16 if it is set, or with "auto" if the chip computes in it; else None."""
     fast = _has_bf16(device)
     if precision == "bf16" and not fast:
-        log.warning("distill.precision: this %s has no bf16 arithmetic: expect it slow", device)
+        log.warning("distill.precision: this %s has no bf16 arithmetic: it will be slow", device)
     return torch.bfloat16 if precision == "bf16" or (precision == "auto" and fast) else None
 
 

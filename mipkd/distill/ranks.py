@@ -1,7 +1,7 @@
-"""The processes of one training, started by torchrun: one a GPU, on one machine or on many.
+"""The processes (ranks) of one training, started by torchrun: one a GPU, on one machine or many.
 
-The first one alone runs the program. The others wait for what it does `together` with them, and
-do it on their share of the batch.
+The first one alone runs the program. The others wait for its calls of functions that
+`run_on_all` decorates, and make the same calls on their share of the batch.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# A process that waits for the next training waits as long as the first one measures; that the
-# first one died is told by its connection, or by torchrun, which then ends them all.
+# A waiting process waits while the first one measures. If the first one dies, its connection
+# breaks, or torchrun ends them all.
 _PATIENCE = timedelta(days=30)
 _shared: dict[str, Callable[..., Any]] = {}
 
@@ -46,112 +46,113 @@ class Ranks:
         if self.count == 1:
             return values
         total = values.detach().clone()
-        with self.alive():
+        with self.explain_failure():
             dist.all_reduce(total)
         return total / self.count
 
-    def any(self, asked: bool) -> bool:
-        """Whether it holds in any process."""
+    def any(self, value: bool) -> bool:
+        """Whether it is true in any process."""
         if self.count == 1:
-            return asked
-        flag = torch.tensor(int(asked))
-        with self.alive():
+            return value
+        flag = torch.tensor(int(value))
+        with self.explain_failure():
             dist.all_reduce(flag, dist.ReduceOp.MAX, group=_control)
         return bool(flag)
 
-    def agree(self, step: int) -> None:
-        """Make sure that all go on from the same step.
+    def check_same(self, step: int) -> None:
+        """Check that all processes continue from the same step.
 
         Raises:
             StageError: they do not.
         """
-        if self.any(step != int(self.from_first(step))):
+        if self.any(step != int(self.broadcast(step))):
             raise StageError(
                 f"distill: process {self.rank} is at step {step}, others are not",
                 hint="--out must be a folder that all machines share",
             )
 
-    def wrapped(self, module: nn.Module) -> nn.Module:
-        """The module with gradients averaged over the processes while they are computed."""
+    def average_gradients(self, module: nn.Module) -> nn.Module:
+        """The module, with its gradients averaged over the processes during backward."""
         if self.count == 1:
             return module
-        # A toss of the block mixer decides which heads a step uses.
+        # find_unused_parameters: the block mixer's tosses decide which heads a step uses.
         return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
 
     @contextmanager
-    def alive(self) -> Iterator[None]:
-        """Turn the failure of a process that this one works with into a StageError."""
+    def explain_failure(self) -> Iterator[None]:
+        """Turn the failure of another process into a StageError."""
         try:
             yield
         except RuntimeError as error:
             if self.count == 1 or isinstance(error, torch.OutOfMemoryError):
                 raise
             raise StageError(
-                f"distill: process {self.rank} of {self.count} cannot go on: {_why(error)}",
+                f"distill: process {self.rank} of {self.count} cannot go on: "
+                f"{_first_sentence(error)}",
                 hint="when another one ended, its own message says why; "
                 "the same command goes on from the last save",
             ) from error
 
-    def from_first(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """The first process's value."""
         if self.count == 1:
             return value
         box = [value]
-        with self.alive():
+        with self.explain_failure():
             dist.broadcast_object_list(box, src=0, group=_control)
         return box[0]
 
 
 _current = Ranks()
-_control: Any = None  # the group for what is not on a GPU; here alone, so that leaving frees it
-_busy = False  # in something done together: the others are not waiting for a message
+_control: Any = None  # the group for messages; the only reference to it
+_busy = False  # in a call of all processes: the others are not waiting for a message
 
 
 def current() -> Ranks:
-    """This process among those of its training; the only one where torchrun did not start it."""
+    """This process among those of its training; the only one without torchrun."""
     return _current
 
 
-def local() -> int:
+def local_rank() -> int:
     """The number of this process on its machine, and so of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0")) if _current.count > 1 else 0
 
 
-def together(function: Callable[P, R]) -> Callable[P, R]:
-    """Let every process call the function when the first one does; for a module's functions."""
+def run_on_all(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a module's function: when the first process calls it, all processes do."""
     name = f"{function.__module__}:{function.__qualname__}"
     _shared[name] = function
 
     @functools.wraps(function)
-    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
         global _busy
-        _current.from_first((name, args, kwargs))
+        _current.broadcast((name, args, kwargs))
         _busy = True
         result = function(*args, **kwargs)
         _busy = False
         return result
 
-    return called
+    return call
 
 
 def serve() -> None:
-    """Do with the first process what it does together with others, until it ends.
+    """Make the first process's calls with it until it ends.
 
     Raises:
-        StageError: the first process ended without a word.
+        StageError: the first process ended without a message.
     """
     while True:
-        asked = _current.from_first(None)
-        if asked is None:
+        message = _current.broadcast(None)
+        if message is None:
             return
-        name, args, kwargs = asked
+        name, args, kwargs = message
         importlib.import_module(name.split(":")[0])
         _shared[name](*args, **kwargs)
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
-    """Join the processes that torchrun started; on leaving, the first lets the others go."""
+def join_ranks() -> Iterator[Ranks]:
+    """Join the processes that torchrun started; on exit the first one ends the others."""
     global _current, _control
     cuda = torch.cuda.is_available() and dist.is_nccl_available()
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
@@ -162,15 +163,15 @@ def joined() -> Iterator[Ranks]:
     finally:
         if not _busy:
             if _current.rank == 0:
-                _current.from_first(None)
-            # A thread of gloo that still holds a message's tensor when Python ends aborts the
-            # process: the group's threads are joined when its last reference goes.
+                _current.broadcast(None)
+            # A gloo thread that holds a message's tensor when Python ends aborts the process:
+            # dropping the last reference to the group joins its threads.
             _control = None
             dist.destroy_process_group()
         _current = Ranks()
 
 
-def _why(error: Exception) -> str:
-    """The first sentence, without the place in torch's own source."""
+def _first_sentence(error: Exception) -> str:
+    """The error's first sentence, without torch's source location."""
     line = (str(error).splitlines() or [type(error).__name__])[0]
     return re.sub(r"^\[\S+\] ", "", line).split(". ")[0]

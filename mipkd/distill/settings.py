@@ -1,4 +1,4 @@
-"""Settings of training, and the losses they name."""
+"""Settings of training, and the methods and losses that they name."""
 
 from __future__ import annotations
 
@@ -7,41 +7,34 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from mipkd.core import plugins
 from mipkd.core.errors import UsageError, nearest
-from mipkd.losses.base import Loss, Positions
-
-MethodName = Literal[
-    "mipkd",
-    "feature_prior",
-    "control",
-    "paper",
-    "logits",
-    "scratch",
-    "fitnet",
-    "at",
-    "rkd",
-    "fakd",
-    "crosskd",
-]
+from mipkd.losses.base import Loss, Positions, load_loss, loss_names
 
 
 @dataclass(frozen=True)
 class Method:
-    """Losses, as in `[[distill.losses]]`, and the settings of training that go with them."""
+    """Losses, as in `[[distill.losses]]`, and settings of training that go with them."""
 
     losses: tuple[dict[str, Any], ...]
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _taught(name: str, **settings: Any) -> Method:
-    """A loss beside pixel and logits."""
-    return Method(({"name": "pixel"}, {"name": "logits"}, {"name": name, **settings}))
+def _mixture(**settings: Any) -> Method:
+    """MiPKD with these settings, beside pixel and logits."""
+    mixture = {"name": "mixture_of_priors", **settings}
+    return Method(({"name": "pixel"}, {"name": "logits"}, mixture))
 
 
-# What was read as the published recipe. "cnn": the auto-encoder is learned.
+# The published recipe, as far as it could be read. "cnn" learns the auto-encoder.
 _PAPER_LOSS = {
     "until": 1.0,
     "feature_weight": 1.0,
@@ -53,31 +46,36 @@ _PAPER_LOSS = {
 }
 _PAPER_RECIPE = {"init": "random", "lr": 1e-4, "schedule": "multistep", "warmup": 0.0}
 
-# dukd is none of these: it is listed in [[distill.losses]] beside any of them. The defaults of
-# mixture_of_priors are those of mipkd.
-METHODS: dict[MethodName, Method] = {
+# A loss is a method of its own name already, beside those that it names itself (`Loss.beside`).
+# The defaults of mixture_of_priors are those of mipkd.
+METHODS = {
     "scratch": Method(({"name": "pixel"},)),
-    "logits": Method(({"name": "pixel"}, {"name": "logits"})),
-    "fitnet": _taught("fitnet"),
-    "at": _taught("at"),
-    "rkd": _taught("rkd"),
-    "fakd": _taught("fakd"),
-    # Its paper's point: in place of matching the outputs.
-    "crosskd": Method(({"name": "pixel"}, {"name": "crosskd"})),
-    "mipkd": _taught("mixture_of_priors"),
-    # Nothing is mixed: the student's features alone against the teacher's.
-    "feature_prior": _taught("mixture_of_priors", mask_ratio=1.0, block_weight=0.0),
-    # MiPKD without what it is about: no student's element in a mixture and no teacher's block.
+    "mipkd": _mixture(),
+    # No mixture: the student's features alone against the teacher's.
+    "feature_prior": _mixture(mask_ratio=1.0, block_weight=0.0),
+    # MiPKD without its mechanism: no student element in a mixture and no teacher block in the path.
     # Its one stream starts anew at the last position, so that the student's body is not taught.
-    "control": _taught(
-        "mixture_of_priors",
-        mask_ratio=0.0,
-        student_share=1.0,
-        feature_weight=0.0,
-        mixed_path="chain",
-    ),
-    "paper": replace(_taught("mixture_of_priors", **_PAPER_LOSS), overrides=_PAPER_RECIPE),
+    "control": _mixture(mask_ratio=0.0, student_share=1.0, feature_weight=0.0, mixed_path="chain"),
+    "paper": replace(_mixture(**_PAPER_LOSS), overrides=_PAPER_RECIPE),
 }
+
+
+def method_names() -> tuple[str, ...]:
+    """All methods, sorted: compositions of losses, and the losses themselves."""
+    return tuple(sorted({*METHODS, *loss_names()}))
+
+
+def find_method(name: str) -> Method:
+    """The method `name`.
+
+    Raises:
+        UsageError: no such method.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    if name not in loss_names():
+        raise UsageError(f"unknown method {name!r}", hint=nearest(name, method_names()))
+    return Method(tuple({"name": loss} for loss in (*load_loss(name).beside, name)))
 
 
 @dataclass(frozen=True)
@@ -86,35 +84,35 @@ class _Rate:
     warmup: float  # share of the steps
 
 
-# By how the student got its first weights; docs/decisions/0015-projected-start.md.
+# By the kind of the student's first weights; docs/decisions/0015-projected-start.md.
 _RATES = {"random": _Rate(5e-4, 0.02), "project": _Rate(1e-3, 0.1)}
 
 
 class DistillConfig(BaseModel):
-    """How a student is trained; the defaults suit hours, the paper's recipe suits days."""
+    """How a student is trained; the defaults are for hours, the paper's recipe for days."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: MethodName | None = None  # None: logits with a teacher, scratch without
-    losses: tuple[dict[str, Any], ...] = ()  # [[distill.losses]], in place of the method's
+    method: str | None = None  # None: logits with a teacher, scratch without
+    losses: tuple[dict[str, Any], ...] = ()  # [[distill.losses]], instead of the method's
     init: str = "project"  # "project", "inherit" (of the teacher), "random" or a checkpoint
     steps: int = Field(10_000, ge=1)
     batch: int = Field(16, ge=1)
     accumulate: int = Field(1, ge=1, exclude=True)  # parts of a batch: less memory, same step
     patch: int = Field(48, ge=8)  # LR pixels a side
-    lr: float | None = Field(None, gt=0)  # None: what suits the start, `_RATES`
+    lr: float | None = Field(None, gt=0)  # None: by the kind of the first weights, `_RATES`
     betas: tuple[float, float] = (0.9, 0.99)
     schedule: Literal["cosine", "multistep"] = "cosine"
-    warmup: float | None = Field(None, ge=0, lt=1)  # share of the steps; None: likewise
+    warmup: float | None = Field(None, ge=0, lt=1)  # share of the steps; None: as for lr
     ema: float = Field(0.999, ge=0, lt=1)
     clip_grad_norm: float | None = Field(1.0, gt=0)  # of the student, and of the helpers
     positions: int | Positions = Field(3, union_mode="left_to_right")  # how many, or which
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     channels_last: bool = True
-    cuda_graphs: bool = Field(True, exclude=True)  # the same step, launched as one
+    cuda_graphs: bool = Field(True, exclude=True)  # the same step, replayed from a recording
     compile: bool | None = Field(None, exclude=True)  # None: on a GPU, from 5,000 steps on
-    # Of what the teacher makes of whole photos; 0 runs it at each step instead. Whether there is
-    # such a cache is part of a training's key, how large it might have been is not.
+    # Of the teacher's outputs for whole photos; 0 runs the teacher at each step. Whether there is a
+    # cache is part of a training's key, this limit is not.
     cache_gb: float = Field(8.0, ge=0, exclude=True)
     device: str = "auto"
     seed: int = Field(0, ge=0)
@@ -123,23 +121,28 @@ class DistillConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _with_the_methods_settings(cls, given: Any) -> Any:
-        """The method's own recipe, where the user says nothing else."""
+    def _apply_overrides(cls, given: Any) -> Any:
+        """The method's own recipe below what the user set."""
         name = given.get("method") if isinstance(given, dict) else None
-        for known, method in METHODS.items():
-            if known == name:
-                return {**method.overrides, **given}
-        return given
+        method = METHODS.get(name) if isinstance(name, str) else None
+        return {**method.overrides, **given} if method else given
+
+    @field_validator("method")
+    @classmethod
+    def _check_method(cls, name: str | None) -> str | None:
+        if name is not None and name not in method_names():
+            raise ValueError(f"unknown method; {nearest(name, method_names())}")
+        return name
 
     @model_validator(mode="after")
-    def _one_way(self) -> DistillConfig:
+    def _check_settings(self) -> DistillConfig:
         if self.method and self.losses:
             raise ValueError("give method or losses, not both")
         if self.init == "teacher":
             raise ValueError('init: "teacher" is called "inherit" since students can be projected')
         return self
 
-    def chosen(self, *, teacher: bool = True) -> dict[str, Loss]:
+    def build_losses(self, *, teacher: bool = True) -> dict[str, Loss]:
         """The losses by name, each with its own settings.
 
         Raises:
@@ -147,10 +150,10 @@ class DistillConfig(BaseModel):
                 loss that needs a teacher when there is none.
         """
         method = self.method or ("logits" if teacher else "scratch")  # why: docs/decisions/0016
-        entries = self.losses or METHODS[method].losses
+        entries = self.losses or find_method(method).losses
         found: dict[str, Loss] = {}
         for entry in entries:
-            name, loss = _loss(entry)
+            name, loss = _build_loss(entry)
             if name in found:
                 raise UsageError(f"distill.losses: {name} is given twice", hint="set its weight")
             if loss.needs_teacher and not teacher:
@@ -162,23 +165,23 @@ class DistillConfig(BaseModel):
         if all(loss.until < 1 for loss in found.values()):
             last = max(loss.until for loss in found.values())
             raise UsageError(
-                f"distill.losses: all of them rest after {last:g} of the steps",
-                hint="let one of them teach to the end, such as pixel: until = 1",
+                f"distill.losses: all of them end after {last:g} of the steps",
+                hint="let one of them last to the end, such as pixel: until = 1",
             )
         return found
 
     def set_by_user(self) -> dict[str, Any]:
-        """The settings that are not defaults, nor brought by the method."""
-        brought = METHODS[self.method].overrides if self.method else {}
+        """The settings that are neither defaults nor of the method."""
+        own = find_method(self.method).overrides if self.method else {}
         return {
             name: getattr(self, name)
             for name in self.model_fields_set
-            if name not in brought or getattr(self, name) != brought[name]
+            if name not in own or getattr(self, name) != own[name]
         }
 
-    def begun(self, how: str) -> DistillConfig:
-        """With the rate and the warm-up of a student that started so, where the user set none."""
-        suits = _RATES.get(how, _RATES["random"])
+    def with_rate_for(self, init: str) -> DistillConfig:
+        """With the learning rate and warm-up that suit these first weights, unless set."""
+        suits = _RATES.get(init, _RATES["random"])
         lr = suits.lr if self.lr is None else self.lr
         warmup = suits.warmup if self.warmup is None else self.warmup
         return self.model_copy(update={"lr": lr, "warmup": warmup})
@@ -196,22 +199,22 @@ class DistillConfig(BaseModel):
         return lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(done * math.pi)))
 
     def ema_at(self, step: int) -> float:
-        """The EMA's decay; less at first, so that a short run forgets its start."""
+        """The EMA's decay; smaller at first, so that a short run forgets its first weights."""
         return min(self.ema, (1 + step) / (10 + step))
 
     @property
     def validation_period(self) -> int:
-        """Steps from one validation to the next."""
+        """Steps between validations."""
         return self.validate_every or max(1, self.steps // 5)
 
 
-def _loss(entry: dict[str, Any]) -> tuple[str, Loss]:
+def _build_loss(entry: dict[str, Any]) -> tuple[str, Loss]:
     settings = dict(entry)
     name = str(settings.pop("name", ""))
-    known = plugins.names("mipkd.losses")
-    if name not in known:
-        raise UsageError(f"distill.losses: unknown loss {name!r}", hint=nearest(name, known))
-    kind: type[Loss] = plugins.load("mipkd.losses", name, "LOSS")
+    if name not in loss_names():
+        hint = nearest(name, loss_names())
+        raise UsageError(f"distill.losses: unknown loss {name!r}", hint=hint)
+    kind = load_loss(name)
     try:
         return name, kind(**settings)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""A student's first weights: its teacher's projection, the teacher's strongest channels, or chance.
+"""A student's first weights: its teacher's projection, its strongest channels, or random ones.
 
 Shapes: N patches, H W low-res size. Images: float32 in [0, 1], RGB.
 """
@@ -20,114 +20,117 @@ from mipkd.core import memory
 from mipkd.core.errors import UsageError
 from mipkd.core.records import Photos
 from mipkd.distill import ranks
-from mipkd.distill.checkpoint import writing
+from mipkd.distill.checkpoint import report_write_errors
 from mipkd.distill.data import PatchSampler
 from mipkd.distill.teacher import TeacherOptions, identify
 
 log = logging.getLogger(__name__)
 
 _WAYS = ("project", "inherit", "random")
-_SIDE = 32  # LR pixels a side of the patches that a projection is fitted on
-_PLACES = 128 * _SIDE**2  # in all of them: some hundred times what a layer has inputs
+_SIDE = 32  # LR pixels a side of the patches that a projection is fitted to
+_PLACES = 128 * _SIDE**2  # in all patches: some hundred times a layer's inputs
 _LEAST_PLACES = 32 * _SIDE**2
-_GMACS = 1500.0  # that a teacher may take for all of them, half a minute of two cores
+_GMACS = 1500.0  # of the teacher on all patches at most: half a minute of two cores
 
 
-def start(
-    student: SRNet, arch: Arch, teacher: SRNet | None, how: str, patches: Callable[[], Tensor]
+def initialise(
+    student: SRNet, arch: Arch, teacher: SRNet | None, init: str, patches: Callable[[], Tensor]
 ) -> str:
-    """Give `student` its first weights, in place: "project", "inherit", "random" or a checkpoint;
-    which it was.
+    """Set the student's first weights as `init` says: "project", "inherit", "random" or a
+    checkpoint's file; the way that was possible.
 
-    `patches` gives LR patches (N, 3, H, W). A teacher of another family leaves random weights.
+    `patches` gives LR patches (N, 3, H, W). With a teacher of another family weights are random.
 
     Raises:
         UsageError: the checkpoint does not fit.
     """
-    if how not in _WAYS:
-        _copy(student, Path(how))
-        return how
-    if how == "random" or teacher is None:
+    if init not in _WAYS:
+        _copy_checkpoint(student, Path(init))
+        return init
+    if init == "random" or teacher is None:
         return "random"
     if type(teacher) is not type(student):
         log.warning("init: the teacher is of another family: the student starts at random")
         return "random"
     arch.inherit(student, teacher)
-    return _project(student, arch, teacher, patches()) if how == "project" else how
+    return _project(student, arch, teacher, patches()) if init == "project" else init
 
 
-def check_start(how: str) -> None:
-    """Refuse what is neither a way to start nor a file.
+def check_init(init: str) -> None:
+    """Refuse a `distill.init` that is neither a known way nor a file.
 
     Raises:
         UsageError: it is neither.
     """
-    if how not in _WAYS and not Path(how).is_file():
+    if init not in _WAYS and not Path(init).is_file():
         raise UsageError(
-            f"distill.init: {how!r}: no such file",
+            f"distill.init: {init!r}: no such file",
             hint=f"known: {', '.join(_WAYS)}, or a checkpoint of the student's size",
         )
 
 
-def patches_of(photos: Photos, *, most: int, multiple: int, gmacs: float, seed: int) -> Tensor:
-    """LR patches (N, 3, H, W) to fit a projection on, at most `most` pixels a side; fewer for a
-    teacher that takes many `gmacs` at LR 256x256."""
+def cut_start_patches(
+    photos: Photos, *, most: int, multiple: int, gmacs: float, seed: int
+) -> Tensor:
+    """LR patches (N, 3, H, W) to fit a projection to, at most `most` pixels a side; fewer for a
+    teacher of many `gmacs` at LR 256x256."""
     side = max(multiple, min(_SIDE, most) // multiple * multiple)
     places = min(_PLACES, max(_LEAST_PLACES, int(_GMACS / gmacs * 256**2)))
     count = min(8 * 128, places // side**2)
     return PatchSampler(photos, patch=side, batch=count, seed=seed).batch(0).lr_NCHW
 
 
-def remembered(student: SRNet, folder: Path, make: Callable[[], str]) -> str:
-    """The start that `make` gives the student, kept in `folder`: a resumed training starts from
-    the same weights, and with several processes all start from the first one's."""
+def initialise_once(student: SRNet, folder: Path, begin: Callable[[], str]) -> str:
+    """The way of `begin`, which sets the student's first weights; they are stored in `folder`.
+
+    So a resumed training starts from the same weights, and all processes from the first one's.
+    """
     file, mine = folder / "start.safetensors", ranks.current()
-    if mine.rank == 0 and not _is_whole(file):
-        found = make()
+    if mine.rank == 0 and not _is_complete(file):
+        init = begin()
         state = {name: value.contiguous() for name, value in student.state_dict().items()}
         partial = file.with_name(file.name + ".partial")
-        with writing(file):
-            save_file(state, partial, {"how": found})
+        with report_write_errors(file):
+            save_file(state, partial, {"how": init})
             with partial.open("rb") as written:
                 os.fsync(written.fileno())
             partial.replace(file)
-        mine.from_first(None)
-        return found
-    mine.from_first(None)
-    with safe_open(file, "pt") as kept:
-        student.load_state_dict({name: kept.get_tensor(name) for name in kept.keys()})  # noqa: SIM118
-        return str(kept.metadata()["how"])
+        mine.broadcast(None)
+        return init
+    mine.broadcast(None)
+    with safe_open(file, "pt") as stored:
+        student.load_state_dict({k: stored.get_tensor(k) for k in stored.keys()})  # noqa: SIM118
+        return str(stored.metadata()["how"])
 
 
-def _is_whole(file: Path) -> bool:
+def _is_complete(file: Path) -> bool:
     try:
-        with safe_open(file, "pt") as kept:
-            return "how" in (kept.metadata() or {})
+        with safe_open(file, "pt") as stored:
+            return "how" in (stored.metadata() or {})
     except (OSError, SafetensorError):
         return False
 
 
 def _project(student: SRNet, arch: Arch, teacher: SRNet, lr_NCHW: Tensor) -> str:
-    fit = getattr(arch, "project", None)  # a family of the user's own may have none
-    if fit is None:
+    if not arch.can_project:  # a family of the user's own
         log.warning("init: %s has no projection: the student inherits", arch.name)
         return "inherit"
     begun = perf_counter()
-    fit(student.eval(), teacher.eval(), lr_NCHW)
-    told = "starts as its teacher's projection, fitted in %.1f s; peak memory so far %.1f GiB"
-    log.info(told, perf_counter() - begun, (memory.peak_bytes() or 0) / 2**30)
+    arch.project(student.eval(), teacher.eval(), lr_NCHW)
+    message = "starts as its teacher's projection, fitted in %.1f s; peak memory so far %.1f GiB"
+    log.info(message, perf_counter() - begun, (memory.peak_bytes() or 0) / 2**30)
     return "project"
 
 
-def _copy(student: SRNet, path: Path) -> None:
-    check_start(str(path))
+def _copy_checkpoint(student: SRNet, path: Path) -> None:
+    check_init(str(path))
     _, net = identify(path, role="student", options=TeacherOptions())
-    given = net.state_dict()
+    weights = net.state_dict()
     for key, value in student.state_dict().items():
-        if key not in given or given[key].shape != value.shape:
-            there = tuple(given[key].shape) if key in given else "missing"
+        if key not in weights or weights[key].shape != value.shape:
+            found = tuple(weights[key].shape) if key in weights else "missing"
             raise UsageError(
-                f"distill.init: {path}: {key} is {there}, the student's is {tuple(value.shape)}",
+                f"distill.init: {path}: {key} is {found}, the student's is {tuple(value.shape)}",
                 hint="give a checkpoint of the student's own size",
             )
-    student.load_state_dict(given)
+    student.load_state_dict(weights)

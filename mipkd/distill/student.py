@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from mipkd.archs.base import Arch, gmacs
-from mipkd.core import plugins
+from mipkd.archs.base import Arch, arch_names, gmacs, load_arch
 from mipkd.core.errors import UsageError, nearest
 from mipkd.core.records import Model
 from mipkd.distill.teacher import hyper_of
@@ -17,27 +16,26 @@ log = logging.getLogger(__name__)
 
 
 def choose(teacher: Model, spec: str | None) -> tuple[Arch, Any]:
-    """The student that `spec` names: `edsr:c32b8`, `edsr`, or None for the paper's student,
-    else half the teacher's depth and width.
+    """The family and sizes that `spec` names, like `edsr:c32b8` or `edsr`; None for the paper's
+    student, else half the teacher's depth and width.
 
-    Within the teacher's family, letters left out are as in the teacher; elsewhere as in the
-    paper's student of that family.
+    Sizes left out are the teacher's, in another family those of the paper's student.
 
     Raises:
         UsageError: unknown family or size.
     """
-    if not spec and teacher.arch not in plugins.names("mipkd.archs"):
+    if not spec and teacher.arch not in arch_names():
         raise UsageError(
             f"--student: the teacher is {teacher.arch}, none of the families that a student can be",
-            hint=f"--student edsr:c64b16; known: {', '.join(plugins.names('mipkd.archs'))}",
+            hint=f"--student edsr:c64b16; known: {', '.join(arch_names())}",
         )
-    arch, budget = _family(spec or teacher.arch, "--student")
+    arch, budget = _find_family(spec or teacher.arch, "--student")
     if arch.name == teacher.arch:
         hyper = arch.shrink(hyper_of(arch, teacher), budget)
     else:
-        hyper = _sized(arch, budget, teacher.scale)
+        hyper = _choose_sizes(arch, budget, teacher.scale)
     with torch.device("meta"):
-        cost = gmacs(arch.make(hyper).deployed())
+        cost = gmacs(arch.make(hyper).to_deployed())
     if cost >= teacher.gmacs:
         log.warning(
             "the student (%.1f GMACs at LR 256x256) is no smaller than its teacher (%.1f)",
@@ -47,25 +45,23 @@ def choose(teacher: Model, spec: str | None) -> tuple[Arch, Any]:
     return arch, hyper
 
 
-def choose_alone(spec: str, scale: int) -> tuple[Arch, Any]:
-    """The net that `spec` names, for a training without a teacher: letters left out are as in
-    the paper's student of that family.
+def choose_without_teacher(spec: str, scale: int) -> tuple[Arch, Any]:
+    """The family and sizes that `spec` names; sizes left out are the paper's student's.
 
     Raises:
         UsageError: unknown family or size.
     """
-    arch, budget = _family(spec, "--arch")
-    return arch, _sized(arch, budget, scale)
+    arch, budget = _find_family(spec, "--arch")
+    return arch, _choose_sizes(arch, budget, scale)
 
 
-def _family(spec: str, option: str) -> tuple[Arch, str]:
+def _find_family(spec: str, option: str) -> tuple[Arch, str]:
     name, _, budget = spec.partition(":")
-    known = plugins.names("mipkd.archs")
-    if name not in known:
-        raise UsageError(f"{option}: unknown family {name!r}", hint=nearest(name, known))
-    return plugins.load("mipkd.archs", name, "ARCH"), budget
+    if name not in arch_names():
+        raise UsageError(f"{option}: unknown family {name!r}", hint=nearest(name, arch_names()))
+    return load_arch(name), budget
 
 
-def _sized(arch: Arch, budget: str, scale: int) -> Any:
+def _choose_sizes(arch: Arch, budget: str, scale: int) -> Any:
     paper = arch.paper(scale)
     return arch.shrink(paper, budget) if budget else paper

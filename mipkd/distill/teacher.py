@@ -1,4 +1,4 @@
-"""Read a checkpoint, say what it is, and settle what its tensors cannot tell."""
+"""Identify a checkpoint, and settle what its tensors cannot tell."""
 
 from __future__ import annotations
 
@@ -14,23 +14,32 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from mipkd.archs.base import Arch, SRNet, StateDict, gmacs, params
-from mipkd.core import plugins
+from mipkd.archs.base import (
+    Arch,
+    SRNet,
+    StateDict,
+    arch_names,
+    gmacs,
+    load_arch,
+    load_archs,
+    params,
+    upscale_image,
+)
 from mipkd.core.errors import UnsupportedError, UsageError
-from mipkd.core.images import ByteArray, psnr_y
+from mipkd.core.images import psnr_y
 from mipkd.core.records import Model
-from mipkd.distill import foreign
+from mipkd.distill.data import Pair
 from mipkd.distill.files import hash_weights, read_state, write_state
+from mipkd.distill.spandrel_reader import read_foreign
 
 log = logging.getLogger(__name__)
 
-Pair = tuple[str, ByteArray, ByteArray]  # name, LR, HR
 _DERIVED = {f"{sign}_mean.{part}" for sign in ("sub", "add") for part in ("weight", "bias")}
 _PROBE_SIZE = 96  # LR pixels a side: a probe is quick
 
 
 class TeacherOptions(BaseModel):
-    """What a checkpoint's tensors cannot tell; not set means: from the layout or a probe."""
+    """What a checkpoint's tensors cannot tell; None: from the layout or a probe on images."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,7 +48,7 @@ class TeacherOptions(BaseModel):
     res_scale: float | None = None
     mean_shift: bool | None = None
     licence: str | None = None
-    blocks: str | None = None  # of a family not ours: a container, or modules "B1,B2,B3"
+    blocks: str | None = None  # of a foreign family: a container, or modules "B1,B2,B3"
 
 
 def identify(
@@ -53,28 +62,28 @@ def identify(
 
     Raises:
         UsageError: not a checkpoint, or it contradicts an option.
-        UnsupportedError: no architecture that we know, nor spandrel.
-        MissingError: none that we know, and there is no spandrel to ask.
+        UnsupportedError: an architecture that neither we nor spandrel know.
+        MissingError: none of ours, and spandrel is not installed.
     """
     state, header = read_state(path)
-    recognised = _recognised(state)
+    recognised = _recognise(state)
     if recognised is None:
         return _identify_foreign(path, state, role=role, options=options)
     arch, layout, weights = recognised
     hyper, settled = arch.read(weights, layout)
     _check_scale(path, hyper.scale, options)
-    if told := header.get("hyper"):
+    if stored := header.get("hyper"):
         layout = "ours"
-        kept = {f.name for f in fields(hyper)}
-        hyper = replace(hyper, **{k: _tupled(v) for k, v in told.items() if k in kept})
+        known = {f.name for f in fields(hyper)}
+        hyper = replace(hyper, **{k: _as_tuple(v) for k, v in stored.items() if k in known})
         settled = dict.fromkeys(settled, "header of our own checkpoint")
-    hyper, settled = _with_options(hyper, settled, options)
+    hyper, settled = _apply_options(hyper, settled, options)
     unknown = [fact for fact, how in settled.items() if how == "unknown"]
     if unknown:
-        best, how = _probed(arch, hyper, weights, probe, settled)
+        best, how = _probe_hyper(arch, hyper, weights, probe, settled)
         changed = [f for f in settled if getattr(best, f) != getattr(hyper, f)]
         hyper, settled = best, settled | dict.fromkeys([*unknown, *changed], how)
-    net = _filled(arch, hyper, weights)
+    net = _fill(arch, hyper, weights)
     licence = options.licence or header.get("licence") or "unknown"
     found = describe(arch, hyper, role=role, file=path, licence=licence)
     if options.blocks:
@@ -84,9 +93,9 @@ def identify(
 
 
 def describe(arch: Arch, hyper: Any, *, role: str, file: Path, licence: str) -> Model:
-    """The record of a model of our own whose weights lie in `file`."""
+    """The record of a net of our families whose weights are in `file`."""
     with torch.device("meta"):
-        net = arch.make(hyper).deployed()
+        net = arch.make(hyper).to_deployed()
     return Model(
         role=role,
         file=file,
@@ -105,41 +114,41 @@ def describe(arch: Arch, hyper: Any, *, role: str, file: Path, licence: str) -> 
 def load(model: Model) -> SRNet:
     """The net of a record, in eval mode."""
     state, _ = read_state(model.file)
-    recognised = _recognised(state)
+    recognised = _recognise(state)
     if recognised is None:
         blocks = str(model.hyper.get("blocks", ""))
-        return foreign.read(state, model.file, blocks=blocks, unknown=_nearest(state)).net
+        return read_foreign(state, model.file, blocks=blocks, unknown=_describe_unknown(state)).net
     arch, _, weights = recognised
-    return _filled(arch, hyper_of(arch, model), weights)
+    return _fill(arch, hyper_of(arch, model), weights)
 
 
-def outline(model: Model) -> SRNet:
-    """The net of a record for what needs no weights: they are not read where it is of ours."""
-    if model.arch not in plugins.names("mipkd.archs"):
+def load_structure(model: Model) -> SRNet:
+    """The net of a record for uses without weights: on the meta device if it is one of ours."""
+    if model.arch not in arch_names():
         return load(model)
-    arch: Arch = plugins.load("mipkd.archs", model.arch, "ARCH")
+    arch = load_arch(model.arch)
     with torch.device("meta"):
         return arch.make(hyper_of(arch, model))
 
 
-def keep(model: Model, net: SRNet, file: Path) -> None:
-    """Copy an identified model's weights into a safetensors file: `load` can read it."""
+def save_copy(model: Model, net: SRNet, file: Path) -> None:
+    """Copy an identified model's weights into a safetensors file that `load` can read."""
     if net.in_parts:
-        arch: Arch = plugins.load("mipkd.archs", model.arch, "ARCH")
+        arch = load_arch(model.arch)
         save(net, arch, hyper_of(arch, model), file, licence=model.licence)
-    else:  # under the names that it came with, so that it is known again
+    else:  # under its own key names, by which spandrel recognises it
         write_state(read_state(model.file)[0], file, {"licence": model.licence})
 
 
 def hyper_of(arch: Arch, model: Model) -> Any:
-    """A record's plain hyper-parameters as the architecture's own type."""
-    return arch.Hyper(**{name: _tupled(value) for name, value in model.hyper.items()})
+    """A record's hyper-parameters as the family's own type."""
+    return arch.Hyper(**{name: _as_tuple(value) for name, value in model.hyper.items()})
 
 
 def save(net: SRNet, arch: Arch, hyper: Any, path: Path, *, licence: str) -> None:
-    """Write safetensors under the original repository's key names, whole or not at all.
+    """Write safetensors atomically under the original repository's key names.
 
-    The header carries the hyper-parameters, so that our own files need no probe.
+    The header holds the hyper-parameters, so that our own files need no probe.
     """
     header = {"arch": arch.name, "hyper": json.dumps(asdict(hyper)), "licence": licence}
     write_state(arch.original(net), path, header)
@@ -148,7 +157,7 @@ def save(net: SRNet, arch: Arch, hyper: Any, path: Path, *, licence: str) -> Non
 def _identify_foreign(
     path: Path, state: StateDict, *, role: str, options: TeacherOptions
 ) -> tuple[Model, SRNet]:
-    found = foreign.read(state, path, blocks=options.blocks, unknown=_nearest(state))
+    found = read_foreign(state, path, blocks=options.blocks, unknown=_describe_unknown(state))
     for fact in ("image_range", "res_scale", "mean_shift"):
         if getattr(options, fact) is not None:
             raise UsageError(f"identify.{fact}: {found.arch} has no such setting: spandrel's own")
@@ -177,7 +186,7 @@ def _identify_foreign(
 
 
 def _gmacs_of_foreign(net: SRNet) -> float:
-    """At LR 256x256, along a line through two small images: not every net runs on meta."""
+    """At LR 256x256, extrapolated from two small images: not every net runs on meta."""
     low, high = 64, 96
     at_low, at_high = gmacs(net, low), gmacs(net, high)
     return at_low + (at_high - at_low) * (256**2 - low**2) / (high**2 - low**2)
@@ -191,27 +200,23 @@ def _check_scale(path: Path, scale: int, options: TeacherOptions) -> None:
         )
 
 
-def _families() -> list[Arch]:
-    return list(plugins.load_all("mipkd.archs", "ARCH").values())
-
-
-def _recognised(state: StateDict) -> tuple[Arch, str, dict[str, Tensor]] | None:
-    for arch in _families():
+def _recognise(state: StateDict) -> tuple[Arch, str, dict[str, Tensor]] | None:
+    for arch in load_archs():
         if found := arch.canonical(state):
             return arch, *found
     return None
 
 
-def _nearest(state: StateDict) -> str:
-    """Which of our families a state dict of none of them is most like, and what it lacks."""
-    signs = [(arch, keys) for arch in _families() for keys in arch.signs.values()]
+def _describe_unknown(state: StateDict) -> str:
+    """Which of our families an unknown state dict is most like, and what it lacks."""
+    signs = [(arch, keys) for arch in load_archs() for keys in arch.signs.values()]
     closest, keys = max(signs, key=lambda s: sum(k in state for k in s[1]) / len(s[1]))
     missing = next((key for key in keys if key not in state), "")
     first = f"its key {missing!r} is not there" if missing else "other keys do not fit"
     return f"unknown architecture; the nearest is {closest.name}, but {first}"
 
 
-def _filled(arch: Arch, hyper: Any, weights: StateDict) -> SRNet:
+def _fill(arch: Arch, hyper: Any, weights: StateDict) -> SRNet:
     net = arch.make(hyper)
     wanted = net.state_dict()
     for key, value in wanted.items():
@@ -230,7 +235,7 @@ def _filled(arch: Arch, hyper: Any, weights: StateDict) -> SRNet:
     return net.eval()
 
 
-def _with_options(
+def _apply_options(
     hyper: Any, settled: dict[str, str], options: TeacherOptions
 ) -> tuple[Any, dict[str, str]]:
     from mipkd.archs._parts import DIV2K_MEAN
@@ -251,14 +256,14 @@ def _with_options(
     return hyper, settled
 
 
-def _probed(
+def _probe_hyper(
     arch: Arch,
     hyper: Any,
     weights: StateDict,
     probe: Callable[[int], Sequence[Pair]] | None,
     settled: Mapping[str, str],
 ) -> tuple[Any, str]:
-    """The hyper-parameters that upscale the probe's images best, among the unsettled."""
+    """The unsettled hyper-parameters that upscale the probe's images best."""
     images = probe(hyper.scale) if probe else []
     if not images:
         log.warning("no images to probe: guessing what the checkpoint does not tell")
@@ -266,7 +271,7 @@ def _probed(
     fixed = {f: getattr(hyper, f) for f, how in settled.items() if how == "option"}
     tried = {replace(h, **fixed): 0.0 for h in arch.unsettled(hyper)}
     for candidate in tried:
-        tried[candidate] = _quality(_filled(arch, candidate, weights), images)
+        tried[candidate] = _quality(_fill(arch, candidate, weights), images)
     ranked = sorted(tried, key=lambda h: tried[h], reverse=True)
     best, second = ranked[0], ranked[min(1, len(ranked) - 1)]
     figures = f"{tried[best]:.2f} dB against {tried[second]:.2f}"
@@ -279,13 +284,11 @@ def _quality(net: SRNet, images: Sequence[Pair]) -> float:
     scores = []
     for _, lr_HWC, hr_HWC in images:
         size = min(_PROBE_SIZE, *lr_HWC.shape[:2])
-        lr = torch.from_numpy(lr_HWC[:size, :size].copy()).permute(2, 0, 1)[None] / 255
-        with torch.inference_mode():
-            sr = net(lr)[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
+        sr = upscale_image(net, np.ascontiguousarray(lr_HWC[:size, :size]))
         truth = np.ascontiguousarray(hr_HWC[: size * net.scale, : size * net.scale])
         scores.append(psnr_y(sr, truth, border=net.scale))
     return float(np.mean(scores))
 
 
-def _tupled(value: Any) -> Any:
+def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value

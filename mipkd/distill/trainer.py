@@ -1,6 +1,6 @@
-"""Train a student: shared forwards, EMA, exact resume.
+"""Train a student: shared forward passes, EMA, exact resume.
 
-All chance of a step comes from (seed, step), so a resumed run repeats an uninterrupted one.
+All random numbers of a step come from (seed, step): a resumed run repeats an uninterrupted one.
 Shapes: N batch, C channels, H W low-res size. Images: float32 in [0, 1], RGB.
 """
 
@@ -9,32 +9,30 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from mipkd.archs.base import SRNet
 from mipkd.core.health import BEFORE
-from mipkd.core.records import TeacherCache
 from mipkd.distill import checkpoint, ranks
 from mipkd.distill.batch import Sampler
-from mipkd.distill.data import PatchSampler
-from mipkd.distill.health import PROBE_PATCHES, Health
+from mipkd.distill.data import Pair, PatchSampler
+from mipkd.distill.gpu_sampler import choose_sampler
+from mipkd.distill.health_probe import PROBE_PATCHES, HealthProbe
 from mipkd.distill.interrupt import Interrupt
-from mipkd.distill.learner import Learner
-from mipkd.distill.principal import principal_of
-from mipkd.distill.resident import near
+from mipkd.distill.latent_directions import read_cache_directions
+from mipkd.distill.progress import ProgressLog, curves_file
 from mipkd.distill.settings import DistillConfig
-from mipkd.distill.validate import Pair, Validation
-from mipkd.distill.watch import Watch, curves_file
-
-__all__ = ["DistillConfig", "TrainResult", "train"]
+from mipkd.distill.train_step import Learner
+from mipkd.distill.validate import Validation
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """The EMA student in eval mode on the CPU, and the trace of its training."""
+    """The EMA student in eval mode on the CPU, and the record of its training."""
 
     student: SRNet
     curves: Path
@@ -45,105 +43,99 @@ class TrainResult:
     psnr_y_db: float  # of the EMA student over the validation images; NaN without any
 
 
-def train(
-    config: DistillConfig,
-    *,
-    student: SRNet,
-    teacher: SRNet | None,
-    sampler: PatchSampler,
-    tests: Sequence[Pair],
-    out: Path,
-    inherited: SRNet | None = None,
-    start_s: float = 0.0,
-) -> TrainResult:
-    """Train `student` in place for `config.steps`, going on from a checkpoint in `out`.
+@dataclass(frozen=True)
+class TrainingInputs:
+    """The nets and patches of a training.
 
-    `teacher` is frozen and put into eval mode, its weights are never written. `inherited` is what
-    the student would have been without a projection, scored beside it before the first step;
-    `start_s` is what its first weights took, and counts as training.
+    The teacher is frozen and put into eval mode, its weights never change. `inherited` is what a
+    projected student would have been without the projection, scored once for comparison.
+    """
+
+    config: DistillConfig  # with the learning rate for these first weights
+    student: SRNet
+    teacher: SRNet | None
+    sampler: PatchSampler
+    inherited: SRNet | None = None
+    start_s: float = 0.0  # that the first weights took, a part of the training's time
+
+
+def train(inputs: TrainingInputs, *, tests: Sequence[Pair], out: Path) -> TrainResult:
+    """Train the student in place for `config.steps`, continuing from a checkpoint in `out`.
 
     Raises:
         UsageError: settings that do not fit the nets or each other.
         StageError: a loss is not finite, or the disk is full.
-        KeyboardInterrupt: Ctrl-C, after the last whole step has been saved.
+        KeyboardInterrupt: Ctrl-C, after the last complete step has been saved.
     """
-    mine = ranks.current()
-    training = _Training(config, student, teacher, sampler.cache, out, start_s)
+    config, mine = inputs.config, ranks.current()
+    training = _Training(inputs, out)
     learner = training.learner
-    mine.agree(learner.step)
-    learner.start(sampler)
-    nearby = near(sampler.share(mine.rank, mine.count), learner.device)
+    learner.start(inputs.sampler)
+    sampler = choose_sampler(inputs.sampler.share(mine.rank, mine.count), learner.device)
     if mine.rank:
-        return _followed(training, nearby)
-    validation = Validation(tests, teacher, out / "pictures", learner.device)
-    health = Health(learner, sampler.batch(0).rows(slice(PROBE_PATCHES)))
-    watch = Watch(out, step=learner.step, steps=config.steps)
-    try:
-        with Interrupt() as interrupt:
-            if learner.step == 0:
-                training.psnr_y_db = validation(learner.averaged, 0)
-                figures = health.figures() | _beside(validation, training.psnr_y_db, inherited)
-                watch.note(0, {}, 0.0, training.psnr_y_db, figures)
-            while learner.step < config.steps:
-                terms = learner.advance(nearby)
-                stops = mine.any(interrupt.asked)
-                last = learner.step == config.steps
-                psnr, figures = None, dict[str, float]()
-                if last or learner.step % config.validation_period == 0:
-                    psnr = training.psnr_y_db = validation(learner.averaged, learner.step)
-                    figures = health.figures()
-                    health.warn(figures)
-                watch.note(learner.step, terms, learner.rate, psnr, figures)
-                if last or stops or (learner.step % config.save_every == 0 and training.due()):
-                    training.save()
-                if stops:
-                    log.info("interrupted: step %d is saved", learner.step)
-                    raise KeyboardInterrupt
-    finally:
-        watch.close()
+        return _follow(training, sampler)
+    validation = Validation(tests, inputs.teacher, out / "pictures", learner.device)
+    probe = HealthProbe(learner, inputs.sampler.batch(0).select(slice(PROBE_PATCHES)))
+    progress = ProgressLog(out, step=learner.step, steps=config.steps)
+    with closing(progress), Interrupt() as interrupt:
+        if learner.step == 0:
+            psnr = training.psnr_y_db = validation(learner.averaged, 0)
+            references = _score_references(validation, psnr, inputs.inherited)
+            progress.log_step(0, {}, 0.0, psnr, probe.measure() | references)
+        while learner.step < config.steps:
+            terms = learner.advance(sampler)
+            stops = mine.any(interrupt.requested)
+            last = learner.step == config.steps
+            score, figures = None, dict[str, float]()
+            if last or learner.step % config.validation_period == 0:
+                score = training.psnr_y_db = validation(learner.averaged, learner.step)
+                figures = probe.measure()
+                probe.warn(figures)
+            progress.log_step(learner.step, terms, learner.rate, score, figures)
+            if last or stops or (learner.step % config.save_every == 0 and training.save_is_due()):
+                training.save()
+            if stops:
+                log.info("interrupted: step %d is saved", learner.step)
+                raise KeyboardInterrupt
     checkpoint.drop_older(out)
-    return training.result(watch.file)
+    return training.result(progress.file)
 
 
-def _beside(validation: Validation, start_db: float, inherited: SRNet | None) -> dict[str, float]:
-    """What a projected start is held against, PSNR-Y in dB; nothing for another start."""
+def _score_references(
+    validation: Validation, start_db: float, inherited: SRNet | None
+) -> dict[str, float]:
+    """PSNR-Y in dB of what a projected start is compared with; nothing for another start."""
     if inherited is None or not validation.tests:
         return {}
-    found = validation.beside(inherited)
+    found = validation.score_references(inherited)
     others = ", ".join(f"{name} {value:.2f}" for name, value in found.items())
     log.info("before the first step: PSNR-Y %.2f dB; %s", start_db, others)
     return {BEFORE + name: value for name, value in found.items()}
 
 
-def _followed(training: _Training, sampler: Sampler) -> TrainResult:
+def _follow(training: _Training, sampler: Sampler) -> TrainResult:
     """The same steps in a process that writes nothing."""
     learner = training.learner
     with Interrupt() as interrupt:
         while learner.step < learner.config.steps:
             learner.advance(sampler)
-            if learner.ranks.any(interrupt.asked):
+            if learner.ranks.any(interrupt.requested):
                 raise KeyboardInterrupt
     return training.result(curves_file(training.out))
 
 
 class _Training:
-    """A learner, the time and quality it has come to, and its checkpoint in a folder."""
+    """A learner, its time and quality so far, and its checkpoints in a folder."""
 
-    def __init__(
-        self,
-        config: DistillConfig,
-        student: SRNet,
-        teacher: SRNet | None,
-        cache: TeacherCache | None,
-        out: Path,
-        start_s: float,
-    ) -> None:
+    def __init__(self, inputs: TrainingInputs, out: Path) -> None:
+        config, cache = inputs.config, inputs.sampler.cache
         settings = config.model_dump_json(exclude={"save_every"})
         settings += cache.contents if cache else ""
-        self.fits = checkpoint.fingerprint(settings, student, teacher)
-        self.learner = Learner(config, student, teacher, principal=principal_of(cache))
+        self.fits = checkpoint.fingerprint(settings, inputs.student, inputs.teacher)
+        principal = read_cache_directions(cache)
+        self.learner = Learner(config, inputs.student, inputs.teacher, principal=principal)
         self.psnr_y_db, self.out = float("nan"), out
-        self._before, self._start = start_s, time.perf_counter()
+        self._before, self._start = inputs.start_s, time.perf_counter()
         self._next_save = 0.0
         state = checkpoint.load(out, self.fits)
         if state is not None:
@@ -153,17 +145,17 @@ class _Training:
 
     @property
     def seconds(self) -> float:
-        """Wall time of all the sessions of this training, as far as they were saved."""
+        """Wall time of all sessions of this training, as far as they were saved."""
         return self._before + time.perf_counter() - self._start
 
-    def due(self) -> bool:
-        """Whether enough has been done since the last save: by default saves may take 5 % of
-        the time, `save_every` where it is set is kept."""
+    def save_is_due(self) -> bool:
+        """Whether to save now: by default saves take 5 % of the time at most; always if the user
+        set `save_every`."""
         set_by_user = "save_every" in self.learner.config.model_fields_set
         return set_by_user or time.perf_counter() >= self._next_save
 
     def save(self) -> None:
-        """Write a checkpoint of the last completed step."""
+        """Write a checkpoint of the last complete step."""
         start = time.perf_counter()
         state = {
             "fits": self.fits,
@@ -176,7 +168,7 @@ class _Training:
         self._next_save = end + 20 * (end - start)
 
     def result(self, curves: Path) -> TrainResult:
-        """What the whole training came to."""
+        """The result of the training so far."""
         return TrainResult(
             student=self.learner.averaged.cpu(),
             curves=curves,

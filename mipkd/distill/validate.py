@@ -1,4 +1,4 @@
-"""Validate a net in training: PSNR-Y over images, and strips to look at.
+"""Validate a net in training: PSNR-Y over images, and strips of crops to look at.
 
 Shapes: H W sizes of an image, C channels. Values: uint8 RGB.
 """
@@ -12,21 +12,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mipkd.archs.base import SRNet
+from mipkd.archs.base import SRNet, upscale_image
 from mipkd.core.images import ByteArray, psnr_y, resize_bicubic, write_png
-from mipkd.distill.checkpoint import writing
-from mipkd.distill.fused import eagerly
+from mipkd.distill.checkpoint import report_write_errors
+from mipkd.distill.compile import run_eager
+from mipkd.distill.data import Pair
 
 log = logging.getLogger(__name__)
 
-Pair = tuple[str, ByteArray, ByteArray]  # name, LR, HR
-
-_STRIPS = 3  # images that are shown
-_SIDE = 64  # LR pixels a side of what is shown of them, from the centre
+_STRIPS = 3  # images with a strip
+_SIDE = 64  # LR pixels a side of its crop, from the centre
 
 
 class Validation:
-    """Scores a net on `tests`; writes bicubic | student | teacher | truth into `folder`."""
+    """Scores a net on `tests` and writes bicubic | student | teacher | truth to `folder`."""
 
     def __init__(
         self, tests: Sequence[Pair], teacher: SRNet | None, folder: Path, device: torch.device
@@ -41,45 +40,41 @@ class Validation:
         """Mean PSNR-Y in dB, NaN without images; always in float32."""
         scores = []
         for index, (name, lr, hr) in enumerate(self.tests):
-            sr = self._upscaled(net, lr)
+            sr = self._upscale(net, lr)
             scores.append(psnr_y(sr, hr, border=net.scale))
             if index < _STRIPS:
-                self._show(name, lr, sr, hr, step)
+                self._write_strip(name, lr, sr, hr, step)
         return float(np.mean(scores)) if scores else float("nan")
 
-    def beside(self, inherited: SRNet) -> dict[str, float]:
+    def score_references(self, inherited: SRNet) -> dict[str, float]:
         """Mean PSNR-Y in dB of bicubic, of a student that only inherited, and of the teacher."""
         scores: dict[str, list[float]] = {"bicubic": [], "inherited": [], "teacher": []}
         nets = {"inherited": inherited.to(self.device).eval(), "teacher": self.teacher}
         for _, lr, hr in self.tests:
-            images = {name: self._upscaled(net, lr) for name, net in nets.items() if net}
+            images = {name: self._upscale(net, lr) for name, net in nets.items() if net}
             images["bicubic"] = resize_bicubic(lr, (hr.shape[0], hr.shape[1]))
             for name, image in images.items():
                 scores[name].append(psnr_y(image, hr, border=inherited.scale))
         return {name: float(np.mean(found)) for name, found in scores.items() if found}
 
-    def _show(self, name: str, lr: ByteArray, sr: ByteArray, hr: ByteArray, step: int) -> None:
+    def _write_strip(
+        self, name: str, lr: ByteArray, sr: ByteArray, hr: ByteArray, step: int
+    ) -> None:
         height, width = (min(side, _SIDE) for side in lr.shape[:2])
         top, left = (lr.shape[0] - height) // 2, (lr.shape[1] - width) // 2
         scale = hr.shape[0] // lr.shape[0]
-        high = np.s_[
-            top * scale : (top + height) * scale,
-            left * scale : (left + width) * scale,
-        ]
+        high = np.s_[top * scale : (top + height) * scale, left * scale : (left + width) * scale]
         if name not in self._fixed:
             part = np.ascontiguousarray(lr[top : top + height, left : left + width])
             bicubic = resize_bicubic(part, (height * scale, width * scale))
-            taught = [self._upscaled(self.teacher, part)] if self.teacher is not None else []
-            self._fixed[name] = bicubic, taught
-        bicubic, taught = self._fixed[name]
+            theirs = [self._upscale(self.teacher, part)] if self.teacher is not None else []
+            self._fixed[name] = bicubic, theirs
+        bicubic, theirs = self._fixed[name]
         file = self.folder / f"{name}-{step:07d}.png"
-        with writing(file):
+        with report_write_errors(file):
             self.folder.mkdir(exist_ok=True)
-            write_png(file, np.concatenate([bicubic, sr[high], *taught, hr[high]], axis=1))
+            write_png(file, np.concatenate([bicubic, sr[high], *theirs, hr[high]], axis=1))
 
-    def _upscaled(self, net: SRNet, lr_HWC: ByteArray) -> ByteArray:
-        lr = torch.from_numpy(lr_HWC).permute(2, 0, 1)[None].to(self.device) / 255
-        with torch.inference_mode(), eagerly(self.device):
-            sr = net(lr)[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0)
-        image: ByteArray = sr.cpu().numpy()
-        return image
+    def _upscale(self, net: SRNet, lr_HWC: ByteArray) -> ByteArray:
+        with run_eager(self.device):
+            return upscale_image(net, lr_HWC)

@@ -1,1 +1,1 @@
-"""From a torch network to a graph that any runtime reads, with proof that it is the same."""
+"""From a torch net to an ONNX graph, with a check that both give the same images."""

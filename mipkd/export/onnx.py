@@ -28,18 +28,18 @@ _EXAMPLE = 48  # LR pixels a side while tracing; the result does not depend on i
 
 
 def export(net: SRNet, *, out: Path, metadata: dict[str, str], role: str, family: str) -> Graph:
-    """`out`/model.onnx; its metadata says scale, colour, range, border and multiple.
+    """Write `out`/model.onnx, with scale, colour, range, border and multiple as metadata.
 
-    The graph takes one image whose height and width are multiples of `net.multiple` and no
-    less than `net.smallest`.
+    The graph takes one image; height and width are multiples of `net.multiple` and at least
+    `net.smallest`.
 
     Raises:
         StageError: torch cannot turn the net into a graph.
     """
     try:
-        program = _program(net.exported())
+        program = _export_program(net.to_exportable())
     except (torch.onnx.OnnxExporterError, RuntimeError, ValueError, TypeError) as error:
-        raise _not_exported(family, error) from error
+        raise _explain_failure(family, error) from error
     file = out / "model.onnx"
     facts = {
         "scale": str(net.scale),
@@ -50,7 +50,7 @@ def export(net: SRNet, *, out: Path, metadata: dict[str, str], role: str, family
         "producer": PRODUCER,
         "family": family,
     }
-    _strip(program.model)
+    _strip_metadata(program.model)
     program.model.metadata_props.update({**facts, **metadata})
     partial = file.with_name(file.name + ".partial")
     program.save(partial)
@@ -66,11 +66,11 @@ def export(net: SRNet, *, out: Path, metadata: dict[str, str], role: str, family
     )
 
 
-def with_weights(graph: Graph, weights: Mapping[str, Tensor], *, out: Path) -> Graph:
-    """`out`/model.onnx: an exported graph, the same but for its weights.
+def replace_weights(graph: Graph, weights: Mapping[str, Tensor], *, out: Path) -> Graph:
+    """Write `out`/model.onnx: an exported graph with other weights.
 
     Raises:
-        StageError: the graph does not hold one of them under its name.
+        StageError: the graph has no weights of one of the names.
     """
     model = onnx.load(graph.file)
     held = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -78,23 +78,32 @@ def with_weights(graph: Graph, weights: Mapping[str, Tensor], *, out: Path) -> G
         if name not in held or tuple(held[name].dims) != tuple(weight.shape):
             raise StageError(f"export: {graph.file} holds no weights {name}")
         held[name].CopyFrom(onnx.numpy_helper.from_array(weight.cpu().numpy(), name))
-    return _saved(model, graph, out / "model.onnx")
+    return _save(model, graph, out / "model.onnx")
 
 
-def edited(graph: Graph, edit: Callable[[Any], Any]) -> Graph:
-    """The graph's file rewritten in place by what `edit` makes of its model."""
-    return _saved(edit(onnx.load(graph.file)), graph, graph.file)
+def edit_graph(graph: Graph, edit: Callable[[Any], Any]) -> Graph:
+    """Apply `edit` to the graph's model and rewrite its file."""
+    return _save(edit(onnx.load(graph.file)), graph, graph.file)
 
 
-def _saved(model: Any, graph: Graph, file: Path) -> Graph:
+def open_session(model: str | bytes) -> Any:
+    """ONNX Runtime on this CPU for a graph's file or bytes; its log shows errors only."""
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 4
+    return onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+
+
+def _save(model: Any, graph: Graph, file: Path) -> Graph:
     partial = file.with_name(file.name + ".partial")
     onnx.save(model, partial)
     partial.replace(file)
     return replace(graph, file=file, sha256=hashlib.sha256(file.read_bytes()).hexdigest())
 
 
-def _not_exported(family: str, error: BaseException) -> StageError:
-    while error.__cause__ is not None:  # the first cause says what it was
+def _explain_failure(family: str, error: BaseException) -> StageError:
+    while error.__cause__ is not None:  # the first cause is the informative one
         error = error.__cause__
     why = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return StageError(
@@ -103,7 +112,7 @@ def _not_exported(family: str, error: BaseException) -> StageError:
     )
 
 
-class _Tapped(nn.Module):
+class _Unpadded(nn.Module):
     """The net without padding: runtimes pad outside the graph."""
 
     def __init__(self, net: SRNet) -> None:
@@ -111,28 +120,29 @@ class _Tapped(nn.Module):
         self.net = net
 
     def forward(self, lr: Tensor) -> Tensor:
-        image, _ = self.net.tapped(lr)
+        image, _ = self.net.forward_with_taps(lr)
         return image
 
 
-def _strip(model: Any) -> None:
-    """Drop the exporter's notes: they hold source lines and absolute paths of this machine,
-    a third of a small student's file, and would make its hash depend on where it was made."""
+def _strip_metadata(model: Any) -> None:
+    """Drop the exporter's metadata: source lines and absolute paths of this machine. They are a
+    third of a small student's file and make its hash depend on the machine."""
     graph = model.graph
     graph.metadata_props.clear()
     for node in graph.all_nodes():
-        for noted in (node, *node.outputs):
-            noted.metadata_props.clear()
+        for item in (node, *node.outputs):
+            item.metadata_props.clear()
         node.doc_string = None
     for value in (*graph.inputs, *graph.initializers.values()):
         value.metadata_props.clear()
 
 
-def sources(net: SRNet) -> dict[str, str]:
-    """Of each operation of the exported graph the traced one that it came from: see `called`."""
+def map_to_trace(net: SRNet) -> dict[str, str]:
+    """For each operation of the exported graph the call in the trace that it comes from, named as
+    by `name_calls`."""
     found = {}
-    program = _program(net.exported())
-    calls = called(program.exported_program.graph)
+    program = _export_program(net.to_exportable())
+    calls = name_calls(program.exported_program.graph)
     for node in program.model.graph.all_nodes():
         scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
         if scopes and scopes[-1] in calls:
@@ -140,10 +150,10 @@ def sources(net: SRNet) -> dict[str, str]:
     return found
 
 
-def called(graph: torch.fx.Graph) -> dict[str, str]:
-    """The names of a trace's operations on tensors, each as the operator and which call of it.
+def name_calls(graph: torch.fx.Graph) -> dict[str, str]:
+    """For each tensor operation of a trace its operator and the number of that call.
 
-    Names that torch gives depend on how many symbols of sizes there are, these do not.
+    Unlike torch's own names these do not depend on how many symbolic sizes there are.
     """
     count: Counter[str] = Counter()
     found = {}
@@ -155,7 +165,7 @@ def called(graph: torch.fx.Graph) -> dict[str, str]:
     return found
 
 
-def _program(net: SRNet) -> Any:
+def _export_program(net: SRNet) -> Any:
     height, width = (net.multiple * torch.export.Dim(n, min=1, max=8192) for n in ("h", "w"))
     if net.multiple == 1:
         least = net.smallest
@@ -163,7 +173,7 @@ def _program(net: SRNet) -> Any:
     example = torch.rand(1, 3, _EXAMPLE, _EXAMPLE + net.multiple * 2)
     with quiet("torch.onnx", "onnxscript", "onnx_ir"), torch.no_grad():
         return torch.onnx.export(
-            _Tapped(net).eval().cpu().float(),
+            _Unpadded(net).eval().cpu().float(),
             (example,),
             dynamo=True,
             opset_version=OPSET,

@@ -1,4 +1,4 @@
-"""Proof that an exported graph computes what the torch net does."""
+"""Check that an exported graph computes what the torch net does."""
 
 from __future__ import annotations
 
@@ -11,26 +11,21 @@ from mipkd.archs.base import SRNet
 from mipkd.core.errors import StageError
 from mipkd.core.images import ByteArray
 from mipkd.core.records import Graph
+from mipkd.export.onnx import open_session
 
-# White noise and odd sizes show faults that smooth photos of even sizes hide.
+# White noise and odd sizes reveal faults that smooth photos of even sizes hide.
 _NOISE_SIZES = ((31, 41), (17, 75))
 
 
-def parity(net: SRNet, graph: Graph, images: Sequence[ByteArray], *, bound: float) -> float:
-    """Largest difference between torch and ONNX Runtime in FP32, images in [0, 1].
+def check_parity(net: SRNet, graph: Graph, images: Sequence[ByteArray], *, bound: float) -> float:
+    """The largest difference between torch and ONNX Runtime in FP32, images in [0, 1].
 
-    Real LR images and white noise are both tried, cropped to the graph's multiple.
+    LR images and white noise are both tried, cropped to the graph's multiple.
 
     Raises:
         StageError: it is above `bound`.
     """
-    import onnxruntime
-
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        str(graph.file), settings, providers=["CPUExecutionProvider"]
-    )
+    session = open_session(str(graph.file))
     rng = np.random.default_rng(0)
     noise = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in _NOISE_SIZES]
     largest = 0.0

@@ -1,4 +1,4 @@
-"""Distillation losses, one file each; a new file is a new loss.
+"""Losses of distillation, one file each; a new file is a new loss and a new method.
 
 Not built: CSD (Wang et al., IJCAI 2021), whose contrastive term needs the weights of VGG19.
 """

@@ -1,4 +1,4 @@
-"""The Feature Prior Mixer: two nets' features encoded into one latent space and mixed there.
+"""The Feature Prior Mixer: both nets' features are encoded into one latent space and mixed there.
 
 Paper: "Knowledge Distillation with Multi-granularity Mixture of Priors for Image
 Super-Resolution" (MiPKD). Shapes: N batch, C channels of a net, L latent channels, H W low-res.
@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mipkd.archs._parts import conv
 from mipkd.losses.base import Carrier
 
 Encoder = Literal["cnn", "mlp"]
@@ -30,11 +31,10 @@ def student_mask(
     generator: torch.Generator | None,
     rows: tuple[int, int] | None = None,
 ) -> Tensor:
-    """A random mask of 0 and 1 over image, channel, height and width; 1 takes the student's.
+    """A random 3-D mask of 0 and 1 for each image; 1 takes the student's element.
 
-    The share is kept to 1/256: eight elements cost one 64-bit random number, a tenth of the
-    time of a float for each. Laid out in memory as channels last, like the
-    features; `rows` as in `Pass`.
+    The share has steps of 1/256: eight elements take one 64-bit random number, a tenth of the time
+    of a float for each. In channels-last memory, like the features; `rows` as in `Pass`.
     """
     if student_share in (0, 1):
         return torch.full_like(like_NLHW, student_share)
@@ -49,19 +49,15 @@ def student_mask(
     return (chance <= threshold - 1).to(like_NLHW.dtype).permute(0, 3, 1, 2)
 
 
-def _conv(inputs: int, outputs: int, size: int = 3) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, size, padding=size // 2)
-
-
 def _encoder(inputs: int, latent: int, kind: Encoder) -> nn.Sequential:
-    size = 3 if kind == "cnn" else 1  # an MLP of each place; the decoder stays a CNN
-    return nn.Sequential(_conv(inputs, latent, size), nn.ReLU(), _conv(latent, latent, size))
+    size = 3 if kind == "cnn" else 1  # an MLP at each place; the decoder is always a CNN
+    return nn.Sequential(conv(inputs, latent, size), nn.ReLU(), conv(latent, latent, size))
 
 
 class FeatureMixer(nn.Module):
-    """One position's encoders and decoder, learned from nothing.
+    """One position's encoders and decoder, learned from random weights.
 
-    The decoder has one trunk, and a last convolution for each net's width.
+    The decoder has one trunk and a last convolution for each net's width.
     """
 
     def __init__(
@@ -70,11 +66,11 @@ class FeatureMixer(nn.Module):
         super().__init__()
         self.encode_student: nn.Module = _encoder(student_width, latent, encoder)
         self.encode_teacher: nn.Module = _encoder(teacher_width, latent, encoder)
-        self.trunk: nn.Module = nn.Sequential(_conv(latent, latent), nn.ReLU())
-        self.to_teacher: nn.Module = _conv(latent, teacher_width)
-        # Same width: one head serves both, and the student's blocks see what it restores.
+        self.trunk: nn.Module = nn.Sequential(conv(latent, latent), nn.ReLU())
+        self.to_teacher: nn.Module = conv(latent, teacher_width)
+        # At equal widths one head serves both, so that the student's blocks get what it restores.
         self.to_student: nn.Module | None = (
-            _conv(latent, student_width) if student_width != teacher_width else None
+            conv(latent, student_width) if student_width != teacher_width else None
         )
 
     def decode(self, latents_NLHW: Tensor, carrier: Carrier) -> Tensor:
@@ -87,7 +83,7 @@ class FeatureMixer(nn.Module):
 
 @dataclass(frozen=True)
 class Mixture:
-    """What is known at one position, kept for the block mixer."""
+    """Both nets' latents at one position and the mask that mixes them."""
 
     student_NLHW: Tensor
     teacher_NLHW: Tensor
@@ -95,7 +91,7 @@ class Mixture:
 
     @cached_property
     def mixed(self) -> Tensor:
-        """M * Z_S + (1 - M) * Z_T, exact for a mask of 0 and 1; a sixth of the time of `where`."""
+        """M * Z_S + (1 - M) * Z_T, exact for masks of 0 and 1; six times as fast as `where`."""
         return torch.lerp(self.teacher_NLHW, self.student_NLHW, self.mask_NLHW)
 
 
@@ -107,8 +103,8 @@ def mix(
     generator: torch.Generator | None,
     rows: tuple[int, int] | None = None,
 ) -> Mixture:
-    """Both nets' latents and who gives which of their elements; `rows` as in `Pass`."""
-    teacher_NLHW = teacher_NLHW.to(student_NLHW.dtype)  # of a kept one, or under autocast
+    """A random mixture of both nets' latents; `rows` as in `Pass`."""
+    teacher_NLHW = teacher_NLHW.to(student_NLHW.dtype)  # cached, or under autocast
     mask_NLHW = student_mask(
         teacher_NLHW, student_share=student_share, generator=generator, rows=rows
     )

@@ -1,4 +1,4 @@
-"""What losses between features share: pairs of one size, and the unit they are measured in."""
+"""What losses between features share: pairs of features and the unit of their distance."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ log = logging.getLogger(__name__)
 
 Normalise = Literal["auto", "always", "never"]
 
-# With "auto", features are put in units of the teacher's mean magnitude from the first step at
-# which the feature loss is more than this many times the reconstruction loss: nets that work in
-# 0-255 would otherwise drown every other term.
+# With "auto", features are measured in units of the teacher's mean magnitude from the first step at
+# which the feature loss is more than this many times the reconstruction loss: features of nets
+# that work in 0 to 255 would drown every other term.
 TOO_LARGE = 10.0
-SLOWEST_RATE = 0.01  # of the running mean of the magnitude, after its first 100 steps
+SLOWEST_RATE = 0.01  # of the running mean of the magnitude, from its 100th step on
 
 
-def pairs(seen: Pass, loss: str) -> list[tuple[Tensor, Tensor]]:
-    """The student's and the teacher's features (N, C, H, W) of each position; the teacher's
-    latents where those are kept.
+def feature_pairs(seen: Pass, loss: str) -> list[tuple[Tensor, Tensor]]:
+    """The student's and the teacher's features (N, C, H, W) at each position; the teacher's
+    latents if those are cached.
 
     Raises:
-        UsageError: they differ in H or W, so that no place of one is a place of the other.
+        UsageError: they differ in H or W.
     """
     theirs_K = seen.teacher_features or seen.teacher_latents
     found = list(zip(seen.student_features, theirs_K, strict=True))
@@ -58,14 +58,14 @@ class Units(nn.Module):
         self.register_buffer("magnitude_K", torch.zeros(count))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("in_use", torch.zeros((), dtype=torch.bool))
-        self._told = False
+        self._logged = False
 
     @torch.no_grad()
     def unit(self, seen: Pass, feature_K: Tensor, normalise: Normalise, loss: str) -> Tensor:
-        """The magnitude in which the features of the K positions are measured, 1 where they are
-        taken as they are; updates the running mean.
+        """The unit of each position's features, (K,): the teacher's running mean magnitude, or 1
+        without normalisation. Updates the running mean.
 
-        Only tensor arithmetic, so that a GPU is not waited for at every step.
+        Only tensor arithmetic, so that no step waits for the GPU.
         """
         theirs_K = torch.stack([f.float().abs().mean() for f in seen.teacher_features])
         reconstruction = l1(seen.student_image, seen.hr_NCHW)
@@ -74,13 +74,13 @@ class Units(nn.Module):
         rate = (1 / (self.steps + 1)).clamp(min=SLOWEST_RATE)
         self.magnitude_K.lerp_(now_K, rate)
         self.in_use |= ratio > TOO_LARGE if normalise == "auto" else normalise == "always"
-        if not self._told:
-            self._tell(float(ratio), loss)
+        if not self._logged:
+            self._log(float(ratio), loss)
         self.steps += 1
         return torch.where(self.in_use, self.magnitude_K.clamp(min=1e-8), torch.ones_like(now_K))
 
-    def _tell(self, ratio: float, loss: str) -> None:
-        self._told = True
+    def _log(self, ratio: float, loss: str) -> None:
+        self._logged = True
         if int(self.steps) == 0:
             how = "in units of the teacher's mean magnitude" if self.in_use else "as they are"
             log.info("%s: L_feat / L_rec is %.3g, features compared %s", loss, ratio, how)

@@ -1,7 +1,7 @@
-"""A Feature Prior Mixer whose latent space is the teacher's principal directions.
+"""A Feature Prior Mixer whose latent space is that of the teacher's principal directions.
 
-Encoder and decoder of the teacher are fixed, so that they restore its features from the first
-step on; what is learned is linear, and starts at its least-squares solution.
+The teacher's encoder and decoder are fixed, so that they restore its features from the first step
+on. The student's are linear, learned, and start at their least-squares solution.
 
 Shapes: N batch, C channels of a net, L latent channels, H W low-res size, P places.
 """
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from mipkd.losses._principal import PrincipalDirections
 from mipkd.losses.base import Carrier
 
-_RIDGE = 1e-4  # of the inputs' mean variance
+_RIDGE = 1e-4  # damping, relative to the inputs' mean variance
 
 
 class PrincipalMixer(nn.Module):
-    """One position's encoders and decoders; of no use before `start` or a load of its state."""
+    """One position's encoders and decoders; without values before `start` or a loaded state."""
 
     principal: PrincipalDirections
     magnitude: Tensor
@@ -29,7 +29,7 @@ class PrincipalMixer(nn.Module):
         super().__init__()
         self._student_width = student_width
         self.register_buffer("magnitude", torch.ones(()))  # mean |Z_T|
-        self._take(
+        self._set_directions(
             PrincipalDirections(torch.zeros(teacher_width), torch.eye(teacher_width)[:, :latent])
         )
 
@@ -47,15 +47,15 @@ class PrincipalMixer(nn.Module):
     def start(
         self, principal: PrincipalDirections, student_NCHW: Tensor, teacher_NCHW: Tensor
     ) -> None:
-        """Take these directions, and learn from both nets' features of the same patches."""
-        self._take(principal)
+        """Take these directions, and fit to both nets' features of the same patches."""
+        self._set_directions(principal)
         latents_NLHW = self.encode_teacher(teacher_NCHW)
         self.magnitude.copy_(latents_NLHW.abs().mean().clamp(min=1e-8))
-        _fit(self.encode_student, student_NCHW, latents_NLHW)
-        _fit(self.to_student, latents_NLHW, student_NCHW)
+        _fit_pointwise(self.encode_student, student_NCHW, latents_NLHW)
+        _fit_pointwise(self.to_student, latents_NLHW, student_NCHW)
 
-    def _take(self, principal: PrincipalDirections) -> None:
-        """Make all of that latent width."""
+    def _set_directions(self, principal: PrincipalDirections) -> None:
+        """Take the directions and make the learned layers of their width."""
         self.principal = principal
         device = principal.mean_C.device
         self.encode_student: nn.Module = Pointwise(
@@ -64,26 +64,29 @@ class PrincipalMixer(nn.Module):
         self.to_student: nn.Module = Pointwise(principal.width, self._student_width, device=device)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
-        """A state is of the width that its own start chose."""
+        """Load a state of any latent width: `start` chose it."""
         mean_C, directions_CL = (
             state_dict[f"{prefix}principal.{name}"].to(self.magnitude.device)
             for name in ("mean_C", "directions_CL")
         )
-        self._take(PrincipalDirections(mean_C.clone(), directions_CL.clone()))
+        self._set_directions(PrincipalDirections(mean_C.clone(), directions_CL.clone()))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 class Pointwise(nn.Linear):
-    """A 1x1 convolution, as a product: on a CPU in a third of the time where channels are few."""
+    """A 1x1 convolution as a matrix product: on a CPU a third of the time for few channels."""
 
     def forward(self, features_NCHW: Tensor) -> Tensor:
-        """Features (N, D, H, W) of features (N, C, H, W)."""
         return super().forward(features_NCHW.movedim(1, -1)).movedim(-1, 1)
 
 
 @torch.no_grad()
-def _fit(pointwise: nn.Module, inputs_NCHW: Tensor, outputs_NDHW: Tensor) -> None:
-    """Weights and bias of least squared error, by ridge regression in float64."""
+def _fit_pointwise(pointwise: nn.Module, inputs_NCHW: Tensor, outputs_NDHW: Tensor) -> None:
+    """Set weight and bias by ridge regression.
+
+    Not `archs._regression`, which sums float32 products on a CPU and damps relative to the energy
+    with the mean: this runs on the features' device and is damped relative to their variance.
+    """
     assert isinstance(pointwise, Pointwise)
     x_PC, y_PD = (t.movedim(1, -1).flatten(0, -2).double() for t in (inputs_NCHW, outputs_NDHW))
     mean_C, mean_D = x_PC.mean(0), y_PD.mean(0)

@@ -1,4 +1,4 @@
-"""What a loss is: its own settings, the helpers it trains, and the maths.
+"""What a loss is: its settings, the helper modules it trains, and the maths.
 
 Shapes: N batch, C channels, H W low-res size, S scale. Images: float32 in [0, 1], RGB.
 """
@@ -15,15 +15,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from mipkd.archs.base import SRNet
+from mipkd.core import plugins
 from mipkd.losses._principal import PrincipalDirections
 
-# How much of the teacher's plain forward a loss reads, the least first. Latents are its features
-# in the principal directions of their position.
+# What a loss reads of the teacher's plain forward, in ascending order. Latents are its features in
+# the principal directions of their position.
 TeacherPass = Literal["none", "image", "latents", "features"]
 PASSES: tuple[TeacherPass, ...] = ("none", "image", "latents", "features")
 
 Carrier = Literal["student", "teacher"]
-Toss = tuple[Carrier, ...]  # who carries a mixed stream on after each position
+Toss = tuple[Carrier, ...]  # which net carries a mixed stream on after each position
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Positions:
 
 @dataclass
 class Pass:
-    """All that one training step knows; the plain forwards are done once and shared."""
+    """The data of one training step, shared by all losses: each net runs forward once."""
 
     lr_NCHW: Tensor
     hr_NCHW: Tensor
@@ -45,28 +46,28 @@ class Pass:
     student_features: list[Tensor] = field(default_factory=list)
     teacher: SRNet | None = None
     teacher_image: Tensor | None = None
-    teacher_features: list[Tensor] = field(default_factory=list)  # empty where latents are kept
-    teacher_latents: tuple[Tensor, ...] = ()  # kept ones
+    teacher_features: list[Tensor] = field(default_factory=list)  # empty where latents are cached
+    teacher_latents: tuple[Tensor, ...] = ()  # from a cache
     positions: Positions = Positions((), ())
-    # All chance of a step is drawn from these two, seeded from (seed, step), so that a resumed
-    # run repeats it. `coins` decides what Python branches on: no wait for the device.
+    # All random numbers of a step come from these two, seeded from (seed, step), so that a resumed
+    # run repeats them. `coins` is for what Python branches on, without waiting for the device.
     generator: torch.Generator | None = None
     coins: random.Random = field(default_factory=random.Random)
-    # The batch may be a share of the step's: `rows` is its first row there and how many there are.
-    # What is drawn for each image is drawn for all rows, so that any split draws the same.
+    # The batch may be a part of the step's: `rows` are its first row there and the step's number of
+    # rows. Random numbers per image are drawn for all rows, so that any split draws the same.
     rows: tuple[int, int] | None = None
-    mean: Callable[[Tensor], Tensor] = field(default=lambda values: values)  # over the shares
-    principal: tuple[PrincipalDirections, ...] = ()  # that the kept latents are in
-    tosses: Mapping[str, Toss] = field(default_factory=dict)  # of this step, by the loss's name
+    mean: Callable[[Tensor], Tensor] = field(default=lambda values: values)  # over all processes
+    principal: tuple[PrincipalDirections, ...] = ()  # of the cached latents
+    tosses: Mapping[str, Toss] = field(default_factory=dict)  # of this step, by loss
 
 
 def l1(a: Tensor, b: Tensor) -> Tensor:
-    """Mean absolute difference, in float32 also under autocast."""
+    """Mean absolute difference, in float32 under autocast too."""
     return (a.float() - b.float()).abs().mean()
 
 
 def l2(a: Tensor, b: Tensor) -> Tensor:
-    """Mean squared difference, in float32 also under autocast: what PSNR counts."""
+    """Mean squared difference, in float32 under autocast too."""
     return (a.float() - b.float()).square().mean()
 
 
@@ -77,16 +78,18 @@ DISTANCES: dict[Norm, Callable[[Tensor, Tensor], Tensor]] = {"l1": l1, "l2": l2}
 class Loss(BaseModel):
     """A loss is its own config: its fields are its settings, `__call__` the maths.
 
-    Each module of `mipkd.losses` offers its class as `LOSS`.
+    Each module of `mipkd.losses` offers its class as `LOSS`. A loss is also a method of its name:
+    itself beside the losses that `beside` names.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     needs_teacher: ClassVar[bool] = True
     needs_features: ClassVar[bool] = False
+    beside: ClassVar[tuple[str, ...]] = ("pixel",)
 
     weight: float = 1.0
-    until: float = Field(1.0, gt=0, le=1)  # share of the steps after which it rests
+    until: float = Field(1.0, gt=0, le=1)  # share of the steps after which it is switched off
 
     @property
     def reads(self) -> TeacherPass:
@@ -97,7 +100,7 @@ class Loss(BaseModel):
 
     @property
     def reads_width(self) -> int | None:
-        """Of the latents it reads at each position; None: as many as restore the features."""
+        """Width of the latents it reads at each position; None: as many as restore the features."""
         return None
 
     def helper(
@@ -107,20 +110,37 @@ class Loss(BaseModel):
         return None
 
     def start(self, seen: Pass, helper: nn.Module | None) -> None:
-        """Give the helper its first weights from patches that both nets have seen, the teacher's
-        features included. Called once, before the first step; a resumed training has them."""
+        """Give the helper its first weights from both nets' features of the first patches.
+
+        Called once, before the first step; a resumed training loads them.
+        """
 
     def toss(self, coins: random.Random, positions: Positions) -> Toss:
-        """Who carries the mixed stream on in a step; empty for a loss that mixes no blocks.
+        """Which net carries the mixed stream on in a step; empty for a loss that mixes no blocks.
 
-        Drawn before the step, so that a GPU can replay a recording of what was drawn.
+        Drawn before the step, so that a GPU can replay a recording for each outcome.
         """
         return ()
 
-    def served_by(self, teacher: SRNet) -> Loss | None:
+    def restrict_to(self, teacher: SRNet) -> Loss | None:
         """This loss without what `teacher` does not offer; None if nothing is left."""
         return self if teacher.blocks or not self.needs_features else None
 
     def __call__(self, seen: Pass, helper: nn.Module | None) -> dict[str, Tensor]:
         """Named scalar terms, already weighted; their sum is minimised."""
         raise NotImplementedError
+
+
+def load_loss(name: str) -> type[Loss]:
+    """The loss `name`.
+
+    Raises:
+        UsageError: no such loss.
+    """
+    loss: type[Loss] = plugins.load("mipkd.losses", name, "LOSS", type)
+    return loss
+
+
+def loss_names() -> tuple[str, ...]:
+    """The losses, sorted by name."""
+    return plugins.names("mipkd.losses")

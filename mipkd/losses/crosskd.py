@@ -1,8 +1,8 @@
 """CrossKD: the student's features through the rest of the teacher, against the teacher's image.
 
 Paper: Wang et al., "CrossKD: Cross-Head Knowledge Distillation for Object Detection", CVPR 2024.
-It hands over at one place between nets of one width; here at every position, the mean taken, and
-through a learned 1x1 convolution where the widths differ. One position: `distill.positions=1`
+It hands over at one position between nets of one width; here it is the mean over all positions,
+through a learned 1x1 convolution if the widths differ. For one position: `distill.positions=1`
 hands over at the end of the body, or name a pair of blocks.
 """
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mipkd.archs.base import SRNet
-from mipkd.losses._block_mixer import rest
-from mipkd.losses._features import pairs
+from mipkd.losses._block_mixer import run_rest
+from mipkd.losses._features import feature_pairs
 from mipkd.losses.base import Loss, Pass, Positions, l1
 
 
@@ -30,15 +30,15 @@ class CrossKD(Loss):
             return None
         return nn.ModuleList(nn.Conv2d(student.width, teacher.width, 1) for _ in positions.student)
 
-    def served_by(self, teacher: SRNet) -> Loss | None:
+    def restrict_to(self, teacher: SRNet) -> Loss | None:
         return self if teacher.in_parts else None
 
     def __call__(self, seen: Pass, helper: nn.Module | None) -> dict[str, Tensor]:
         assert seen.teacher_image is not None
         apart = []
-        for k, (mine_NCHW, _) in enumerate(pairs(seen, "crosskd")):
+        for k, (mine_NCHW, _) in enumerate(feature_pairs(seen, "crosskd")):
             widened = mine_NCHW if helper is None else cast("nn.ModuleList", helper)[k](mine_NCHW)
-            apart.append(l1(rest(seen, k, widened, "teacher"), seen.teacher_image))
+            apart.append(l1(run_rest(seen, k, widened, "teacher"), seen.teacher_image))
         return {"cross": self.weight * torch.stack(apart).mean()}
 
 

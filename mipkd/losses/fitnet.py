@@ -1,9 +1,9 @@
 """FitNet: the student's features, through a learned regressor, against the teacher's.
 
 Paper: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015. It trains on one hint before
-the task; here, as super-resolution papers compare it, hint and task are learned together and the
+the task; here, as in super-resolution papers, hints and task are learned together and the
 positions are summed. The squared difference is in units of the teacher's mean magnitude squared
-where it would drown the reconstruction, by the rule of `mixture_of_priors`: both are met alike.
+where it would drown the reconstruction, by the rule of `mixture_of_priors`.
 """
 
 from typing import ClassVar, cast
@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from mipkd.archs.base import SRNet
-from mipkd.losses._features import Normalise, Units, pairs
-from mipkd.losses.base import Loss, Pass, Positions
+from mipkd.losses._features import Normalise, Units, feature_pairs
+from mipkd.losses.base import Loss, Pass, Positions, l2
 
 
 class FitNet(Loss):
     """MSE(regressor(F_S), F_T), summed over the positions."""
 
     needs_features: ClassVar[bool] = True
+    beside: ClassVar[tuple[str, ...]] = ("pixel", "logits")
 
     normalise: Normalise = "auto"
 
@@ -29,8 +30,8 @@ class FitNet(Loss):
 
     def __call__(self, seen: Pass, helper: nn.Module | None) -> dict[str, Tensor]:
         assert isinstance(helper, Regressors)
-        compared = zip(helper.each(), pairs(seen, "fitnet"), strict=True)
-        hint_K = torch.stack([_mse(regress(s), t) for regress, (s, t) in compared])
+        compared = zip(helper.each(), feature_pairs(seen, "fitnet"), strict=True)
+        hint_K = torch.stack([l2(regress(s), t) for regress, (s, t) in compared])
         unit_K = helper.unit(seen, hint_K, self.normalise, "fitnet")
         return {"hint": self.weight * (hint_K / unit_K.square()).sum()}
 
@@ -49,10 +50,6 @@ class Regressors(Units):
     def each(self) -> list[nn.Conv2d]:
         """The regressors of the positions, in order."""
         return cast("list[nn.Conv2d]", list(self.regressors))
-
-
-def _mse(a: Tensor, b: Tensor) -> Tensor:
-    return (a.float() - b.float()).square().mean()
 
 
 LOSS = FitNet

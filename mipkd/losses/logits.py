@@ -1,4 +1,4 @@
-"""Output distillation: the student's image against the teacher's."""
+"""Logits (output) distillation: the student's image against the teacher's."""
 
 from torch import Tensor, nn
 

@@ -1,4 +1,4 @@
-"""Reconstruction: the student's image against the true high-resolution image."""
+"""Reconstruction: the student's image against the ground truth."""
 
 from typing import ClassVar
 
@@ -8,9 +8,10 @@ from mipkd.losses.base import DISTANCES, Loss, Norm, Pass
 
 
 class Pixel(Loss):
-    """L1 or L2 of student and truth."""
+    """L1 or L2 of student and ground truth."""
 
     needs_teacher: ClassVar[bool] = False
+    beside: ClassVar[tuple[str, ...]] = ()
 
     norm: Norm = "l1"
 

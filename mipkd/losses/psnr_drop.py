@@ -1,25 +1,29 @@
-"""PSNR lost against the teacher, in dB: what is reported of INT8, as a loss.
+"""PSNR lost against the teacher, in dB: the figure that is reported of INT8, as a loss.
 
-L1 and L2 count a pixel's error alike wherever it is. PSNR's mean over images does not: beside a
-teacher's small error in a clear sky it counts far more than in foliage, where nothing shows.
+L1 and L2 weight a pixel's error equally in all images. The mean PSNR over images does not: an error
+counts more in a clear sky, where the teacher's own error is small, than in foliage.
 """
+
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from mipkd.core.images import UNSEEN_DB
 from mipkd.losses.base import Loss, Pass
 
-_FLOOR = 10 ** (-UNSEEN_DB / 10)  # a mean squared error that nobody sees
+_FLOOR = 10 ** (-UNSEEN_DB / 10)  # an invisible mean squared error
 
 
 class PsnrDrop(Loss):
-    """Two terms: of the error against the truth, and of the difference from the teacher's image.
+    """Two terms: the error against the ground truth, and the difference from the teacher's image.
 
-    Both are relative to the teacher's own error, an image at a time, and add up in dB. The truth
-    alone would teach to fit the few photos of a short training.
+    Both are in dB relative to the teacher's own error, image by image. The ground truth alone
+    would overfit the few photos of a short training.
     """
 
-    difference: float = 1.0  # weight of the second
+    beside: ClassVar[tuple[str, ...]] = ()
+
+    difference: float = 1.0  # weight of the second term
 
     def __call__(self, seen: Pass, helper: nn.Module | None) -> dict[str, Tensor]:
         assert seen.teacher_image is not None
@@ -33,7 +37,7 @@ class PsnrDrop(Loss):
 
 
 def _mse(a_NCHW: Tensor, b_NCHW: Tensor) -> Tensor:
-    """Of each image, (N,), in float32 also under autocast."""
+    """Mean squared error of each image, (N,), in float32 under autocast too."""
     return (a_NCHW.float() - b_NCHW.float()).square().mean((1, 2, 3))
 
 

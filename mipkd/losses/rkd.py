@@ -1,8 +1,9 @@
-"""RKD: how the images of a batch lie to each other in the student's features and the teacher's.
+"""RKD: distances and angles between the images of a batch, in the student's features and the
+teacher's.
 
 Paper: Park et al., "Relational Knowledge Distillation", CVPR 2019, with its weights for distance
 and angle. Only relations between images are compared, so width and resolution may differ.
-All comes from the inner products of the flattened features: no vector between two images is held.
+They are computed from inner products of the flattened features, without difference vectors.
 
 Shapes: N images of the batch; indices of angles: apex, one end, other end.
 """
@@ -22,6 +23,7 @@ class RKD(Loss):
     """Smooth L1 between the nets' relative distances and angles, summed over the positions."""
 
     needs_features: ClassVar[bool] = True
+    beside: ClassVar[tuple[str, ...]] = ("pixel", "logits")
 
     distance_weight: float = Field(25.0, ge=0)
     angle_weight: float = Field(50.0, ge=0)
@@ -46,36 +48,34 @@ class RKD(Loss):
 
 
 def relations(features_NCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """The distances (N, N) in units of their mean, and the angles' cosines (N, N, N).
-
-    0 where an image would meet itself.
-    """
+    """The distances (N, N) in units of their mean, and the angles' cosines (N, N, N); 0 where an
+    image is paired with itself."""
     flat = features_NCHW.float().flatten(1)
-    # Neither changes a relation; both keep float32 from cancelling in the inner products.
+    # Both leave the relations as they are and avoid cancellation in the inner products.
     flat = flat - flat.mean(0)
     flat = flat / flat.norm().clamp(min=1e-12)
     with torch.autocast(flat.device.type, enabled=False):
         inner_NN = flat @ flat.T
     square_N = inner_NN.diagonal()
     square_NN = square_N[:, None] + square_N[None] - 2 * inner_NN
-    # Equal images: a distance of nearly 0, whose root has no steep gradient below the clamp.
+    # The clamp bounds the root's gradient at equal images.
     length_NN = square_NN.clamp(min=1e-8).sqrt()
     dot_NNN = inner_NN[None] - inner_NN[:, :, None] - inner_NN[:, None] + square_N[:, None, None]
     cosine_NNN = dot_NNN / (length_NN[:, :, None] * length_NN[:, None])
-    pairs_NN, triples_NNN = _distinct(len(flat), flat)
+    pairs_NN, triples_NNN = _distinct_masks(len(flat), flat)
     mean = (length_NN * pairs_NN).sum() / pairs_NN.sum()
     return length_NN / mean * pairs_NN, cosine_NNN * triples_NNN
 
 
-def _distinct(count: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """1 for each pair and each triple of different images, 0 elsewhere."""
+def _distinct_masks(count: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Masks of the pairs (N, N) and triples (N, N, N) of different images."""
     pairs_NN = 1 - torch.eye(count, device=like.device)
     triples_NNN = pairs_NN[:, :, None] * pairs_NN[:, None] * pairs_NN[None]
     return pairs_NN, triples_NNN
 
 
 def _smooth_l1(a: Tensor, b: Tensor) -> Tensor:
-    """Mean over distinct images: those that meet themselves are 0 in both."""
+    """Mean over distinct images; the other entries are 0 in both."""
     count, order = a.shape[0], a.ndim
     distinct = count * (count - 1) * (count - 2 if order == 3 else 1)
     return F.smooth_l1_loss(a, b, reduction="sum") / distinct

@@ -39,7 +39,7 @@ def probe_target(name: str) -> TargetInfo:
         return TargetInfo(name, "", target.simulated, *offered, host)
     except MipkdError as error:
         why = "; ".join(filter(None, (error.what, error.hint)))
-    except (ImportError, OSError, RuntimeError) as error:
+    except Exception as error:  # whatever a runtime or a plug-in raises
         why = f"{type(error).__name__}: {error}"
     return TargetInfo(name, why, False, (), {}, host)
 
@@ -51,19 +51,7 @@ def time_models(
 
     Nothing is timed on a target that only simulates here: its models have no latencies.
     """
-    host, versions = describe_host(), target.versions()
-    measurements = tuple(
-        Measurement(
-            role=built.role,
-            target=built.target,
-            precision=built.precision,
-            size_bytes=built.size_bytes,
-            versions=versions,
-            simulated=target.simulated,
-            host=host,
-        )
-        for built in builts
-    )
+    measurements = _list_untimed(target, builts)
     if target.simulated:
         return measurements
     multiples = {name_of(b): b.multiple for b in builts}
@@ -86,6 +74,22 @@ def time_models(
             conditions={**board, **watch.conditions},
         )
         for m, built in zip(measurements, builts, strict=True)
+    )
+
+
+def _list_untimed(target: Target, builts: Sequence[Built]) -> tuple[Measurement, ...]:
+    host, versions = describe_host(), target.versions()
+    return tuple(
+        Measurement(
+            role=built.role,
+            target=built.target,
+            precision=built.precision,
+            size_bytes=built.size_bytes,
+            versions=versions,
+            simulated=target.simulated,
+            host=host,
+        )
+        for built in builts
     )
 
 

@@ -10,7 +10,7 @@ from mipkd.core.errors import MissingError
 from mipkd.core.evidence import Evidence
 from mipkd.core.measurement import Measurement
 from mipkd.core.records import Built
-from mipkd.export.reach import Reach, reach
+from mipkd.export.receptive_field import ReceptiveField, find_receptive_field
 from pipeline.bundle import manifest
 from pipeline.bundle.card import card
 from pipeline.bundle.golden import BundleConfig, copy_golden
@@ -48,7 +48,7 @@ def student_builds(evidence: Evidence) -> list[Built]:
 
 
 def _fill(evidence: Evidence, config: BundleConfig, out: Path) -> None:
-    around = reach(evidence.graph.file)
+    around = find_receptive_field(evidence.graph.file)
     models = tuple(_copy_model(built, evidence, around, out) for built in student_builds(evidence))
     golden = copy_golden(evidence.tests, evidence.measurements, config, out)
     write_measurements(evidence.measurements, out)
@@ -72,7 +72,9 @@ def _fill(evidence: Evidence, config: BundleConfig, out: Path) -> None:
     )
 
 
-def _copy_model(built: Built, evidence: Evidence, around: Reach, out: Path) -> manifest.Model:
+def _copy_model(
+    built: Built, evidence: Evidence, around: ReceptiveField, out: Path
+) -> manifest.Model:
     """A model's files, laid into the bundle."""
     home = f"model/{manifest.name_of(built.target, built.precision)}"
     parts = files_of(built) if built.file.exists() else []
@@ -96,7 +98,7 @@ def _copy_model(built: Built, evidence: Evidence, around: Reach, out: Path) -> m
         options=built.options,
         notes=built.notes,
         versions=built.versions,
-        margin=around.pixels,
+        margin=around.radius,
         inexact_because=around.inexact_because,
         executes=built.executes,
     )

@@ -75,7 +75,7 @@ def main() -> None:
         return
     from mipkd.distill import ranks
 
-    with ranks.joined() as mine:
+    with ranks.join_ranks() as mine:
         if mine.rank == 0:
             app()
         set_logging(verbose=False)

@@ -7,7 +7,7 @@ of it works without torch and pydantic: a machine elsewhere runs a part of it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,11 +90,7 @@ class MachineLostError(StageError):
     """The machine cannot be reached any more: other jobs would fail too."""
 
 
-class MachineKind(Protocol):
-    """What a module offers as `MACHINE`."""
-
-    def __call__(self, config: DeviceConfig) -> Machine:
-        """The machine at `config.address`, which is not reached yet."""
+MachineKind = Callable[[DeviceConfig], Machine]  # what a module offers; it reaches nothing yet
 
 
 @contextmanager

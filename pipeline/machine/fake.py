@@ -1,7 +1,7 @@
 """A machine for tests and for authors of plug-ins: this one, worked on as if it were elsewhere.
 
 `--device fake://NAME` starts the agent by a plain shell: all that `ssh://` does but the way there.
-What it was sent goes with it. It is taken for another machine: nothing is searched on it.
+Its folder is removed at the end. It counts as another machine: no float layers are searched on it.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ class Local:
     address = ""
 
     def __init__(self, config: DeviceConfig | None = None) -> None:
-        del config  # nothing of it concerns this machine
+        """Nothing of the settings concerns this machine."""
 
     def offers(self, targets: Sequence[str]) -> dict[str, TargetInfo]:
         return {name: replace(probe_target(name), local=True) for name in targets}

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from calibration import holdout
 from mipkd.core.records import Holdout, Photos
-from pipeline.run import Ref, stage
+from pipeline.stage import Ref, stage
 
 
 class HoldoutConfig(BaseModel):

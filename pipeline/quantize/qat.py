@@ -29,13 +29,13 @@ from mipkd.core.records import (
 )
 from mipkd.distill import ranks
 from mipkd.distill import teacher as teachers
-from mipkd.distill.data import PatchSampler
-from mipkd.distill.trainer import DistillConfig, train
-from mipkd.distill.validate import Pair
+from mipkd.distill.data import Pair, PatchSampler
+from mipkd.distill.settings import DistillConfig
+from mipkd.distill.trainer import TrainingInputs, train
 from mipkd.export import onnx
-from mipkd.export.rounded import Rounded
+from mipkd.export.fake_quant import FakeQuantNet
 from pipeline.quantize.search import judged, worth_their_time
-from pipeline.run import Ref, stage
+from pipeline.stage import Ref, stage
 from targets.base import BuildRequest, Feature, find
 
 log = logging.getLogger(__name__)
@@ -93,23 +93,18 @@ def qat(inputs: QatInputs, *, out: Path) -> QatStudent:
         )
     config, photos = inputs.config, inputs.photos.value
     net = teachers.load(model_of(inputs.net.value))
-    student = Rounded(net, _rounding(inputs, out / "ptq"))
+    student = FakeQuantNet(net, _rounding(inputs, out / "ptq"))
     sampler = PatchSampler(photos, patch=config.patch, batch=config.batch, seed=config.seed)
     sampler.photos, _ = split(photos, inputs.split_seed)
     sampler.photos += _drawn(sampler.photos, net, config.seed)
-    trained = train(
-        config,
-        student=student,
-        teacher=teachers.load(inputs.teacher.value) if inputs.teacher else net,
-        sampler=sampler,
-        tests=_pairs(inputs.holdout.value),
-        out=out,
-    )
+    teacher = teachers.load(inputs.teacher.value) if inputs.teacher else net
+    training = TrainingInputs(config, student, teacher, sampler)
+    trained = train(training, tests=_pairs(inputs.holdout.value), out=out)
     rounded = trained.student
-    assert isinstance(rounded, Rounded)
+    assert isinstance(rounded, FakeQuantNet)
     return QatStudent(
-        graph=onnx.with_weights(inputs.graph.value, rounded.weights(), out=out),
-        rounding=rounded.rounding(),
+        graph=onnx.replace_weights(inputs.graph.value, rounded.float_weights(), out=out),
+        rounding=rounded.learned_rounding(),
         curves=trained.curves,
         steps=trained.steps,
         seconds=trained.seconds,

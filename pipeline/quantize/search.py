@@ -27,7 +27,7 @@ from mipkd.core.records import (
 from pipeline.bench.latency import BenchSettings
 from pipeline.quantize.evaluator import Crops, Judge
 from pipeline.quantize.hold_out import HoldoutConfig
-from pipeline.run import Ref, stage
+from pipeline.stage import Ref, stage
 from targets.base import BuildRequest, Feature, Tuner, find
 
 log = logging.getLogger(__name__)

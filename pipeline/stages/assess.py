@@ -12,7 +12,7 @@ from mipkd.core.study import SetScores
 from mipkd.distill import teacher as teachers
 from mipkd.distill.data import load_tests
 from pipeline.bench.pixels import score, score_images
-from pipeline.run import Ref, stage
+from pipeline.stage import Ref, stage
 from targets.base import FloatArray, Session
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from mipkd.core import plugins
 from mipkd.core.errors import UnsupportedError
 from mipkd.core.records import Built, Graph, Model, PatchSet, QuantPlan, TargetInfo
-from pipeline.run import Ref, stage
+from pipeline.stage import Ref, stage
 from targets.base import BuildRequest, find
 
 
@@ -74,4 +74,4 @@ def load_deployed(model: Model) -> Any:
             f"{model.arch} is none of the families that can be converted",
             hint="known: " + ", ".join(known),
         )
-    return load(model).deployed()
+    return load(model).to_deployed()

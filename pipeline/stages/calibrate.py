@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from calibration import patches
 from mipkd.core.records import PatchSet, Photos
-from pipeline.run import Ref, stage
+from pipeline.stage import Ref, stage
 
 
 class CalibrateConfig(BaseModel):

@@ -6,9 +6,9 @@ from pathlib import Path
 from mipkd.core.records import Distilled, Model, Photos, TeacherCache, TestSet
 from mipkd.distill import student as students
 from mipkd.distill import teacher as teachers
-from mipkd.distill.job import Task, train_on
-from mipkd.distill.trainer import DistillConfig
-from pipeline.run import Ref, stage
+from mipkd.distill.settings import DistillConfig
+from mipkd.distill.training_task import TrainingTask, train_task
+from pipeline.stage import Ref, stage
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ def distill(inputs: DistillInputs, *, out: Path) -> Distilled:
     teacher = inputs.teacher.value
     arch, hyper = students.choose(teacher, inputs.student)
     cache = inputs.cache.value if inputs.cache else None
-    task = Task(arch.name, hyper, teacher, inputs.photos.value, cache)
-    trained = train_on(inputs.config, task, inputs.tests.value, out)
+    task = TrainingTask(arch.name, hyper, teacher, inputs.photos.value, cache)
+    trained = train_task(inputs.config, task, inputs.tests.value, out)
     file = out / "student.safetensors"
     teachers.save(trained.student, arch, hyper, file, licence=teacher.licence)
     return Distilled(

@@ -13,10 +13,10 @@ from mipkd.core.errors import StageError
 from mipkd.core.records import Distilled, Graph, Model, TestSet, model_of
 from mipkd.distill import teacher as teachers
 from mipkd.distill.data import load_tests, probe_images
-from mipkd.export import foreign, onnx
-from mipkd.export.parity import parity
-from mipkd.export.shuffle import with_transposed
-from pipeline.run import Ref, Source, stage
+from mipkd.export import adopt_onnx, onnx
+from mipkd.export.parity import check_parity
+from mipkd.export.pixel_shuffle import replace_pixel_shuffle
+from pipeline.stage import Ref, Source, stage
 
 
 class ExportConfig(BaseModel):
@@ -58,9 +58,9 @@ def export(inputs: ExportInputs, *, out: Path) -> Graph:
     }
     graph = (_graph if net.in_parts else _graph_apart)(model, metadata, out)
     if config.shuffle == "conv_transpose":
-        graph = onnx.edited(graph, with_transposed)
+        graph = onnx.edit_graph(graph, replace_pixel_shuffle)
     images = [lr for _, lr, _ in load_tests(inputs.tests.value)[: config.parity_images]]
-    largest = parity(net, graph, images, bound=config.max_parity)
+    largest = check_parity(net, graph, images, bound=config.max_parity)
     return replace(
         graph,
         role=inputs.baseline or model.role,
@@ -111,7 +111,7 @@ class AdoptInputs:
 def adopt(inputs: AdoptInputs, *, out: Path) -> Graph:
     """Any ONNX graph with one image in and one out, brought to our range and dynamic sizes."""
     images = inputs.images.path if inputs.images else None
-    graph = foreign.adopt(
+    graph = adopt_onnx.adopt(
         inputs.source.path,
         scale=inputs.config.scale,
         image_range=inputs.config.image_range,

@@ -21,7 +21,7 @@ from mipkd.distill import student as students
 from mipkd.export.onnx import export
 from pipeline.bench.latency import BenchSettings
 from pipeline.machine.base import Job, Machine, MachineLostError
-from pipeline.run import NotInKey, Ref, stage
+from pipeline.stage import NotInKey, Ref, stage
 from targets.base import BuildRequest, find
 
 log = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ def _by_cost(config: FitConfig, teacher: Model) -> list[tuple[float, str]]:
     for spec in config.candidates:
         arch, hyper = students.choose(teacher, spec)
         with torch.device("meta"):
-            cost = gmacs(arch.make(hyper).deployed())
+            cost = gmacs(arch.make(hyper).to_deployed())
         if cost < teacher.gmacs:
             found.append((cost, spec))
     return sorted(found)

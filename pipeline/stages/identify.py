@@ -7,7 +7,7 @@ from mipkd.core.records import Model
 from mipkd.distill import teacher
 from mipkd.distill.data import probe_images
 from mipkd.distill.teacher import TeacherOptions
-from pipeline.run import Source, stage
+from pipeline.stage import Source, stage
 
 
 @dataclass(frozen=True)
@@ -31,5 +31,5 @@ def identify(inputs: IdentifyInputs, *, out: Path) -> Model:
         probe=lambda scale: probe_images(images, scale=scale),
     )
     file = out / f"{inputs.role}.safetensors"
-    teacher.keep(model, net, file)
+    teacher.save_copy(model, net, file)
     return replace(model, file=file)

@@ -13,7 +13,7 @@ from mipkd.core.images import ByteArray
 from mipkd.core.photos import open_photos
 from mipkd.core.records import Photos, TestSet
 from mipkd.distill.data import load_tests
-from pipeline.run import Ref, stage
+from pipeline.stage import Ref, stage
 
 _Key = tuple[tuple[int, ...], bytes]  # shape, and a hash over the pixels
 

@@ -14,7 +14,7 @@ from pipeline.bench.latency import BenchSettings
 from pipeline.bench.models import name_of
 from pipeline.bench.pixels import score_image
 from pipeline.machine.base import Job, Machine
-from pipeline.run import NotInKey, Ref, stage
+from pipeline.stage import NotInKey, Ref, stage
 from targets.base import ByteArray
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from mipkd.core.records import Model, Photos, TeacherCache
 from mipkd.core.study import Pace
 from mipkd.distill import student as students
-from mipkd.distill.job import Task
-from mipkd.distill.pace import time_paces
-from mipkd.distill.trainer import DistillConfig
-from pipeline.run import Ref, stage
+from mipkd.distill.settings import DistillConfig
+from mipkd.distill.step_timing import time_steps
+from mipkd.distill.training_task import TrainingTask
+from pipeline.stage import Ref, stage
 
 
 def _failed(paces: Mapping[str, Pace]) -> bool:
@@ -37,6 +37,7 @@ def pace(inputs: PaceInputs, *, out: Path) -> dict[str, Pace]:
     arch, hyper = students.choose(teacher, inputs.student)
     caches = {name: ref.value if ref else None for name, ref in inputs.caches.items()}
     tasks = {
-        name: Task(arch.name, hyper, teacher, photos, caches[name]) for name in inputs.trainings
+        name: TrainingTask(arch.name, hyper, teacher, photos, caches[name])
+        for name in inputs.trainings
     }
-    return time_paces(inputs.trainings, tasks)
+    return time_steps(inputs.trainings, tasks)

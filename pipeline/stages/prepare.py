@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mipkd.core.records import Graph, Model, Photos, TestSet
 from mipkd.distill import data
-from pipeline.run import Ref, Source, stage
+from pipeline.stage import Ref, Source, stage
 
 Scale = Ref[Model | Graph] | int  # of a net, or given
 

@@ -11,7 +11,7 @@ from mipkd.core.measurement import ImageScore, Measurement
 from mipkd.core.records import Graph, TestSet
 from mipkd.distill.data import load_tests
 from pipeline.bench.pixels import score, score_images
-from pipeline.run import Ref, stage
+from pipeline.stage import Ref, stage
 from targets.base import BuildRequest, find
 
 FP32_ON = "cpu"  # ONNX Runtime is always installed, and parity ties its FP32 to torch

@@ -6,11 +6,11 @@ from time import perf_counter
 
 from mipkd.core.records import Directions, Model, Photos, TeacherCache
 from mipkd.distill import teacher as teachers
+from mipkd.distill.cache_fill import fill_cache
+from mipkd.distill.cache_store import link_images
 from mipkd.distill.hardware import find_device
-from mipkd.distill.principal import find_directions
-from mipkd.distill.taught import link_images
-from mipkd.distill.teacher_cache import fill_cache
-from pipeline.run import NotInKey, Ref, stage
+from mipkd.distill.latent_directions import find_directions
+from pipeline.stage import NotInKey, Ref, stage
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import torch
 from mipkd.core.records import Distilled, Photos, TestSet
 from mipkd.distill import student as students
 from mipkd.distill import teacher as teachers
-from mipkd.distill.job import Task, train_on
-from mipkd.distill.trainer import DistillConfig
-from pipeline.run import Ref, stage
+from mipkd.distill.settings import DistillConfig
+from mipkd.distill.training_task import TrainingTask, train_task
+from pipeline.stage import Ref, stage
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class TrainInputs:
 @stage(version=1, resumes=True)
 def train(inputs: TrainInputs, *, out: Path) -> Trained:
     """The net, trained on the photos; goes on from a saved step."""
-    arch, hyper = students.choose_alone(inputs.spec, inputs.scale)
-    task = Task(arch.name, hyper, None, inputs.photos.value)
-    fitted = train_on(inputs.config, task, inputs.tests.value, out)
+    arch, hyper = students.choose_without_teacher(inputs.spec, inputs.scale)
+    task = TrainingTask(arch.name, hyper, None, inputs.photos.value)
+    fitted = train_task(inputs.config, task, inputs.tests.value, out)
     file = out / f"{arch.name}.safetensors"
     teachers.save(fitted.student, arch, hyper, file, licence="unknown")
     checkpoint = out / f"{arch.name}_x{inputs.scale}.pth"

@@ -1,1 +1,1 @@
-"""What only Core ML needs."""
+"""Parts that only Core ML needs."""

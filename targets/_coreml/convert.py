@@ -1,4 +1,4 @@
-"""A torch net as a Core ML package: conversion, what is written on it, and the same bytes again."""
+"""Conversion of a torch net to a Core ML package, its metadata, and reproducible files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SYSTEM, _SYSTEM_INT8 = "macOS13", "macOS14"  # iOS 16, iOS 17
 
 
 def load_coremltools() -> Any:
-    """The library, which is loaded only where it is used.
+    """Import coremltools, only where it is used.
 
     Raises:
         MissingError: it is not installed.
@@ -44,7 +44,7 @@ def load_coremltools() -> Any:
 def convert_net(
     net: Any, graph: Graph, precision: str, *, images: bool
 ) -> tuple[Any, tuple[str, ...]]:
-    """The converted model for any size in a range, or else for one size, and what to note.
+    """The converted model, for any size in a range or else for one size, and notes.
 
     Raises:
         StageError: neither can be converted.
@@ -101,10 +101,10 @@ def _convert(net: Any, precision: str, smallest: int | None, *, images: bool) ->
 
 def _program(net: Any, smallest: int | None, side: int, *, images: bool) -> Any:
     def on_pixels(lr: Any) -> Any:
-        return (net.tapped(lr / 255)[0].clamp(0, 1) * 255).round()
+        return (net.forward_with_taps(lr / 255)[0].clamp(0, 1) * 255).round()
 
     def on_arrays(lr: Any) -> Any:
-        return net.tapped(lr)[0]
+        return net.forward_with_taps(lr)[0]
 
     upscale = on_pixels if images else on_arrays
     return export_program(net, upscale, least=smallest, usual=side, most=_MOST)
@@ -127,7 +127,7 @@ def with_8_bit_weights(model: Any) -> Any:
 
 
 def describe(model: Any, graph: Graph, precision: str) -> None:
-    """Who made it, under which licence, and what an app must know of its images."""
+    """Write author, licence and what an app must know of the images into the package."""
     model.author = "mipkd-pipeline"
     model.license = graph.licence
     model.version = "1"
@@ -148,7 +148,7 @@ def describe(model: Any, graph: Graph, precision: str) -> None:
 
 
 def make_reproducible(package: Path) -> None:
-    """Note the weight file's hash, and drop what is not of the model: when and how it was made.
+    """Note the weight file's hash, and drop dates and random names from the package.
 
     So that a changed weight shows, and the same net gives the same files.
     """

@@ -1,4 +1,4 @@
-"""Core ML's operations in torch, in float32: results that are not floats have their own type."""
+"""Core ML's operations in torch, computed in float32; integers and booleans keep their types."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _conv(torch: Any, v: Values) -> Any:
 
 
 def _padding(v: Values) -> list[int]:
-    """Of an image, as torch takes it: left, right, above, below."""
+    """Padding of an image in torch's order: left, right, above, below."""
     kind = v.get("pad_type", "valid")
     if kind == "valid":
         return [0] * 4
@@ -143,7 +143,7 @@ def _range(torch: Any, v: Values) -> Any:
 
 
 def _upsample(torch: Any, v: Values) -> Any:
-    """Bilinear by given factors; the size is rounded down."""
+    """Bilinear upsampling by given factors; the size is rounded down."""
     centred = "half_pixel_centers" not in v or bool(v["half_pixel_centers"])
     if bool(v["align_corners"]) or not centred:
         raise UnsupportedError("coreml: bilinear upsampling with aligned corners is not simulated")

@@ -84,8 +84,7 @@ def accepted_sizes(spec: Any) -> list[tuple[int, int]]:
 
 
 def load_program(package: Path, spec: Any, known: Collection[str]) -> Any:
-    """The program between the one image that goes in and the one that comes out, as coremltools
-    reads it: operations with typed results, constants with their values.
+    """The main function, as coremltools reads it: typed operations and constants with values.
 
     Raises:
         UsageError: it is not an ML program, or has more inputs or outputs.

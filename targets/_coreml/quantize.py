@@ -17,7 +17,7 @@ _LEAST_SCALE = 2.0**-14  # FP16's smallest normal number: scales are stored as F
 
 @dataclass
 class Range:
-    """What reached a convolution."""
+    """The range of the values that reached a convolution."""
 
     low: float = 0.0
     high: float = 0.0
@@ -42,13 +42,14 @@ def quantize_convolutions(net: Any, patches: PatchSet) -> tuple[Any, tuple[str, 
     """`net` with 8-bit weights and inputs of convolutions, changed in place, and notes."""
     import torch
 
-    from calibration.sensitive_layers import ATTENTION_FLOAT
+    from calibration.sensitive_layers import ATTENTION_FLOAT, refuse_nothing_quantized
 
     seen = _ranges(net, patches)
-    first, *_, last = seen
     small = [name for name, found in seen.items() if found.pooled]
+    floats = {*list(seen)[:1], *list(seen)[-1:], *small}
+    refuse_nothing_quantized(seen.keys() - floats)
     for name, found in seen.items():
-        if name not in (first, last, *small):
+        if name not in floats:
             parent, _, own = name.rpartition(".")
             setattr(net.get_submodule(parent), own, _rounding(net.get_submodule(name), found))
     notes = ["2 convolutions (first, last) and skip additions stay FP16"]
@@ -60,7 +61,7 @@ def quantize_convolutions(net: Any, patches: PatchSet) -> tuple[Any, tuple[str, 
 
 
 def _ranges(net: Any, patches: PatchSet) -> dict[str, Range]:
-    """The convolutions in the order in which they run."""
+    """The range of each convolution's input, in the order in which they run."""
     import torch
 
     from calibration.patches import as_batches

@@ -1,4 +1,4 @@
-"""Core ML packages run op by op without Core ML: what graph and weights give, not how fast.
+"""A simulation of Core ML: a package run op by op in torch, for its pixels and not its speed.
 
 coremltools reads the program from the saved package, its operations are in mil_ops.py. Arithmetic
 is torch's in float32; each result is rounded to the type that the program gives it, so FP16
@@ -131,7 +131,7 @@ class Program:
 
 
 def _dtype_of(var: Var) -> str:
-    """Its type's name in numpy, such as float16."""
+    """The name of a value's type in numpy, such as float16."""
     from coremltools.converters.mil.mil import types
 
     return str(np.dtype(types.nptype_from_builtin(var.dtype)).name)

@@ -1,1 +1,1 @@
-"""ONNX graphs, rewritten for the runtimes that take them."""
+"""Rewriting of ONNX graphs, for the runtimes that take ONNX."""

@@ -1,4 +1,4 @@
-"""16-bit floats written into an ONNX graph, and whether FP16's range is enough for it.
+"""Conversion of an ONNX graph to 16-bit floats, and a test of whether FP16's range suffices.
 
 For runtimes that compute in the types the graph states. Images stay float32 at both ends, and
 so do the pointwise operations between an image and the convolution next to it: 16 bits there

@@ -1,4 +1,4 @@
-"""ONNX graphs with Q/DQ, edited: chosen operations go back to floats, nothing is calibrated again.
+"""Editing of ONNX graphs with Q/DQ: chosen operations go back to floats without a new calibration.
 
 ONNX Runtime computes an operation in INT8 when its inputs come from DequantizeLinear and what
 reads its output is QuantizeLinear. An operation becomes float when it gets its weights and bias
@@ -68,7 +68,7 @@ def set_scales(model: Any, learned: Iterable[QuantParams]) -> None:
 
 
 def _dequantized_features(model: Any) -> list[Any]:
-    """The nodes that give rounded feature maps."""
+    """The DequantizeLinear nodes of feature maps."""
     stored = _weight_tensors(model)
     return [n for n in model.graph.node if n.op_type == _DQ and n.output[0] not in stored]
 

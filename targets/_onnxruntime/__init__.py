@@ -1,1 +1,1 @@
-"""What only ONNX Runtime needs."""
+"""Parts that only ONNX Runtime needs."""

@@ -32,22 +32,27 @@ def quantize_graph(request: BuildRequest, file: Path, *, saturates: bool) -> tup
     """
     import onnx
 
-    from calibration.sensitive_layers import ATTENTION_NOTE, sensitive_layers_of
-    from targets._onnx.unquantize import restore_floats
+    from calibration.sensitive_layers import (
+        ATTENTION_NOTE,
+        refuse_nothing_quantized,
+        sensitive_layers_of,
+    )
+    from targets._onnx.unquantize import operations, restore_floats
 
     assert request.patches is not None, "accepted with them"
     original = prepare_graph(request.graph, file.parent)
     settings = OrtInt8(request.patches, saturates, request.scheme)
     if plan := request.plan:
-        quantized = settings.quantize_all(original, file)
         floats = [layer.name for layer in plan.floats]
-        onnx.save(restore_floats(quantized, original, floats), file)
+        quantized = restore_floats(settings.quantize_all(original, file), original, floats)
         notes = [f"{plan.counted} stay FP32"]
     else:
         found = sensitive_layers_of(original)
-        onnx.save(settings.quantize_all(original, file, ignored=found.head), file)
+        quantized = settings.quantize_all(original, file, ignored=found.head)
         notes = [f"{len(found.head)} convolution stays FP32: the first"]
         notes += [ATTENTION_NOTE] if found.attention else []
+    refuse_nothing_quantized(operations(quantized))
+    onnx.save(quantized, file)
     if saturates:
         notes.append("weights of 7 bits: no VNNI is known of the CPU, it would saturate with 8")
     return tuple(notes)
@@ -167,7 +172,7 @@ def _overrides(model: Any, scheme: QuantScheme | None) -> dict[str, list[dict[st
 
 
 def _images(model: Any) -> list[str]:
-    """The image, and what is the image but for padding."""
+    """Names of the image and of the image with padding."""
     found = [model.graph.input[0].name]
     for node in model.graph.node:
         if node.op_type == "Pad" and node.input[0] in found:

@@ -1,4 +1,4 @@
-"""A model on ONNX Runtime's CPU provider, and what the runtime made of it."""
+"""Sessions on ONNX Runtime's CPU provider, and the precision that it executes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class OrtSession(Session):
 
 
 def executed_precision(file: Path) -> str:
-    """What ONNX Runtime's own optimised graph computes in: "int8" where it holds such kernels."""
+    """The precision of ONNX Runtime's optimised graph: "int8" if it holds 8-bit kernels."""
     import onnx
 
     with tempfile.TemporaryDirectory() as folder:

@@ -50,7 +50,7 @@ class OrtTuner:
         return OrtSession(edited.SerializeToString(), self._options)
 
     def quant_scheme(self, floats: Sequence[str]) -> QuantScheme:
-        """What INT8 rounds beside `floats`, with the usual ranges."""
+        """All that INT8 rounds, with the usual ranges, when `floats` stay float."""
         edited = unquantize.restore_floats(
             self._load(self.range_estimators[0]), self._original, floats
         )

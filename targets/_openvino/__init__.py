@@ -1,1 +1,1 @@
-"""What only OpenVINO needs."""
+"""Parts that only OpenVINO needs."""

@@ -1,4 +1,4 @@
-"""OpenVINO's package on this machine, and what it tells of the devices."""
+"""OpenVINO's package and the devices that it finds on this machine."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def package() -> Any:
 
 @functools.cache
 def core() -> Any:
-    """The one of this process: a second would load every plug-in again."""
+    """The one Core of this process: a second would load every plug-in again."""
     return package().Core()
 
 
 @functools.cache
 def devices() -> tuple[str, ...]:
-    """What this machine has, such as CPU and GPU, or GPU.0 and GPU.1 when there are two."""
+    """Names of this machine's devices, such as CPU, GPU, or GPU.0 and GPU.1."""
     return tuple(core().available_devices)
 
 
@@ -47,13 +47,13 @@ def why_absent(device: str) -> str:
 
 
 def capabilities(device: str) -> tuple[str, ...]:
-    """What a device says that it computes in, such as FP32, BF16 and INT8."""
+    """The precisions that a device computes in natively, such as FP32, BF16 and INT8."""
     asked = device_of_auto() if device == "AUTO" else device
     return tuple(core().get_property(asked, "OPTIMIZATION_CAPABILITIES"))
 
 
 def device_of_auto() -> str:
-    """What AUTO runs on: a GPU where there is one, else the CPU, an NPU only by name.
+    """The device that AUTO runs on: a GPU where there is one, else the CPU, never an NPU.
 
     AUTO itself tells the sum of what all devices can, and no one device may have all of it.
     """
@@ -61,7 +61,7 @@ def device_of_auto() -> str:
 
 
 def facts(device: str) -> dict[str, str]:
-    """What can change a figure: an accelerator and its driver, or what AUTO chooses from."""
+    """Facts that can change a figure: an accelerator and its driver, or what AUTO chooses from."""
     if device == "AUTO":
         return {"devices": ", ".join(devices())}
     known = set(core().get_property(device, "SUPPORTED_PROPERTIES"))

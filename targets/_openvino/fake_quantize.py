@@ -1,4 +1,4 @@
-"""OpenVINO graphs that NNCF has quantised, edited: chosen operations go back to floats.
+"""Editing of OpenVINO graphs that NNCF has quantised: chosen operations go back to floats.
 
 NNCF puts a FakeQuantize behind what makes a tensor and turns weights into INT8 constants. An
 operation becomes float when it reads its inputs from before those FakeQuantize, and its weights
@@ -66,7 +66,7 @@ def name_of(op: Any) -> str:
 
 
 def name_as_in(model: Any, file: Path) -> None:
-    """Give what the converter fused and renamed its name in the ONNX file.
+    """Give operations that the converter fused or renamed their names in the ONNX file.
 
     What has none there gets one that is the same each time: the converter numbers such operations
     by how many it has made in this process.
@@ -139,7 +139,7 @@ def factors(model: Any, file: Path) -> dict[str, float]:
 
 
 def read_grids(model: Any, factors: Mapping[str, float]) -> tuple[QuantParams, ...]:
-    """What a quantised model rounds feature maps to, as large as they are in the ONNX file."""
+    """Scale and zero point of each rounded feature map, in the range it has in the ONNX file."""
     found = []
     for op in _roundings(model):
         low, high = (float(_values(op, index).item()) for index in (1, 2))
@@ -150,7 +150,7 @@ def read_grids(model: Any, factors: Mapping[str, float]) -> tuple[QuantParams, .
 
 
 def with_exact_image(model: Any) -> Any:
-    """A quantised model that rounds the image, in [0, 1], to the 256 values it has: to itself.
+    """A quantised model that rounds the image, in [0, 1], to the 256 values that it has anyway.
 
     Behind a padding, where there is one: OpenVINO pads in INT8 with nothing but zeros.
     """
@@ -253,7 +253,7 @@ def _is_weight(op: Any) -> bool:
 
 
 def _restore(op: Any, before: dict[str, Any]) -> None:
-    """Weights, and the bias that NNCF shifted to make up for their error."""
+    """Restore weights, and the bias that NNCF shifted to make up for their error."""
     old = before[op.get_friendly_name()]
     for index in range(op.get_input_size()):
         if _is_weight(op.input_value(index).get_node()):

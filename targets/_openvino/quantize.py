@@ -32,7 +32,7 @@ class NncfInt8:
     scheme: QuantScheme | None = None  # learned with the weights: its ranges, its floats
 
     def quantize_by_plan(self, model: Any, plan: QuantPlan) -> tuple[Any, tuple[str, ...]]:
-        """The model in INT8 and notes: what stays in another precision."""
+        """The model in INT8, and notes on what stays in another precision."""
         from targets._openvino.fake_quantize import restore_floats
 
         floats = [layer.name for layer in plan.floats]
@@ -40,7 +40,7 @@ class NncfInt8:
         return edited, (f"{plan.counted} stay {plan.rest.upper()}",)
 
     def quantize_by_recipe(self, model: Any, other: str) -> tuple[Any, tuple[str, ...]]:
-        """The model in INT8 and notes: first and last convolution and the skips stay in `other`.
+        """The model in INT8, and notes; first and last convolution and the skips stay in `other`.
 
         What each part of that recipe costs and saves: docs/decisions/0003-int8-recipes.md.
         """
@@ -53,7 +53,7 @@ class NncfInt8:
         return quantized, (*notes, ATTENTION_NOTE) if found.attention else notes
 
     def quantize_all(self, model: Any, estimator: str) -> Any:
-        """The model with all in INT8 that can be: what a search takes floats out of."""
+        """The model with everything in INT8 that can be; a search takes floats out of it."""
         if self.scheme is None:
             return self._quantize(model, estimator, [])
         from targets._openvino.fake_quantize import factors, restore_floats, with_grids
@@ -65,7 +65,7 @@ class NncfInt8:
     def _quantize(
         self, model: Any, estimator: str, ignored: list[str], *, attention: bool = False
     ) -> Any:
-        """By NNCF's mixed preset.
+        """Quantise by NNCF's mixed preset.
 
         Raises:
             UnsupportedError: the model is quantised already.
@@ -131,7 +131,7 @@ def _advanced_parameters(estimator: str, *, saturates: bool) -> Any:
 
 
 def sensitive_layers_of(model: Any) -> Any:
-    """Found on the converted graph: conversion fuses and renames operations."""
+    """The sensitive layers of a converted graph: conversion fuses and renames operations."""
     from calibration.sensitive_layers import Node, find_sensitive_layers
 
     def tensor(output: Any) -> str:

@@ -52,7 +52,7 @@ class Compiler:
             self._kept[()] = self._compile(str(source) if isinstance(source, Path) else source)
 
     def at(self, shape: tuple[int, ...]) -> Any:
-        """What runs inputs of a shape; those used longest ago are dropped."""
+        """The compiled model for inputs of a shape; those used longest ago are dropped."""
         key = shape if self._fixed else ()
         if key not in self._kept:
             while len(self._kept) >= KEPT:
@@ -146,7 +146,7 @@ class ThroughputSession(Session):
 
 
 def executed_precision(file: Path, device: str, options: dict[str, str], multiple: int) -> str:
-    """What the compiled model computes in: "int8" where any of its products has 8 bits.
+    """The precision of the compiled model: "int8" if any of its products has 8 bits.
 
     Else the type of most of them; "" where the device does not tell.
     """

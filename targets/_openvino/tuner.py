@@ -1,4 +1,4 @@
-"""Candidates of a search on OpenVINO: quantised once a recipe, then edited in memory."""
+"""Candidates of a search on OpenVINO: quantised once for each estimator, then edited in memory."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class OvTuner:
         return LatencySession(edited, self._settings.device, self._options[other])
 
     def quant_scheme(self, floats: Sequence[str]) -> QuantScheme:
-        """What INT8 rounds beside `floats`, with the usual ranges."""
+        """All that INT8 rounds, with the usual ranges, when `floats` stay float."""
         edited = restore_floats(self._load(self.range_estimators[0]), self._original, floats)
         found = read_grids(edited, factors(self._original, self._settings.file))
         return QuantScheme(found, weights(edited, self._original), tuple(floats))
@@ -99,6 +99,6 @@ def _with_fixed_size(model: Any) -> Any:
 
 
 def _cost_key(op: Any) -> str:
-    """Kind and shapes: those of one such word take the same time."""
+    """Kind and shapes of an operation; those with the same key take the same time."""
     shapes = [str(op.input(i).get_partial_shape()) for i in range(op.get_input_size())]
     return " ".join([op.get_type_name(), *shapes, str(op.get_output_partial_shape(0))])

@@ -1,4 +1,4 @@
-"""8-bit images at both ends of an OpenVINO model, as `targets._onnx.uint8_io` for ONNX."""
+"""8-bit images at both ends of an OpenVINO model."""
 
 from __future__ import annotations
 

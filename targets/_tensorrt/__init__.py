@@ -1,1 +1,1 @@
-"""What only TensorRT and its kin need."""
+"""Parts that only TensorRT and its kin need."""

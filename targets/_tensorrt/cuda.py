@@ -1,4 +1,4 @@
-"""What the NVIDIA driver tells and lends: device facts, memory, one stream. Needs libcuda alone."""
+"""The NVIDIA driver: facts of the GPU, memory and one stream. Needs libcuda alone."""
 
 from __future__ import annotations
 

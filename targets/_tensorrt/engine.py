@@ -87,7 +87,7 @@ class Profile:
 
     @classmethod
     def of(cls, multiple: int) -> Profile:
-        """The sides above, as multiples of what the graph takes."""
+        """The usual sides, rounded up to multiples of what the graph takes."""
         return cls(*(-(-side // multiple) * multiple for side in (LEAST, USUAL, MOST)))
 
     def __str__(self) -> str:
@@ -95,7 +95,7 @@ class Profile:
 
 
 def key(trt: Any, onnx: bytes, profile: Profile) -> str:
-    """What an engine depends on: the GPU, versions, the graph and the profile."""
+    """The cache key of an engine: the GPU, versions, the graph and the profile."""
     device = gpu() or Gpu(ASSUMED_SM, "none", "")
     digest = hashlib.sha256(onnx).hexdigest()
     facts = (trt.__name__, trt.__version__, device.sm, device.cuda, device.jetpack)
@@ -122,7 +122,7 @@ def engine(trt: Any, onnx: bytes, profile: Profile, *, caches: Sequence[Path]) -
 
 
 def build(trt: Any, onnx: bytes, profile: Profile, *, timings: Path | None = None) -> bytes:
-    """Parse and build.
+    """Parse a graph and build its plan.
 
     Raises:
         UnsupportedError: the parser rejects the graph, or reads its types otherwise than meant.

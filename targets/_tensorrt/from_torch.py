@@ -1,4 +1,4 @@
-"""Engines that torch-tensorrt makes of the torch net, on a machine with torch and a GPU.
+"""Engines made by torch-tensorrt from the torch net, on a machine with torch and a GPU.
 
 Written against the sources of torch-tensorrt 2.11 to 2.13; we have never run it on a GPU. These
 versions compute in the types of the program (2.13 knows nothing else), so the program states them.
@@ -103,7 +103,7 @@ def typed_program(net: Any, kind: str, profile: Profile) -> Any:
     net = net.to(dtype)
 
     def upscale(lr: Any) -> Any:
-        return net.tapped(lr.to(dtype))[0].float()
+        return net.forward_with_taps(lr.to(dtype))[0].float()
 
     return export_program(net, upscale, least=profile.least, usual=profile.usual, most=profile.most)
 

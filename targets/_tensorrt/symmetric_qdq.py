@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from calibration.patches import as_batches
-from calibration.sensitive_layers import ATTENTION_FLOAT, sensitive_layers_of
+from calibration.sensitive_layers import (
+    ATTENTION_FLOAT,
+    refuse_nothing_quantized,
+    sensitive_layers_of,
+)
 from mipkd.core.errors import MissingError, UnsupportedError
 from mipkd.core.quiet import quiet
 from mipkd.core.records import QuantScheme
@@ -50,6 +54,7 @@ def quantize_symmetric(
     floats, kinds = tuple(found.parts), ("MatMul",) * found.attention
     with quiet():
         quantized = maker(model, patches, floats, kinds, learned=learned is not None)
+    refuse_nothing_quantized(operations(quantized))
     if learned:
         set_scales(quantized, learned.grids)
     notes = [found.note_on_floats("float"), *_note_on_channels(model, floats)]
@@ -166,7 +171,7 @@ def _by_modelopt(
 
 
 def _read_before_rounding(model: Any, names: Sequence[str]) -> None:
-    """Let nodes read what is before the Q/DQ that ModelOpt shares among all that read a tensor."""
+    """Let nodes bypass the Q/DQ that ModelOpt shares among all readers of a tensor."""
     by = {node.output[0]: node for node in model.graph.node if node.op_type in _QUANTIZERS}
     for node in model.graph.node:
         for index, tensor in enumerate(node.input):

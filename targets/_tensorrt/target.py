@@ -1,4 +1,4 @@
-"""A target of TensorRT's kind: types written into the ONNX, an engine beside it.
+"""The target that all flavours of TensorRT share: a typed ONNX graph and an engine beside it.
 
 `open` needs numpy and the runtime alone; `build` needs the host's onnx, onnxruntime and nncf too.
 """
@@ -80,7 +80,7 @@ class TensorRt(Target):
         return self.describe(request, file, executes=kind, options=options, notes=notes)
 
     def quant_scheme(self, request: BuildRequest) -> QuantScheme:
-        """What its INT8 of a graph rounds; what is float is taken for exact."""
+        """All that INT8 of a graph rounds; 16-bit floats are taken for exact."""
         import onnx
 
         from targets._tensorrt.symmetric_qdq import read_rounding
@@ -111,7 +111,7 @@ class TensorRt(Target):
 
 
 def _typed_graph(request: BuildRequest) -> tuple[Any, str, tuple[str, ...]]:
-    """The model in the types to compute in, the precision that these are, and notes."""
+    """The model in the types that it is computed in, their precision, and notes."""
     import onnx
 
     from targets._onnx.onnx_float16 import convert_to_16_bits

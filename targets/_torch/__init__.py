@@ -1,1 +1,1 @@
-"""What builders need that start from the torch net."""
+"""Parts of the builders that start from the torch net."""

@@ -68,7 +68,7 @@ def test_any_size_is_upscaled_and_taps_have_the_width(name: str) -> None:
     assert net(image(13, 18)).shape == (1, 3, 39, 54)
     positions, _ = pair_positions(net, net)
     padded = image(16, 24)
-    sr, taps = net.tapped(padded, positions)
+    sr, taps = net.forward_with_taps(padded, positions)
     assert torch.equal(sr, net(padded))
     assert {tap.shape for tap in taps} == {(1, net.width, 16, 24)}
     assert positions[-1] == len(net.blocks) - 1
@@ -90,6 +90,24 @@ def test_a_smaller_student_inherits_in_every_dimension(name: str) -> None:
     assert params(student) < params(teacher)
     with torch.inference_mode():
         assert bool(student(image()).isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"), [*((name, {}) for name in ARCHS), ("edsr", {"res_scale": 0.1})]
+)
+def test_inheriting_leaves_the_teacher_as_it_is(name: str, theirs: dict[str, Any]) -> None:
+    arch, teacher = arch_of(name), made(name, **theirs)
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    student = arch.make(arch.shrink(small(name), ""))
+    arch.inherit(student, teacher)
+    assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
+
+
+def test_a_student_inherits_residual_scales_in_its_weights() -> None:
+    teacher = made("edsr", res_scale=0.1)
+    student = arch_of("edsr").make(small("edsr", res_scale=1.0)).eval()
+    arch_of("edsr").inherit(student, teacher)
+    assert torch.allclose(student(image()), teacher(image()), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ARCHS)
@@ -119,7 +137,7 @@ def test_published_nets_have_their_published_sizes(name: str, budget: str) -> No
     arch = arch_of(name)
     for scale, millions, billions in zip((2, 3, 4), *TABLE[name, budget], strict=True):
         with torch.device("meta"):
-            net = arch.make(arch.shrink(arch.paper(scale), budget)).deployed()
+            net = arch.make(arch.shrink(arch.paper(scale), budget)).to_deployed()
         assert params(net) / 1e6 == pytest.approx(millions, rel=0.01)
         assert gmacs(net) == pytest.approx(billions, rel=0.01)
 
@@ -298,6 +316,6 @@ def test_shift_layers_that_were_trained_are_folded_in(name: str, direct: bool) -
 def test_an_image_of_any_size_has_features_of_that_size(name: str) -> None:
     net, lr = made(name), image()
     with torch.no_grad():
-        sr, (features,) = net.padded(lr, (0,))
+        sr, (features,) = net.forward_padded(lr, (0,))
         assert torch.equal(sr, net(lr))
     assert features.shape == (1, net.width, *lr.shape[-2:])

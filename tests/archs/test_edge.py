@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from mipkd.archs.edge import ARCH, Branched, Edge, Hyper
 from mipkd.distill.batch import Batch
-from mipkd.distill.learner import Learner
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.teacher import TeacherOptions, describe, identify, save
+from mipkd.distill.train_step import Learner
 from mipkd.losses.base import TeacherPass
 
 HYPER = Hyper(2, channels=9, blocks=3)
@@ -54,16 +54,16 @@ def test_the_folded_net_equals_its_branches_at_the_borders_too(height: int, size
         change = F.pixel_shuffle(apart(net.up, features), 2)
         wanted = (F.interpolate(lr, scale_factor=2) + change).clamp(0, 1)
         assert change.abs().mean() > 0.03
-        for tried in (net, net.deployed()):
+        for tried in (net, net.to_deployed()):
             assert torch.allclose(tried(lr), wanted, atol=1e-5)
 
 
 def test_the_folded_net_has_single_convolutions_only() -> None:
-    folded = made().deployed()
+    folded = made().to_deployed()
     convolutions = [m for m in folded.modules() if isinstance(m, nn.Conv2d)]
     assert len(convolutions) == HYPER.blocks + 2
     assert not any(isinstance(m, Branched) for m in folded.modules())
-    assert folded.deployed() is folded
+    assert folded.to_deployed() is folded
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
@@ -76,7 +76,7 @@ def test_a_new_net_begins_near_repeated_pixels(scale: int) -> None:
 def test_features_and_image_stay_in_range_whatever_the_weights() -> None:
     net = made(size=30)
     with torch.inference_mode():
-        sr, taps = net.tapped(image(), (0, 1, 2))
+        sr, taps = net.forward_with_taps(image(), (0, 1, 2))
     assert all(t.min() >= 0 and t.max() <= 1 for t in (sr, *taps, net.head(image())))
     assert (taps[0] == 1).any()
 
@@ -94,7 +94,7 @@ def test_in_training_a_pixel_beyond_white_still_has_a_gradient() -> None:
 @pytest.mark.parametrize("folded", [False, True])
 def test_a_file_tells_whether_it_is_folded(tmp_path: Path, folded: bool) -> None:
     net, hyper = made(), replace(HYPER, folded=folded)
-    kept = net.deployed() if folded else net
+    kept = net.to_deployed() if folded else net
     ours, foreign = tmp_path / "ours.safetensors", tmp_path / "plain.pth"
     save(kept, ARCH, hyper, ours, licence="MIT")
     torch.save(kept.state_dict(), foreign)
@@ -108,14 +108,14 @@ def test_what_is_told_of_a_student_is_what_runs_on_the_device(tmp_path: Path) ->
     file = tmp_path / "student.safetensors"
     save(made(), ARCH, HYPER, file, licence="MIT")
     told = describe(ARCH, HYPER, role="student", file=file, licence="MIT")
-    assert told.params == sum(p.numel() for p in made().deployed().parameters())
+    assert told.params == sum(p.numel() for p in made().to_deployed().parameters())
 
 
 @pytest.mark.parametrize("folded", [False, True])
 def test_a_student_inherits_the_image_too_and_is_trained_in_branches(folded: bool) -> None:
     teacher = made(Hyper(2, channels=20, blocks=6))
     if folded:
-        teacher = teacher.deployed()
+        teacher = teacher.to_deployed()
     hyper = ARCH.shrink(teacher.hyper, "c8b4")
     assert not hyper.folded
     student = made(hyper)
@@ -152,14 +152,14 @@ def test_training_in_branches_goes_on_exactly_and_its_average_folds() -> None:
     assert isinstance(whole.averaged, Edge)
     averaged, lr = whole.averaged.cpu(), image()
     assert not torch.equal(averaged(lr), made()(lr))
-    assert torch.allclose(averaged.deployed()(lr), averaged(lr), atol=1e-5)
+    assert torch.allclose(averaged.to_deployed()(lr), averaged(lr), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
 def test_under_autocast_kernels_are_still_summed_in_float32(kind: torch.dtype) -> None:
     layer = Branched(4, 4)
-    wanted, _ = layer.plain()
+    wanted, _ = layer.fold_branches()
     with torch.autocast("cpu", kind):
-        weight, _ = layer.plain()
+        weight, _ = layer.fold_branches()
         assert layer(torch.rand(1, 4, 5, 5)).dtype == kind
     assert torch.equal(weight, wanted)

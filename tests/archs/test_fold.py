@@ -26,7 +26,7 @@ def difference(net: SRNet) -> float:
     lr = torch.rand(1, 3, 19, 23)
     lr[..., :3] = 0.0  # at the border black is not the mean's colour
     with torch.no_grad():
-        return float((net(lr) - net.exported()(lr)).abs().max())
+        return float((net(lr) - net.to_exportable()(lr)).abs().max())
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
@@ -60,6 +60,6 @@ def test_no_arithmetic_is_left_before_the_first_and_after_the_last_convolution(
 def test_its_body_is_the_nets_and_its_ends_are_not() -> None:
     net = made("edsr", "c8b1", 2)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    folded = net.exported()
+    folded = net.to_exportable()
     assert folded.blocks is net.blocks
     assert all(torch.equal(value, net.state_dict()[name]) for name, value in before.items())

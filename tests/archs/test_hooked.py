@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mipkd.archs._hooked import Blocks, Hooked, brief, find_blocks, trial_image
+from mipkd.archs._hooked import (
+    BlockSequence,
+    HookedNet,
+    find_blocks,
+    format_block_names,
+    trial_image,
+)
 from mipkd.core.errors import UsageError
 
 
@@ -92,7 +98,7 @@ class Shapeless(nn.Module):
 SMALL: dict[str, Any] = {"multiple": 1, "least": 1}
 
 
-def found(net: nn.Module, named: str | None = None) -> Blocks:
+def found(net: nn.Module, named: str | None = None) -> BlockSequence:
     return find_blocks(net, trial_image(**SMALL), named)
 
 
@@ -110,8 +116,8 @@ def test_the_body_is_found_and_named(
 ) -> None:
     net = kind()
     blocks = found(net)
-    assert blocks == Blocks(names, 6 if names else 0)
-    assert brief(net, names) == short
+    assert blocks == BlockSequence(names, 6 if names else 0)
+    assert format_block_names(net, names) == short
     if names:
         assert found(net, short) == blocks
 
@@ -120,9 +126,9 @@ def test_the_body_is_found_and_named(
 def test_taps_are_what_the_blocks_give_and_change_nothing(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)
     net = kind().eval()
-    hooked = Hooked(net, found(net), scale=2).eval()
+    hooked = HookedNet(net, found(net), scale=2).eval()
     lr = torch.rand(2, 3, 8, 10)
-    image, taps = hooked.tapped(lr, (0, 2))
+    image, taps = hooked.forward_with_taps(lr, (0, 2))
     assert torch.equal(image, net(lr))
     assert [tap.shape for tap in taps] == [(2, 6, 8, 10)] * 2
     assert not torch.equal(*taps)
@@ -135,7 +141,7 @@ def test_tokens_are_laid_out_row_by_row() -> None:
     net = Tokens().eval()
     lr = torch.rand(1, 3, 8, 10)
     tokens = net.first(lr).flatten(2).transpose(1, 2)
-    _, (features,) = Hooked(net, found(net), scale=2).tapped(lr, (0,))
+    _, (features,) = HookedNet(net, found(net), scale=2).forward_with_taps(lr, (0,))
     for row, column in ((0, 0), (3, 7), (7, 9)):
         place = net.layers[0](tokens, (8, 10))[0, row * 10 + column]
         assert torch.allclose(features[0, :, row, column], place)
@@ -166,6 +172,6 @@ def test_images_are_padded_to_what_the_net_needs() -> None:
             assert all(side % 4 == 0 and side >= 16 for side in x.shape[-2:])
             return super().forward(x)
 
-    net = Hooked(Picky().eval(), Blocks(), scale=2, multiple=4, least=16)
+    net = HookedNet(Picky().eval(), BlockSequence(), scale=2, multiple=4, least=16)
     for height, width in ((3, 5), (16, 16), (17, 40)):
         assert net(torch.rand(1, 3, height, width)).shape == (1, 3, 2 * height, 2 * width)

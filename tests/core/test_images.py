@@ -101,6 +101,21 @@ def test_white_and_black_span_16_to_235() -> None:
     assert luma(ends) == pytest.approx(np.array([[16.0, 235.0]]))
 
 
+@pytest.mark.parametrize(("channel", "y"), [(0, 81.481), (1, 144.553), (2, 40.966)])
+def test_the_brightest_red_green_and_blue_have_their_own_luma(channel: int, y: float) -> None:
+    pixel = np.zeros((1, 1, 3), np.uint8)
+    pixel[..., channel] = 255
+    assert luma(pixel) == pytest.approx(y)
+
+
+def test_the_border_is_no_part_of_psnr() -> None:
+    image = np.zeros((12, 14, 3), np.uint8)
+    framed = image.copy()
+    framed[2:-2, 3] = framed[2, 2:-2] = 9
+    assert psnr_y(framed, image, border=4) == 100.0
+    assert psnr_y(framed, image, border=2) < 50
+
+
 def test_equal_images_have_a_finite_psnr() -> None:
     image = np.zeros((16, 16, 3), np.uint8)
     assert psnr_y(image, image, border=2) == 100.0

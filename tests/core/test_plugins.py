@@ -56,17 +56,20 @@ def test_what_an_installed_package_offers_is_found(installed: Path) -> None:
     done = python(
         """
         from mipkd.core import plugins
+        from mipkd.metrics.base import find_metric
         from targets.base import every, find
         assert "repeat" in every()
         print(find("repeat").versions(), type(find("repeat")).__module__)
         print("twin" in plugins.names("mipkd.archs"))
         print(plugins.load("mipkd.archs", "twin", "ARCH").name)
         print(plugins.load("mipkd.losses", "squared", "LOSS")(weight=2.0).weight)
+        print(find_metric("brightest").unit)
         """,
         installed,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["{'numpy': 'any'} mipkd_example", "True", "twin", "2.0"]
+    told = ["{'numpy': 'any'} mipkd_example", "True", "twin", "2.0", "levels"]
+    assert done.stdout.splitlines() == told
     targets = json.loads(doctor(installed).stdout)["targets"]
     assert targets["repeat"]["usable"]
     assert targets["repeat"]["precisions"] == ["fp32"]
@@ -112,6 +115,26 @@ def test_a_file_that_is_no_target_is_a_warning_of_doctor(
     assert {"cpu", "null"} <= set(json.loads(done.stdout)["targets"])
     assert reason in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+def test_a_target_that_fails_when_asked_is_not_usable_and_says_why(tmp_path: Path) -> None:
+    (tmp_path / "targets").mkdir()
+    (tmp_path / "targets/odd.py").write_text(
+        textwrap.dedent(
+            """
+            from targets.null import Null
+            class Odd(Null):
+                name = "odd"
+                def why_not(self):
+                    return {}["gone"]
+            TARGET = Odd()
+            """
+        )
+    )
+    done = doctor(tmp_path)
+    assert done.returncode == 0, done.stderr
+    odd = json.loads(done.stdout)["targets"]["odd"]
+    assert (odd["usable"], odd["why_not"]) == (False, "KeyError: 'gone'")
 
 
 def test_a_broken_entry_point_is_a_warning_too(tmp_path: Path) -> None:

@@ -139,9 +139,9 @@ def test_no_thread_of_a_message_outlives_the_processes_work(tmp_path: Path) -> N
 from pathlib import Path
 from mipkd.distill import ranks
 
-with ranks.joined() as mine:
+with ranks.join_ranks() as mine:
     if mine.rank == 0:
-        mine.from_first(("mipkd.distill.ranks:current", (), {}))
+        mine.broadcast(("mipkd.distill.ranks:current", (), {}))
     else:
         ranks._shared["mipkd.distill.ranks:current"] = ranks.current
         ranks.serve()

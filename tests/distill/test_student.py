@@ -13,7 +13,7 @@ from mipkd.core import plugins
 from mipkd.core.errors import UsageError
 from mipkd.core.images import psnr_y, read_rgb
 from mipkd.core.records import Model
-from mipkd.distill.start import start
+from mipkd.distill.start import initialise
 from mipkd.distill.student import choose
 from mipkd.distill.teacher import TeacherOptions, identify, save
 
@@ -115,7 +115,7 @@ def test_another_familys_teacher_leaves_the_student_at_random(
     before = {k: v.clone() for k, v in student.state_dict().items()}
     teacher = made(rcan, rcan.shrink(rcan.paper(2), "c8g1b1"))
     with caplog.at_level(logging.WARNING):
-        assert start(student, edsr, teacher, "project", no_patches) == "random"
+        assert initialise(student, edsr, teacher, "project", no_patches) == "random"
     assert "another family" in caplog.text
     assert all(torch.equal(before[k], v) for k, v in student.state_dict().items())
 
@@ -126,12 +126,12 @@ def test_a_checkpoint_gives_the_first_weights_if_it_fits(tmp_path: Path) -> None
     given, file = made(edsr, small, 1), tmp_path / "given.safetensors"
     save(given, edsr, small, file, licence="MIT")
     student = made(edsr, small, 0)
-    start(student, edsr, None, str(file), no_patches)
+    initialise(student, edsr, None, str(file), no_patches)
     assert all(torch.equal(given.state_dict()[k], v) for k, v in student.state_dict().items())
     with pytest.raises(UsageError, match=r"lift\.weight is \(8, 3, 3, 3\), the student's is \(12"):
-        start(made(edsr, large), edsr, None, str(file), no_patches)
+        initialise(made(edsr, large), edsr, None, str(file), no_patches)
     with pytest.raises(UsageError, match="no such file"):
-        start(student, edsr, None, str(tmp_path / "absent.pth"), no_patches)
+        initialise(student, edsr, None, str(tmp_path / "absent.pth"), no_patches)
 
 
 def test_fewer_blocks_of_a_real_teacher_start_far_above_bicubic(assets: Path) -> None:
@@ -148,7 +148,7 @@ def test_fewer_blocks_of_a_real_teacher_start_far_above_bicubic(assets: Path) ->
     for spec, how in (("edsr:b4", "inherit"), ("edsr:b4", "random"), ("edsr:c60", "inherit")):
         arch, hyper = choose(model, spec)
         student = made(arch, hyper)
-        start(student, arch, teacher, how, no_patches)
+        initialise(student, arch, teacher, how, no_patches)
         with torch.inference_mode():
             sr = student(torch.from_numpy(lr).permute(2, 0, 1)[None] / 255)
         image = sr[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()

@@ -17,7 +17,7 @@ from mipkd.archs.edsr import Hyper
 from mipkd.core import plugins
 from mipkd.core.errors import MipkdError, UsageError
 from mipkd.core.images import psnr_y, read_rgb, ssim_y
-from mipkd.distill.teacher import TeacherOptions, identify, load, outline, save
+from mipkd.distill.teacher import TeacherOptions, identify, load, load_structure, save
 
 TINY = Hyper(scale=2, channels=8, blocks=2)
 ASIS = TeacherOptions()
@@ -99,7 +99,7 @@ def test_an_outline_has_the_nets_shape_and_no_weights(tmp_path: Path) -> None:
     save(tiny(), EDSR, TINY, tmp_path / "t.safetensors", licence="")
     model, net = identify(tmp_path / "t.safetensors", role="teacher", options=TeacherOptions())
     model.file.unlink()
-    found = outline(model)
+    found = load_structure(model)
     mine, theirs = found.state_dict(), net.state_dict()
     assert {k: v.shape for k, v in mine.items()} == {k: v.shape for k, v in theirs.items()}
     assert all(parameter.is_meta for parameter in found.parameters())

@@ -19,11 +19,12 @@ from mipkd.core.errors import StageError, UsageError
 from mipkd.core.images import resize_bicubic, write_png
 from mipkd.core.records import TeacherCache
 from mipkd.distill.batch import Batch
+from mipkd.distill.cache_fill import fill_cache
 from mipkd.distill.data import PatchSampler, load_tests, prepare_photos, prepare_tests
-from mipkd.distill.step import Step
-from mipkd.distill.teacher_cache import fill_cache
-from mipkd.distill.trainer import DistillConfig, TrainResult, train
-from mipkd.distill.watch import curves_file
+from mipkd.distill.forward import StepForward
+from mipkd.distill.progress import curves_file
+from mipkd.distill.settings import DistillConfig
+from mipkd.distill.trainer import TrainingInputs, TrainResult, train
 from mipkd.losses.base import TeacherPass
 
 TEACHER = edsr.Hyper(2, channels=10, blocks=3)
@@ -63,14 +64,9 @@ def trained(
     cache = TeacherCache(store, "teacher", pixels.sha256, None, 0, 0.0) if cached else None
     if cached:
         fill_cache(taught, pixels, None, store)
-    return train(
-        config,
-        student=student,
-        teacher=taught if teacher else None,
-        sampler=PatchSampler(pixels, patch=16, batch=config.batch, seed=0, cache=cache),
-        tests=load_tests(prepare_tests(photos, scale=2, out=store)),
-        out=out,
-    )
+    sampler = PatchSampler(pixels, patch=16, batch=config.batch, seed=0, cache=cache)
+    inputs = TrainingInputs(config, student, taught if teacher else None, sampler)
+    return train(inputs, tests=load_tests(prepare_tests(photos, scale=2, out=store)), out=out)
 
 
 def same(a: TrainResult, b: TrainResult) -> bool:
@@ -140,7 +136,7 @@ def test_a_corrupt_checkpoint_is_told_and_the_one_before_is_used(
     (tmp_path / "run/checkpoint.pt").write_bytes(b"half")
     with caplog.at_level(logging.WARNING):
         again = trained(photos, tmp_path / "run")
-    assert "passes over a damaged checkpoint" in caplog.text
+    assert "skipping a damaged checkpoint" in caplog.text
     assert again.curves.read_text() == before
 
 
@@ -153,14 +149,14 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step(photos: Path, tmp_path
 def test_memory_that_is_too_small_names_a_batch_that_fits(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forward = Step.forward
+    forward = StepForward.forward
 
-    def limited(self: Step, batch: Batch, rows: tuple[int, int]) -> dict[str, torch.Tensor]:
+    def limited(self: StepForward, batch: Batch, rows: tuple[int, int]) -> dict[str, torch.Tensor]:
         if len(batch) > 2:
             raise torch.OutOfMemoryError("out of memory")
         return forward(self, batch, rows)
 
-    monkeypatch.setattr(Step, "forward", limited)
+    monkeypatch.setattr(StepForward, "forward", limited)
     assert trained(photos, tmp_path / "fits", steps=1).steps == 1
     with pytest.raises(StageError, match="a batch of 8 patches of 16x16 is too large") as caught:
         trained(photos, tmp_path / "run", batch=8)

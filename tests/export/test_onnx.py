@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from calibration.sensitive_layers import sensitive_layers_in_file
-from mipkd.archs._hooked import Blocks, Hooked
+from mipkd.archs._hooked import BlockSequence, HookedNet
 from mipkd.archs.base import Arch, SRNet
 from mipkd.core import plugins
 from mipkd.core.errors import StageError
 from mipkd.export.onnx import export
-from mipkd.export.parity import parity
+from mipkd.export.parity import check_parity
 
 # One group of SwinIR holds a plain and a shifted window layer.
 SMALL = {
@@ -43,7 +43,7 @@ def test_the_graph_equals_torch_on_noise_of_any_size(name: str, tmp_path: Path) 
     net = made(name)
     graph = export(net, out=tmp_path, metadata={}, role="student", family=name)
     photo = np.random.default_rng(1).integers(0, 256, (45, 27, 3), dtype=np.uint8)
-    assert parity(net, graph, [photo], bound=1e-5) < 1e-5
+    assert check_parity(net, graph, [photo], bound=1e-5) < 1e-5
     assert (graph.scale, graph.multiple, graph.opset) == (2, net.multiple, 20)
     found = sensitive_layers_in_file(graph.file)
     assert (len(found.head), len(found.tail)) == (1, 2 if name == "edge" else 1)
@@ -106,7 +106,7 @@ def test_a_graph_that_differs_from_torch_is_refused_with_the_figure(tmp_path: Pa
     with torch.no_grad():
         net.last.bias += 0.5 * 255  # type: ignore[operator, union-attr]
     with pytest.raises(StageError, match=r"differs from torch by 0\.5, allowed is 0\.0001") as e:
-        parity(net, graph, [], bound=1e-4)
+        check_parity(net, graph, [], bound=1e-4)
     assert e.value.exit_code == 5
 
 
@@ -119,7 +119,7 @@ class Fickle(nn.Module):
 
 
 def test_a_net_that_is_no_graph_is_refused_by_name(tmp_path: Path) -> None:
-    net = Hooked(Fickle(), Blocks(), scale=2)
+    net = HookedNet(Fickle(), BlockSequence(), scale=2)
     with pytest.raises(StageError, match="torch cannot turn Fickle into an ONNX graph") as caught:
         export(net, out=tmp_path, metadata={}, role="teacher", family="Fickle")
     assert len(caught.value.what) < 400

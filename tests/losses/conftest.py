@@ -37,7 +37,7 @@ class TinyNet(SRNet):
         shallow: Tensor = self.lift(lr_NCHW)
         return shallow
 
-    def tail(self, features_NCHW: Tensor, shallow_NCHW: Tensor) -> Tensor:
+    def tail(self, features_NCHW: Tensor, shallow_NCHW: Tensor, lr_NCHW: Tensor) -> Tensor:
         image: Tensor = self.up(features_NCHW + shallow_NCHW)
         return image
 
@@ -47,9 +47,9 @@ def look(student: SRNet, teacher: SRNet, positions: Positions, seed: int = 0) ->
     chance = torch.Generator().manual_seed(seed)
     lr = torch.rand(3, 3, 8, 8, generator=chance)
     hr = torch.rand(3, 3, 8 * student.scale, 8 * student.scale, generator=chance)
-    image, features = student.tapped(lr, positions.student)
+    image, features = student.forward_with_taps(lr, positions.student)
     with torch.no_grad():
-        taught, theirs = teacher.tapped(lr, positions.teacher)
+        taught, theirs = teacher.forward_with_taps(lr, positions.teacher)
     return Pass(
         lr_NCHW=lr,
         hr_NCHW=hr,

@@ -54,7 +54,7 @@ def test_every_ablation_teaches_the_student(
 def test_a_mixture_of_nothing_is_refused() -> None:
     entry = {"name": "mixture_of_priors", "feature_weight": 0, "block_weight": 0}
     with pytest.raises(UsageError, match=r"mixture_of_priors: .*must be more than 0"):
-        DistillConfig(losses=(entry,)).chosen()
+        DistillConfig(losses=(entry,)).build_losses()
 
 
 def test_an_mlp_sees_one_place() -> None:

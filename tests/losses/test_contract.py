@@ -36,8 +36,8 @@ def gradients(net: nn.Module) -> float:
 
 
 def test_the_losses_of_this_version() -> None:
-    mixers, rivals = {"mixture_of_priors"}, {"fitnet", "at", "rkd", "fakd", "crosskd", "dukd"}
-    assert {"pixel", "logits"} | mixers | rivals <= set(NAMES)
+    mixers, baselines = {"mixture_of_priors"}, {"fitnet", "at", "rkd", "fakd", "crosskd", "dukd"}
+    assert {"pixel", "logits"} | mixers | baselines <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -27,9 +27,9 @@ def seen_by(student: SRNet, teacher: SRNet, seed: int = 0) -> Pass:
     lr = torch.rand(2, 3, 16, 16, generator=generator)
     hr = torch.rand(2, 3, 32, 32, generator=generator)
     positions = Positions(*pair_positions(student, teacher, 2))
-    image, features = student.tapped(lr, positions.student)
+    image, features = student.forward_with_taps(lr, positions.student)
     with torch.no_grad():
-        taught, truths = teacher.tapped(lr, positions.teacher)
+        taught, truths = teacher.forward_with_taps(lr, positions.teacher)
     return Pass(
         lr_NCHW=lr,
         hr_NCHW=hr,

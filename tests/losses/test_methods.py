@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import pytest
 import torch
@@ -10,13 +10,13 @@ from torch import Tensor
 
 from mipkd.archs.base import SRNet, pair_positions
 from mipkd.distill.batch import Batch
-from mipkd.distill.learner import Learner
-from mipkd.distill.settings import DistillConfig, MethodName
+from mipkd.distill.settings import DistillConfig, method_names
+from mipkd.distill.train_step import Learner
 from mipkd.losses._principal import PrincipalDirections
 from mipkd.losses.base import TeacherPass
 from mipkd.losses.mixture_of_priors import Mixers
 
-RIVALS = ("fitnet", "at", "rkd", "fakd", "crosskd")
+BASELINES = ("fitnet", "at", "rkd", "fakd", "crosskd")
 
 
 class Noise:
@@ -33,51 +33,47 @@ def stepped(config: DistillConfig, student: SRNet, teacher: SRNet) -> dict[str, 
     return learner.advance(Noise())
 
 
-@pytest.mark.parametrize("method", RIVALS)
-def test_a_rival_is_logits_and_its_own_loss(method: MethodName) -> None:
-    chosen = tuple(DistillConfig(method=method).chosen())
+@pytest.mark.parametrize("method", BASELINES)
+def test_a_baseline_is_logits_and_its_own_loss(method: str) -> None:
+    chosen = tuple(DistillConfig(method=method).build_losses())
     # CrossKD matches the teacher's image through the teacher's blocks instead.
     base = ("pixel",) if method == "crosskd" else ("pixel", "logits")
     assert chosen == (*base, method)
 
 
-@pytest.mark.parametrize("method", [*get_args(MethodName), None])
-def test_upcycled_data_joins_any_method(
-    method: MethodName | None, small: Callable[[str], SRNet]
-) -> None:
-    names = [*DistillConfig(method=method).chosen(), "dukd"]
+@pytest.mark.parametrize("method", [*method_names(), None])
+def test_upcycled_data_joins_any_method(method: str | None, small: Callable[[str], SRNet]) -> None:
+    names = dict.fromkeys([*DistillConfig(method=method).build_losses(), "dukd"])
     entries = tuple({"name": name} for name in names)
     config = DistillConfig(losses=entries, patch=8, device="cpu", precision="fp32")
     terms = stepped(config, small("edsr"), small("rcan"))
-    assert {"pixel", "zoom_in", "zoom_out"} <= set(terms)
+    assert {"zoom_in", "zoom_out"} <= set(terms)
     assert terms == stepped(config, *again(small))
 
 
 @pytest.mark.parametrize("method", ["mipkd", "feature_prior", "paper"])
-def test_the_mixtures_teach_the_students_body(
-    method: MethodName, small: Callable[[str], SRNet]
-) -> None:
+def test_the_mixtures_teach_the_students_body(method: str, small: Callable[[str], SRNet]) -> None:
     assert body_gradient(method, small) > 0
 
 
 def test_the_control_leaves_the_students_body_alone(small: Callable[[str], SRNet]) -> None:
     assert body_gradient("control", small) == 0
-    loss = DistillConfig(method="control").chosen()["mixture_of_priors"]
+    loss = DistillConfig(method="control").build_losses()["mixture_of_priors"]
     assert (
         loss.block_weight
-        == DistillConfig(method="mipkd").chosen()["mixture_of_priors"].block_weight
+        == DistillConfig(method="mipkd").build_losses()["mixture_of_priors"].block_weight
     )  # type: ignore[attr-defined]
 
 
-def body_gradient(method: MethodName, small: Callable[[str], SRNet]) -> float:
+def body_gradient(method: str, small: Callable[[str], SRNet]) -> float:
     """Of all terms of the mixture on the student's blocks, over a few steps' tosses."""
     config = DistillConfig(method=method, patch=8, device="cpu", precision="fp32")
     learner = Learner(config, small("edsr"), small("rcan"))
     learner.start(Noise())
     total = 0.0
     for number in range(4):
-        learner.plain.draw(number)
-        terms = learner.plain.by_loss(Noise().batch(number), (0, 3))["mixture_of_priors"]
+        learner.forward.prepare(number)
+        terms = learner.forward.terms_by_loss(Noise().batch(number), (0, 3))["mixture_of_priors"]
         body = list(learner.student.blocks.parameters())
         wanted = torch.stack(list(terms.values())).sum()
         for found in torch.autograd.grad(wanted, body, allow_unused=True):
@@ -97,7 +93,7 @@ def test_a_loss_that_rests_has_no_terms_no_taps_and_moves_no_weight(
 ) -> None:
     config = DistillConfig(method="mipkd", steps=8, patch=8, device="cpu", precision="fp32")
     learner = Learner(config, small("edsr"), small("rcan"))
-    assert [learner.plain.wants_at(step) for step in (3, 4)] == ["latents", "image"]
+    assert [learner.forward.objective.wants_at(step) for step in (3, 4)] == ["latents", "image"]
     for _ in range(4):
         learner.advance(Noise())
     helper = list(learner.helpers.parameters())
@@ -106,7 +102,7 @@ def test_a_loss_that_rests_has_no_terms_no_taps_and_moves_no_weight(
     assert any(moments)
     for _ in range(3):
         assert set(learner.advance(Noise())) == {"pixel", "logits"}
-    assert learner.plain.seen(Noise().batch(0), (0, 3)).student_features == []
+    assert learner.forward.run_nets(Noise().batch(0), (0, 3)).student_features == []
     assert all(torch.equal(a, b) for a, b in zip(helper, weights, strict=True))
     for parameter, before in zip(helper, moments, strict=True):
         after = learner.optimiser.state.get(parameter)
@@ -125,7 +121,7 @@ class Kept(Noise):
 
     @torch.no_grad()
     def taught(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        return self.teacher.tapped(batch.lr_NCHW, self.positions)
+        return self.teacher.forward_with_taps(batch.lr_NCHW, self.positions)
 
     def batch(self, step: int, wants: TeacherPass = "none") -> Batch:
         batch = super().batch(step)
@@ -139,7 +135,7 @@ class Kept(Noise):
 
 @pytest.mark.parametrize("method", ["mipkd", "feature_prior", "logits"])
 def test_a_teacher_that_is_kept_teaches_as_one_that_runs(
-    method: MethodName, small: Callable[[str], SRNet]
+    method: str, small: Callable[[str], SRNet]
 ) -> None:
     config = DistillConfig(method=method, steps=4, patch=8, device="cpu", precision="fp32")
     student, teacher = again(small)
@@ -151,9 +147,11 @@ def test_a_teacher_that_is_kept_teaches_as_one_that_runs(
         assert all(mixer.principal.width == 5 for mixer in mixers(learner))
     for live, same in zip(*curves, strict=True):
         assert same == pytest.approx(live, rel=2e-3)
-    batch = kept.batch(0, learner.plain.wants_at(0))
-    learner.plain.draw(0)
-    assert learner.plain.seen(batch, (0, 3)).teacher_features == []  # its plain pass did not run
+    batch = kept.batch(0, learner.forward.objective.wants_at(0))
+    learner.forward.prepare(0)
+    assert (
+        learner.forward.run_nets(batch, (0, 3)).teacher_features == []
+    )  # its plain pass did not run
 
 
 def mixers(learner: Learner) -> list[Any]:

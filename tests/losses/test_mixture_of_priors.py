@@ -14,7 +14,7 @@ from mipkd.archs.base import SRNet, pair_positions
 from mipkd.core import plugins
 from mipkd.core.errors import UsageError
 from mipkd.distill.settings import DistillConfig
-from mipkd.losses._block_mixer import branches, chain, toss
+from mipkd.losses._block_mixer import run_branches, run_chain, toss
 from mipkd.losses._feature_mixer import FeatureMixer, Mixture, latent_width, mix, student_mask
 from mipkd.losses._principal import PrincipalDirections, relative_error
 from mipkd.losses._principal_mixer import PrincipalMixer
@@ -99,8 +99,8 @@ def test_one_carrier_throughout_and_transparent_mixers_give_that_net(
     whole = seen.student_image if carrier == "student" else seen.teacher_image
     assert whole is not None
     carriers = [carrier] * len(mixtures)
-    images = branches(seen, mixers.each(), mixtures, carriers)
-    for image in (chain(seen, mixers.each(), mixtures, carriers), *images):
+    images = run_branches(seen, mixers.each(), mixtures, carriers)
+    for image in (run_chain(seen, mixers.each(), mixtures, carriers), *images):
         assert torch.equal(image, whole)
 
 
@@ -110,7 +110,7 @@ def test_the_teachers_own_features_through_its_directions_give_the_teacher(
     seen = look(tiny(4, 3), tiny(6, 3), THREE)
     mixers = started(MixtureOfPriors(latent_width=6), seen)
     assert float(mixers.reconstruction_error(seen.teacher_features)) < 1e-5
-    image = chain(seen, mixers.each(), mixed(seen, mixers, 0), ["teacher"] * 3)
+    image = run_chain(seen, mixers.each(), mixed(seen, mixers, 0), ["teacher"] * 3)
     torch.testing.assert_close(image, seen.teacher_image, atol=1e-5, rtol=1e-5)
 
 
@@ -192,8 +192,8 @@ def test_settings_of_a_learned_auto_encoder_are_refused_without_one() -> None:
     for setting in ({"normalise": "always"}, {"autoencoder_weight": 1.0}):
         entry = {"name": "mixture_of_priors", "until": 1, **setting}
         with pytest.raises(UsageError, match=f"{next(iter(setting))} is a setting of encoder cnn"):
-            DistillConfig(losses=(entry,)).chosen()
-        DistillConfig(losses=(entry | {"encoder": "cnn"},)).chosen()
+            DistillConfig(losses=(entry,)).build_losses()
+        DistillConfig(losses=(entry | {"encoder": "cnn"},)).build_losses()
 
 
 def test_the_chain_changes_nets_where_the_toss_says(tiny: Tiny, look: Look) -> None:
@@ -201,9 +201,9 @@ def test_the_chain_changes_nets_where_the_toss_says(tiny: Tiny, look: Look) -> N
     seen, mixers = look(student, teacher, THREE), transparent(3, 5)
     carriers: tuple[Carrier, ...] = ("teacher", "student", "teacher")
     # All of the student's elements: what the teacher computed is left behind at position 1.
-    image = chain(seen, mixers.each(), mixed(seen, mixers, 1), carriers)
+    image = run_chain(seen, mixers.each(), mixed(seen, mixers, 1), carriers)
     features = student.blocks[2](seen.student_features[1])
-    by_hand = teacher.tail(features, teacher.head(seen.lr_NCHW))
+    by_hand = teacher.tail(features, teacher.head(seen.lr_NCHW), seen.lr_NCHW)
     assert torch.equal(image, by_hand)
 
 
@@ -275,7 +275,7 @@ class OnePixel(SRNet):
     def head(self, lr_NCHW: Tensor) -> Tensor:
         return lr_NCHW
 
-    def tail(self, features_NCHW: Tensor, shallow_NCHW: Tensor) -> Tensor:
+    def tail(self, features_NCHW: Tensor, shallow_NCHW: Tensor, lr_NCHW: Tensor) -> Tensor:
         return features_NCHW + shallow_NCHW
 
 

@@ -50,7 +50,7 @@ def test_directions_are_orthonormal_the_strongest_first_and_of_fixed_sign() -> N
 def test_fewer_directions_are_the_first_of_more() -> None:
     truth = features()
     wide, narrow = (PrincipalDirections.fit(truth, width) for width in (8, 3))
-    assert torch.equal(wide.narrowed(3).directions_CL, narrow.directions_CL)
+    assert torch.equal(wide.narrow(3).directions_CL, narrow.directions_CL)
 
 
 @pytest.mark.parametrize(("rank", "width"), [(4, 8), (12, 16)])

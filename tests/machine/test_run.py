@@ -15,7 +15,7 @@ from mipkd.core import plugins
 from mipkd.core.images import write_png
 from pipeline import cli
 from pipeline.machine.base import DeviceConfig, connect
-from pipeline.run import NotInKey, ready
+from pipeline.stage import NotInKey, ready
 
 from .conftest import BarePython, Sshd, gone
 from .test_ssh import in_the_meantime

@@ -16,7 +16,7 @@ from pipeline.bench.host import OtherPrograms
 from pipeline.bench.latency import BenchSettings
 from pipeline.judge.gates import GateConfig, judge
 from pipeline.machine.local import Local
-from pipeline.run import NotInKey, ready
+from pipeline.stage import NotInKey, ready
 from pipeline.stages.measure import MeasureInputs, measure
 
 ORIN = {  # Jetson Orin Nano, JetPack 6

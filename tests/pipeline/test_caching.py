@@ -16,7 +16,8 @@ from mipkd.distill.data import PatchSampler
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.teacher import TeacherOptions, save
 from pipeline.caching import Subject, keep_teacher
-from pipeline.run import Run, Source, hash_file
+from pipeline.run import Run, hash_file
+from pipeline.stage import Source
 from pipeline.stages import prepare
 from pipeline.stages.distill import DistillInputs, distill
 from pipeline.stages.identify import IdentifyInputs, identify

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from mipkd.core.errors import StageError, UsageError
-from pipeline.run import NotInKey, Ref, Run, Source, hash_file, stage
+from pipeline.run import Run, hash_file
+from pipeline.stage import NotInKey, Ref, Source, stage
 
 ROOT = Path(__file__).parents[2]
 
@@ -157,8 +158,9 @@ def test_a_type_checker_sees_wrong_inputs(tmp_path: Path, inputs: str, wrong: st
     file.write_text(
         f"""
 from mipkd.core.records import Distilled, Model, Photos, TestSet
-from mipkd.distill.trainer import DistillConfig
-from pipeline.run import Ref, Run
+from mipkd.distill.settings import DistillConfig
+from pipeline.run import Run
+from pipeline.stage import Ref
 from pipeline.stages.distill import DistillInputs, distill
 from pipeline.stages.export import ExportConfig
 

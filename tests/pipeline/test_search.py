@@ -26,7 +26,8 @@ from pipeline.quantize.evaluator import Crops
 from pipeline.quantize.hold_out import HoldOutInputs, hold_out
 from pipeline.quantize.qat import QatConfig, QatInputs, qat
 from pipeline.quantize.search import QuantizeConfig, SearchInputs, check_floats, search
-from pipeline.run import Run, ready
+from pipeline.run import Run
+from pipeline.stage import ready
 from pipeline.stages.build import BuildConfig, BuildInputs, build
 from pipeline.stages.keep_apart import KeepApartInputs, keep_apart
 from targets.base import FloatArray, Session

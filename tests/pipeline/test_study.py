@@ -293,7 +293,7 @@ def test_a_method_brings_its_recipe_and_an_arm_may_change_it() -> None:
     base = DistillConfig(steps=7)
     one = by_method("paper+dukd", base, setting="study.methods")
     assert (one.steps, one.lr, one.init, one.schedule) == (7, 1e-4, "random", "multistep")
-    assert list(one.chosen()) == ["pixel", "logits", "mixture_of_priors", "dukd"]
+    assert list(one.build_losses()) == ["pixel", "logits", "mixture_of_priors", "dukd"]
     assert by_method("mipkd", base, setting="study.methods").lr == base.lr
     study = StudyConfig(methods=(), arms={"slow": {"method": "paper", "ema": 0.99}})
     slow = arms(study, base)["slow"]

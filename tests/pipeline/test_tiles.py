@@ -11,7 +11,7 @@ import torch
 
 from mipkd.distill import student
 from mipkd.export.onnx import export
-from mipkd.export.reach import reach
+from mipkd.export.receptive_field import find_receptive_field
 from pipeline.stages.assess import TorchSession
 from pipeline.upscale.tiles import Tiling, bands, spans
 from targets.base import upscale
@@ -52,11 +52,12 @@ def test_no_more_is_computed_than_the_margins_ask() -> None:
 @pytest.mark.parametrize("spec", ["edsr:c8b3", "edge:c16b3"])
 def test_tiles_equal_the_whole_where_the_reach_is_known(spec: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    arch, hyper = student.choose_alone(spec, 2)
-    net = arch.make(hyper).eval().deployed()
-    found = reach(export(net, out=tmp_path, metadata={}, role="student", family=arch.name).file)
+    arch, hyper = student.choose_without_teacher(spec, 2)
+    net = arch.make(hyper).eval().to_deployed()
+    graph = export(net, out=tmp_path, metadata={}, role="student", family=arch.name)
+    found = find_receptive_field(graph.file)
     assert found.inexact_because == ""
-    session, tiling = TorchSession(net), Tiling(2 * found.pixels + 9, found.pixels, 1)
+    session, tiling = TorchSession(net), Tiling(2 * found.radius + 9, found.radius, 1)
     lr = np.random.default_rng(0).integers(0, 256, (70, 51, 3), dtype=np.uint8)
     whole = upscale(session, lr, scale=2).astype(int)
 
@@ -80,21 +81,23 @@ def test_tiles_equal_the_whole_where_the_reach_is_known(spec: str, tmp_path: Pat
 def test_what_no_margin_makes_exact_is_told(
     spec: str, sizes: dict[str, int], why: str, tmp_path: Path
 ) -> None:
-    arch, hyper = student.choose_alone(spec, 2)
+    arch, hyper = student.choose_without_teacher(spec, 2)
     net = arch.make(replace(hyper, **sizes)).eval()
-    found = reach(export(net, out=tmp_path, metadata={}, role="student", family=arch.name).file)
+    graph = export(net, out=tmp_path, metadata={}, role="student", family=arch.name)
+    found = find_receptive_field(graph.file)
     assert why in found.inexact_because
 
 
 def test_the_reach_is_what_one_pixel_changes(tmp_path: Path) -> None:
     torch.manual_seed(1)
-    arch, hyper = student.choose_alone("edsr:c8b2", 3)
+    arch, hyper = student.choose_without_teacher("edsr:c8b2", 3)
     net = arch.make(hyper).eval()
-    found = reach(export(net, out=tmp_path, metadata={}, role="student", family=arch.name).file)
+    graph = export(net, out=tmp_path, metadata={}, role="student", family=arch.name)
+    found = find_receptive_field(graph.file)
     lr = torch.rand(1, 3, 41, 41)
     other = lr.clone()
     other[..., 20, 20] += 0.5
     with torch.inference_mode():
         changed = (net(lr) - net(other)).abs().amax((0, 1)).nonzero()[:, 0]
     seen = max(20 * 3 - int(changed.min()), int(changed.max()) - 20 * 3 - 2)
-    assert found.pixels - 1 <= seen / 3 <= found.pixels
+    assert found.radius - 1 <= seen / 3 <= found.radius

@@ -276,7 +276,7 @@ def test_models_on_uint8_are_refused_where_there_are_none(
 ) -> None:
     target = target_of(name)
     if Feature.UINT8_IO in target.features:
-        pytest.skip("tests/targets/test_bytes.py")
+        pytest.skip("tests/targets/test_uint8_io.py")
     request = BuildRequest(graph, target.precisions()[0], tmp_path, uint8_io=True)
     with pytest.raises(UnsupportedError, match=f"{name} has no models on uint8") as caught:
         target.build(request)

@@ -17,7 +17,7 @@ from mipkd.core.errors import MissingError
 from mipkd.core.images import crop_to_multiple, downscale, list_images, psnr_y, read_rgb
 from mipkd.core.records import Graph, PatchSet
 from mipkd.distill.data import load_tests, prepare_tests
-from mipkd.distill.teacher import TeacherOptions, identify, keep
+from mipkd.distill.teacher import TeacherOptions, identify, save_copy
 from pipeline.stages.build import load_deployed
 from targets._coreml.quantize import Range, quantize_convolutions
 from targets.base import BuildRequest, upscale
@@ -143,7 +143,7 @@ def test_int8_costs_a_real_net_little(
 ) -> None:
     options = TeacherOptions(**known)
     model, net = identify(assets / "weights" / weights, role="student", options=options)
-    keep(model, net, tmp_path / "student.safetensors")
+    save_copy(model, net, tmp_path / "student.safetensors")
     model = replace(model, file=tmp_path / "student.safetensors")
     photos = list_images(assets / "train" / "BSDS400")[::12][:32]
     lr = [downscale(crop_to_multiple(read_rgb(f), net.scale), net.scale) for f in photos]

@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 
+from mipkd.core.errors import UnsupportedError
 from mipkd.core.records import Graph, Host, PatchSet, TargetInfo
 from targets._onnxruntime.session import executed_precision as by_onnxruntime
 from targets.base import BuildRequest, Target, find
@@ -87,6 +88,24 @@ def test_a_graph_that_overflows_fp16_is_bf16_by_its_own_account(
     assert (built.precision, built.executes) == ("fp16", "bf16")
     assert "asked for fp16, the runtime executes bf16" in built.notes
     assert any(note.startswith("BF16, not FP16: ") for note in built.notes)
+
+
+@pytest.mark.parametrize("name", ["cpu", "openvino", "jetson"])
+def test_a_graph_of_which_nothing_can_be_quantised_is_refused(
+    name: str, thirds: Graph, noise: PatchSet, tmp_path: Path
+) -> None:
+    """One convolution is the first and the last: all of it stays float."""
+    target = usable(name)
+    model = onnx.load(thirds.file)
+    kept = [node for node in model.graph.node if node.name in ("last", "shuffle")]
+    kept[0].input[0] = "lr"
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    onnx.save(model, tmp_path / "one.onnx")
+    graph = replace(thirds, file=tmp_path / "one.onnx")
+    with pytest.raises(UnsupportedError, match="int8: nothing to quantise") as caught:
+        target.build(BuildRequest(graph, "int8", tmp_path / "out", noise))
+    assert caught.value.hint == "build the model in a float precision"
 
 
 def test_a_runtime_that_cannot_tell_leaves_it_open(thirds: Graph, tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ import torch
 from mipkd.archs.edsr import ARCH, Hyper
 from mipkd.core.images import downscale, list_images, read_rgb, write_png
 from mipkd.distill.data import PatchSampler, load_tests, prepare_photos, prepare_tests
+from mipkd.distill.settings import DistillConfig
 from mipkd.distill.teacher import save
-from mipkd.distill.trainer import DistillConfig, train
+from mipkd.distill.trainer import TrainingInputs, train
 
 HYPER = Hyper(scale=2, channels=32, blocks=8)
 CONFIG = DistillConfig(method="scratch", init="random", steps=3000, batch=16, lr=1e-3)
@@ -35,14 +36,10 @@ def main(photos: Path, work: Path) -> None:
     store = prepare_photos(halved, scale=HYPER.scale, patch=CONFIG.patch, out=work / "photos")
     tests = prepare_tests(None, scale=HYPER.scale, out=work / "tests")
     torch.manual_seed(CONFIG.seed)
-    trained = train(
-        CONFIG,
-        student=ARCH.make(HYPER),
-        teacher=None,
-        sampler=PatchSampler(store, patch=CONFIG.patch, batch=CONFIG.batch, seed=CONFIG.seed),
-        tests=load_tests(tests),
-        out=work / "train",
-    )
+    student = ARCH.make(HYPER)
+    sampler = PatchSampler(store, patch=CONFIG.patch, batch=CONFIG.batch, seed=CONFIG.seed)
+    inputs = TrainingInputs(CONFIG, student, None, sampler)
+    trained = train(inputs, tests=load_tests(tests), out=work / "train")
     file = work / "teacher_x2.safetensors"
     save(trained.student, ARCH, HYPER, file, licence="Apache-2.0")
     print(f"{file}: {trained.psnr_y_db:.2f} dB on the sample photos, {trained.seconds:.0f} s")

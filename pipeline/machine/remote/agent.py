@@ -14,12 +14,10 @@ import errno
 import json
 import logging
 import os
-import platform
 import select
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -37,7 +35,7 @@ from pipeline.bench.models import (
     time_models,
 )
 from pipeline.machine.remote import job_file
-from pipeline.machine.remote.remote_script import try_lock
+from pipeline.machine.remote.remote_script import wait_for_lock
 from targets.base import ByteArray, Target, find
 
 PATIENCE_S = 30.0  # without a word from the other side
@@ -68,7 +66,7 @@ def work(folder: Path, say: Say) -> Path:
     parts = parts or [time_models(target, job.builts, job.settings)]  # simulated: not timed
     _pixels(job, target, folder, progress)
     found = job_file.join_parts(parts)
-    stored = job_file.StoredResults(job.id, info, platform.python_version(), found)
+    stored = job_file.StoredResults(job.id, info, found)
     job_file.write_results(folder / RESULTS_FILE, stored, done)
     return folder / RESULTS_FILE
 
@@ -126,14 +124,11 @@ def lock_job(folder: Path) -> Iterator[None]:
         StageError: another one is at work.
     """
     with (folder / "lock").open("a") as lock:
-        until = time.monotonic() + PATIENCE_S + 5
-        while not try_lock(lock):
-            if time.monotonic() > until:
-                raise StageError(
-                    f"{folder}: another process is doing this job",
-                    hint="wait for it, or end it on the device",
-                )
-            time.sleep(0.2)
+        if not wait_for_lock(lock, PATIENCE_S + 5):
+            raise StageError(
+                f"{folder}: another process is doing this job",
+                hint="wait for it, or end it on the device",
+            )
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
@@ -162,8 +157,7 @@ def main(arguments: list[str]) -> int:
     try:
         _end_when_left()
         if arguments[0] == "probe":
-            infos = {name: codec.encode(probe_target(name)) for name in arguments[1:]}
-            _say({"python": platform.python_version(), "targets": infos})
+            _say({"targets": {n: codec.encode(probe_target(n)) for n in arguments[1:]}})
         else:
             folder = Path(arguments[1])
             _say({"pid": os.getpid()})

@@ -53,7 +53,6 @@ class StoredResults:
 
     job: str  # its id
     info: TargetInfo
-    python: str
     measurements: tuple[Measurement, ...]  # one a model, without scores
 
 

@@ -92,8 +92,8 @@ def unpack(file: str, folder: str) -> dict[str, Any]:
     partial = Path(folder + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        with zipfile.ZipFile(file) as parcel:
-            parcel.extractall(partial)
+        with zipfile.ZipFile(file) as job:
+            job.extractall(partial)
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -107,12 +107,12 @@ def end(folder: str, pid: int) -> dict[str, Any]:
     if not lock.is_file():
         return {"gone": True}
     with lock.open("r+") as held:
-        if _wait_for_lock(held, _END_S):
+        if wait_for_lock(held, _END_S):
             return {"gone": True}
         if held.read().strip() != str(pid):
             return {"gone": True}  # somebody else's holds it
         os.killpg(pid, signal.SIGKILL)
-        return {"gone": _wait_for_lock(held, _END_S)}
+        return {"gone": wait_for_lock(held, _END_S)}
 
 
 def remove(folder: str) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def remove(folder: str) -> dict[str, Any]:
     lock = Path(folder) / "lock"
     if lock.is_file():
         with lock.open("r+") as held:
-            if not _wait_for_lock(held, 1.0):
+            if not wait_for_lock(held, 1.0):
                 return {"removed": False}
     shutil.rmtree(folder, ignore_errors=True)
     return {"removed": True}
@@ -143,7 +143,8 @@ def try_lock(file: IO[Any]) -> bool:
     return True
 
 
-def _wait_for_lock(held: IO[str], limit_s: float) -> bool:
+def wait_for_lock(held: IO[Any], limit_s: float) -> bool:
+    """The same, tried for so long."""
     until = time.monotonic() + limit_s
     while not try_lock(held):
         if time.monotonic() > until:

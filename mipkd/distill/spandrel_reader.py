@@ -1,0 +1,122 @@
+"""Teachers of foreign families, read by spandrel (an optional extra).
+
+spandrel (https://github.com/chaiNNer-org/spandrel) builds a net from the keys and shapes of its
+checkpoint, for images in [0, 1]. It does not know the weights' licence.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mipkd.archs._hooked import HookedNet, find_blocks, format_block_names, trial_image
+from mipkd.archs.base import StateDict, arch_names
+from mipkd.core.errors import MissingError, UnsupportedError
+
+
+@dataclass(frozen=True)
+class ForeignNet:
+    """A net and how it was recognised."""
+
+    net: HookedNet
+    arch: str  # spandrel's name
+    blocks: str  # as `find_blocks` takes them; "" when there are none
+    version: str  # of spandrel
+
+
+def read_foreign(state: StateDict, path: Path, *, blocks: str | None, unknown: str) -> ForeignNet:
+    """The net in a state dict; `blocks` names its body, or None to find it.
+
+    Args:
+        unknown: why it is no family of ours, for messages.
+
+    Raises:
+        MissingError: spandrel is not installed, or cannot be imported.
+        UnsupportedError: not known to spandrel either, or no super-resolution of RGB images.
+        UsageError: `blocks` is no sequence of the net.
+    """
+    spandrel = _import_spandrel(path, unknown)
+    try:
+        found = spandrel.ModelLoader().load_from_state_dict(
+            spandrel.canonicalize_state_dict(dict(state))
+        )
+    except spandrel.UnsupportedModelError as error:
+        raise UnsupportedError(
+            f"{path}: {unknown}", hint=f"{_list_ours()}; spandrel does not know it either"
+        ) from error
+    # spandrel fails in any of these ways where it takes one family for another.
+    except (RuntimeError, KeyError, ValueError, TypeError, AssertionError, IndexError) as error:
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise UnsupportedError(
+            f"{path}: {unknown}", hint=f"{_list_ours()}; spandrel cannot load it either: {first}"
+        ) from error
+    _check(found, spandrel, path)
+    sizes = found.size_requirements
+    known = {"multiple": int(sizes.multiple_of), "least": max(1, int(sizes.minimum))}
+    net = found.model.eval().float()
+    trial = trial_image(**known)
+    _check_call(found, trial, path)
+    body = find_blocks(net, trial, blocks)
+    return ForeignNet(
+        net=HookedNet(net, body, scale=int(found.scale), **known).eval(),
+        arch=str(found.architecture.name),
+        blocks=format_block_names(net, body.names),
+        version=str(spandrel.__version__),
+    )
+
+
+def _list_ours() -> str:
+    return "known: " + ", ".join(arch_names())
+
+
+def _import_spandrel(path: Path, unknown: str) -> Any:
+    try:
+        return importlib.import_module("spandrel")
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if missing == "spandrel":
+            raise MissingError(
+                f"{path}: {unknown}; spandrel, which may know it, is not installed",
+                hint="pip install 'mipkd-pipeline[foreign]'",
+            ) from error
+        raise _broken(path, unknown, error) from error
+    except (ImportError, RuntimeError, OSError) as error:
+        raise _broken(path, unknown, error) from error
+
+
+def _broken(path: Path, unknown: str, error: Exception) -> MissingError:
+    first = str(error).splitlines()[0]
+    return MissingError(
+        f"{path}: {unknown}; spandrel, which may know it, cannot be imported: {first}",
+        hint="it needs a torchvision of the same build (CPU or CUDA) as torch: "
+        "https://pytorch.org/get-started/locally",
+    )
+
+
+def _check(found: Any, spandrel: Any, path: Path) -> None:
+    is_image = isinstance(found, spandrel.ImageModelDescriptor)
+    channels = (found.input_channels, found.output_channels)
+    fixed = found.size_requirements.square
+    if is_image and found.scale >= 2 and channels == (3, 3) and not fixed:
+        return
+    raise UnsupportedError(
+        f"{path}: {found.architecture.name} for {found.purpose}, x{found.scale}, {channels[0]} "
+        f"channels to {channels[1]}{', square images only' if fixed else ''}",
+        hint="known: super-resolution of RGB images, x2 or more",
+    )
+
+
+def _check_call(found: Any, trial: torch.Tensor, path: Path) -> None:
+    """Refuse nets that spandrel calls in a special way, which hooks and gradients would miss."""
+    with torch.no_grad():
+        plain, promised = found.model(trial.clone()), found(trial.clone())
+    same = isinstance(plain, torch.Tensor) and plain.shape == promised.shape
+    if not same or not torch.allclose(plain.clamp(0, 1), promised, atol=1e-4):
+        raise UnsupportedError(
+            f"{path}: {found.architecture.name} does not give its image when called plainly",
+            hint="known: nets that take and give an image in [0, 1]",
+        )

@@ -1,0 +1,220 @@
+"""Teachers of families that are not ours: read, kept, scored, and taught from."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from mipkd.archs import edsr
+from mipkd.archs.base import gmacs
+from mipkd.core.errors import MissingError, UnsupportedError, UsageError
+from mipkd.core.images import resize_bicubic, write_png
+from mipkd.distill.teacher import TeacherOptions, identify, load, save_copy
+from pipeline import cli
+
+ASIS = TeacherOptions()
+
+
+@pytest.fixture
+def span(spandrel: Any, tmp_path: Path) -> Path:
+    """A tiny net of a family that we do not have."""
+    made = importlib.import_module("spandrel.architectures.SPAN").SPAN
+    torch.manual_seed(0)
+    net = made(num_in_ch=3, num_out_ch=3, feature_channels=8, upscale=2)
+    file = tmp_path / "span.pth"
+    torch.save({"params_ema": net.state_dict()}, file)
+    return file
+
+
+def test_it_is_described_as_far_as_spandrel_knows_it(span: Path) -> None:
+    model, net = identify(span, role="teacher", options=ASIS)
+    assert (model.arch, model.scale, model.licence) == ("SPAN", 2, "unknown")
+    assert model.layout.startswith("spandrel 0.")
+    assert "block_1,block_2" in model.settled["blocks"]
+    assert "6 blocks of 8 channels" in model.settled["blocks"]
+    assert model.params == sum(p.numel() for p in net.parameters())
+    assert model.gmacs == pytest.approx(gmacs(net), rel=0.01)
+    assert net(torch.rand(1, 3, 7, 9)).shape == (1, 3, 14, 18)
+
+
+def test_options_settle_blocks_and_licence_and_nothing_else(span: Path) -> None:
+    options = TeacherOptions(blocks="block_2,block_4", licence="Apache-2.0")
+    model, net = identify(span, role="teacher", options=options)
+    assert model.licence == "Apache-2.0"
+    assert "option: 2 blocks" in model.settled["blocks"]
+    assert len(net.blocks) == 2
+    with pytest.raises(UsageError, match=r"identify\.image_range: SPAN has no such setting"):
+        identify(span, role="teacher", options=TeacherOptions(image_range=255))
+    with pytest.raises(UsageError, match="its scale is x2, --scale asks for x4"):
+        identify(span, role="teacher", options=TeacherOptions(scale=4))
+
+
+def test_blocks_of_our_own_families_need_no_name(tmp_path: Path) -> None:
+    file = tmp_path / "edsr.pth"
+    torch.save(edsr.ARCH.original(edsr.EDSR(edsr.Hyper(2, channels=8, blocks=1))), file)
+    with pytest.raises(UsageError, match=r"identify\.blocks: those of edsr are known"):
+        identify(file, role="teacher", options=TeacherOptions(blocks="body"))
+
+
+def test_a_kept_copy_gives_the_same_image_and_features(span: Path, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    model, net = identify(span, role="teacher", options=TeacherOptions(blocks="block_2,block_4"))
+    file = tmp_path / "teacher.safetensors"
+    save_copy(model, net, file)
+    again = load(replace(model, file=file))
+    lr = torch.rand(1, 3, 8, 8)
+    image, taps = net.forward_with_taps(lr, (0, 1))
+    other_image, others = again.forward_with_taps(lr, (0, 1))
+    assert torch.equal(image, other_image)
+    assert all(torch.equal(a, b) for a, b in zip(taps, others, strict=True))
+
+
+@pytest.fixture
+def stranger(tmp_path: Path) -> Path:
+    file = tmp_path / "stranger.pth"
+    torch.save({"head.0.weight": torch.zeros(8, 3, 3, 3)}, file)
+    return file
+
+
+def test_what_nobody_knows_names_the_nearest_of_ours(spandrel: Any, stranger: Path) -> None:
+    with pytest.raises(UnsupportedError, match="nearest is edsr, but its key 'body") as caught:
+        identify(stranger, role="teacher", options=ASIS)
+    assert "edsr, rcan" in caught.value.hint
+    assert "spandrel does not know it either" in caught.value.hint
+
+
+def test_without_spandrel_the_extra_is_named(
+    stranger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "spandrel", None)
+    with pytest.raises(MissingError, match=r"nearest is edsr.*is not installed") as caught:
+        identify(stranger, role="teacher", options=ASIS)
+    assert "mipkd-pipeline[foreign]" in caught.value.hint
+
+
+def test_a_torchvision_of_another_build_is_told(
+    stranger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "spandrel.py").write_text("raise RuntimeError('operator nms does not exist')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "spandrel", raising=False)
+    with pytest.raises(MissingError, match="cannot be imported: operator nms") as caught:
+        identify(stranger, role="teacher", options=ASIS)
+    assert "torchvision" in caught.value.hint
+
+
+def test_a_denoiser_is_refused(spandrel: Any, tmp_path: Path) -> None:
+    made = importlib.import_module("spandrel.architectures.DnCNN").DnCNN
+    file = tmp_path / "denoiser.pth"
+    torch.save(made(in_nc=3, out_nc=3, nc=8, nb=4).state_dict(), file)
+    with pytest.raises(UnsupportedError, match="DnCNN for Restoration, x1"):
+        identify(file, role="teacher", options=ASIS)
+
+
+@pytest.mark.parametrize(("scale", "published"), [(2, 38.246), (4, 32.523)])
+def test_dctlsa_reaches_its_published_figures_on_set5(
+    spandrel: Any, assets: Path, scale: int, published: float
+) -> None:
+    file = assets / "weights" / f"DCTLSA_x{scale}.pt"
+    command = ["doctor", str(file), "--images", str(assets / "test/Set5"), "--json"]
+    result = CliRunner().invoke(cli.app, command)
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["psnr_y_db"] == pytest.approx(published, abs=0.01)
+    assert found["hyper"]["blocks"] == "B1,B2,B3,B4,B5,B6"
+
+
+def run(teacher: Path, folder: Path) -> tuple[Path, dict[str, Any]]:
+    """A whole run of two steps: its folder and its results."""
+    photos, shown, out = (folder / name for name in ("photos", "shown", "run"))
+    rng = np.random.default_rng(0)
+    for images in (photos, shown):
+        images.mkdir()
+        for index in range(2):
+            coarse = rng.integers(0, 256, (12, 14, 3), dtype=np.uint8)
+            write_png(images / f"{index}.png", resize_bicubic(coarse, (96, 112)))
+    settings = ("distill.batch=2", "distill.patch=16", "calibrate.count=4", "calibrate.size=16")
+    settings += ("bench.sizes=[[16, 16]]", "bench.min_time_s=0.05", "bench.warmup_s=0.01")
+    settings += ("quantize.search=false", "distill.method=feature_prior")
+    command = ["run", "--teacher", teacher, "--student", "edsr:c8b2", "--data", photos]
+    command += ["--val", shown, "--out", out, "--steps", "2", "--target", "cpu"]
+    command += [word for one in settings for word in ("--set", one)]
+    result = CliRunner().invoke(cli.app, [str(word) for word in command])
+    assert result.exit_code in (6, 7), result.stderr  # two steps teach nothing
+    return out, json.loads((out / "report/latest/results.json").read_text())
+
+
+@pytest.mark.slow
+def test_one_command_distils_from_it(span: Path, tmp_path: Path) -> None:
+    out, results = run(span, tmp_path)
+    (curves,) = out.glob("distill/*/metrics.jsonl")
+    assert {"pixel", "logits", "feature"} <= json.loads(curves.read_text().splitlines()[1]).keys()
+    assert {one["role"] for one in results["failures"]} <= {"teacher"}
+    assert results["teacher"]["arch"] == "SPAN"
+    assert results["teacher"]["licence"] == "unknown"
+
+
+# Stands in for spandrel: one net, on which the exporter kills the process.
+FAKE = """
+import os
+import torch
+from types import SimpleNamespace
+from torch import nn
+
+__version__ = "0.0"
+
+class UnsupportedModelError(Exception): pass
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 12, 1), nn.Conv2d(12, 12, 3, padding=1))
+        self.up = nn.PixelShuffle(2)
+    def forward(self, lr):
+        if torch.compiler.is_exporting():
+            os._exit(1)
+        return self.up(self.body(lr))
+
+class ImageModelDescriptor:
+    scale, input_channels, output_channels, purpose = 2, 3, 3, "SR"
+    architecture = SimpleNamespace(name="Fatal")
+    size_requirements = SimpleNamespace(multiple_of=1, minimum=0, square=False)
+    def __init__(self, state):
+        self.model = Net()
+        self.model.load_state_dict(state)
+    def __call__(self, lr):
+        return self.model(lr).clamp(0, 1)
+
+class ModelLoader:
+    def load_from_state_dict(self, state):
+        return ImageModelDescriptor(state)
+
+def canonicalize_state_dict(state):
+    return state
+"""
+
+
+@pytest.mark.slow
+def test_a_teacher_that_cannot_be_exported_is_a_row_of_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "spandrel.py").write_text(FAKE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "spandrel", raising=False)
+    fake = importlib.import_module("spandrel")
+    monkeypatch.setitem(sys.modules, "spandrel", fake)
+    torch.save(fake.Net().state_dict(), tmp_path / "fatal.pth")
+    _, results = run(tmp_path / "fatal.pth", tmp_path)
+    (failure,) = results["failures"]
+    assert (failure["role"], failure["stage"], failure["target"]) == ("teacher", "export", "onnx")
+    assert failure["what"] == "export: torch crashed while it turned Fatal into an ONNX graph"
+    assert "min_speedup_over_teacher=off" in failure["hint"]
+    assert {"cpu"} <= {m["target"] for m in results["measurements"] if m["role"] == "student"}
+    assert "onnx" not in {one["target"] for one in results["verdict"]["recommended"]}
