@@ -26,7 +26,7 @@ from calibration.patches import choose, split
 from calibration.search import Loss
 from mipkd.core.records import Graph, Holdout, PatchSet, Photos
 from mipkd.distill.data import prepare_photos
-from pipeline.quantize.evaluator import Judge
+from pipeline.quantize.evaluator import Evaluator
 from targets.base import BuildRequest, Target, find
 
 _SIDE = 64  # LR pixels of a patch
@@ -109,12 +109,12 @@ def random_patches(photos: Photos, *, count: int, size: int, seed: int, out: Pat
 def _loss(target: Target, graph: Graph, patches: PatchSet, held: Holdout, folder: Path) -> Loss:
     tuner = target.tuner(BuildRequest(graph, "int8", folder, patches))
     assert tuner is not None, f"{target.name} has a fixed recipe for {graph.family}"
-    judge = Judge(tuner, held, multiple=graph.multiple, folder=folder)
+    evaluator = Evaluator(tuner, held, multiple=graph.multiple, folder=folder)
     with closing(
         target.open(target.build(BuildRequest(graph, "fp32", folder / "fp32")))
     ) as session:
-        judge.hold_against(session)
-    return judge.loss(tuner.range_estimators[0], ())
+        evaluator.hold_against(session)
+    return evaluator.loss(tuner.range_estimators[0], ())
 
 
 if __name__ == "__main__":

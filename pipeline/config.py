@@ -24,7 +24,7 @@ from pipeline.judge.regression import BaselineConfig
 from pipeline.machine.base import DeviceConfig
 from pipeline.quantize.qat import QatConfig
 from pipeline.quantize.search import QuantizeConfig
-from pipeline.settings import as_usage_error, assignments, merged
+from pipeline.settings import as_usage_error, assignments, merge_settings
 from pipeline.stages.build import BuildConfig
 from pipeline.stages.calibrate import CalibrateConfig
 from pipeline.stages.export import AdoptConfig, ExportConfig
@@ -90,11 +90,11 @@ def load(
     written = _read(file or default) if file or default.is_file() else {}
     given: dict[str, Any] = {}
     for layer in (written, flags, assignments(sets)):
-        given = merged(given, layer)
+        given = merge_settings(given, layer)
     if not alone and not given.get("teacher") and not given.get("model"):
-        given = merged(_preset("demo"), given)
+        given = merge_settings(_preset("demo"), given)
     elif not given.get("data") and not given.get("model"):
-        given = merged(_preset("smoke"), given)
+        given = merge_settings(_preset("smoke"), given)
     try:
         config = Config.model_validate(given)
     except ValidationError as error:

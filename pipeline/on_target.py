@@ -44,7 +44,7 @@ class OnTarget:
 
     def build(self, contenders: Sequence[Contender]) -> None:
         """Every contender at every precision; what fails is a row of the report."""
-        for one, precision in self._wanted(contenders):
+        for one, precision in self._select_builds(contenders):
             with self.on.catch(self.info.target, precision, "build", one.name):
                 self.builts.append((one.name, self._build(one, precision)))
 
@@ -62,7 +62,7 @@ class OnTarget:
             ours = [built for name, built in self.builts if not is_rival(name)]
             self.measured.append(self._measure(ours))
 
-    def _wanted(self, contenders: Sequence[Contender]) -> Iterator[tuple[Contender, str]]:
+    def _select_builds(self, contenders: Sequence[Contender]) -> Iterator[tuple[Contender, str]]:
         """What to build: students at every precision asked for, the teacher in the float ones."""
         for precision in self.on.config.precision or ():
             if precision not in self.info.precisions:

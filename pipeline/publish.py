@@ -146,11 +146,11 @@ def _publish(run: Run, evidence: Evidence) -> None:
     write(evidence, report_folder(run.root))
     config = BundleConfig.model_validate(evidence.config.get("bundle", {}))
     pack(evidence, config, bundle_folder(run.root))
-    for target in unseen(evidence):
+    for target in kit_targets(evidence):
         make_kit(bundle_folder(run.root), target, run.root / kit_name(target))
 
 
-def unseen(evidence: Evidence) -> list[str]:
+def kit_targets(evidence: Evidence) -> list[str]:
     """The targets that were only simulated and can be measured by a kit."""
     can = {built.target for built in student_builds(evidence)}
     return [target for target in simulated_targets(evidence.measurements) if target in can]

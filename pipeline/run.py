@@ -149,7 +149,9 @@ class Run:
                 "ended": now(),
             }
             (partial / "receipt.json").write_text(json.dumps(receipt, indent=2))
-            (partial / "record.json").write_text(json.dumps(self._stored(record, partial, folder)))
+            (partial / "record.json").write_text(
+                json.dumps(self._to_stored(record, partial, folder))
+            )
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
         except OSError as error:
@@ -161,7 +163,7 @@ class Run:
         self._journal("done", stage=stage.name, label=label, seconds=receipt["seconds"])
         return self._load(stage, folder)
 
-    def _stored(self, record: Any, partial: Path, folder: Path) -> Any:
+    def _to_stored(self, record: Any, partial: Path, folder: Path) -> Any:
         place = f"{_HERE}/{folder.relative_to(self.root)}"
         stored = _swap_prefix(codec.encode(record), str(partial), place)
         return _swap_prefix(stored, str(self.root), _HERE)

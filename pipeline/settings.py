@@ -29,11 +29,11 @@ def assignments(sets: Sequence[str]) -> dict[str, Any]:
         nested: Any = parsed
         for part in reversed(name.strip().split(".")):
             nested = {part: nested}
-        found = merged(found, nested)
+        found = merge_settings(found, nested)
     return found
 
 
-def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge_settings(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Settings over others, section by section; None leaves what lies under it."""
     found = dict(under)
     for name, value in over.items():
@@ -41,7 +41,7 @@ def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if isinstance(value, Mapping):
             old = found.get(name)
-            value = merged(old if isinstance(old, Mapping) else {}, value)
+            value = merge_settings(old if isinstance(old, Mapping) else {}, value)
         found[name] = value
     return found
 

@@ -45,7 +45,7 @@ class Regression:
     def solve(self, damping: float = 1e-5) -> tuple[Tensor, Tensor]:
         """Weight (C, K, k, k) and bias (C,) by ridge regression; `damping` is relative to the
         inputs' mean energy, the bias is not damped."""
-        solution_IO = torch.linalg.solve(self._damped(damping), self.cross_IO)
+        solution_IO = torch.linalg.solve(self._damp(damping), self.cross_IO)
         return self._as_kernel(solution_IO)
 
     def strongest_inputs(self, count: int, damping: float = 1e-5, always: int = 0) -> list[int]:
@@ -57,7 +57,7 @@ class Regression:
         """
         group = self.size**2
         left = list(range((len(self.gram_II) - 1) // group))
-        inverse_II = torch.linalg.inv(self._damped(damping))
+        inverse_II = torch.linalg.inv(self._damp(damping))
         weights_IO = inverse_II @ self.cross_IO
         while len(left) > count:
             harms = _harms(inverse_II, weights_IO, len(left), group)
@@ -68,7 +68,7 @@ class Regression:
             left = [channel for at, channel in enumerate(left) if at not in goes]
         return left
 
-    def _damped(self, damping: float) -> Tensor:
+    def _damp(self, damping: float) -> Tensor:
         # Features that are 0 everywhere get weights of 0.
         energy = max(1e-12, float(self.gram_II.diagonal()[:-1].mean()))
         diagonal = torch.full((len(self.gram_II),), energy, dtype=torch.float64)

@@ -92,12 +92,12 @@ def _read(kind: Any, stated: Any, root: Path) -> Any:
     if kind is float:
         stated = math.nan if stated is None else stated
         number = isinstance(stated, (int, float)) and not isinstance(stated, bool)
-        return float(_checked(number, stated, "number"))
+        return float(_check(number, stated, "number"))
     if kind is int:
         whole = isinstance(stated, int) and not isinstance(stated, bool)
-        return _checked(whole, stated, "whole number")
+        return _check(whole, stated, "whole number")
     if kind in (str, bool, type(None)):
-        return _checked(isinstance(stated, kind), stated, kind.__name__)
+        return _check(isinstance(stated, kind), stated, kind.__name__)
     if kind is Any:
         return stated
     return _read_parts(kind, stated, root)
@@ -108,19 +108,19 @@ def _read_parts(kind: Any, stated: Any, root: Path) -> Any:
     if origin in (Union, types.UnionType):
         return _read_union(arguments, stated, root)
     if origin is Literal:
-        return _checked(stated in arguments, stated, f"one of {', '.join(map(str, arguments))}")
+        return _check(stated in arguments, stated, f"one of {', '.join(map(str, arguments))}")
     if origin is tuple:
-        _checked(isinstance(stated, (list, tuple)), stated, "list")
+        _check(isinstance(stated, (list, tuple)), stated, "list")
         return _read_tuple(arguments, stated, root)
     if origin is dict:
-        _checked(isinstance(stated, dict), stated, "object")
+        _check(isinstance(stated, dict), stated, "object")
         return dict(_each(((name, arguments[1], one) for name, one in stated.items()), root))
     if dataclasses.is_dataclass(kind):
-        return _read_record(kind, _checked(isinstance(stated, dict), stated, _name(kind)), root)
+        return _read_record(kind, _check(isinstance(stated, dict), stated, _name(kind)), root)
     if issubclass(kind, Enum):
         known = [member.value for member in kind]
-        return kind(_checked(stated in known, stated, f"one of {', '.join(map(str, known))}"))
-    return root / _checked(isinstance(stated, str), stated, "path")
+        return kind(_check(stated in known, stated, f"one of {', '.join(map(str, known))}"))
+    return root / _check(isinstance(stated, str), stated, "path")
 
 
 def _read_union(kinds: tuple[Any, ...], stated: Any, root: Path) -> Any:
@@ -176,7 +176,7 @@ def _each(triples: Iterable[tuple[Any, Any, Any]], root: Path) -> Iterable[tuple
             raise CodecError(error.what, f"{name}.{error.place}".rstrip(".")) from error
 
 
-def _checked(well: bool, stated: Any, kind: str) -> Any:
+def _check(well: bool, stated: Any, kind: str) -> Any:
     if not well:
         text = repr(stated)
         raise CodecError(f"no {kind}: {text if len(text) <= 40 else text[:37] + '...'}")

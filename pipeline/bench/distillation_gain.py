@@ -81,7 +81,7 @@ def _gain(m: Measurement, theirs: Measurement | None, fp32: Mapping[str, float])
         return replace(unknown, why_not=f"ours is {ours[0]}, the rival's {ours[1]}")
     found = _differences(m, theirs)
     size = max(set(valid_sizes(m)) & set(valid_sizes(theirs)), key=math.prod, default=None)
-    why_not, retained = _retained(found, fp32)
+    why_not, retained = _estimate_retained(found, fp32)
     return replace(
         unknown,
         images=len(found),
@@ -95,7 +95,9 @@ def _gain(m: Measurement, theirs: Measurement | None, fp32: Mapping[str, float])
     )
 
 
-def _retained(here: Mapping[str, float], fp32: Mapping[str, float]) -> tuple[str, Estimate | None]:
+def _estimate_retained(
+    here: Mapping[str, float], fp32: Mapping[str, float]
+) -> tuple[str, Estimate | None]:
     """The share of the FP32 gain that is left, over images that have both; or why it is none."""
     both = [image for image in here if image in fp32]
     if why_not := _too_few(both):

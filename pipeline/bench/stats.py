@@ -102,7 +102,7 @@ def mean_over_images(values: Sequence[float], *, level: float = 0.95) -> Estimat
         return Estimate(mean, float("nan"), float("nan"))
     error = float(found.std(ddof=1)) / math.sqrt(count)
     skewness, quantile = _skewness(found), _t(level, count - 1)
-    upper, lower = (_unskewed(end, skewness, count) for end in (-quantile, quantile))
+    upper, lower = (_remove_skew(end, skewness, count) for end in (-quantile, quantile))
     return Estimate(mean, mean - lower * error, mean - upper * error)
 
 
@@ -115,7 +115,7 @@ def _skewness(values: npt.NDArray[np.float64]) -> float:
     return float(((apart / deviation) ** 3).mean()) * math.sqrt(count * (count - 1)) / (count - 2)
 
 
-def _unskewed(quantile: float, skewness: float, count: int) -> float:
+def _remove_skew(quantile: float, skewness: float, count: int) -> float:
     """The quantile of the t statistic of skewed data: the inverse of Hall's cubic."""
     if abs(skewness) < _SYMMETRIC:
         return quantile

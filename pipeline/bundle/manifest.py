@@ -104,7 +104,7 @@ def write(manifest: Manifest, folder: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps(asdict(sealed), indent=1, sort_keys=True))
 
 
-def listed(folder: Path) -> dict[str, File]:
+def list_files(folder: Path) -> dict[str, File]:
     """Every file below `folder` but the manifest."""
     return {
         name: File(hash_file(folder / name), (folder / name).stat().st_size, _role(name))
@@ -151,7 +151,7 @@ def problems(folder: Path, manifest: Manifest) -> list[Problem]:
     return found + [Problem(name, "not of this bundle") for name in extra]
 
 
-def damaged(model: Model, found: list[Problem]) -> bool:
+def is_damaged(model: Model, found: list[Problem]) -> bool:
     """Whether something is wrong with a model's own files."""
     home = f"model/{model.name}/"
     return any(problem.file.startswith(home) for problem in found)

@@ -66,7 +66,7 @@ def _fill(evidence: Evidence, config: BundleConfig, out: Path) -> None:
             scale=evidence.graph.scale,
             multiple=evidence.graph.multiple,
             models=models,
-            files=manifest.listed(out),
+            files=manifest.list_files(out),
         ),
         out,
     )

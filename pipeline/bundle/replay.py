@@ -13,7 +13,7 @@ from mipkd.core.images import read_rgb
 from mipkd.core.precision import Tolerance
 from mipkd.core.records import Built
 from pipeline.bench.models import make_pixels
-from pipeline.bundle.manifest import Manifest, Model, Problem, damaged
+from pipeline.bundle.manifest import Manifest, Model, Problem, is_damaged
 from targets.base import ByteArray, find
 
 
@@ -48,7 +48,7 @@ class Replayed:
 def replay(bundle: Path, manifest: Manifest, wrong: list[Problem]) -> Iterator[Replayed]:
     """Each model in turn; one whose files are damaged is not opened."""
     for model in manifest.models:
-        if damaged(model, wrong):
+        if is_damaged(model, wrong):
             yield Replayed(model, why_not="its files are not those of the bundle")
             continue
         try:

@@ -10,7 +10,7 @@ from mipkd.core.errors import MipkdError, MissingError, UsageError, nearest
 from mipkd.core.evidence import Failure
 from mipkd.core.measurement import Host, Measurement
 from pipeline.bench.latency import BenchSettings
-from pipeline.bundle.manifest import Manifest, damaged, problems
+from pipeline.bundle.manifest import Manifest, is_damaged, problems
 from pipeline.machine.base import Job, Machine
 
 
@@ -43,7 +43,7 @@ def time_bundle(
             raise UsageError(f"--target: no model for {name!r}", hint=nearest(name, known))
     wrong = problems(bundle, manifest)
     for model in manifest.models:
-        if damaged(model, wrong):
+        if is_damaged(model, wrong):
             what = f"{bundle}: files of {model.target} {model.precision} are not the bundle's"
             raise UsageError(what, hint="see which: mipkd-pipeline verify")
     found: list[Measurement] = []

@@ -37,7 +37,7 @@ def run(
     set_logging(verbose)
     from pipeline.cli.summary import summarize
     from pipeline.flow import run_pipeline
-    from pipeline.publish import bundle_folder, unseen
+    from pipeline.publish import bundle_folder, kit_targets
     from pipeline.report.results_file import report_folder
 
     settings = o.load_settings(context.params)
@@ -52,7 +52,7 @@ def run(
     print_wide(summarize(evidence))
     typer.echo(f"report: {report_folder(here.root) / 'index.html'}")
     typer.echo(f"bundle: {bundle_folder(here.root)}")
-    explain_kits(here.root, unseen(evidence))
+    explain_kits(here.root, kit_targets(evidence))
     raise typer.Exit(EXIT[evidence.verdict.outcome])
 
 

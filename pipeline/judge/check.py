@@ -19,7 +19,7 @@ from pipeline.bundle.provenance import read_provenance
 from pipeline.judge.baseline import check_comparable, load, of_bundle, save
 from pipeline.judge.gates import GateConfig, judge, overall
 from pipeline.judge.regression import BaselineConfig, Beside, regress, time_in_turns
-from pipeline.settings import as_usage_error, assignments, merged
+from pipeline.settings import as_usage_error, assignments, merge_settings
 
 _NOT_JUDGED = "the figures of a bundle with such files are not judged"
 
@@ -76,7 +76,7 @@ def settings_with(bundle: Path, sets: Sequence[str]) -> CheckConfig:
     Raises:
         UsageError: an unknown setting, a value of the wrong kind.
     """
-    given = merged({"bench": asdict(settings_of(bundle))}, assignments(sets))
+    given = merge_settings({"bench": asdict(settings_of(bundle))}, assignments(sets))
     try:
         return CheckConfig.model_validate(given)
     except ValidationError as error:

@@ -127,12 +127,14 @@ def _quality(config: BaselineConfig, now: Measurement, before: Measurement) -> I
         if bound != "off":
             figure = statistics.fmean(lost[image] for image in images)
             why = f"on {worst[0]}" if len(images) == 1 else f"{len(images)} of {len(lost)} images"
-            yield _bounded(name, now, figure, bound, "dB", why)
+            yield _judge_bound(name, now, figure, bound, "dB", why)
     found = channel_shift(now, before)
     if found and config.max_channel_shift != "off":
         figure, words = found
         why = f"{words}, mean of all images"
-        yield _bounded("new channel shift", now, figure, config.max_channel_shift, "levels", why)
+        yield _judge_bound(
+            "new channel shift", now, figure, config.max_channel_shift, "levels", why
+        )
 
 
 def _mean_loss(bound: Bound, now: Measurement, lost: Sequence[float]) -> Iterator[Gate]:
@@ -155,7 +157,7 @@ def _size(config: BaselineConfig, now: Measurement, before: Measurement) -> Iter
     if config.max_growth != "off" and before.size_bytes and now.size_bytes:
         growth = now.size_bytes / before.size_bytes
         why = f"{now.size_bytes / 1e6:.2f} MB, {before.size_bytes / 1e6:.2f} before"
-        yield _bounded("size", now, growth, config.max_growth, "x", why)
+        yield _judge_bound("size", now, growth, config.max_growth, "x", why)
 
 
 def _speed(
@@ -213,6 +215,8 @@ def _hosts(now: Measurement, before: Measurement) -> str:
     return f"measured on another machine ({there}; now {here}): give the baseline as a bundle"
 
 
-def _bounded(name: str, now: Measurement, figure: float, bound: float, unit: str, why: str) -> Gate:
+def _judge_bound(
+    name: str, now: Measurement, figure: float, bound: float, unit: str, why: str
+) -> Gate:
     outcome = Outcome.PASS if figure <= bound else Outcome.FAIL
     return Gate(name, subject(now), outcome, figure, bound, unit, why)

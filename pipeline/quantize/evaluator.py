@@ -66,7 +66,7 @@ class Crops:
         return luma(image_HWC)[edge:-edge, edge:-edge].astype(np.float32)
 
 
-class Judge:
+class Evaluator:
     """Losses and costs of a tuner's candidates."""
 
     def __init__(
@@ -101,7 +101,7 @@ class Judge:
         for rest in self.tuner.other_precisions:
             if ms[rest] < _CLEARLY * ms[self.rest]:
                 self.rest = rest
-        log.info("floats in %s: %s", self.rest, _listed(ms))
+        log.info("floats in %s: %s", self.rest, _list_ms(ms))
 
     def refine_rest(
         self, ranges: str, floats: Iterable[str], size: tuple[int, int], settings: BenchSettings
@@ -116,7 +116,7 @@ class Judge:
         ms = self._by_rest(ranges, sorted(floats), size, settings)
         as_fast = [rest for rest in finer if ms[rest] <= _AS_FAST * ms[self.rest]]
         self.rest = (*as_fast, self.rest)[0]
-        log.info("these floats in %s: %s", self.rest, _listed(ms))
+        log.info("these floats in %s: %s", self.rest, _list_ms(ms))
 
     def _by_rest(
         self, ranges: str, names: list[str], size: tuple[int, int], settings: BenchSettings
@@ -129,7 +129,7 @@ class Judge:
                     rest: stack.enter_context(closing(self.tuner.session(ranges, names, rest)))
                     for rest in self.tuner.other_precisions
                 }
-                return self._timed(sessions, size, settings)
+                return self._time(sessions, size, settings)
 
         known: dict[str, float] = self._known(json.dumps(["rest", ranges, names, size]), measure)
         return known
@@ -212,13 +212,13 @@ class Judge:
                     name: stack.enter_context(closing(self._session(ranges, floats)))
                     for name, floats in {"": list[str](), **candidates}.items()
                 }
-                return self._timed(sessions, size, settings)
+                return self._time(sessions, size, settings)
 
         key = json.dumps(["ms", ranges, self.rest, sorted(candidates.items()), size])
         known: dict[str, float] = self._known(key, measure)
         return known
 
-    def _timed(
+    def _time(
         self, sessions: dict[str, Session], size: tuple[int, int], settings: BenchSettings
     ) -> dict[str, float]:
         multiples = dict.fromkeys(sessions, self._multiple)
@@ -263,7 +263,7 @@ def _whole_lines(file: Path) -> Iterable[tuple[str, Any]]:
         yield key, value
 
 
-def _listed(ms: dict[str, float]) -> str:
+def _list_ms(ms: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.3g} ms" for name, value in ms.items())
 
 

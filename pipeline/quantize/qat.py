@@ -34,7 +34,7 @@ from mipkd.distill.settings import DistillConfig
 from mipkd.distill.trainer import TrainingInputs, train
 from mipkd.export import onnx
 from mipkd.export.fake_quant import FakeQuantNet
-from pipeline.quantize.search import judged, worth_their_time
+from pipeline.quantize.search import floats_for_budget, make_evaluator
 from pipeline.stage import Ref, stage
 from targets.base import BuildRequest, Feature, find
 
@@ -117,10 +117,10 @@ def _rounding(inputs: QatInputs, folder: Path) -> QuantScheme:
     folder.mkdir(exist_ok=True)
     target, graph, patches = inputs.target, inputs.graph.value, inputs.patches.value
     chosen, spare = find(target), inputs.config.spare
-    if judge := judged(target, graph, None, patches, inputs.holdout.value, folder):
-        floats = worth_their_time(judge, inputs.size, spare) if spare else []
-        found = judge.tuner.quant_scheme(floats)
-        left = f"{len(floats)} of {len(judge.operations)} operations float"
+    if evaluator := make_evaluator(target, graph, None, patches, inputs.holdout.value, folder):
+        floats = floats_for_budget(evaluator, inputs.size, spare) if spare else []
+        found = evaluator.tuner.quant_scheme(floats)
+        left = f"{len(floats)} of {len(evaluator.operations)} operations float"
     elif Feature.FIXED_INT8 in chosen.features:
         found = chosen.quant_scheme(BuildRequest(graph, "int8", folder, patches))
         left = "those of its fixed recipe"

@@ -25,7 +25,7 @@ from mipkd.core.records import (
     QuantPlan,
 )
 from pipeline.bench.latency import BenchSettings
-from pipeline.quantize.evaluator import Crops, Judge
+from pipeline.quantize.evaluator import Crops, Evaluator
 from pipeline.quantize.hold_out import HoldoutConfig
 from pipeline.stage import Ref, stage
 from targets.base import BuildRequest, Feature, Tuner, find
@@ -92,57 +92,57 @@ def search(inputs: SearchInputs, *, out: Path) -> QuantPlan:
     config, target = inputs.config, inputs.target
     graph, patches, held = inputs.graph.value, inputs.patches.value, inputs.holdout.value
     tuned, bounds = inputs.tuned.value if inputs.tuned else None, config.bounds
-    judge = judged(target, graph, None, patches, held, out)
-    if judge is None:
+    evaluator = make_evaluator(target, graph, None, patches, held, out)
+    if evaluator is None:
         if config.float:
             log.warning("%s: its recipe for %s leaves out quantize.float", target, graph.family)
         return _by_recipe(inputs, out)
-    tuner, operations = judge.tuner, judge.operations
+    tuner, operations = evaluator.tuner, evaluator.operations
     forced = frozenset(op.name for op in operations) & frozenset(config.float)
-    if tuned and (trained := judged(target, graph, tuned, patches, held, out / "tuned")):
+    if tuned and (trained := make_evaluator(target, graph, tuned, patches, held, out / "tuned")):
         trained_as_float = frozenset(tuned.rounding.floats)
         losses = [
-            judge.loss(tuner.range_estimators[0], forced | trained_as_float),
+            evaluator.loss(tuner.range_estimators[0], forced | trained_as_float),
             trained.loss(trained.tuner.range_estimators[0], forced - trained_as_float),
         ]
         told = "%s: with %d floats INT8 loses %.4f dB (worst crop %.3f), trained on %.4f (%.3f)"
         figures = (f for loss in losses for f in (loss.mean_db, loss.worst_db))
         log.info(told, target, len(trained_as_float), *figures)
         if bounds.share(losses[1]) < bounds.share(losses[0]):
-            judge, tuner, operations = trained, trained.tuner, trained.operations
+            evaluator, tuner, operations = trained, trained.tuner, trained.operations
             forced -= trained_as_float
         else:
             log.warning(_NO_HELP, target)
             tuned = None
-    judge.settle_rest(config.size, _PACE)
+    evaluator.settle_rest(config.size, _PACE)
     ranges = _best_ranges(
-        judge, tuner, operations, bounds, _clock(started + _FOR_RANGES * config.limit_s)
+        evaluator, tuner, operations, bounds, _clock(started + _FOR_RANGES * config.limit_s)
     )
-    every = judge.loss(ranges, forced)
+    every = evaluator.loss(ranges, forced)
     harms, costs_ms = dict[str, Loss](), dict[str, float]()
     if tuned and bounds.hold(every):  # trained to need no floats
-        base_ms = judge.base_ms(ranges, config.size, _PACE)
+        base_ms = evaluator.base_ms(ranges, config.size, _PACE)
         best = Candidate(forced, every, 0.0)
         found = Found(best, bounds_met=True, pareto=(best,))
     else:
-        base_ms, costs_ms = judge.costs_ms(ranges, config.size, _PACE)
-        harms = _harms(judge, ranges, operations, _clock(started + _FOR_HARMS * config.limit_s))
+        base_ms, costs_ms = evaluator.costs_ms(ranges, config.size, _PACE)
+        harms = _harms(evaluator, ranges, operations, _clock(started + _FOR_HARMS * config.limit_s))
         coarse_ms = {name: round_time(ms) for name, ms in costs_ms.items()}
         found = core.search(
             Measured(operations, harms, coarse_ms, bounds),
-            lambda floats: judge.loss(ranges, floats),
+            lambda floats: evaluator.loss(ranges, floats),
             slack_ms=_SLACK * round_time(base_ms, parts=2),
             forced=forced,
             late=_clock(started + config.limit_s),
         )
     if found.best.floats or tuned:
-        judge.refine_rest(ranges, found.best.floats, config.size, _PACE)
-        found = core.with_remeasured_loss(found, judge.loss(ranges, found.best.floats), bounds)
+        evaluator.refine_rest(ranges, found.best.floats, config.size, _PACE)
+        found = core.with_remeasured_loss(found, evaluator.loss(ranges, found.best.floats), bounds)
     _tell(target, config, found, monotonic() - started)
     return QuantPlan(
         target=target,
         ranges=ranges,
-        rest=judge.rest,
+        rest=evaluator.rest,
         floats=tuple(
             _float_layer(op, forced, harms.get(op.name), costs_ms.get(op.name, 0.0))
             for op in operations
@@ -204,14 +204,14 @@ def _by_recipe(inputs: SearchInputs, out: Path) -> QuantPlan:
     )
 
 
-def judged(
+def make_evaluator(
     target: str,
     graph: Graph,
     tuned: QatStudent | None,
     patches: PatchSet,
     held: Holdout,
     folder: Path,
-) -> Judge | None:
+) -> Evaluator | None:
     """Of candidates of a graph, or of what it was tuned to, held against its FP32; None where the
     target has a fixed recipe for it."""
     folder.mkdir(exist_ok=True)
@@ -222,24 +222,24 @@ def judged(
     tuner = chosen.tuner(request) if searched else None
     if tuner is None:
         return None
-    judge = Judge(tuner, held, multiple=graph.multiple, folder=folder)
+    evaluator = Evaluator(tuner, held, multiple=graph.multiple, folder=folder)
     fp32 = chosen.build(BuildRequest(graph, "fp32", folder / "fp32"))
     with closing(chosen.open(fp32)) as session:
-        judge.hold_against(session)
-    return judge
+        evaluator.hold_against(session)
+    return evaluator
 
 
-def worth_their_time(judge: Judge, size: tuple[int, int], share: float) -> list[str]:
+def floats_for_budget(evaluator: Evaluator, size: tuple[int, int], share: float) -> list[str]:
     """The floats that bring most for `share` of the time that everything in INT8 takes.
 
     What they bring is weighed by the default bounds: other bounds need no other training.
     """
-    judge.settle_rest(size, _PACE)
-    ranges = judge.tuner.range_estimators[0]
-    base_ms, costs_ms = judge.costs_ms(ranges, size, _PACE)
-    harms = _harms(judge, ranges, judge.operations, lambda: False)
+    evaluator.settle_rest(size, _PACE)
+    ranges = evaluator.tuner.range_estimators[0]
+    base_ms, costs_ms = evaluator.costs_ms(ranges, size, _PACE)
+    harms = _harms(evaluator, ranges, evaluator.operations, lambda: False)
     coarse_ms = {name: round_time(ms) for name, ms in costs_ms.items()}
-    known = Measured(judge.operations, harms, coarse_ms, QuantizeConfig().bounds)
+    known = Measured(evaluator.operations, harms, coarse_ms, QuantizeConfig().bounds)
     return core.knapsack_floats(known, share * base_ms)
 
 
@@ -269,7 +269,7 @@ def _clock(end: Seconds) -> Callable[[], bool]:
 
 
 def _best_ranges(
-    judge: Judge,
+    evaluator: Evaluator,
     tuner: Tuner,
     operations: tuple[Operation, ...],
     bounds: Bounds,
@@ -283,14 +283,14 @@ def _best_ranges(
             log.warning("search: no time left for ranges %s", ranges)
             break
         log.info("ranges %s: quantising", ranges)
-        shares[ranges] = bounds.share(judge.loss(ranges, usual))
+        shares[ranges] = bounds.share(evaluator.loss(ranges, usual))
     best = min(shares, key=lambda ranges: shares[ranges])
     log.info("ranges %s lose least", best)
     return best
 
 
 def _harms(
-    judge: Judge, ranges: str, operations: tuple[Operation, ...], late: Callable[[], bool]
+    evaluator: Evaluator, ranges: str, operations: tuple[Operation, ...], late: Callable[[], bool]
 ) -> dict[str, Loss]:
     """Of each operation; once it is late, of one of those that are alike for all of them."""
     harms: dict[str, Loss] = {}
@@ -301,7 +301,7 @@ def _harms(
             harms[op.name] = of_kind[op.alike]
             copied += 1
             continue
-        harms[op.name] = of_kind[op.alike] = judge.harm(ranges, op.name)
+        harms[op.name] = of_kind[op.alike] = evaluator.harm(ranges, op.name)
         if number % 10 == 0 or number == len(operations):
             log.info("what INT8 harms: %d of %d operations", number, len(operations))
     if copied:

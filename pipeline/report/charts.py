@@ -79,7 +79,7 @@ def training(metrics: Path | None) -> Trace:
     rows = read_rows(metrics) if metrics else []
     terms = [name for name in dict.fromkeys(k for row in rows for k in row) if _is_term(name)]
     curves = [
-        Curve(name, *_thinned(*series(rows, name)), colour % COLOURS)
+        Curve(name, *_thin(*series(rows, name)), colour % COLOURS)
         for colour, name in enumerate(["total", *terms])
     ]
     curves = [curve for curve in curves if len(curve.xs) > 1 and max(curve.ys) > 0]
@@ -125,7 +125,7 @@ def _point(
     )
 
 
-def _thinned(xs: list[float], ys: list[float]) -> tuple[list[float], list[float]]:
+def _thin(xs: list[float], ys: list[float]) -> tuple[list[float], list[float]]:
     """Means of bins, so that a long noisy curve can be read and stays small."""
     step = max(1, math.ceil(len(xs) / _POINTS))
     starts = range(0, len(xs), step)

@@ -43,7 +43,7 @@ def draw_gains(gains: Sequence[DistillationGain]) -> list[tuple[str, str]]:
     for gain in gains:
         targets = list(dict.fromkeys(one.target for one in gain.on))
         drawn = [("reference fp32", gain.fp32_db, 0)]
-        drawn += [(_named(one), one.gain_db, 1 + targets.index(one.target)) for one in gain.on]
+        drawn += [(_name_gain(one), one.gain_db, 1 + targets.index(one.target)) for one in gain.on]
         marks = [
             Span(name, db.value, db.low, db.high, colour % COLOURS)
             for name, db, colour in drawn
@@ -77,5 +77,5 @@ def _decibels(gain: Estimate | None) -> str:
     return f"{signed(gain.value, 3)} ({signed(gain.low, 3)} to {signed(gain.high, 3)})"
 
 
-def _named(one: TargetGain) -> str:
+def _name_gain(one: TargetGain) -> str:
     return f"{one.target} {one.precision}" + (" simulated" if one.simulated else "")

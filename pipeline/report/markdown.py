@@ -28,7 +28,7 @@ def github_lines(gates: Sequence[Gate]) -> Iterator[str]:
         if gate.outcome is not Outcome.PASS:
             kind = "error" if gate.outcome is Outcome.FAIL else "warning"
             text = f"{gate.subject}: {gate.name}{_figure(gate)}: {gate.reason}"
-            yield f"::{kind} title=mipkd-pipeline check::{_escaped(text)}"
+            yield f"::{kind} title=mipkd-pipeline check::{_escape(text)}"
 
 
 def _rows(gates: Sequence[Gate]) -> Iterator[str]:
@@ -45,6 +45,6 @@ def _figure(gate: Gate) -> str:
     return "" if gate.figure is None else f" {gate.figure:.3f} {gate.unit}"
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     """As GitHub reads workflow commands."""
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")

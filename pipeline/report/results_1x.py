@@ -21,7 +21,7 @@ def as_evidence(old: Stated) -> Stated:
         "verdict": {**verdict, "gates": [_gate(gate) for gate in verdict["gates"]]},
         "teacher": _model(old["teacher"], "teacher") if old["teacher"] else None,
         "student": student,
-        "distilled": _distilled(old["training"], student),
+        "distilled": _read_distilled(old["training"], student),
         "graph": {**old["graph"], "file": "", "role": "student", "scale": scale}
         | {"family": student["arch"], "licence": student["licence"]},
         "tests": _tests(old["tests"], scale, measurements),
@@ -73,7 +73,7 @@ def _model(model: Stated, role: str) -> Stated:
     return {**model, **known, "role": role, "file": ""}
 
 
-def _distilled(training: Stated | None, model: Stated) -> Stated | None:
+def _read_distilled(training: Stated | None, model: Stated) -> Stated | None:
     return {**training, "model": model, "curves": "", "pictures": []} if training else None
 
 
@@ -103,6 +103,6 @@ def _holdout(plan: Stated) -> Stated | None:
 
 def _rival(rival: Stated) -> Stated:
     model = _model(rival["model"], rival["name"]) if rival["model"] else None
-    distilled = _distilled(rival["training"], model) if model else None
+    distilled = _read_distilled(rival["training"], model) if model else None
     plans = [_plan(plan) for plan in rival["plans"]]
     return {"name": rival["name"], "model": model, "distilled": distilled, "plans": plans}

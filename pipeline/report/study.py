@@ -76,10 +76,10 @@ def lines_of(study: Study) -> list[Line]:
     found: list[Line] = []
     for number_of_set, bicubic in enumerate(study.bicubic_scores):
         name = set_name(bicubic)
-        found.append(_fixed(name, "bicubic", bicubic, study))
+        found.append(_format_fixed(name, "bicubic", bicubic, study))
         for arm in _arms(study):
             found.append(_line(name, arm, number_of_set, study))
-        found.append(_fixed(name, "teacher", study.teacher_scores[number_of_set], study))
+        found.append(_format_fixed(name, "teacher", study.teacher_scores[number_of_set], study))
     return found
 
 
@@ -168,7 +168,7 @@ def difference(study: Study, arm: str, other: str, index: int) -> Difference | N
     return Difference(mean_over_seeds_and_images(each), len(each), len(each[0]))
 
 
-def _fixed(name: str, arm: str, scores: SetScores, study: Study) -> Line:
+def _format_fixed(name: str, arm: str, scores: SetScores, study: Study) -> Line:
     nan = float("nan")
     psnr, ssim = (_mean(scores.images, metric) for metric in ("psnr_y", "ssim_y"))
     return Line(

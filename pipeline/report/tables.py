@@ -71,7 +71,7 @@ def main_table(evidence: Evidence, figures: Figures) -> Table:
     head += ["Mean drop dB", "Worst drop dB"]
     shipped = {(one.target, one.precision) for one in evidence.verdict.recommended}
     rows = []
-    for m, found in _sorted(evidence, figures):
+    for m, found in _sort_measurements(evidence, figures):
         ships = m.role == "student" and (m.target, m.precision) in shipped
         kind = "shipped" if ships else m.kind if m.kind == "reference" else _role(m)
         cells = [*_names(m), *_medians(found, sizes), *_speed(found)]
@@ -99,7 +99,7 @@ def latency_table(evidence: Evidence, figures: Figures) -> Table:
     metered = any(one.power_from for m in evidence.measurements for one in m.latencies)
     head += ["J/frame"] if metered else []
     rows = []
-    for m, found in _sorted(evidence, figures):
+    for m, found in _sort_measurements(evidence, figures):
         for raw, one in zip(m.latencies, found.latencies, strict=True):
             few = " *" if 0 < len(raw.samples_s) < 100 else ""
             cells = [
@@ -150,7 +150,7 @@ def gate_table(verdict: Verdict) -> Table:
 
 def image_table(evidence: Evidence, figures: Figures) -> Table:
     """PSNR of each image: the references, then what each target loses on it."""
-    scored = [m for m, _ in _sorted(evidence, figures) if m.scores]
+    scored = [m for m, _ in _sort_measurements(evidence, figures) if m.scores]
     references = [m for m in reversed(scored) if m.kind == "reference"]
     targets = [m for m in scored if m.kind != "reference"]
     head = ["Image"]
@@ -212,13 +212,13 @@ def float_table(plan: QuantPlan) -> Table:
             "layer",
             [one.name, one.kind, number(one.harm_db, 4), three_digits(one.cost_ms), one.reason],
         )
-        for one in sorted([*_spared(plan), *plan.floats], key=lambda one: -one.harm_db)
+        for one in sorted([*_list_spared(plan), *plan.floats], key=lambda one: -one.harm_db)
     ]
     head = ["Operation", "Kind", "Harm of INT8 dB", "Cost of float ms", "Reason"]
     return Table(head, rows, first=2, last=4)
 
 
-def _spared(plan: QuantPlan) -> list[FloatLayer]:
+def _list_spared(plan: QuantPlan) -> list[FloatLayer]:
     why = "float while it was trained on: it brings most for its time"
     return [FloatLayer(name, "", 0.0, 0.0, why) for name in plan.trained_as_float]
 
@@ -229,7 +229,9 @@ def sizes_of(measurements: Iterable[Measurement]) -> list[tuple[int, int]]:
     return sorted(found, key=lambda size: (size[0] * size[1], size))
 
 
-def _sorted(evidence: Evidence, figures: Figures) -> list[tuple[Measurement, ModelFigures]]:
+def _sort_measurements(
+    evidence: Evidence, figures: Figures
+) -> list[tuple[Measurement, ModelFigures]]:
     """Targets as they ran; student, rivals, teacher; floats before INT8; references last."""
     every = evidence.measurements
     rivals = list(dict.fromkeys(m.role for m in every if m.role not in _ROLES))

@@ -15,7 +15,7 @@ from mipkd.distill.training_task import TrainingTask
 from pipeline.stage import Ref, stage
 
 
-def _failed(paces: Mapping[str, Pace]) -> bool:
+def _has_failure(paces: Mapping[str, Pace]) -> bool:
     return any(pace.why_not for pace in paces.values())
 
 
@@ -30,7 +30,7 @@ class PaceInputs:
     caches: Mapping[str, Ref[TeacherCache] | None]
 
 
-@stage(version=1, retry_if=_failed)
+@stage(version=1, retry_if=_has_failure)
 def pace(inputs: PaceInputs, *, out: Path) -> dict[str, Pace]:
     """Seconds that each training's start and steps take."""
     teacher, photos = inputs.teacher.value, inputs.photos.value

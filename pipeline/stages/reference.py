@@ -32,7 +32,9 @@ def reference(inputs: ReferenceInputs, *, out: Path) -> tuple[Measurement, ...]:
     bicubic = out / "bicubic"
     scale = graphs[0].scale
     upscaled = ((name, resize_bicubic(lr, hr.shape[:2]), hr) for name, lr, hr in pairs)
-    found = [_measured("bicubic", 0, score_images(upscaled, scale=scale, out=bicubic), bicubic, {})]
+    found = [
+        _to_measurement("bicubic", 0, score_images(upscaled, scale=scale, out=bicubic), bicubic, {})
+    ]
     target = find(FP32_ON)
     versions = target.versions()
     for graph in graphs:
@@ -40,11 +42,11 @@ def reference(inputs: ReferenceInputs, *, out: Path) -> tuple[Measurement, ...]:
         with closing(target.open(built)) as session:
             outputs = out / graph.role
             scores = score(session, tests=pairs, scale=scale, multiple=graph.multiple, out=outputs)
-        found.append(_measured(graph.role, built.size_bytes, scores, outputs, versions))
+        found.append(_to_measurement(graph.role, built.size_bytes, scores, outputs, versions))
     return tuple(found)
 
 
-def _measured(
+def _to_measurement(
     role: str,
     size_bytes: int,
     scores: tuple[ImageScore, ...],

@@ -51,7 +51,7 @@ def read_picture(file: Path) -> Picture:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(file) as image:
-            if why := _refused(file, image):
+            if why := _refuse(file, image):
                 raise UsageError(f"{file}: {why}", hint="convert it to 8 bits RGB first")
             image.load()
             with suppress(Exception):  # damaged EXIF costs the orientation, as in read_rgb
@@ -70,7 +70,7 @@ def join_alpha(picture: Picture, rgb_HWC: ByteArray, alpha_HW1: ByteArray | None
     return rgb_HWC if alpha_HW1 is None else np.concatenate((rgb_HWC, alpha_HW1), axis=2)
 
 
-def _refused(file: Path, image: Image.Image) -> str:
+def _refuse(file: Path, image: Image.Image) -> str:
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         return f"has {frames} frames, and only one would be kept"

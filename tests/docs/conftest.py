@@ -18,7 +18,7 @@ from mipkd.core.samples import sample_photos, sample_tests
 from mipkd.distill.teacher import TeacherOptions, identify
 from mipkd.export.onnx import export
 from pipeline.judge.regression import FEWEST_IMAGES
-from pipeline.settings import merged
+from pipeline.settings import merge_settings
 
 ROOT = Path(__file__).parents[2]
 _M = re.DOTALL | re.MULTILINE
@@ -114,7 +114,7 @@ def _configuration(page: Path, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     tiny = tomllib.loads(TINY)
     del tiny["data"], tiny["val"]
-    file.write_text(tomli_w.dumps(merged(tomllib.loads(page.read_text()), tiny)))
+    file.write_text(tomli_w.dumps(merge_settings(tomllib.loads(page.read_text()), tiny)))
 
 
 def _extensions(page: Path, home: Path) -> None:

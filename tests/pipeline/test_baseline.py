@@ -39,7 +39,7 @@ def kept(once: Finished, tmp_path: Path, ended: Command) -> Path:
 def anew(bundle: Path) -> None:
     """Write the manifest of files that a test has changed."""
     stated = manifest.read(bundle)
-    manifest.write(replace(stated, files=manifest.listed(bundle)), bundle)
+    manifest.write(replace(stated, files=manifest.list_files(bundle)), bundle)
 
 
 def changed(bundle: Path, name: str, edit: Callable[[Any], None]) -> None:

@@ -234,7 +234,7 @@ def test_outputs_that_differ_fail_even_with_right_hashes(
     image[0, 0, 0] ^= 16
     write_png(file, image)
     stated = manifest.read(finished.bundle)
-    manifest.write(replace(stated, files=manifest.listed(finished.bundle)), finished.bundle)
+    manifest.write(replace(stated, files=manifest.list_files(finished.bundle)), finished.bundle)
     said = ended("verify", finished.bundle)
     assert said.code == 6
     assert "DIFFERS  cpu fp32: up to 16 levels apart, 0.00% of values" in said.out

@@ -286,7 +286,7 @@ def test_what_a_runtime_raises_is_told_in_a_line(
     model = finished.bundle / "model/cpu-fp32/model.onnx"
     model.write_bytes(b"of the future")
     stated = manifest.read(finished.bundle)
-    manifest.write(replace(stated, files=manifest.listed(finished.bundle)), finished.bundle)
+    manifest.write(replace(stated, files=manifest.list_files(finished.bundle)), finished.bundle)
     there = make_kit(finished.bundle, "cpu", tmp_path / "device.pyz").file
     ran = started(bare, there)
     assert ran.returncode == 5
