@@ -34,7 +34,7 @@ class Collected:
     measurements: tuple[Measurement, ...]
 
 
-def keep(results_file: Path, run: Run, evidence: Evidence) -> Collected:
+def save_results(results_file: Path, run: Run, evidence: Evidence) -> Collected:
     """Check a kit's results, score its pixels and keep all of it in the run.
 
     Raises:
@@ -58,7 +58,7 @@ def keep(results_file: Path, run: Run, evidence: Evidence) -> Collected:
         models={name_of(built): hash_files(built) for built in builts},
         measurements=tuple(_move_outputs(m, partial, home) for m in found),
     )
-    run.keep(f"{_FOLDER}/{home.name}/record.json", record)
+    run.save_record(f"{_FOLDER}/{home.name}/record.json", record)
     return record
 
 
@@ -100,7 +100,7 @@ def lay_over(
 
 def _read_record(run: Run, file: Path) -> Collected:
     try:
-        return run.kept(file.relative_to(run.root).as_posix(), Collected)
+        return run.load_record(file.relative_to(run.root).as_posix(), Collected)
     except ValueError as error:
         raise UsageError(
             f"{file}: damaged", hint=f"delete {file.parent}, and collect its results again"

@@ -102,9 +102,9 @@ def collect(file: Path, root: Path) -> tuple[kit_results.Collected, Evidence]:
         UsageError: no finished run, changed results, or those of another run's kit.
     """
     run = Run(root.resolve())
-    before = _kept(run, "collect")
-    with run.locked():
-        brought = kit_results.keep(file, run, before)
+    before = _load_evidence(run, "collect")
+    with run.lock():
+        brought = kit_results.save_results(file, run, before)
         measurements, failures = kit_results.lay_over(
             run, before.measurements, before.failures, before.builts, before.tests
         )
@@ -137,12 +137,12 @@ def report_again(root: Path) -> Path:
         UsageError: the folder holds no finished run.
     """
     run = Run(root.resolve())
-    return write(_kept(run, "report"), report_folder(run.root))
+    return write(_load_evidence(run, "report"), report_folder(run.root))
 
 
 def _publish(run: Run, evidence: Evidence) -> None:
     """All that others read; a target that was only simulated gets a kit to be measured with."""
-    run.keep(EVIDENCE, evidence)
+    run.save_record(EVIDENCE, evidence)
     write(evidence, report_folder(run.root))
     config = BundleConfig.model_validate(evidence.config.get("bundle", {}))
     pack(evidence, config, bundle_folder(run.root))
@@ -156,9 +156,9 @@ def kit_targets(evidence: Evidence) -> list[str]:
     return [target for target in simulated_targets(evidence.measurements) if target in can]
 
 
-def _kept(run: Run, command: str) -> Evidence:
+def _load_evidence(run: Run, command: str) -> Evidence:
     try:
-        return run.kept(EVIDENCE, Evidence)
+        return run.load_record(EVIDENCE, Evidence)
     except (OSError, ValueError) as error:
         raise UsageError(
             f"{command}: no finished run in {run.root}",

@@ -103,15 +103,15 @@ class Run:
                 found[name] = json.loads(file.read_text())
         return found
 
-    def keep(self, name: str, record: Any) -> None:
+    def save_record(self, name: str, record: Any) -> None:
         """Store a record in the run's folder, under a name."""
         stored = _swap_prefix(codec.encode(record), str(self.root), _HERE)
         partial = self.root / f"{name}.partial"
         partial.write_text(json.dumps(stored, indent=1))
         partial.replace(self.root / name)
 
-    def kept(self, name: str, kind: type[K]) -> K:
-        """A record that `keep` stored.
+    def load_record(self, name: str, kind: type[K]) -> K:
+        """A record that `save_record` stored.
 
         Raises:
             OSError, ValueError: it is not there, or not of this kind.
@@ -194,7 +194,7 @@ class Run:
             journal.write(line + "\n")
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Keep a second run out of this folder.
 
         Raises:

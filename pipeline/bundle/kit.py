@@ -76,7 +76,7 @@ def kit_name(target: str) -> str:
 def find_run_around(bundle: Path, models: list[Built]) -> Evidence | None:
     """The run that a bundle lies in, if its models are still those of the bundle."""
     try:
-        found = Run(bundle.resolve().parent).kept(EVIDENCE, Evidence)
+        found = Run(bundle.resolve().parent).load_record(EVIDENCE, Evidence)
     except (OSError, ValueError):
         return None
     theirs = {(b.target, b.precision): b for b in found.builts if b.role == "student"}

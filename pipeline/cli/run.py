@@ -47,7 +47,7 @@ def run(
             "smoke run: sample photos stand in for %s; it shows that all works, it is no result",
             "training photos and test images" if not settings.data else "test images",
         )
-    with here.locked():
+    with here.lock():
         evidence = run_pipeline(settings, here, command=o.command_line())
     print_wide(summarize(evidence))
     typer.echo(f"report: {report_folder(here.root) / 'index.html'}")

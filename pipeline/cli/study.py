@@ -31,7 +31,7 @@ def train(
     settings = o.load_settings(context.params, alone=True)
     default = Path("runs") / f"{arch.replace(':', '-')}-x{scale}"
     here = o.open_run(settings.model_copy(update={"out": out or default}))
-    with here.locked():
+    with here.lock():
         found = train_from_photos(settings, here, arch)
     net = found.distilled
     typer.echo(f"{net.psnr_y_db:.3f} dB PSNR-Y after {net.steps} steps, {net.seconds:.0f} s")
@@ -69,7 +69,7 @@ def study(
     tests = [Path(name) for name in o.split_list(val) or ()]
     settings = o.load_settings(context.params | {"val": tests[0] if tests else None})
     here = o.open_run(settings.model_copy(update={"out": settings.out or Path("runs/study")}))
-    with here.locked():
+    with here.lock():
         subject = study_subject(settings, tests or [settings.val])
         found = conduct(settings.study, settings.distill, subject, here, command=o.command_line())
     head, rows = table_of(found)

@@ -107,7 +107,7 @@ def test_the_card_says_what_a_user_must_know(once: Finished) -> None:
 
 
 def test_a_teachers_licence_goes_down_to_the_student(once: Finished, tmp_path: Path) -> None:
-    evidence = Run(once.root).kept("evidence.json", Evidence)
+    evidence = Run(once.root).load_record("evidence.json", Evidence)
     taught = Distilled(evidence.student, tmp_path / "curves.jsonl", (), 2, 1.0, ("pixel",), 30.0)
     pack.pack(replace(evidence, distilled=taught), BundleConfig(), tmp_path / "b")
     text = (tmp_path / "b/README.md").read_text()
@@ -136,7 +136,7 @@ def test_the_cards_example_runs(once: Finished, tmp_path: Path) -> None:
 def test_a_licence_that_forbids_or_is_unknown_warns(
     once: Finished, licence: str, warns: bool
 ) -> None:
-    student = Run(once.root).kept("evidence.json", Evidence).student
+    student = Run(once.root).load_record("evidence.json", Evidence).student
     assert bool(card.licence_warning(replace(student, licence=licence))) == warns
 
 
@@ -253,7 +253,7 @@ def test_check_judges_as_the_run_did_and_asks_for_devices(once: Finished, ended:
 def test_check_of_measured_targets_alone_gives_the_runs_verdict(
     finished: Finished, tmp_path: Path, ended: Command
 ) -> None:
-    evidence = Run(finished.root).kept("evidence.json", Evidence)
+    evidence = Run(finished.root).load_record("evidence.json", Evidence)
     here = replace(
         evidence,
         builts=tuple(b for b in evidence.builts if b.target == "cpu"),
@@ -266,7 +266,7 @@ def test_check_of_measured_targets_alone_gives_the_runs_verdict(
 def test_check_fails_by_the_bounds_in_the_bundle(
     finished: Finished, tmp_path: Path, ended: Command
 ) -> None:
-    evidence = Run(finished.root).kept("evidence.json", Evidence)
+    evidence = Run(finished.root).load_record("evidence.json", Evidence)
     gates = evidence.config["gates"] | {"min_gain_over_bicubic_db": 20.0}
     pack.pack(
         replace(evidence, config=evidence.config | {"gates": gates}), BundleConfig(), tmp_path / "b"
@@ -312,7 +312,7 @@ def test_a_new_run_replaces_the_bundle(finished: Finished, ended: Command) -> No
 
 
 def test_golden_images_are_bounded(once: Finished) -> None:
-    tests = Run(once.root).kept("evidence.json", Evidence).tests
+    tests = Run(once.root).load_record("evidence.json", Evidence).tests
     assert golden.choose(tests, BundleConfig(golden_images=2)) == tests.images[:2]
     assert len(golden.choose(tests, BundleConfig(golden_pixels=10))) == 1
 
@@ -321,7 +321,7 @@ def test_golden_images_are_bounded(once: Finished) -> None:
 def test_trouble_while_packing_leaves_the_old_bundle(
     finished: Finished, monkeypatch: pytest.MonkeyPatch, trouble: BaseException
 ) -> None:
-    evidence = Run(finished.root).kept("evidence.json", Evidence)
+    evidence = Run(finished.root).load_record("evidence.json", Evidence)
 
     def stop(*_: object) -> None:
         raise trouble
@@ -337,7 +337,7 @@ def test_trouble_while_packing_leaves_the_old_bundle(
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_cannot_be_written(finished: Finished) -> None:
-    evidence = Run(finished.root).kept("evidence.json", Evidence)
+    evidence = Run(finished.root).load_record("evidence.json", Evidence)
     finished.root.chmod(0o500)
     try:
         with pytest.raises(StageError, match="bundle: Permission denied"):

@@ -157,7 +157,7 @@ def test_the_bundle_holds_the_student_alone(compared: Path, ended: Command, tmp_
 
 
 def test_rivals_leave_no_path_in_what_is_handed_on(compared: Path) -> None:
-    evidence = Run(compared).kept(EVIDENCE, Evidence)
+    evidence = Run(compared).load_record(EVIDENCE, Evidence)
     told = "mipkd-pipeline run --compare 'scratch,/home/me/a b.pth' --out /home/me/run"
     words = command(replace(evidence, command=told))
     assert words[2:] == ["--compare", "scratch,a b.pth", "--out", "run"]

@@ -111,7 +111,7 @@ def test_collected_figures_are_those_of_a_local_run(
     assert "Measured elsewhere: cpu on " in page
     assert ended("verify", finished.bundle).code == 0
     bench = json.loads((finished.bundle / "bench/cpu-int8.json").read_text())
-    kept = Run(finished.root).kept("evidence.json", Evidence)
+    kept = Run(finished.root).load_record("evidence.json", Evidence)
     host = next(m.host for m in kept.measurements if m.device == "kit")
     assert host
     assert bench["host"]["id"] == host.id
@@ -160,7 +160,7 @@ def test_missing_figures_are_filled_in(finished: Finished, results: Path, ended:
     ]
     (finished.root / "evidence.json").write_text(json.dumps(stored))
     ended("collect", results, finished.root)
-    kept = run.kept("evidence.json", Evidence)
+    kept = run.load_record("evidence.json", Evidence)
     assert not kept.failures
     assert len([m for m in kept.measurements if m.target == "cpu"]) == 3
 

@@ -228,7 +228,7 @@ def test_a_planned_step_writes_nothing(tmp_path: Path, source: Source) -> None:
 def test_two_runs_cannot_share_a_folder(tmp_path: Path) -> None:
     other = (
         "import sys; from pathlib import Path; from pipeline.run import Run\n"
-        "with Run(Path(sys.argv[1])).locked():\n"
+        "with Run(Path(sys.argv[1])).lock():\n"
         "    print('held', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", other, str(tmp_path)]
@@ -239,16 +239,16 @@ def test_two_runs_cannot_share_a_folder(tmp_path: Path) -> None:
         assert holder.stdout.readline() == "held\n"
         with (
             pytest.raises(UsageError, match=f"in use by another run .process {holder.pid}"),
-            Run(tmp_path).locked(),
+            Run(tmp_path).lock(),
         ):
             pass
-    with Run(tmp_path).locked():
+    with Run(tmp_path).lock():
         pass
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="cannot write to"), Run(tmp_path / "file/run").locked():
+    with pytest.raises(UsageError, match="cannot write to"), Run(tmp_path / "file/run").lock():
         pass
 
 
