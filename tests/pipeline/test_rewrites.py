@@ -57,7 +57,7 @@ def test_a_run_on_bytes_gives_the_same_pictures(
     assert kinds >= {"ConvTranspose", "Cast", "Round"}
     assert "DepthToSpace" not in kinds
     psnr = [json.loads((b / "quality" / "cpu-fp32.json").read_text()) for b in bundles]
-    assert psnr[0] == psnr[1]
+    assert psnr[0]["scores"] == psnr[1]["scores"]
     for name, bundle in zip(("a", "b"), bundles, strict=True):
         said = ended("upscale", bundle, tmp_path / "shown", "-o", tmp_path / name)
         assert said.code == 0, said.err
