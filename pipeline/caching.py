@@ -107,7 +107,7 @@ def _use(on: Subject, config: DistillConfig) -> _Use:
         at = resolve_positions(config, losses, student, teacher).teacher if student else ()
         return _Use(config, served, _Latents(at, width))
     except UsageError:
-        return nothing  # told by the training itself, which then has no cache to wait for
+        return nothing  # the training itself says what is wrong, and waits for no cache
 
 
 def _outline(on: Subject) -> SRNet | None:
@@ -179,8 +179,8 @@ def _made(
     inputs = TeacherCacheInputs(on.teacher, on.photos, found, device, NotInKey(other))
     there = on.run.remembers(teacher_cache, inputs)
     if not there and size is not None and size > most * 1e9:
-        told = "teacher cache: %s left out: %.2g GB, distill.cache_gb is %g"
-        log.info(told, label, size / 1e9, most)
+        message = "teacher cache: %s left out: %.2g GB, distill.cache_gb is %g"
+        log.info(message, label, size / 1e9, most)
         return None
     note = "" if size is None else f"{size / 1e9:.2g} GB"
     return on.run.step(teacher_cache, inputs, label=label, note=note)

@@ -99,7 +99,7 @@ def load(
         config = Config.model_validate(given)
     except ValidationError as error:
         raise as_usage_error(error, Config) from error
-    config.distill.build_losses()  # a misspelt loss is told before hours of work
+    config.distill.build_losses()  # a misspelt loss is refused before hours of work
     return config
 
 

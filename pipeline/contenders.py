@@ -32,7 +32,7 @@ from pipeline.stage import NotInKey, Ref
 from pipeline.stages.distill import DistillInputs, distill
 from pipeline.stages.export import ExportInputs, export
 from pipeline.stages.fit import FitInputs, fit, largest_within
-from pipeline.study import by_method
+from pipeline.study import settings_for_method
 from targets.base import find
 
 log = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ def _parse_baseline(item: str, config: Config) -> Baseline:
                 hint=f"did you mean {file.with_name(near[0])}?" if near else "check its path",
             )
         return Baseline(_NOT_OF_A_NAME.sub("-", file.stem), None, file)
-    taught = by_method(item, config.distill, setting="--compare")
+    taught = settings_for_method(item, config.distill, setting="--compare")
     if config.model:
         raise UsageError(
             f"--compare: {item} would have to be trained, and --model trains nothing",

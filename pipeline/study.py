@@ -80,7 +80,9 @@ def arms(study: StudyConfig, distill: DistillConfig) -> dict[str, DistillConfig]
     Raises:
         UsageError: an unknown method, or a setting that does not exist.
     """
-    found = {name: by_method(name, distill, setting="study.methods") for name in study.methods}
+    found = {
+        name: settings_for_method(name, distill, setting="study.methods") for name in study.methods
+    }
     for name, changed in study.arms.items():
         if name in found:
             raise UsageError(f"study.arms.{name}: a method of study.methods has that name")
@@ -102,7 +104,7 @@ def arms(study: StudyConfig, distill: DistillConfig) -> dict[str, DistillConfig]
     return found
 
 
-def by_method(name: str, base: DistillConfig, *, setting: str) -> DistillConfig:
+def settings_for_method(name: str, base: DistillConfig, *, setting: str) -> DistillConfig:
     """`base` but for the losses and settings of a method, and other losses joined by "+".
 
     Raises:
@@ -130,12 +132,12 @@ class _Shared:
     sets: tuple[Ref[TestSet], ...]
 
 
-def conduct(
+def run_study(
     study: StudyConfig, base: DistillConfig, subject: Subject, run: Run, *, command: str
 ) -> Study:
     """Train and score every arm from every seed; the report is written anew after each.
 
-    One arm's failure is told and the others go on.
+    One arm's failure is logged and the others go on.
 
     Raises:
         UsageError: an unknown method or setting, or a test image is among the photos.

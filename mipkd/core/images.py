@@ -113,8 +113,8 @@ def read_rgb(path: Path) -> ByteArray:
         why = "no image format that is known"
         raise UsageError(f"{path}: cannot be read as an image: {why}") from error
     except _DAMAGED as error:
-        told = error.strerror if isinstance(error, OSError) else ""
-        why = told or str(error) or type(error).__name__
+        reason = error.strerror if isinstance(error, OSError) else ""
+        why = reason or str(error) or type(error).__name__
         raise UsageError(f"{path}: cannot be read as an image: {why}") from error
 
 

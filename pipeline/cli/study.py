@@ -64,14 +64,14 @@ def study(
     set_logging(verbose)
     from pipeline.inputs import study_subject
     from pipeline.report.study import table_of
-    from pipeline.study import conduct
+    from pipeline.study import run_study
 
     tests = [Path(name) for name in o.split_list(val) or ()]
     settings = o.load_settings(context.params | {"val": tests[0] if tests else None})
     here = o.open_run(settings.model_copy(update={"out": settings.out or Path("runs/study")}))
     with here.lock():
         subject = study_subject(settings, tests or [settings.val])
-        found = conduct(settings.study, settings.distill, subject, here, command=o.command_line())
+        found = run_study(settings.study, settings.distill, subject, here, command=o.command_line())
     head, rows = table_of(found)
     table = Table(*head)
     for row in rows:

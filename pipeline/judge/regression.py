@@ -196,15 +196,15 @@ def _slowdown(
     assert bound != "off"
     if ratio is None:
         return Gate(name, subject(now), Outcome.INVALID, None, bound, "x", why)
-    told = f"95 % interval {ratio.low:.3f} to {ratio.high:.3f}, {why}"
+    reason = f"95 % interval {ratio.low:.3f} to {ratio.high:.3f}, {why}"
     slower = ratio.value > bound and ratio.low > 1
     outcome = Outcome.FAIL if slower else Outcome.PASS
     if slower and not sure and ratio.value <= config.max_drift:
         outcome = Outcome.INVALID
-        told += f"; two days may be apart by {config.max_drift:g}: give the baseline as a bundle"
+        reason += f"; two days may be apart by {config.max_drift:g}: give the baseline as a bundle"
     elif not slower and ratio.value > bound:
-        outcome, told = Outcome.INVALID, f"inconclusive: {told}"
-    return Gate(name, subject(now), outcome, ratio.value, bound, "x", told)
+        outcome, reason = Outcome.INVALID, f"inconclusive: {reason}"
+    return Gate(name, subject(now), outcome, ratio.value, bound, "x", reason)
 
 
 def _hosts(now: Measurement, before: Measurement) -> str:

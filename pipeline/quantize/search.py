@@ -105,9 +105,9 @@ def search(inputs: SearchInputs, *, out: Path) -> QuantPlan:
             evaluator.loss(tuner.range_estimators[0], forced | trained_as_float),
             trained.loss(trained.tuner.range_estimators[0], forced - trained_as_float),
         ]
-        told = "%s: with %d floats INT8 loses %.4f dB (worst crop %.3f), trained on %.4f (%.3f)"
+        message = "%s: with %d floats INT8 loses %.4f dB (worst crop %.3f), trained on %.4f (%.3f)"
         figures = (f for loss in losses for f in (loss.mean_db, loss.worst_db))
-        log.info(told, target, len(trained_as_float), *figures)
+        log.info(message, target, len(trained_as_float), *figures)
         if bounds.share(losses[1]) < bounds.share(losses[0]):
             evaluator, tuner, operations = trained, trained.tuner, trained.operations
             forced -= trained_as_float
@@ -177,8 +177,8 @@ def _by_recipe(inputs: SearchInputs, out: Path) -> QuantPlan:
 
     fp32 = psnrs(build("fp32"))
     loss = crops.loss(fp32, psnrs(build("int8")))
-    told = "%s: INT8 by its fixed recipe loses %.3f dB on the holdout, worst crop %.3f"
-    log.info(told, target, loss.mean_db, loss.worst_db)
+    message = "%s: INT8 by its fixed recipe loses %.3f dB on the holdout, worst crop %.3f"
+    log.info(message, target, loss.mean_db, loss.worst_db)
     if tuned:
         request = BuildRequest(tuned.graph, "int8", out / "tuned", patches, scheme=tuned.rounding)
         trained = crops.loss(fp32, psnrs(chosen.build(request)))
