@@ -91,7 +91,7 @@ from mipkd.distill import teacher as teachers
 from mipkd.distill.data import prepare_photos, prepare_tests
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.training_task import TrainingTask, train_task
-from pipeline.study import by_method
+from pipeline.study import settings_for_method
 
 out, family, method = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 for name in ("photos", "store", "tests", "train"):
@@ -105,7 +105,7 @@ teachers.save(arch.make(hyper), arch, hyper, out / "teacher.safetensors", licenc
 options = teachers.TeacherOptions()
 model, _ = teachers.identify(out / "teacher.safetensors", role="teacher", options=options)
 base = DistillConfig(steps=2, batch=2, patch=16, device="cpu", precision="fp32")
-config = by_method(method, base, setting="study.methods")
+config = settings_for_method(method, base, setting="study.methods")
 photos = prepare_photos(out / "photos", scale=2, patch=16, out=out / "store")
 tests = prepare_tests(out / "photos", scale=2, out=out / "tests")
 arch, hyper = students.choose(model, sys.argv[4])

@@ -20,7 +20,7 @@ from mipkd.distill.settings import DistillConfig
 from mipkd.distill.teacher import save
 from pipeline import cli
 from pipeline.report.study import ABOUT, difference, lines_of, markdown
-from pipeline.study import StudyConfig, arms, by_method, steps_within
+from pipeline.study import StudyConfig, arms, settings_for_method, steps_within
 
 T_OF_2 = 12.7062  # Student's t of two, 97.5 %
 TINY = ("--steps", "2", "--set", "distill.batch=2", "--set", "distill.patch=16")
@@ -291,10 +291,10 @@ def test_steps_that_fit_are_rounded_down_to_three_digits(seconds: float, steps: 
 
 def test_a_method_brings_its_recipe_and_an_arm_may_change_it() -> None:
     base = DistillConfig(steps=7)
-    one = by_method("paper+dukd", base, setting="study.methods")
+    one = settings_for_method("paper+dukd", base, setting="study.methods")
     assert (one.steps, one.lr, one.init, one.schedule) == (7, 1e-4, "random", "multistep")
     assert list(one.build_losses()) == ["pixel", "logits", "mixture_of_priors", "dukd"]
-    assert by_method("mipkd", base, setting="study.methods").lr == base.lr
+    assert settings_for_method("mipkd", base, setting="study.methods").lr == base.lr
     study = StudyConfig(methods=(), arms={"slow": {"method": "paper", "ema": 0.99}})
     slow = arms(study, base)["slow"]
     assert (slow.steps, slow.lr, slow.init, slow.ema) == (7, 1e-4, "random", 0.99)
