@@ -19,12 +19,12 @@ from mipkd.distill.settings import DistillConfig
 from mipkd.distill.teacher import TeacherOptions
 from pipeline.bench.latency import BenchSettings
 from pipeline.bundle.golden import BundleConfig
+from pipeline.config_values import as_usage_error, assignments, merge_settings
 from pipeline.judge.gates import GateConfig
 from pipeline.judge.regression import BaselineConfig
 from pipeline.machine.base import DeviceConfig
 from pipeline.quantize.qat import QatConfig
 from pipeline.quantize.search import QuantizeConfig
-from pipeline.settings import as_usage_error, assignments, merge_settings
 from pipeline.stages.build import BuildConfig
 from pipeline.stages.calibrate import CalibrateConfig
 from pipeline.stages.export import AdoptConfig, ExportConfig

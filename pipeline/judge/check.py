@@ -16,10 +16,10 @@ from pipeline.bundle.kit import settings_of
 from pipeline.bundle.manifest import Manifest, Problem, problems, read
 from pipeline.bundle.measurements import read_measurements
 from pipeline.bundle.provenance import read_provenance
+from pipeline.config_values import as_usage_error, assignments, merge_settings
 from pipeline.judge.baseline import check_comparable, load, of_bundle, save
 from pipeline.judge.gates import GateConfig, judge, overall
 from pipeline.judge.regression import BaselineConfig, Beside, regress, time_in_turns
-from pipeline.settings import as_usage_error, assignments, merge_settings
 
 _NOT_JUDGED = "the figures of a bundle with such files are not judged"
 

@@ -17,8 +17,8 @@ from mipkd.core.images import ByteArray, downscale, read_rgb, write_png
 from mipkd.core.samples import sample_photos, sample_tests
 from mipkd.distill.teacher import TeacherOptions, identify
 from mipkd.export.onnx import export
+from pipeline.config_values import merge_settings
 from pipeline.judge.regression import FEWEST_IMAGES
-from pipeline.settings import merge_settings
 
 ROOT = Path(__file__).parents[2]
 _M = re.DOTALL | re.MULTILINE
