@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mipkd.core.errors import UsageError
+from mipkd.core.errors import MissingError, UsageError
 from mipkd.core.records import Distilled, Graph, Model, PatchSet, QuantPlan, Rival, TeacherCache
 from mipkd.distill import ranks
 from mipkd.distill.settings import DistillConfig
@@ -126,7 +126,7 @@ def _parse_baseline(item: str, config: Config) -> Baseline:
     if config.model:
         raise UsageError(
             f"--compare: {item} would have to be trained, and --model trains nothing",
-            hint="give the checkpoint of a baseline, or leave out --model",
+            hint="give the checkpoint of a finished student, or leave out --model",
         )
     if taught.build_losses() == config.distill.build_losses():
         raise UsageError(
@@ -246,10 +246,16 @@ def choose_student(on: RunContext, teacher: Ref[Model], patches: Ref[PatchSet]) 
 
     Raises:
         UsageError: "auto" without a budget, or no student keeps it.
+        MissingError: "auto" for a target that cannot be timed here.
     """
     config = on.config
     if config.student != "auto":
         return config.student
+    if unseen := [info.target for info in on.targets if info.simulated]:
+        raise MissingError(
+            f"--student auto: {unseen[0]} is only simulated here, so no student can be timed on it",
+            hint="name a student, or a --device that has it",
+        )
     if config.fit.latency_budget_ms is None:
         raise UsageError(
             "--student auto: no latency budget", hint="give --latency-budget in milliseconds"

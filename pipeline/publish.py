@@ -159,10 +159,15 @@ def kit_targets(evidence: Evidence) -> list[str]:
 def _load_evidence(run: Run, command: str) -> Evidence:
     try:
         return run.load_record(EVIDENCE, Evidence)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise UsageError(
             f"{command}: no finished run in {run.root}",
             hint="run it first: mipkd-pipeline run --out ...",
+        ) from error
+    except ValueError as error:
+        raise UsageError(
+            f"{command}: {run.root / EVIDENCE}: damaged: {error}",
+            hint="the same run command makes it anew: finished steps are remembered",
         ) from error
 
 

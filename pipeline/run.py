@@ -181,7 +181,7 @@ class Run:
         receipts = sorted(folder.glob("*/receipt.json"), key=lambda f: f.stat().st_mtime)
         for file in reversed(receipts):
             old = json.loads(file.read_text())
-            if old["label"] == label and "inputs" not in old["asked"]:  # of before 0.6
+            if old["label"] == label and "inputs" not in old["asked"]:
                 return "changed: " + (", ".join(differences(old["asked"], asked)) or "order")
         return "not yet run"
 

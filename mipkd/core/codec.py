@@ -30,8 +30,10 @@ class CodecError(ValueError):
         self.what, self.place = what, place
 
 
-def encode(value: Any, root: Path | None = None) -> Any:
-    """A record as JSON; paths below `root` are written from there."""
+def encode(
+    value: Any, root: Path | None = None, write_path: Callable[[PurePath], str] = str
+) -> Any:
+    """A record as JSON; paths below `root` are written from there, others by `write_path`."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Enum):
@@ -40,15 +42,15 @@ def encode(value: Any, root: Path | None = None) -> Any:
         return value
     if isinstance(value, PurePath):
         inside = root is not None and value.is_relative_to(root)
-        return value.relative_to(root or "").as_posix() if inside else str(value)
+        return value.relative_to(root or "").as_posix() if inside else write_path(value)
     if isinstance(value, dict):
-        return {str(encode(name)): encode(one, root) for name, one in value.items()}
+        return {str(encode(n)): encode(one, root, write_path) for n, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return [encode(one, root) for one in value]
+        return [encode(one, root, write_path) for one in value]
     if not dataclasses.is_dataclass(value):
         raise TypeError(f"no record, and nothing that one is made of: {type(value).__name__}")
     names = (field.name for field in dataclasses.fields(value))
-    return {name: encode(getattr(value, name), root) for name in names}
+    return {name: encode(getattr(value, name), root, write_path) for name in names}
 
 
 def decode(kind: type[R], stated: Any, root: Path | None = None) -> R:
@@ -147,12 +149,19 @@ def _read_tuple(kinds: tuple[Any, ...], stated: Any, root: Path) -> tuple[Any, .
 
 def _read_record(kind: Any, stated: dict[str, Any], root: Path) -> Any:
     hints, needed, as_now = _facts(kind)
-    stated = as_now(stated) if as_now else stated
+    try:
+        stated = as_now(stated) if as_now else stated
+    except (AttributeError, KeyError, TypeError) as error:
+        raise CodecError(f"no {_name(kind)} of an older version: {error}") from error
     for name in needed:
         if name not in stated:
             raise CodecError("missing", name)
     known = ((name, hint, stated[name]) for name, hint in hints.items() if name in stated)
-    return kind(**dict(_each(known, root)))
+    fields = dict(_each(known, root))
+    try:
+        return kind(**fields)
+    except ValueError as error:  # of its own checks
+        raise CodecError(str(error)) from error
 
 
 @cache

@@ -31,7 +31,8 @@ def load(package: str, name: str, attribute: str, kind: type = object) -> Any:
     Raises:
         UsageError: no such plug-in, with the nearest name; or it does not load or offer it.
     """
-    group = package.rpartition(".")[2].rstrip("s")
+    room = package.rpartition(".")[2]
+    group = {"losses": "loss"}.get(room, room.removesuffix("s"))
     entry = None if name in _modules(package) else _installed(package).get(name)
     if entry is None and name not in _modules(package):
         raise UsageError(f"{group}: unknown name {name!r}", hint=nearest(name, names(package)))

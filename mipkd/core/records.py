@@ -23,7 +23,7 @@ class Model:
     layout: str  # whose key names: "original", "basicsr", ...
     settled: dict[str, str]  # fact -> how it was settled, where tensors cannot tell
     params: int  # 0 when not known
-    gmacs: float  # at LR 256x256, in units of 10^9; null when not known
+    gmacs: float  # at LR 256x256, in units of 10^9; 0 when not known
     licence: str = "unknown"  # of the weights as far as they say
 
 
@@ -153,6 +153,11 @@ class QuantParams:
     readers: tuple[tuple[str, int], ...]
     scale: float  # between two values
     zero_point: int  # which of 0 to 255 stands for 0.0
+
+    @staticmethod
+    def as_now(stated: dict[str, Any]) -> dict[str, Any]:
+        """Records of before said `zero`."""
+        return {"zero_point": stated["zero"], **stated} if "zero" in stated else stated
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mipkd.core.codec import decode
+from mipkd.core.codec import decode_file
 from mipkd.core.errors import UsageError, nearest
 from mipkd.core.evidence import Evidence
 from mipkd.core.images import read_rgb
@@ -19,7 +19,7 @@ from pipeline.bench.latency import BenchSettings
 from pipeline.bench.models import Image
 from pipeline.bundle import manifest
 from pipeline.bundle.golden import lr_file
-from pipeline.bundle.provenance import read_provenance
+from pipeline.bundle.provenance import PROVENANCE, read_provenance
 from pipeline.machine.remote import job_file, kit_program
 from pipeline.machine.remote.agent_zip import agent_bytes
 from pipeline.machine.remote.job_file import hash_files
@@ -120,4 +120,5 @@ def _golden(bundle: Path) -> Iterator[Image]:
 
 def settings_of(bundle: Path) -> BenchSettings:
     """How the run measured."""
-    return decode(BenchSettings, read_provenance(bundle).config["bench"])
+    stated = read_provenance(bundle).config.get("bench", {})
+    return decode_file(BenchSettings, stated, bundle / PROVENANCE)

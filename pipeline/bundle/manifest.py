@@ -173,4 +173,7 @@ def _role(name: str) -> str:
 
 def _seal(manifest: Manifest) -> str:
     stated = asdict(replace(manifest, seal=""))
+    for model in stated["models"]:  # manifests written before it was known have no such field
+        if not model["executes"]:
+            del model["executes"]
     return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()

@@ -14,7 +14,8 @@ from mipkd.core.records import PatchSet, Photos, QuantPlan, TestSet
 
 PROVENANCE = "provenance.json"
 _PATHS = ("teacher", "model", "data", "val", "out")  # in a configuration
-_DEVICE = re.compile(r"ssh://[^\s'\",;]*[^\s'\",;:.]")
+_OF_THE_WAY = ("address", "ssh_config")  # to a device
+_DEVICE = re.compile(r"\b(?!https?:)[a-z][\w+-]*://[^\s'\",;]*[^\s'\",;:.]")
 _ABSOLUTE = re.compile(r"(?<![\w.:/~])/(?:[^\s'\"/:,]+/)+(?=[^\s'\"/:,])")
 
 
@@ -42,9 +43,18 @@ def provenance(evidence: Evidence, program: str) -> dict[str, Any]:
     config = dict(evidence.config)
     config |= {name: PurePath(config[name]).name for name in _PATHS if config.get(name)}
     config |= {"compare": [PurePath(rival).name for rival in config.get("compare", ())]}
-    plain = [replace(plan, holdout=None, tuned=None) for plan in evidence.plans]
-    rest = replace(evidence, measurements=(), builts=(), config=config, plans=tuple(plain))
-    stated = encode(rest) | {
+    if device := config.get("device"):
+        config["device"] = {name: device[name] for name in device if name not in _OF_THE_WAY}
+    rivals = (replace(rival, plans=_without_crops(rival.plans)) for rival in evidence.rivals)
+    rest = replace(
+        evidence,
+        measurements=(),
+        builts=(),
+        config=config,
+        plans=_without_crops(evidence.plans),
+        rivals=tuple(rivals),
+    )
+    stated = encode(rest, write_path=lambda path: path.name) | {
         "command": " ".join(shlex.quote(word) for word in command(evidence)),
         "program": program,
         "versions": {m.target: m.versions for m in evidence.measurements if m.versions},
@@ -56,6 +66,11 @@ def provenance(evidence: Evidence, program: str) -> dict[str, Any]:
         if images := getattr(evidence, name):
             stated[name]["source"] = source(images)
     return {name: without_paths(value) for name, value in stated.items()}
+
+
+def _without_crops(plans: tuple[QuantPlan, ...]) -> tuple[QuantPlan, ...]:
+    """Plans without what they were made on."""
+    return tuple(replace(plan, holdout=None, tuned=None) for plan in plans)
 
 
 def read_provenance(bundle: Path) -> Provenance:

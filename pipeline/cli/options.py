@@ -89,7 +89,8 @@ def load_settings(options: Mapping[str, Any], *, alone: bool = False) -> Config:
         value = split_list(options[name]) if name in _LISTS else options[name]
         section, _, setting = _SETTINGS[name].rpartition(".")
         (flags.setdefault(section, {}) if section else flags)[setting] = value
-    return load(flags, file=options["config"], sets=options["sets"] or (), alone=alone)
+    file = Path(options["config"]) if options["config"] else None  # a text in older typers
+    return load(flags, file=file, sets=options["sets"] or (), alone=alone)
 
 
 def split_list(text: str | None) -> tuple[str, ...] | None:

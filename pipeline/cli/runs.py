@@ -49,7 +49,7 @@ def history(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: a page there.")] = None,
     verbose: Verbose = False,
 ) -> None:
-    """What the runs on this machine came to over time, and where it changed."""
+    """Latency and quality of this machine's runs over time, and where they changed."""
     set_logging(verbose)
     from pipeline.report import history as work
 

@@ -101,7 +101,10 @@ def _read_asked(file: Path, id: str) -> job_file.StoredJob:
         raise UsageError(what, hint=ANEW) from error
     if job_file.hash_of(text) != id:
         raise UsageError(f"{file}: {job_file.JOB} in it was changed", hint=ANEW)
-    return job_file.parse_job(text, Path())
+    try:
+        return job_file.parse_job(text, Path())
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{file}: {job_file.JOB} in it is damaged: {error}", hint=ANEW) from error
 
 
 def _machine(config: DeviceConfig) -> Kit:

@@ -54,7 +54,7 @@ def _after(one: TargetGain) -> str:
     gain = f"{where} {signed(one.gain_db.value, 3)} dB"
     kept = one.retained
     if kept is None:
-        return f"{gain}, share not told: {one.why_not}"
+        return f"{gain}, share not known: {one.why_not}"
     return f"{gain}, {share(kept.value)} kept ({percents(kept)})"
 
 

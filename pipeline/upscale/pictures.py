@@ -32,7 +32,7 @@ class Picture:
 
     @property
     def channels(self) -> int:
-        """Of the result: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA."""
+        """Number of output channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA."""
         return (1 if self.grey else 3) + (self.alpha_HW1 is not None)
 
 

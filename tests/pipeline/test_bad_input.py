@@ -238,3 +238,13 @@ def test_a_lesson_without_a_teacher(start: Command) -> None:
     what, hint = refused(start("--qat", "--set", "qat.taught_by=teacher"), 2)
     assert "there is no teacher" in what
     assert "--teacher" in hint
+
+
+def test_a_student_for_a_target_that_nothing_can_be_timed_on(
+    ended: Command, tmp_path: Path
+) -> None:
+    words = ("--student", "auto", "--latency-budget", "5", "--target", "jetson")
+    said = ended("plan", *words, "--out", tmp_path / "run")
+    assert said.code == 4
+    assert "error: --student auto: jetson is only simulated here" in said.err
+    assert "hint: name a student, or a --device that has it" in said.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from PIL import Image
 from mipkd.core.errors import StageError
 from mipkd.core.evidence import Evidence
 from mipkd.core.images import read_rgb, write_png
-from mipkd.core.records import Distilled
+from mipkd.core.records import Distilled, Rival
 from pipeline.bundle import card, golden, manifest, pack, provenance
 from pipeline.bundle.golden import BundleConfig
 from pipeline.run import Run
@@ -89,10 +90,48 @@ def test_nothing_of_the_makers_machine_is_in_it(once: Finished) -> None:
         ("--teacher '/data/rcan.pth', x", "--teacher 'rcan.pth', x"),
         ("~/mipkd 1/2 and/or https://a.b/c/d", "~/mipkd 1/2 and/or https://a.b/c/d"),
         ("on ssh://ann@10.0.0.7:22: gone", "on DEVICE: gone"),
+        ("on docker://ann@lab7: gone", "on DEVICE: gone"),
     ],
 )
 def test_paths_and_addresses_are_cut(text: str, without: str) -> None:
     assert provenance.without_paths(text) == without
+
+
+def test_no_path_of_the_maker_is_handed_on_whatever_its_letters(once: Finished) -> None:
+    evidence = Run(once.root).load_record("evidence.json", Evidence)
+    home = Path("/home/jane doe/secret runs")
+    (plan,) = evidence.plans[:1] or (None,)
+    assert plan is not None
+    held = plan.holdout and replace(plan.holdout, lr=home / "lr.npy", hr=home / "hr.npy")
+    rival = Rival("plain", evidence.student, None, (replace(plan, holdout=held),))
+    config = evidence.config | {"device": {"address": "docker://jane@lab7", "tries": 3}}
+    moved = replace(
+        evidence,
+        student=replace(evidence.student, file=home / "student.safetensors"),
+        tests=replace(evidence.tests, folder=home),
+        rivals=(rival,),
+        config=config,
+    )
+    stated = provenance.provenance(moved, "")
+    text = json.dumps(stated)
+    assert not [word for word in ("jane", "secret", "lab7") if word in text.replace(home.name, "")]
+    assert stated["student"]["file"] == "student.safetensors"
+    assert stated["config"]["device"] == {"tries": 3}
+    assert stated["rivals"][0]["plans"][0]["holdout"] is None
+
+
+def test_a_manifest_from_before_precisions_were_read_back_keeps_its_seal(
+    finished: Finished, ended: Command
+) -> None:
+    file = finished.bundle / "manifest.json"
+    stated = json.loads(file.read_text())
+    for model in stated["models"]:
+        assert model.pop("executes") is not None
+    unsealed = json.dumps({**stated, "seal": ""}, sort_keys=True)
+    stated["seal"] = hashlib.sha256(unsealed.encode()).hexdigest()
+    file.write_text(json.dumps(stated))
+    said = ended("verify", finished.bundle)
+    assert "CHANGED" not in said.out, said.out
 
 
 def test_the_card_says_what_a_user_must_know(once: Finished) -> None:

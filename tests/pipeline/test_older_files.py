@@ -13,7 +13,10 @@ from typing import Any
 
 import pytest
 
+from mipkd.core.codec import decode
+from mipkd.core.errors import UsageError
 from mipkd.core.evidence import Evidence
+from mipkd.core.records import QuantParams
 from pipeline.bench.comparisons import find_reference, students
 from pipeline.bundle.measurements import read_measurements
 from pipeline.judge.baseline import load
@@ -140,3 +143,17 @@ def test_check_holds_a_bundle_against_an_older_results_file(
     assert "Traceback" not in said.err
     assert "cpu int8: worst loss " in said.out
     assert "cpu int8: size " in said.out
+
+
+@pytest.mark.parametrize("qualities", [[1], {"a": 3}, "x"])
+def test_a_baseline_of_before_that_is_damaged_is_refused(qualities: object, tmp_path: Path) -> None:
+    stated = json.loads((GOLDEN / "baseline-1.json").read_text()) | {"qualities": qualities}
+    file = tmp_path / "baseline.json"
+    file.write_text(json.dumps(stated))
+    with pytest.raises(UsageError, match=r"baseline\.json: damaged"):
+        load(file)
+
+
+def test_a_zero_point_under_its_older_name_is_read() -> None:
+    stated = {"readers": [["conv", 0]], "scale": 0.1, "zero": 128}
+    assert decode(QuantParams, stated) == QuantParams((("conv", 0),), 0.1, 128)
