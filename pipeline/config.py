@@ -31,6 +31,7 @@ from pipeline.stages.export import AdoptConfig, ExportConfig
 from pipeline.stages.fit import FitConfig
 from pipeline.study import StudyConfig
 
+_TEACHER = "teacher_x2.safetensors"  # of the demo
 _PATHS = ("teacher", "model", "data", "val", "out")
 
 
@@ -68,8 +69,19 @@ class Config(BaseModel):
 
     @property
     def smoke(self) -> bool:
-        """Whether sample photos stand in for the user's: a run that shows that all works."""
-        return self.val is None or (self.data is None and self.model is None)
+        """Whether something of ours stands in for the user's: a run that shows that all works."""
+        return bool(self.stand_ins)
+
+    @property
+    def stand_ins(self) -> str:
+        """What the user has not given and the package has, in words."""
+        ours = [
+            ("the teacher", self.teacher == packaged(_TEACHER)),
+            ("training photos", self.data is None and self.model is None),
+            ("test images", self.val is None),
+        ]
+        names = [name for name, stands_in in ours if stands_in]
+        return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
 def load(

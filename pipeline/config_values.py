@@ -56,7 +56,9 @@ def as_usage_error(error: ValidationError, config: type[BaseModel]) -> UsageErro
         close = difflib.get_close_matches(place[-1], known, n=1)
         hint = (f"did you mean {close[0]}? " if close else "") + "known: " + ", ".join(known)
         return UsageError(f"config: {name}: unknown setting", hint=hint)
-    return UsageError(f"config: {name}: {first['msg']}, got {first['input']!r}")
+    what, _, hint = first["msg"].removeprefix("Value error, ").partition("; ")
+    of = "" if first["type"] == "value_error" else f", got {first['input']!r}"
+    return UsageError(f"config: {name}: {what}{of}", hint=hint)
 
 
 def _known(config: type[BaseModel], place: Sequence[str]) -> list[str]:

@@ -44,7 +44,7 @@ def choose_targets(config: Config, machine: Machine) -> tuple[TargetInfo, ...]:
     """The targets asked for, or those of the machine's CPU when none is named.
 
     Raises:
-        UsageError: an unknown target or precision.
+        UsageError: an unknown target or precision, or one that no target offers.
         MissingError: a target that was asked for cannot run there, before any work is lost.
     """
     where, option = _place_of(machine)
@@ -64,7 +64,16 @@ def choose_targets(config: Config, machine: Machine) -> tuple[TargetInfo, ...]:
     found = _offers(config.target, machine)
     for info in found:
         if info.why_not:
-            raise MissingError(f"target {info.target}{where}: {info.why_not}")
+            hint = f"see what can run: mipkd-pipeline doctor{option}"
+            raise MissingError(f"target {info.target}{where}: {info.why_not}", hint=hint)
+    asked = set(config.precision or found[0].precisions)
+    if not any(asked & set(info.precisions) for info in found):
+        known = dict.fromkeys(name for info in found for name in info.precisions)
+        raise UsageError(
+            f"--precision: {', '.join(info.target for info in found)}: none of "
+            f"{', '.join(config.precision or ())} can be built{where or ' here'}",
+            hint=f"known: {', '.join(known)}",
+        )
     return tuple(found)
 
 

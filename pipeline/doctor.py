@@ -9,8 +9,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from mipkd.core import plugins
 from pipeline.machine.base import DeviceConfig, connect
 from targets.base import every
+
+_ROOMS = {
+    "mipkd.archs": "ARCH",
+    "mipkd.losses": "LOSS",
+    "mipkd.metrics": "METRIC",
+}
 
 if TYPE_CHECKING:
     from mipkd.archs.base import SRNet
@@ -18,6 +25,8 @@ if TYPE_CHECKING:
 
 def examine_machine(config: DeviceConfig | None = None) -> dict[str, Any]:
     """The host, this one or at an address, and each target and variant: usable, or why not."""
+    for room, attribute in _ROOMS.items():
+        plugins.load_all(room, attribute)  # warns of each that does not load
     with connect(config or DeviceConfig()) as machine:
         offered = machine.offers(every())
     targets = {

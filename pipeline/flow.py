@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mipkd.core.evidence import Evidence
+from mipkd.distill import student as students
 from pipeline import publish
 from pipeline.bench.distillation_gain import is_rival
 from pipeline.bench.host import describe_host
@@ -46,6 +47,8 @@ def run_pipeline(config: Config, run: Run, *, command: str) -> Evidence:
 def measure_all(config: Config, run: Run) -> publish.Found:
     """Every step up to the measurements, remembered or made; in a dry run, only planned."""
     baselines = parse_baselines(config)
+    if config.student not in (None, "auto"):
+        students.check_family(str(config.student), "--student")
     with connect(config.device) as machine:
         targets = choose_targets(config, machine)
         return _measure_all(RunContext(config, run, machine, describe_host(), targets), baselines)
@@ -87,6 +90,7 @@ def _with_plans(one: Contender, targets: Sequence[OnTarget]) -> Contender:
 
 def train_from_photos(config: Config, run: Run, spec: str) -> Trained:
     """Train the net that `spec` names from random weights, on photos alone."""
+    students.check_family(spec, "--arch")
     scale = config.scale or 4
     settings = config.distill.model_copy(update={"method": "scratch", "losses": ()})
     if settings.init in ("project", "inherit"):

@@ -66,7 +66,8 @@ class OnTarget:
         """What to build: students at every precision asked for, the teacher in the float ones."""
         for precision in self.on.config.precision or ():
             if precision not in self.info.precisions:
-                log.warning("%s offers no %s there: left out", self.info.target, precision)
+                offered = ", ".join(self.info.precisions)
+                log.warning("%s has no %s (%s): left out", self.info.target, precision, offered)
         asked = self.on.precisions(self.info)
         for one in (one for one in contenders if one.graph):
             for precision in asked:

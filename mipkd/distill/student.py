@@ -55,6 +55,15 @@ def choose_without_teacher(spec: str, scale: int) -> tuple[Arch, Any]:
     return arch, _choose_sizes(arch, budget, scale)
 
 
+def check_family(spec: str, option: str) -> None:
+    """Refuse a family that does not exist or load, before any work.
+
+    Raises:
+        UsageError: names the nearest.
+    """
+    _find_family(spec, option)
+
+
 def _find_family(spec: str, option: str) -> tuple[Arch, str]:
     name, _, budget = spec.partition(":")
     if name not in arch_names():

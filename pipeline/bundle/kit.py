@@ -51,6 +51,7 @@ def make_kit(bundle: Path, target: str, out: Path) -> Kit:
         raise UsageError(
             f"{bundle}: {wrong[0].file} is {wrong[0].what}", hint="see all: mipkd-pipeline verify"
         )
+    manifest.check_models(stated)
     models = [model.built(bundle) for model in stated.models if model.target == target]
     if not models:
         known = {model.target for model in stated.models}

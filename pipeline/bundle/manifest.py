@@ -151,6 +151,19 @@ def problems(folder: Path, manifest: Manifest) -> list[Problem]:
     return found + [Problem(name, "not of this bundle") for name in extra]
 
 
+def check_models(manifest: Manifest) -> None:
+    """Refuse a bundle of a run in which nothing could be built.
+
+    Raises:
+        UsageError: it holds no model.
+    """
+    if not manifest.models:
+        raise UsageError(
+            f"the bundle of {manifest.name} holds no model: its run built none",
+            hint="the run's report says why",
+        )
+
+
 def is_damaged(model: Model, found: list[Problem]) -> bool:
     """Whether something is wrong with a model's own files."""
     home = f"model/{model.name}/"

@@ -10,7 +10,7 @@ from mipkd.core.errors import MipkdError, MissingError, UsageError, nearest
 from mipkd.core.evidence import Failure
 from mipkd.core.measurement import Host, Measurement
 from pipeline.bench.latency import BenchSettings
-from pipeline.bundle.manifest import Manifest, is_damaged, problems
+from pipeline.bundle.manifest import Manifest, check_models, is_damaged, problems
 from pipeline.machine.base import Job, Machine
 
 
@@ -37,6 +37,7 @@ def time_bundle(
         UsageError: the bundle has no model for a target, or a model's files were changed.
         MipkdError: the machine cannot be reached.
     """
+    check_models(manifest)
     known = list(dict.fromkeys(model.target for model in manifest.models))
     for name in targets:
         if name not in known:

@@ -83,6 +83,7 @@ def verify(bundle: Bundle, verbose: Verbose = False) -> None:
     from pipeline.bundle.replay import replay
 
     stated = manifest.read(bundle)
+    manifest.check_models(stated)
     wrong = manifest.problems(bundle, stated)
     for problem in wrong:
         typer.echo(f"{problem.what.upper()}  {problem.file}")

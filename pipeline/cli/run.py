@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 import typer
 
 from pipeline.cli import options as o
 from pipeline.cli.bundle import explain_kits
 from pipeline.cli.terminal import EXIT, Verbose, print_wide, set_logging
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +46,7 @@ def run(
 
     settings = o.load_settings(context.params)
     here = o.open_run(settings)
-    if settings.smoke:
-        log.warning(
-            "smoke run: sample photos stand in for %s; it shows that all works, it is no result",
-            "training photos and test images" if not settings.data else "test images",
-        )
+    _warn_of_stand_ins(settings)
     with here.lock():
         evidence = run_pipeline(settings, here, command=o.command_line())
     print_wide(summarize(evidence))
@@ -81,6 +81,7 @@ def plan(
     from pipeline.flow import measure_all
 
     settings = o.load_settings(context.params)
+    _warn_of_stand_ins(settings)
     here = o.open_run(settings, dry=True)
     measure_all(settings, here)
     for event in here.events:
@@ -89,3 +90,12 @@ def plan(
         typer.echo(f"{verb}  {event.stage + ' ' + event.label:<32} {why}")
     todo = sum(not e.remembered for e in here.events)
     typer.echo(f"{todo} of {len(here.events)} steps would run, in {here.root}")
+
+
+def _warn_of_stand_ins(settings: Config) -> None:
+    if settings.smoke:
+        log.warning(
+            "smoke run: samples of the package stand in for %s; it shows that all works, it is no "
+            "result",
+            settings.stand_ins,
+        )

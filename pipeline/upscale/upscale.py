@@ -79,6 +79,7 @@ def choose_model(bundle: Path, target: str | None, precision: str | None) -> man
         raise UsageError(
             f"{bundle}: {first.file} is {first.what}", hint="see all: mipkd-pipeline verify"
         )
+    manifest.check_models(judged.manifest)
     models = judged.manifest.models
     for name, wanted in (("target", target), ("precision", precision)):
         models = tuple(m for m in models if wanted in (None, getattr(m, name)))

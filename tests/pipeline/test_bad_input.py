@@ -248,3 +248,57 @@ def test_a_student_for_a_target_that_nothing_can_be_timed_on(
     assert said.code == 4
     assert "error: --student auto: jetson is only simulated here" in said.err
     assert "hint: name a student, or a --device that has it" in said.err
+
+
+def test_a_precision_that_no_target_offers(ended: Command, tmp_path: Path) -> None:
+    what, hint = refused(
+        ended("plan", "--target", "cpu", "--precision", "bf16", "--out", tmp_path), 2
+    )
+    assert what == "error: --precision: cpu: none of bf16 can be built here"
+    assert hint == "hint: known: fp32, int8"
+
+
+@pytest.mark.parametrize(
+    "words", [("plan", "--student", "foo:c8"), ("train", "--arch", "foo:c8")], ids=["plan", "train"]
+)
+def test_a_family_that_there_is_not_is_refused_before_any_work(
+    words: tuple[str, ...], ended: Command, tmp_path: Path
+) -> None:
+    what, _ = refused(ended(*words, "--out", tmp_path / "run"), 2)
+    assert "unknown family 'foo'" in what
+    assert not list((tmp_path / "run").glob("*/*"))
+
+
+def test_a_teacher_that_was_forgotten_is_said_to_be_ours(
+    ended: Command, start: Command, tmp_path: Path
+) -> None:
+    photos = drawn(tmp_path / "photos", seed=0)
+    said = ended("plan", "--data", photos, "--val", photos, "--out", tmp_path / "run")
+    assert "samples of the package stand in for the teacher;" in " ".join(said.err.split())
+
+
+def test_a_method_that_there_is_not_has_its_hint_apart(ended: Command, tmp_path: Path) -> None:
+    what, hint = refused(ended("plan", "--set", "distill.method=nosuch", "--out", tmp_path), 2)
+    assert what == "error: config: distill.method: unknown method"
+    assert hint.startswith("hint: known: ")
+
+
+def test_a_bundle_without_models_is_said_to_have_none(
+    finished: Any, ended: Command, tmp_path: Path
+) -> None:
+    from dataclasses import replace
+
+    from pipeline.bundle import manifest
+
+    bundle = finished.bundle
+    shutil.rmtree(bundle / "model")
+    stated = replace(manifest.read(bundle), models=(), files=manifest.list_files(bundle))
+    manifest.write(stated, bundle)
+    for words in (
+        ("bench", bundle),
+        ("verify", bundle),
+        ("kit", bundle, "--target", "cpu", "-o", tmp_path / "kit.pyz"),
+    ):
+        what, hint = refused(ended(*words), 2)
+        assert "holds no model: its run built none" in what
+        assert hint == "hint: the run's report says why"
