@@ -146,8 +146,10 @@ def _images(on: Subject, uses: Sequence[_Use], other: Cache | None) -> Cache | N
 
 def _trained_without(on: Subject, uses: Sequence[_Use]) -> bool:
     """Whether some have been trained already: they, and what is compared with them, stay so."""
-    on_what = (on.teacher, on.student, on.photos, on.tests)
-    return any(on.run.remembers(distill, DistillInputs(use.config, *on_what)) for use in uses)
+    trainings = (
+        DistillInputs(use.config, on.teacher, on.student, on.photos, on.tests) for use in uses
+    )
+    return any(on.run.remembers(distill, inputs) for inputs in trainings)
 
 
 def _pays(on: Subject, uses: Sequence[_Use], passes: Sequence[TeacherPass]) -> bool:

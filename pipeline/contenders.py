@@ -217,15 +217,26 @@ class _Trainer:
 
     def distill(self, name: str, config: DistillConfig) -> Ref[Distilled]:
         assert self.teacher is not None
-        images = (self.images.photos, self.images.tests)
-        inputs = DistillInputs(config, self.teacher, self.spec, *images, self.caches[name])
+        inputs = DistillInputs(
+            config=config,
+            teacher=self.teacher,
+            student=self.spec,
+            photos=self.images.photos,
+            tests=self.images.tests,
+            cache=self.caches[name],
+        )
         return self.on.run.step(distill, inputs, label="" if name == "student" else name)
 
     def export(self, one: Contender) -> Ref[Graph]:
         assert one.net is not None, "what is exported is a net in torch"
         ours = one.name in ("student", "teacher")
-        settings = (self.on.config.export, one.net, self.teacher, self.images.tests)
-        inputs = ExportInputs(*settings, baseline="" if ours else one.name)
+        inputs = ExportInputs(
+            config=self.on.config.export,
+            net=one.net,
+            teacher=self.teacher,
+            tests=self.images.tests,
+            baseline="" if ours else one.name,
+        )
         return self.on.run.step(export, inputs, label=one.name)
 
     def make_baseline(self, baseline: Baseline, one: Contender) -> Contender:
@@ -262,8 +273,9 @@ def choose_student(on: RunContext, teacher: Ref[Model], patches: Ref[PatchSet]) 
         )
     tried = []
     for info in on.targets:
-        nets = (on.precisions(info), teacher, patches)
-        inputs = FitInputs(config.fit, info, *nets, NotInKey(on.machine))
+        inputs = FitInputs(
+            config.fit, info, on.precisions(info), teacher, patches, NotInKey(on.machine)
+        )
         built_with = find(info.target).versions()
         tried.append(on.run.step(fit, inputs, depends_on=built_with, label=info.target))
     if any(one.record is None for one in tried):

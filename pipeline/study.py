@@ -276,8 +276,14 @@ def _train(
     arm: Arm, seed: int, shared: _Shared, cache: Ref[TeacherCache] | None, run: Run
 ) -> tuple[Trained, Model]:
     config, label = arm.config.model_copy(update={"seed": seed}), arm.label(seed)
-    images = (shared.photos, shared.sets[0])
-    inputs = DistillInputs(config, shared.teacher, shared.spec, *images, cache)
+    inputs = DistillInputs(
+        config=config,
+        teacher=shared.teacher,
+        student=shared.spec,
+        photos=shared.photos,
+        tests=shared.sets[0],
+        cache=cache,
+    )
     step = run.step(distill, inputs, label=label)
     scores = run.step(assess, AssessInputs(step, shared.sets), label=label).value
     made = step.value
