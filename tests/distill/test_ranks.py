@@ -112,7 +112,9 @@ def test_a_process_that_dies_ends_the_job_and_one_alone_goes_on(
     os.kill(ranks[0], signal.SIGKILL)
     _, told = job.communicate()
     assert job.returncode != 0
-    assert "error: distill: process 0 of 2 cannot go on: " in told, told
+    # torchrun may end the other process before it has found out by itself.
+    itself = "error: distill: process 0 of 2 cannot go on: " in told
+    assert itself or "closing signal SIGTERM" in told, told
     assert "SIGKILL" in told  # torchrun's own words on the other one
     again = started(1, command, out)
     _, told = again.communicate()
