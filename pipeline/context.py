@@ -44,37 +44,38 @@ def choose_targets(config: Config, machine: Machine) -> tuple[TargetInfo, ...]:
     """The targets asked for, or those of the machine's CPU when none is named.
 
     Raises:
-        UsageError: an unknown target or precision, or one that no target offers.
+        UsageError: an unknown target or precision, or precisions that none of them offers.
         MissingError: a target that was asked for cannot run there, before any work is lost.
     """
-    where, option = _place_of(machine)
-    if config.target is None:
-        usual = [info for info in _offers(("cpu", "openvino"), machine) if not info.why_not]
-        if not usual:
-            raise MissingError(
-                f"neither cpu nor openvino can run{where}",
-                hint=f"see what can: mipkd-pipeline doctor{option}",
-            )
-        return tuple(usual)
-    for precision in config.precision or ():
+    asked = config.precision or ()
+    for precision in asked:
         if precision not in PRECISIONS:
             raise UsageError(
                 f"--precision: unknown name {precision!r}", hint=nearest(precision, PRECISIONS)
             )
-    found = _offers(config.target, machine)
-    for info in found:
-        if info.why_not:
-            hint = f"see what can run: mipkd-pipeline doctor{option}"
-            raise MissingError(f"target {info.target}{where}: {info.why_not}", hint=hint)
-    asked = set(config.precision or found[0].precisions)
-    if not any(asked & set(info.precisions) for info in found):
-        known = dict.fromkeys(name for info in found for name in info.precisions)
+    found = _runnable(config.target, machine)
+    known = dict.fromkeys(name for info in found for name in info.precisions)
+    if asked and not known.keys() & set(asked):
+        names = ", ".join(info.target for info in found)
+        where, _ = _place_of(machine)
         raise UsageError(
-            f"--precision: {', '.join(info.target for info in found)}: none of "
-            f"{', '.join(config.precision or ())} can be built{where or ' here'}",
+            f"--precision: {names}: none of {', '.join(asked)} can be built{where or ' here'}",
             hint=f"known: {', '.join(known)}",
         )
-    return tuple(found)
+    return found
+
+
+def _runnable(names: Sequence[str] | None, machine: Machine) -> tuple[TargetInfo, ...]:
+    """Those named, which must all run there; for None those of the CPU that do."""
+    offered = _offers(names or ("cpu", "openvino"), machine)
+    lacking = [info for info in offered if info.why_not]
+    where, option = _place_of(machine)
+    hint = f"see what can run: mipkd-pipeline doctor{option}"
+    if names and lacking:
+        raise MissingError(f"target {lacking[0].target}{where}: {lacking[0].why_not}", hint=hint)
+    if len(lacking) == len(offered):
+        raise MissingError(f"neither cpu nor openvino can run{where}", hint=hint)
+    return tuple(info for info in offered if not info.why_not)
 
 
 def _place_of(machine: Machine) -> tuple[str, str]:

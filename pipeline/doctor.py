@@ -5,19 +5,15 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from mipkd.core import plugins
+from mipkd.metrics.base import list_metrics
 from pipeline.machine.base import DeviceConfig, connect
 from targets.base import every
-
-_ROOMS = {
-    "mipkd.archs": "ARCH",
-    "mipkd.losses": "LOSS",
-    "mipkd.metrics": "METRIC",
-}
 
 if TYPE_CHECKING:
     from mipkd.archs.base import SRNet
@@ -25,8 +21,7 @@ if TYPE_CHECKING:
 
 def examine_machine(config: DeviceConfig | None = None) -> dict[str, Any]:
     """The host, this one or at an address, and each target and variant: usable, or why not."""
-    for room, attribute in _ROOMS.items():
-        plugins.load_all(room, attribute)  # warns of each that does not load
+    _warn_of_plugins()
     with connect(config or DeviceConfig()) as machine:
         offered = machine.offers(every())
     targets = {
@@ -40,6 +35,16 @@ def examine_machine(config: DeviceConfig | None = None) -> dict[str, Any]:
         for name, info in offered.items()
     }
     return {"host": asdict(next(iter(offered.values())).host), "targets": targets}
+
+
+def _warn_of_plugins() -> None:
+    """Warn of each plug-in that does not load; `targets.base.every` does so of targets."""
+    list_metrics()
+    if find_spec("torch"):  # families and losses are made of it
+        from mipkd.archs.base import load_archs
+
+        load_archs()
+        plugins.load_all("mipkd.losses", "LOSS", type)
 
 
 def describe_machine(found: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import typer
@@ -17,36 +18,52 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def run(
-    context: typer.Context,
-    teacher: o.Teacher = None,
-    model: o.ModelFile = None,
-    target: o.TargetNames = None,
-    student: o.StudentSpec = None,
-    latency_budget: o.LatencyBudget = None,
-    data: o.Data = None,
-    val: o.Val = None,
-    precision: o.Precisions = None,
-    steps: o.Steps = None,
-    scale: o.Scale = None,
-    qat: o.Qat = None,
-    compare: o.Compare = None,
-    device: o.DeviceAddress = None,
-    out: o.Out = None,
-    config: o.ConfigFile = None,
-    sets: o.Sets = None,
-    verbose: Verbose = False,
-) -> None:
+def _with_run_options(work: Callable[[Config], None]) -> Callable[..., None]:
+    """A command with the options of a run, under the name and with the help of `work`."""
+
+    def command(
+        context: typer.Context,
+        teacher: o.Teacher = None,
+        model: o.ModelFile = None,
+        target: o.TargetNames = None,
+        student: o.StudentSpec = None,
+        latency_budget: o.LatencyBudget = None,
+        data: o.Data = None,
+        val: o.Val = None,
+        precision: o.Precisions = None,
+        steps: o.Steps = None,
+        scale: o.Scale = None,
+        qat: o.Qat = None,
+        compare: o.Compare = None,
+        device: o.DeviceAddress = None,
+        out: o.Out = None,
+        config: o.ConfigFile = None,
+        sets: o.Sets = None,
+        verbose: Verbose = False,
+    ) -> None:
+        set_logging(verbose)
+        settings = o.load_settings(context.params)
+        if settings.smoke:
+            log.warning(
+                "smoke run: samples of the package stand in for %s; it shows that all works, it "
+                "is no result",
+                settings.stand_ins,
+            )
+        work(settings)
+
+    command.__name__, command.__doc__ = work.__name__, work.__doc__
+    return command
+
+
+@_with_run_options
+def run(settings: Config) -> None:
     """Distil, export, quantise, measure, judge and report. Finished steps are remembered."""
-    set_logging(verbose)
     from pipeline.cli.summary import summarize
     from pipeline.flow import run_pipeline
     from pipeline.publish import bundle_folder, kit_targets
     from pipeline.report.results_file import report_folder
 
-    settings = o.load_settings(context.params)
     here = o.open_run(settings)
-    _warn_of_stand_ins(settings)
     with here.lock():
         evidence = run_pipeline(settings, here, command=o.command_line())
     print_wide(summarize(evidence))
@@ -56,32 +73,11 @@ def run(
     raise typer.Exit(EXIT[evidence.verdict.outcome])
 
 
-def plan(
-    context: typer.Context,
-    teacher: o.Teacher = None,
-    model: o.ModelFile = None,
-    target: o.TargetNames = None,
-    student: o.StudentSpec = None,
-    latency_budget: o.LatencyBudget = None,
-    data: o.Data = None,
-    val: o.Val = None,
-    precision: o.Precisions = None,
-    steps: o.Steps = None,
-    scale: o.Scale = None,
-    qat: o.Qat = None,
-    compare: o.Compare = None,
-    device: o.DeviceAddress = None,
-    out: o.Out = None,
-    config: o.ConfigFile = None,
-    sets: o.Sets = None,
-    verbose: Verbose = False,
-) -> None:
+@_with_run_options
+def plan(settings: Config) -> None:
     """Say what `run` with the same options would do, what it remembers, and why."""
-    set_logging(verbose)
     from pipeline.flow import measure_all
 
-    settings = o.load_settings(context.params)
-    _warn_of_stand_ins(settings)
     here = o.open_run(settings, dry=True)
     measure_all(settings, here)
     for event in here.events:
@@ -90,12 +86,3 @@ def plan(
         typer.echo(f"{verb}  {event.stage + ' ' + event.label:<32} {why}")
     todo = sum(not e.remembered for e in here.events)
     typer.echo(f"{todo} of {len(here.events)} steps would run, in {here.root}")
-
-
-def _warn_of_stand_ins(settings: Config) -> None:
-    if settings.smoke:
-        log.warning(
-            "smoke run: samples of the package stand in for %s; it shows that all works, it is no "
-            "result",
-            settings.stand_ins,
-        )

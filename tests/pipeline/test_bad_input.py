@@ -250,6 +250,14 @@ def test_a_student_for_a_target_that_nothing_can_be_timed_on(
     assert "hint: name a student, or a --device that has it" in said.err
 
 
+def test_a_precision_that_there_is_not_where_no_target_is_named(
+    ended: Command, tmp_path: Path
+) -> None:
+    what, hint = refused(ended("plan", "--precision", "int9", "--out", tmp_path), 2)
+    assert what == "error: --precision: unknown name 'int9'"
+    assert "int8" in hint
+
+
 def test_a_precision_that_no_target_offers(ended: Command, tmp_path: Path) -> None:
     what, hint = refused(
         ended("plan", "--target", "cpu", "--precision", "bf16", "--out", tmp_path), 2
