@@ -129,7 +129,7 @@ def _latents(on: Subject, uses: Sequence[_Use]) -> Cache | None:
         return None
     at = ",".join(map(str, latents.positions))
     found = on.run.step(directions, inputs, label=at)
-    return _made(on, uses, found, None, f"latents {at}".strip())
+    return _make_cache(on, uses, found, None, f"latents {at}".strip())
 
 
 def _images(on: Subject, uses: Sequence[_Use], other: Cache | None) -> Cache | None:
@@ -141,7 +141,7 @@ def _images(on: Subject, uses: Sequence[_Use], other: Cache | None) -> Cache | N
     there = on.run.remembers(teacher_cache, inputs)
     if _trained_without(on, uses) or not (there or other or _pays(on, uses, ("image",))):
         return None
-    return _made(on, uses, None, other, "images")
+    return _make_cache(on, uses, None, other, "images")
 
 
 def _trained_without(on: Subject, uses: Sequence[_Use]) -> bool:
@@ -167,7 +167,7 @@ def _pays(on: Subject, uses: Sequence[_Use], passes: Sequence[TeacherPass]) -> b
     return trained >= pixels
 
 
-def _made(
+def _make_cache(
     on: Subject,
     uses: Sequence[_Use],
     found: Ref[Directions] | None,

@@ -40,6 +40,7 @@ def examine_machine(config: DeviceConfig | None = None) -> dict[str, Any]:
 def _warn_of_plugins() -> None:
     """Warn of each plug-in that does not load; `targets.base.every` does so of targets."""
     list_metrics()
+    plugins.load_all("pipeline.machine", "MACHINE")
     if find_spec("torch"):  # families and losses are made of it
         from mipkd.archs.base import load_archs
 

@@ -66,7 +66,7 @@ def load_all(package: str, attribute: str, kind: type = object) -> Mapping[str, 
 def _modules(package: str) -> set[str]:
     """Files of the package's folders."""
     path = importlib.import_module(package).__path__
-    found = {module.name for module in pkgutil.iter_modules(path)}
+    found = {module.name for module in pkgutil.iter_modules(path) if not module.ispkg}
     return {name for name in found if name != "base" and not name.startswith("_")}
 
 

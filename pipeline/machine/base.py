@@ -108,7 +108,7 @@ def connect(config: DeviceConfig) -> Iterator[Machine]:
 
 
 def _kind_of(address: str) -> MachineKind:
-    known = [name for name in plugins.names(__package__) if name != "remote"]  # what others need
+    known = plugins.names(__package__)
     found = re.match(r"([\w-]+)://", address)
     if found is None:
         hint = "write ssh://[user@]host[:port]"

@@ -96,7 +96,7 @@ def qat(inputs: QatInputs, *, out: Path) -> QatStudent:
     student = FakeQuantNet(net, _rounding(inputs, out / "ptq"))
     sampler = PatchSampler(photos, patch=config.patch, batch=config.batch, seed=config.seed)
     sampler.photos, _ = split(photos, inputs.split_seed)
-    sampler.photos += _drawn(sampler.photos, net, config.seed)
+    sampler.photos += _draw_pages(sampler.photos, net, config.seed)
     teacher = teachers.load(inputs.teacher.value) if inputs.teacher else net
     training = TrainingInputs(config, student, teacher, sampler)
     trained = train(training, tests=_pairs(inputs.holdout.value), out=out)
@@ -132,7 +132,7 @@ def _rounding(inputs: QatInputs, folder: Path) -> QuantScheme:
     return found
 
 
-def _drawn(photos: Sequence[Photo], net: SRNet, seed: int) -> list[Photo]:
+def _draw_pages(photos: Sequence[Photo], net: SRNet, seed: int) -> list[Photo]:
     """Pages of letters and flat colours beside the photos, lest INT8 loses most on them.
 
     Their truth is what the net makes of them in FP32: their own would draw it away from photos.
