@@ -94,9 +94,12 @@ PC = {
 
 
 def plant(root: Path, files: dict[str, str]) -> Path:
+    """Each file whole at once, as a kernel's are: a look between two writes would read it empty."""
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
+        written = root / f"{name}.new"
+        written.write_text(text)
+        written.replace(root / name)
     return root
 
 
