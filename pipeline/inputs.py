@@ -9,6 +9,7 @@ from pathlib import Path
 from mipkd.core.errors import UsageError
 from mipkd.core.images import hash_folder
 from mipkd.core.records import Graph, Model, PatchSet, Photos, TestSet
+from mipkd.export.foreign_graph import external_files
 from pipeline.config import Config
 from pipeline.context import RunContext
 from pipeline.run import Run, hash_file
@@ -107,7 +108,8 @@ def adopt_graph(
     """The student in an ONNX graph, ours or a `baseline` of that name."""
     if file is None:
         return None
-    inputs = AdoptInputs(on.config.adopt, source_of_file(file), images, baseline)
+    source, weights = source_of_file(file), tuple(map(source_of_file, external_files(file)))
+    inputs = AdoptInputs(on.config.adopt, source, weights, images, baseline)
     return on.run.step(adopt, inputs, label=baseline)
 
 

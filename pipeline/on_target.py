@@ -43,10 +43,11 @@ class OnTarget:
     measured: list[Measured] = field(default_factory=list)
 
     def build(self, contenders: Sequence[Contender]) -> None:
-        """Every contender at every precision; what fails is a row of the report."""
-        for one, precision in self._select_builds(contenders):
-            with self.on.catch(self.info.target, precision, "build", one.name):
-                self.builts.append((one.name, self._build(one, precision)))
+        """Every contender at every precision; what fails, or crashes, is a row of the report."""
+        with self.on.run.one_process():
+            for one, precision in self._select_builds(contenders):
+                with self.on.catch(self.info.target, precision, "build", one.name):
+                    self.builts.append((one.name, self._build(one, precision)))
 
     def measure(self) -> None:
         """All models in one job; if that fails, once more without the baselines."""

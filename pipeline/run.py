@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import version as package_version
@@ -25,8 +25,9 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 
 from mipkd.core import codec, memory
+from mipkd.core.apart import Worker
 from mipkd.core.errors import MipkdError, StageError, UsageError
-from pipeline.stage import I, R, Ref, Stage, differences, digest, fingerprint_step
+from pipeline.stage import I, R, Ref, Stage, call_by_name, differences, digest, fingerprint_step
 
 log = logging.getLogger(__name__)
 K = TypeVar("K")
@@ -54,6 +55,7 @@ class Run:
     dry: bool = False
     events: list[Event] = field(default_factory=list)
     keys: dict[str, str] = field(default_factory=dict)  # "stage label" -> key, in order
+    _worker: Worker | None = None
 
     def remembers(self, stage: Stage[I, R], inputs: I, *, depends_on: object = None) -> bool:
         """Whether such a step has been made."""
@@ -94,6 +96,13 @@ class Run:
             return Ref(key, None)
         return Ref(key, self._make(stage, inputs, folder, asked, label))
 
+    @contextmanager
+    def one_process(self) -> Iterator[None]:
+        """Inside, the steps that work apart share a process: it is started once."""
+        with Worker() as self._worker:
+            yield
+        self._worker = None
+
     def receipts(self) -> dict[str, dict[str, Any]]:
         """What each step of this pass noted, by "stage label"."""
         found = {}
@@ -133,16 +142,15 @@ class Run:
         self._journal("start", stage=stage.name, label=label, key=folder.name)
         log.info("%s %s", stage.name, label)
         start = time.perf_counter()
-        memory.reset_peak()
         try:
             partial.mkdir(parents=True, exist_ok=True)
             with _noting() as notes:
-                record = stage.function(inputs, out=partial)
+                record, peak_bytes = self._call(stage, inputs, partial, label)
             receipt = {
                 "asked": asked,
                 "label": label,
                 "seconds": round(time.perf_counter() - start, 3),
-                "peak_rss_bytes": memory.peak_bytes(),
+                "peak_rss_bytes": peak_bytes,
                 "warnings": notes,
                 "commit": commit(),
                 "program": program_version(),
@@ -162,6 +170,20 @@ class Run:
             raise
         self._journal("done", stage=stage.name, label=label, seconds=receipt["seconds"])
         return self._load(stage, folder)
+
+    def _call(
+        self, stage: Stage[I, R], inputs: I, out: Path, label: str
+    ) -> tuple[R, int | None]:
+        """The record, and the greatest memory of the process that made it."""
+        if not stage.apart:
+            memory.reset_peak()
+            return stage.function(inputs, out=out), memory.peak_bytes()
+        with ExitStack() as stack:
+            worker = self._worker or stack.enter_context(Worker())
+            what = f"{stage.name} {label}".strip()
+            module = stage.function.__module__
+            record: R = worker.call(what, call_by_name, module, stage.name, inputs, out)
+            return record, worker.peak_bytes
 
     def _to_stored(self, record: Any, partial: Path, folder: Path) -> Any:
         place = f"{_HERE}/{folder.relative_to(self.root)}"

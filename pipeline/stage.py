@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, get_type_hints
 
@@ -74,6 +75,7 @@ class Stage(Generic[I_contra, R_co]):
     function: StageFunction[I_contra, R_co]
     resumes: bool  # finds its own way in a `.partial` folder that an earlier start left
     retry_if: Callable[[Any], bool] | None = None  # whether a record is made anew next time
+    apart: bool = False  # native code may crash: it works in a process of its own
 
     @property
     def returns(self) -> Any:
@@ -81,13 +83,24 @@ class Stage(Generic[I_contra, R_co]):
 
 
 def stage(
-    version: int, *, resumes: bool = False, retry_if: Callable[[Any], bool] | None = None
+    version: int,
+    *,
+    resumes: bool = False,
+    retry_if: Callable[[Any], bool] | None = None,
+    apart: bool = False,
 ) -> Callable[[StageFunction[I, R]], Stage[I, R]]:
     """Make a stage of a function; its name is the function's.
 
-    A record of which `retry_if` is true is used, but made anew the next time.
+    A record of which `retry_if` is true is used, but made anew the next time. What works `apart` is
+    found by its name in its module, and its inputs can be pickled.
     """
-    return lambda function: Stage(function.__name__, version, function, resumes, retry_if)
+    return lambda function: Stage(function.__name__, version, function, resumes, retry_if, apart)
+
+
+def call_by_name(module: str, name: str, inputs: Any, out: Path) -> Any:
+    """The record of the stage called `name`, for another process: a decorated function cannot be
+    pickled."""
+    return getattr(import_module(module), name).function(inputs, out=out)
 
 
 def fingerprint_step(stage: Stage[I, R], inputs: I, depends_on: object) -> dict[str, Any]:

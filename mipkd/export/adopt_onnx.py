@@ -1,31 +1,34 @@
-"""Adopt a foreign ONNX graph: one RGB image in, one larger image out."""
+"""Adopt a foreign ONNX graph: one RGB image in, one larger image out.
+
+It is rewritten for what comes after, and each rewriting is held against the file that came.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mipkd.core.errors import UnsupportedError, UsageError
-from mipkd.core.images import ByteArray, psnr_y
+from mipkd.core.images import ByteArray
 from mipkd.core.records import Graph
-from mipkd.export.onnx import PRODUCER, open_session
+from mipkd.export.as_float32 import cast_to_float32, other_floats
+from mipkd.export.foreign_graph import Original, Rewriting, inputs_of, open_model, open_original
+from mipkd.export.image_range import Pair, probe_range, with_unit_range
+from mipkd.export.onnx import PRODUCER
+from mipkd.export.opset import LEAST, opset_of, raise_opset
+from mipkd.export.parity import EXACT, ONE_LEVEL, FloatArray, Run
 
 log = logging.getLogger(__name__)
 
-Pair = tuple[str, ByteArray, ByteArray]  # name, LR, HR
-# ONNX's own operators and those of ONNX Runtime: QLinearAdd, MatMulIntegerToFloat, MatMulNBits.
-_QUANTIZED = re.compile("[Qq]uantize|Integer|^QLinear|^QGemm$|NBits$")
-_LEAST_PROBE_DB = 20.0
 _MULTIPLES = (1, 2, 4, 8, 16)  # of height and width; windows are 8 or 16
-_LEAST_OPSET = 13  # for per-channel scales
-_RGB = "known: float of shape [N, 3, H, W], RGB"
+_IR = 8  # the least of an adopted file: before 4, weights are listed among the inputs
+_COMPARED = 3  # real images, at most `_SIDE` pixels a side
+_SIDE = 96
 
 
 def adopt(
@@ -43,130 +46,89 @@ def adopt(
 
     Raises:
         UsageError: not an ONNX file.
-        UnsupportedError: not a float RGB image in NCHW in and out, quantised already, or a
-            size or range that cannot be settled.
+        UnsupportedError: not a float RGB image in NCHW in and out, quantised already, a size or
+            range that cannot be settled, or a rewriting that does not give the images it gave.
     """
-    model = _raise_opset(_read(path), path)
-    facts = {p.key: p.value for p in model.metadata_props}
-    ours = facts.get("producer") == PRODUCER
-    was_fixed = _free_sizes(model)
+    original = open_original(path)
+    steps = _rewrite(original)
+    last = steps[-1]
+    facts = {p.key: p.value for p in last.model.metadata_props}
+    ours = facts.get("producer") == PRODUCER and facts.get("multiple", "").isdigit()
     multiples = (int(facts["multiple"]),) if ours else _MULTIPLES
-    found, multiple = _scale_and_multiple(model, path, multiples)
-    if was_fixed:
-        _check_other_sizes(model, path, found, multiple)
+    run = open_model(last.model)
+    found, multiple = _scale_and_multiple(run, path, multiples)
+    noise = [np.random.default_rng(0).random((1, 3, *s), np.float32) for s in _sizes(multiple)]
+    for one in steps:
+        original.check(one, noise)
+    if any(original.size):
+        _check_other_sizes(run, path, found, multiple)
     if scale and scale != found:
         raise UsageError(f"{path}: its scale is x{found}, adopt.scale asks for x{scale}")
+    pairs = probe(found)
+    model, known = last.model, 1.0
     if not ours:
-        _convert_range(model, image_range or _probe_range(model, path, probe(found), multiple))
+        known = image_range or probe_range(model, path, pairs, multiple)
+        model = with_unit_range(model, known) if known != 1 else model
+        hint = "export it with images in [0, 1], or report the graph"
+        step = f"bringing its range of {known:g} to 1"
+        steps.append(Rewriting(step, model, last.bound, hint, in_unit_range=True))
+    images = [_odd_part(lr, multiple) for _, lr, _ in pairs[:_COMPARED]]
+    for one in steps:
+        original.check(one, [*noise, *images], known)
+    if not ours:
         _set_metadata(model, scale=found, multiple=multiple)
-    file, content = out / "model.onnx", model.SerializeToString()
-    file.write_bytes(content)
-    return Graph(
-        file=file,
-        sha256=hashlib.sha256(content).hexdigest(),
-        role="student",
-        scale=found,
-        multiple=multiple,
-        opset=_opset(model),
-        family=facts.get("family", "onnx"),
-        licence=facts.get("licence", "unknown"),
-    )
+    return _write(model, out / "model.onnx", found, multiple)
 
 
-def _read(path: Path) -> Any:
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        model = onnx.load(path)
-        onnx.checker.check_model(model)
-    except (OSError, DecodeError, onnx.checker.ValidationError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UsageError(f"{path}: not an ONNX graph: {first}") from error
-    _check(model, path)
-    return model
-
-
-def _check(model: Any, path: Path) -> None:
-    import onnx
-
-    graph, images = model.graph, _inputs(model)
-    if len(images) != 1 or len(graph.output) != 1:
-        raise UnsupportedError(
-            f"{path}: {len(images)} inputs and {len(graph.output)} outputs",
-            hint="known: one image in, one image out",
-        )
-    if quantized := {n.op_type for n in graph.node if _QUANTIZED.search(n.op_type)}:
-        raise UnsupportedError(
-            f"{path}: already quantised ({', '.join(sorted(quantized))})",
-            hint="give the FP32 graph; quantising is done here, per target",
-        )
-    for value, whose in ((images[0], "input"), (graph.output[0], "output")):
-        tensor = value.type.tensor_type
-        shape = [d.dim_value or d.dim_param or "?" for d in tensor.shape.dim]
-        # An output's shape may be unknown until the graph runs.
-        is_image = whose == "output" or (len(shape) == 4 and shape[1] == 3)
-        if not is_image or tensor.elem_type != onnx.TensorProto.FLOAT:
-            kind = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
-            channels_last = len(shape) == 4 and shape[3] == 3
-            raise UnsupportedError(
-                f"{path}: its {whose} is {kind} of shape {shape}",
-                hint=f"it is NHWC: transpose it; {_RGB}" if channels_last else _RGB,
-            )
+def _rewrite(original: Original) -> list[Rewriting]:
+    """The model after each step that it needs; the last has free sizes."""
+    model, path, steps = original.model, original.path, list[Rewriting]()
+    bound = EXACT
+    if others := other_floats(model):
+        kinds, bound = " and ".join(others), ONE_LEVEL
+        log.info("%s: its %s is cast to float32", path.name, kinds)
+        model = cast_to_float32(model)
+        step = f"casting {kinds} to float32"
+        steps.append(Rewriting(step, model, bound, "export it in float32"))
+    if (opset := opset_of(model)) < LEAST:
+        hint = f"export it with opset {LEAST} or later"
+        try:
+            model = raise_opset(model)
+        except (RuntimeError, ValueError) as error:
+            why = str(error).splitlines()[0]
+            what = f"{path}: opset {opset} cannot be converted to {LEAST}: {why}"
+            raise UnsupportedError(what, hint=hint) from error
+        steps.append(Rewriting(f"raising opset {opset} to {LEAST}", model, bound, hint))
+    hint = "export it with dynamic height and width"
+    freed = _with_free_sizes(model)
+    return [*steps, Rewriting("making height and width dynamic", freed, bound, hint)]
 
 
-def _inputs(model: Any) -> list[Any]:
-    """The graph's inputs without those that old files list for its weights."""
-    constants = {t.name for t in model.graph.initializer}
-    return [i for i in model.graph.input if i.name not in constants]
-
-
-def _opset(model: Any) -> int:
-    return next(int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx"))
-
-
-def _raise_opset(model: Any, path: Path) -> Any:
-    """The model, converted if its opset is older than quantisers accept."""
-    from onnx import version_converter
-
-    if _opset(model) >= _LEAST_OPSET:
-        return model
-    try:
-        return version_converter.convert_version(model, _LEAST_OPSET)
-    except (RuntimeError, ValueError) as error:
-        raise UnsupportedError(
-            f"{path}: opset {_opset(model)} cannot be converted to {_LEAST_OPSET}: {error}",
-            hint=f"export it with opset {_LEAST_OPSET} or later",
-        ) from error
-
-
-def _free_sizes(model: Any) -> bool:
-    """Make heights and widths dynamic; whether they were fixed."""
-    (image,) = _inputs(model)
-    was_fixed = any(d.dim_value for d in list(image.type.tensor_type.shape.dim)[2:])
-    for value, names in ((image, ("height", "width")), (model.graph.output[0], ("out_h", "out_w"))):
+def _with_free_sizes(model: Any) -> Any:
+    """A copy with dynamic height and width, and with no weights among its inputs."""
+    copy = type(model)()
+    copy.CopyFrom(model)
+    image = type(model.graph.input[0])()
+    image.CopyFrom(inputs_of(copy)[0])
+    for value, names in ((image, ("height", "width")), (copy.graph.output[0], ("out_h", "out_w"))):
         dims = value.type.tensor_type.shape.dim
         if len(dims) == 4:
             dims[0].dim_value = 1
             for dim, name in zip(list(dims)[2:], names, strict=True):
                 dim.dim_param = name
-    del model.graph.value_info[:]
-    return was_fixed
+    del copy.graph.value_info[:]
+    del copy.graph.input[:]
+    copy.graph.input.append(image)
+    copy.ir_version = max(copy.ir_version, _IR)
+    return copy
 
 
-def _run(model: Any, lr_NCHW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    session = open_session(model.SerializeToString())
-    (image,) = session.run(None, {session.get_inputs()[0].name: lr_NCHW})
-    return np.asarray(image, dtype=np.float32)
-
-
-def _scale_and_multiple(model: Any, path: Path, multiples: Sequence[int]) -> tuple[int, int]:
+def _scale_and_multiple(run: Run, path: Path, multiples: Sequence[int]) -> tuple[int, int]:
     """The integer scale, and the smallest multiple that heights and widths must be of."""
     why = ""
     for multiple in multiples:
-        least = max(3, 24 // multiple | 1) * multiple  # an odd number of multiples
         try:
-            ratios = _ratios(model, (least, least + 2 * multiple), (least + 4 * multiple, least))
+            ratios = _ratios(run, _sizes(multiple))
         except Exception as error:  # onnxruntime has no public base class
             why = str(error).splitlines()[0]
             continue
@@ -183,17 +145,24 @@ def _scale_and_multiple(model: Any, path: Path, multiples: Sequence[int]) -> tup
     )
 
 
-def _ratios(model: Any, *sizes: tuple[int, int]) -> set[float]:
+def _sizes(multiple: int) -> tuple[tuple[int, int], ...]:
+    """Heights and widths to try: odd numbers of the multiple."""
+    least = max(3, 24 // multiple | 1) * multiple
+    more, most = least + 2 * multiple, least + 4 * multiple
+    return ((least, more), (most, least), (more, most))
+
+
+def _ratios(run: Run, sizes: Sequence[tuple[int, int]]) -> set[float]:
     found: set[float] = set()
     for height, width in sizes:
-        shape = _run(model, np.zeros((1, 3, height, width), np.float32)).shape
+        shape = run(np.zeros((1, 3, height, width), np.float32)).shape
         if len(shape) != 4 or shape[1] != 3:
             raise ValueError(f"its output has shape {list(shape)}, not [N, 3, H, W]")
         found |= {shape[2] / height, shape[3] / width}
     return found
 
 
-def _check_other_sizes(model: Any, path: Path, scale: int, multiple: int) -> None:
+def _check_other_sizes(run: Run, path: Path, scale: int, multiple: int) -> None:
     """Refuse a graph made for one size that computes something else at others.
 
     Away from the cut, a part of an image must give about the pixels of the whole.
@@ -202,8 +171,8 @@ def _check_other_sizes(model: Any, path: Path, scale: int, multiple: int) -> Non
     rng = np.random.default_rng(0)
     whole = rng.random((1, 3, 2 * side, 2 * side), dtype=np.float32)
     inside = (..., slice(0, side * scale // 2), slice(0, side * scale // 2))
-    of_whole = _run(model, whole)[inside]
-    of_part = _run(model, np.ascontiguousarray(whole[..., :side, :side]))[inside]
+    of_whole = run(whole)[inside]
+    of_part = run(np.ascontiguousarray(whole[..., :side, :side]))[inside]
     if not np.abs(of_whole - of_part).mean() <= 0.1 * of_whole.std():
         raise UnsupportedError(
             f"{path}: made for one size, it gives other values at another",
@@ -211,55 +180,11 @@ def _check_other_sizes(model: Any, path: Path, scale: int, multiple: int) -> Non
         )
 
 
-def _probe_range(model: Any, path: Path, images: Sequence[Pair], multiple: int) -> float:
-    found = {1.0: 0.0, 255.0: 0.0}
-    for image_range in found:
-        scores = []
-        for _, lr_HWC, hr_HWC in images[:2]:
-            height, width = (min(96, s) // multiple * multiple for s in lr_HWC.shape[:2])
-            lr = lr_HWC[:height, :width].transpose(2, 0, 1)[None].astype(np.float32)
-            sr = _run(model, lr * np.float32(image_range / 255))[0].transpose(1, 2, 0)
-            pixels = np.rint(np.clip(sr * (255 / image_range), 0, 255)).astype(np.uint8)
-            scale = pixels.shape[0] // height
-            truth = hr_HWC[: height * scale, : width * scale]
-            scores.append(psnr_y(pixels, truth, border=scale))
-        found[image_range] = float(np.mean(scores))
-    best = max(found, key=lambda r: found[r])
-    figures = ", ".join(f"{r:g}: {db:.2f} dB" for r, db in found.items())
-    if found[best] < _LEAST_PROBE_DB:
-        raise UnsupportedError(
-            f"{path}: no image range makes sense of it ({figures})",
-            hint="--set adopt.image_range=255, or check that it takes RGB",
-        )
-    log.info("image range %g by a probe on images (%s)", best, figures)
-    return best
-
-
-def _convert_range(model: Any, image_range: float) -> None:
-    """Multiply at the input and divide at the output, so that images are in [0, 1]."""
-    import onnx
-    from onnx import helper
-
-    if image_range == 1:
-        return
-    graph = model.graph
-    image, result = _inputs(model)[0].name, graph.output[0].name
-    for name, value in (("to_range", image_range), ("from_range", 1 / image_range)):
-        graph.initializer.append(helper.make_tensor(name, onnx.TensorProto.FLOAT, [], [value]))
-    for node in graph.node:
-        for at, used in enumerate(node.input):
-            if used == image:
-                node.input[at] = f"{image}_in_range"
-        for at, used in enumerate([*node.output]):
-            if used == result:
-                node.output[at] = f"{result}_in_range"
-        for at, used in enumerate([*node.input]):
-            if used == result:
-                node.input[at] = f"{result}_in_range"
-    first = helper.make_node("Mul", [image, "to_range"], [f"{image}_in_range"], "to_range_mul")
-    last = helper.make_node("Mul", [f"{result}_in_range", "from_range"], [result], "from_range_mul")
-    graph.node.insert(0, first)
-    graph.node.append(last)
+def _odd_part(lr_HWC: ByteArray, multiple: int) -> FloatArray:
+    """The corner of an image, in [0, 1], whose sides are odd numbers of the multiple."""
+    height, width = (((min(_SIDE, s) // multiple - 1) | 1) * multiple for s in lr_HWC.shape[:2])
+    part = lr_HWC[:height, :width].transpose(2, 0, 1)[None]
+    return part.astype(np.float32) / np.float32(255)
 
 
 def _set_metadata(model: Any, *, scale: int, multiple: int) -> None:
@@ -270,3 +195,19 @@ def _set_metadata(model: Any, *, scale: int, multiple: int) -> None:
     del model.metadata_props[:]
     for key, value in sorted(({"family": "onnx"} | kept | facts).items()):
         model.metadata_props.add(key=key, value=value)
+
+
+def _write(model: Any, file: Path, scale: int, multiple: int) -> Graph:
+    facts = {p.key: p.value for p in model.metadata_props}
+    content = model.SerializeToString()
+    file.write_bytes(content)
+    return Graph(
+        file=file,
+        sha256=hashlib.sha256(content).hexdigest(),
+        role="student",
+        scale=scale,
+        multiple=multiple,
+        opset=opset_of(model),
+        family=facts.get("family", "onnx"),
+        licence=facts.get("licence", "unknown"),
+    )

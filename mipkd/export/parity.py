@@ -1,10 +1,16 @@
-"""Check that an exported graph computes what the torch net does."""
+"""Check that a graph computes what the net or the graph did that it was made from.
+
+Shapes: N batch, C channels, H W low-res size, S scale.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import onnx
 import torch
 
 from mipkd.archs.base import SRNet
@@ -13,8 +19,13 @@ from mipkd.core.images import ByteArray
 from mipkd.core.records import Graph
 from mipkd.export.onnx import open_session
 
+FloatArray = npt.NDArray[np.float32]
+Run = Callable[[FloatArray], FloatArray]  # (N, C, H, W) to (N, C, S*H, S*W)
+
+EXACT = 1e-4  # float32's rounding, over the largest value: a fortieth of a level of 255
+ONE_LEVEL = 1 / 255  # what float16 may round a picture by
 # White noise and odd sizes reveal faults that smooth photos of even sizes hide.
-_NOISE_SIZES = ((31, 41), (17, 75))
+_NOISE_SIZES = ((31, 41), (17, 75), (25, 23))
 
 
 def check_parity(net: SRNet, graph: Graph, images: Sequence[ByteArray], *, bound: float) -> float:
@@ -26,12 +37,9 @@ def check_parity(net: SRNet, graph: Graph, images: Sequence[ByteArray], *, bound
         StageError: it is above `bound`.
     """
     session = open_session(str(graph.file))
-    rng = np.random.default_rng(0)
-    noise = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in _NOISE_SIZES]
     largest = 0.0
-    for image_HWC in [*images, *noise]:
-        height, width = (side - side % graph.multiple for side in image_HWC.shape[:2])
-        lr_NCHW = image_HWC[:height, :width].transpose(2, 0, 1)[None].astype(np.float32) / 255
+    noise = noise_images(graph.multiple, net.smallest)
+    for lr_NCHW in [*(_cropped(one, graph.multiple) for one in images), *noise]:
         (theirs,) = session.run(None, {session.get_inputs()[0].name: lr_NCHW})
         with torch.inference_mode():
             ours = net(torch.from_numpy(lr_NCHW)).numpy()
@@ -42,3 +50,91 @@ def check_parity(net: SRNet, graph: Graph, images: Sequence[ByteArray], *, bound
             hint="--set export.max_parity=... if you know why; otherwise report the checkpoint",
         )
     return largest
+
+
+def noise_images(multiple: int, least: int = 1) -> list[FloatArray]:
+    """White noise in [0, 1] of three sizes: odd numbers of the multiple."""
+    rng = np.random.default_rng(0)
+    sizes = [[max(s, least) // multiple | 1 for s in size] for size in _NOISE_SIZES]
+    return [rng.random((1, 3, h * multiple, w * multiple), np.float32) for h, w in sizes]
+
+
+def largest_difference(one: Run, other: Run, images: Sequence[FloatArray]) -> float:
+    """The largest difference of two functions, over their largest value where that is above 1.
+
+    Infinite where one of them gives another shape, or no number.
+    """
+    return max((_difference(one(lr), other(lr)) for lr in images), default=0.0)
+
+
+def runner(session: Any) -> Run:
+    """An ONNX Runtime session as a function, for one image at a time.
+
+    Its input may be of any float type and of a fixed batch.
+    """
+    (image,) = session.get_inputs()
+    dtype = {"tensor(float16)": np.float16, "tensor(double)": np.float64}.get(image.type)
+    count = image.shape[0] if isinstance(image.shape[0], int) else 1
+
+    def run(lr_NCHW: FloatArray) -> FloatArray:
+        batch = lr_NCHW.astype(dtype or np.float32).repeat(count, 0)
+        (found,) = session.run(None, {image.name: batch})
+        return np.asarray(found, np.float32)[:1]
+
+    return run
+
+
+def in_unit_range(run: Run, image_range: float) -> Run:
+    """A function of images in `image_range` as one of images in [0, 1]."""
+    factor = np.float32(image_range)
+    return lambda lr_NCHW: run(lr_NCHW * factor) / factor
+
+
+def find_first_difference(
+    before: Any, after: Any, lr_before: FloatArray, lr_after: FloatArray, *, bound: float
+) -> str:
+    """The first operator whose output is another in the model `after`; "" if none can be told.
+
+    Tensors of the two are told apart by their names.
+    """
+    made = {name for node in after.graph.node for name in node.output}
+    shared = {name: node for node in before.graph.node for name in node.output if name in made}
+    try:
+        pairs = ((before, lr_before), (after, lr_after))
+        found = [_tensors(model, [*shared], lr_NCHW) for model, lr_NCHW in pairs]
+    except Exception:  # onnxruntime has no public base class; what cannot be told is left out
+        return ""
+    for (name, node), *values in zip(shared.items(), *found, strict=True):
+        if not _difference(*values) <= bound:
+            return f"{node.op_type} {node.name or name!r}"
+    return ""
+
+
+def _tensors(model: Any, names: Sequence[str], lr_NCHW: FloatArray) -> Iterator[Any]:
+    exposed = type(model)()
+    exposed.CopyFrom(model)
+    del exposed.graph.output[:]
+    exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    session = open_session(exposed.SerializeToString())
+    (image,) = session.get_inputs()
+    dtype = np.float16 if image.type == "tensor(float16)" else np.float32
+    return iter(session.run(None, {image.name: lr_NCHW.astype(dtype)}))
+
+
+def _difference(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> float:
+    if one.shape != other.shape:
+        return float("inf")
+    if one.dtype.kind not in "fiu" or not one.size:
+        return 0.0
+    one, other = one.astype(np.float64), other.astype(np.float64)
+    if not np.array_equal(np.isfinite(one), np.isfinite(other)):
+        return float("inf")
+    finite = np.isfinite(one)
+    most = np.abs(one).max(initial=1.0, where=finite)
+    gap = np.subtract(one, other, where=finite, out=np.zeros_like(one))
+    return float(np.abs(gap).max() / most)
+
+
+def _cropped(image_HWC: ByteArray, multiple: int) -> FloatArray:
+    height, width = (side - side % multiple for side in image_HWC.shape[:2])
+    return image_HWC[:height, :width].transpose(2, 0, 1)[None].astype(np.float32) / np.float32(255)

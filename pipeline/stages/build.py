@@ -34,7 +34,7 @@ class BuildInputs:
     plan: Ref[QuantPlan] | None
 
 
-@stage(version=10)
+@stage(version=11, apart=True)
 def build(inputs: BuildInputs, *, out: Path) -> Built:
     """The model in the target's own format, with the versions of what built it here.
 

@@ -99,15 +99,19 @@ class AdoptConfig(BaseModel):
 
 @dataclass(frozen=True)
 class AdoptInputs:
-    """A graph, the images that settle what it cannot tell, and its name as a baseline."""
+    """A graph, the images that settle what it cannot tell, and its name as a baseline.
+
+    `weights` are the files beside the graph that hold its weights, where it does not.
+    """
 
     config: AdoptConfig
     source: Source
+    weights: tuple[Source, ...]
     images: Source | None
     baseline: str = ""
 
 
-@stage(version=1)
+@stage(version=2, apart=True)
 def adopt(inputs: AdoptInputs, *, out: Path) -> Graph:
     """Any ONNX graph with one image in and one out, brought to our range and dynamic sizes."""
     images = inputs.images.path if inputs.images else None

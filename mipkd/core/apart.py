@@ -1,0 +1,198 @@
+"""Work that may crash, in a process of its own: its death is an error like any other.
+
+A quantiser, a converter or a runtime is native code, and a graph that nobody tried before can end
+it by a signal or by want of memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+import warnings
+from collections.abc import Callable
+from logging.handlers import QueueHandler
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mipkd.core import memory
+from mipkd.core.errors import StageError
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+    from types import TracebackType
+
+R = TypeVar("R")
+
+_PATIENCE_S = 5.0  # until a process that was told to end is killed
+_REASONS = {
+    "SIGSEGV": "segmentation fault in native code",
+    "SIGABRT": "native code gave up",
+    "SIGKILL": "killed, most likely for want of memory",
+    "SIGBUS": "bus error in native code",
+    "SIGILL": "an instruction that this CPU lacks",
+    "SIGFPE": "arithmetic error in native code",
+}
+
+
+class Worker:
+    """A process that makes one call after the other; after its death the next call starts anew.
+
+    What it logs arrives in this process's log. Starting it costs a Python and the imports of the
+    function's module, 0.4 s for a build and 2 s more where NNCF or torch is needed.
+    """
+
+    def __init__(self) -> None:
+        self.peak_bytes: int | None = None  # of the process, during the last call
+        self._process: Any = None
+        self._pipe: Connection[Any, Any] | None = None
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def call(self, what: str, function: Callable[..., R], *args: Any) -> R:
+        """What the function gives; it, its arguments and its result are pickled.
+
+        Args:
+            what: the work, for messages.
+
+        Raises:
+            StageError: the process died; says by which signal.
+            Exception: the function's own.
+        """
+        try:
+            pipe = self._start()
+            pipe.send((function, args, _levels()))
+            while True:
+                kind, value = pipe.recv()
+                if kind != "log":
+                    break
+                logging.getLogger(value.name).handle(value)
+        except (EOFError, ConnectionError) as error:
+            raise self._explain_death(what) from error
+        except BaseException:  # Ctrl-C too: the process does not hear it
+            self.close()
+            raise
+        if kind == "failed":
+            raise value
+        result, self.peak_bytes = value
+        return result  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """End the process, if it runs."""
+        if self._process is None:
+            return
+        assert self._pipe is not None
+        self._pipe.close()
+        self._process.terminate()
+        self._process.join(_PATIENCE_S)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._process.close()
+        self._process = self._pipe = None
+
+    def _start(self) -> Connection[Any, Any]:
+        if self._pipe is None:
+            context = multiprocessing.get_context("spawn")
+            self._pipe, theirs = context.Pipe()
+            self._process = context.Process(target=_serve, args=(theirs,))
+            self._process.start()
+            theirs.close()  # its end must be the process's alone, to be seen when that dies
+        return self._pipe
+
+    def _explain_death(self, what: str) -> StageError:
+        self._process.join(_PATIENCE_S)
+        code = self._process.exitcode
+        self.close()
+        hint = "leave it out, see --target and --precision; what crashed would like a report"
+        if code is None or code >= 0:
+            return StageError(f"{what}: its process ended with exit code {code}", hint=hint)
+        name = _signal_name(-code)
+        if name == "SIGKILL":
+            hint = "free some memory, or leave it out, see --target and --precision"
+        reason = f" ({_REASONS[name]})" if name in _REASONS else ""
+        return StageError(f"{what}: its process died of {name}{reason}", hint=hint)
+
+
+class _ToParent(QueueHandler):
+    """Sends what is logged through the pipe."""
+
+    def __init__(self, send: Callable[[str, Any], None]) -> None:
+        super().__init__(None)  # type: ignore[arg-type]  # there is no queue
+        self._send = send
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        self._send("log", record)
+
+
+def _serve(pipe: Connection[Any, Any]) -> None:
+    """Do what comes through the pipe, until it is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other process hears it and ends this one
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    warnings.simplefilter("ignore")  # of libraries; ours are logged
+    lock = threading.Lock()
+
+    def send(kind: str, value: Any) -> None:
+        with lock:
+            pipe.send((kind, value))
+
+    logging.root.handlers[:] = [_ToParent(send)]
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            _answer(pipe, send)
+
+
+def _answer(pipe: Connection[Any, Any], send: Callable[[str, Any], None]) -> None:
+    try:
+        function, args, levels = pipe.recv()
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+        memory.reset_peak()
+        send("done", (function(*args), memory.peak_bytes()))
+    except (EOFError, ConnectionError):
+        raise
+    except Exception as error:
+        logging.getLogger(__name__).debug("traceback", exc_info=True)
+        send("failed", _as_portable(error))
+
+
+def _as_portable(error: Exception) -> Exception:
+    """The error, or one of ours with its words: those of native code cannot be pickled."""
+    try:
+        same: Exception = pickle.loads(pickle.dumps(error))
+    except Exception:
+        return StageError(f"{type(error).__name__}: {error}")
+    return same
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker was started by one"
+    parent.join()
+    os._exit(1)
+
+
+def _levels() -> dict[str, int]:
+    """The levels of all loggers that have one; the root's is under ""."""
+    known = logging.root.manager.loggerDict.items()
+    found = {name: one.level for name, one in known if isinstance(one, logging.Logger)}
+    return {"": logging.root.level} | {name: level for name, level in found.items() if level}
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
