@@ -7,7 +7,7 @@ attention's convolutions see one pixel, so that floats cost nothing, and scale a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,10 @@ ATTENTION_FLOAT = "window attention and its MLPs stay float: INT8 holds convolut
 _POINTWISE = {"Sub", "Subtract", "Mul", "Multiply", "Add", "Div", "Divide", "Clip", "Clamp"}
 _PASSED = _POINTWISE | {"DepthToSpace", "Identity", "Cast", "Convert", "Pad"}
 _CONVOLUTIONS = {"Conv", "Convolution"}
+_PRODUCTS = _CONVOLUTIONS | {
+    *("ConvTranspose", "Gemm", "MatMul"),
+    *("GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData"),
+}
 _POOLS = {"GlobalAveragePool", "ReduceMean", "ReduceSum", "Shape", "ShapeOf"}  # no image is left
 
 
@@ -61,15 +65,16 @@ class SensitiveLayers:
         )
 
 
-def refuse_nothing_quantized(operations: Collection[Any]) -> None:
-    """
+def refuse_nothing_quantized(kinds: Iterable[str]) -> None:
+    """Refuse an INT8 model by the kinds of its operations in INT8: additions alone are none.
+
     Raises:
-        UnsupportedError: no operation would be computed in INT8.
+        UnsupportedError: no product would be computed in INT8.
     """
-    if not operations:
+    if _PRODUCTS.isdisjoint(kinds):
         raise UnsupportedError(
-            "int8: nothing to quantise: every layer is one of those that stay float",
-            hint="build the model in a float precision",
+            "int8: nothing to quantise: every convolution is one of those that stay float",
+            hint="build the model in a float precision: --precision",
         )
 
 

@@ -171,9 +171,7 @@ class Run:
         self._journal("done", stage=stage.name, label=label, seconds=receipt["seconds"])
         return self._load(stage, folder)
 
-    def _call(
-        self, stage: Stage[I, R], inputs: I, out: Path, label: str
-    ) -> tuple[R, int | None]:
+    def _call(self, stage: Stage[I, R], inputs: I, out: Path, label: str) -> tuple[R, int | None]:
         """The record, and the greatest memory of the process that made it."""
         if not stage.apart:
             memory.reset_peak()

@@ -180,7 +180,17 @@ class Target(ABC):
         options: dict[str, str] | None = None,
         notes: Sequence[str] = (),
     ) -> Built:
-        """The record of a model that was built; `executes` as in `Built`."""
+        """The record of a model that was built; `executes` as in `Built`.
+
+        Raises:
+            UnsupportedError: INT8 was asked for, and the runtime says that it computes none.
+        """
+        runs = PRECISIONS.get(executes)
+        if request.precision == "int8" and runs and runs.is_float:
+            raise UnsupportedError(
+                f"int8: nothing to quantise: the runtime executes it in {executes}",
+                hint="build the model in a float precision: --precision",
+            )
         if executes not in ("", request.precision):
             notes = (*notes, f"asked for {request.precision}, the runtime executes {executes}")
         built = Built(

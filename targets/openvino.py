@@ -145,7 +145,7 @@ class OpenVino(Target):
                 model, notes = int8.quantize_by_plan(model, request.plan)
             else:
                 model, notes = int8.quantize_by_recipe(model, other)
-            refuse_nothing_quantized(operations(model))
+            refuse_nothing_quantized(op.get_type_name() for op in operations(model))
         if other != "fp32":
             model = last_bias_in_fp32(model)
         return with_uint8_io(model) if request.uint8_io else model, notes

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ def _rewrite(original: Original) -> list[Rewriting]:
 
 
 def _with_free_sizes(model: Any) -> Any:
-    """A copy with dynamic height and width, and with no weights among its inputs."""
+    """A copy with dynamic height and width, no weights among its inputs, and names for nodes."""
     copy = type(model)()
     copy.CopyFrom(model)
     image = type(model.graph.input[0])()
@@ -120,7 +121,19 @@ def _with_free_sizes(model: Any) -> Any:
     del copy.graph.input[:]
     copy.graph.input.append(image)
     copy.ir_version = max(copy.ir_version, _IR)
+    _name_nodes(copy.graph)
     return copy
+
+
+def _name_nodes(graph: Any) -> None:
+    """Give each node a name of its own: quantisers know operations by it."""
+    names = Counter(node.name for node in graph.node)
+    for number, node in enumerate(graph.node):
+        if not node.name or names[node.name] > 1:
+            node.name = f"{node.op_type}_{number}"
+            while names[node.name]:
+                node.name += "_"
+            names[node.name] += 1
 
 
 def _scale_and_multiple(run: Run, path: Path, multiples: Sequence[int]) -> tuple[int, int]:

@@ -47,7 +47,7 @@ def quantize_convolutions(net: Any, patches: PatchSet) -> tuple[Any, tuple[str, 
     seen = _ranges(net, patches)
     small = [name for name, found in seen.items() if found.pooled]
     floats = {*list(seen)[:1], *list(seen)[-1:], *small}
-    refuse_nothing_quantized(seen.keys() - floats)
+    refuse_nothing_quantized("Conv" for _ in seen.keys() - floats)
     for name, found in seen.items():
         if name not in floats:
             parent, _, own = name.rpartition(".")

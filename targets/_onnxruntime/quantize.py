@@ -51,7 +51,7 @@ def quantize_graph(request: BuildRequest, file: Path, *, saturates: bool) -> tup
         quantized = settings.quantize_all(original, file, ignored=found.head)
         notes = [f"{len(found.head)} convolution stays FP32: the first"]
         notes += [ATTENTION_NOTE] if found.attention else []
-    refuse_nothing_quantized(operations(quantized))
+    refuse_nothing_quantized(node.op_type for node in operations(quantized))
     onnx.save(quantized, file)
     if saturates:
         notes.append("weights of 7 bits: no VNNI is known of the CPU, it would saturate with 8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from calibration.search import Operation
-from calibration.sensitive_layers import sensitive_layers_of
+from calibration.sensitive_layers import refuse_nothing_quantized, sensitive_layers_of
 from mipkd.core.records import QuantScheme
 from targets._onnx import unquantize
 from targets._onnxruntime.quantize import LEARNED, RANGE_ESTIMATORS, OrtInt8, prepare_graph
@@ -36,9 +36,14 @@ class OrtTuner:
         self._quantized: dict[str, Any] = {}
 
     def operations(self) -> tuple[Operation, ...]:
-        """Convolutions and products with weights, in the graph's order."""
+        """Convolutions and products with weights, in the graph's order.
+
+        Raises:
+            UnsupportedError: there is none.
+        """
         parts = sensitive_layers_of(self._original).parts
         nodes = unquantize.operations(self._load(self.range_estimators[0]))
+        refuse_nothing_quantized(node.op_type for node in nodes)
         costs = _cost_keys(self._original)
         return tuple(
             Operation(n.name, n.op_type, costs[n.name], parts.get(n.name, "")) for n in nodes

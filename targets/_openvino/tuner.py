@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from calibration.search import Operation
+from calibration.sensitive_layers import refuse_nothing_quantized
 from mipkd.core.quiet import quiet
 from mipkd.core.records import QuantScheme
 from targets._openvino import devices
@@ -46,9 +47,15 @@ class OvTuner:
             name_as_in(self._original, settings.file)
 
     def operations(self) -> tuple[Operation, ...]:
-        """What NNCF puts into INT8, in the graph's order."""
+        """What NNCF puts into INT8, in the graph's order.
+
+        Raises:
+            UnsupportedError: no convolution nor other product.
+        """
         parts = sensitive_layers_of(self._original).parts
         sized = _with_fixed_size(self._load(self.range_estimators[0]))
+        found = operations(sized)
+        refuse_nothing_quantized(op.get_type_name() for op in found)
         return tuple(
             Operation(
                 name_of(op),
@@ -56,7 +63,7 @@ class OvTuner:
                 _cost_key(op),
                 parts.get(op.get_friendly_name(), ""),
             )
-            for op in operations(sized)
+            for op in found
         )
 
     def session(self, estimator: str, floats: Iterable[str], other: str) -> LatencySession:

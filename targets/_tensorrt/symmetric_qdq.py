@@ -54,7 +54,7 @@ def quantize_symmetric(
     floats, kinds = tuple(found.parts), ("MatMul",) * found.attention
     with quiet():
         quantized = maker(model, patches, floats, kinds, learned=learned is not None)
-    refuse_nothing_quantized(operations(quantized))
+    refuse_nothing_quantized(node.op_type for node in operations(quantized))
     if learned:
         set_scales(quantized, learned.grids)
     notes = [found.note_on_floats("float"), *_note_on_channels(model, floats)]

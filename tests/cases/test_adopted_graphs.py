@@ -294,8 +294,11 @@ def test_a_loop_is_refused_as_nobody_can_tell_when_it_ends(tmp_path: Path) -> No
     body = helper.make_graph(
         [node("Identity", "go", "on"), node("Identity", "value", "same")],
         "body",
-        [info("i", TensorProto.INT64, []), info("go", TensorProto.BOOL, [])]
-        + [info("value", TensorProto.FLOAT, None)],
+        [
+            info("i", TensorProto.INT64, []),
+            info("go", TensorProto.BOOL, []),
+            info("value", TensorProto.FLOAT, None),
+        ],
         [info("on", TensorProto.BOOL, []), info("same", TensorProto.FLOAT, None)],
     )
     nodes = [node("Loop", "trips yes lr", "x", body=body), *doubled("x")]

@@ -50,7 +50,7 @@ def test_a_death_is_an_error_that_names_the_signal_and_the_next_call_works(
 
 
 def test_an_exit_is_named_by_its_code() -> None:
-    with Worker() as worker, pytest.raises(StageError, match="work: .* exit code 3"):
+    with Worker() as worker, pytest.raises(StageError, match=r"work: .* exit code 3"):
         worker.call("work", os._exit, 3)
 
 
