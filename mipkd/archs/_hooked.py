@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from mipkd.archs._branches import merge_branches
 from mipkd.archs.base import SRNet, params
 from mipkd.core.errors import UsageError, nearest
 
@@ -54,6 +56,12 @@ class HookedNet(SRNet):
         self.names = blocks.names
         # Not registered as submodules: the state dict must hold their weights once.
         self.__dict__["blocks"] = nn.ModuleList(net.get_submodule(n) for n in blocks.names)
+
+    def to_deployed(self) -> SRNet:
+        """A copy in which branches for training are merged."""
+        copy = deepcopy(self)
+        merge_branches(copy.net)
+        return copy
 
     def forward_with_taps(
         self, lr_NCHW: Tensor, positions: tuple[int, ...] = ()

@@ -82,7 +82,7 @@ class Worker:
         except (EOFError, ConnectionError) as error:
             raise self._explain_death(what) from error
         except BaseException:  # Ctrl-C too: the process does not hear it
-            self.close()
+            self._end(at_once=True)
             raise
         if kind == "failed":
             raise value
@@ -91,15 +91,20 @@ class Worker:
 
     def close(self) -> None:
         """End the process, if it runs."""
+        self._end(at_once=False)
+
+    def _end(self, *, at_once: bool) -> None:
         if self._process is None:
             return
         assert self._pipe is not None
-        self._pipe.close()
-        self._process.terminate()
-        self._process.join(_PATIENCE_S)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+        self._pipe.close()  # an idle process ends by itself then
+        for stop in (self._process.terminate, self._process.kill):
+            if not at_once:
+                self._process.join(_PATIENCE_S)
+            if self._process.is_alive():
+                stop()
+            at_once = False
+        self._process.join()
         self._process.close()
         self._process = self._pipe = None
 

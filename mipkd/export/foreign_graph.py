@@ -26,6 +26,7 @@ from mipkd.export.parity import (
     find_first_difference,
     in_unit_range,
     largest_difference,
+    rounding_of,
     runner,
 )
 
@@ -68,7 +69,7 @@ class Original:
         came = in_unit_range(self.run, image_range)
         for lr_NCHW in (self._fit(one) for one in images):
             gap = largest_difference(came, ran, [lr_NCHW])
-            if gap <= after.bound:
+            if gap <= after.bound or gap <= rounding_of(came, lr_NCHW):
                 continue
             both = (lr_NCHW * np.float32(one) for one in (image_range, theirs))
             first = find_first_difference(self.model, after.model, *both, bound=after.bound)

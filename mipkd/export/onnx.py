@@ -7,6 +7,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,7 @@ from mipkd.core.records import Graph
 OPSET = 20
 INPUT, OUTPUT = "lr", "sr"
 PRODUCER = "mipkd-pipeline"
-NOT_NEEDED = "only the comparison of speeds needs a teacher's graph; to go without: "
-NOT_NEEDED += "--set gates.min_speedup_over_teacher=off"
+_FAILURES = (torch.onnx.OnnxExporterError, RuntimeError, ValueError, TypeError)
 _EXAMPLE = 48  # LR pixels a side while tracing; the result does not depend on it
 
 
@@ -38,32 +38,36 @@ def export(net: SRNet, *, out: Path, metadata: dict[str, str], role: str, family
     """
     try:
         program = _export_program(net.to_exportable())
-    except (torch.onnx.OnnxExporterError, RuntimeError, ValueError, TypeError) as error:
+    except _FAILURES as error:
         raise _explain_failure(family, error) from error
-    file = out / "model.onnx"
-    facts = {
-        "scale": str(net.scale),
-        "colour": "RGB",
-        "range": "0..1",
-        "border": str(net.scale),
-        "multiple": str(net.multiple),
-        "producer": PRODUCER,
-        "family": family,
-    }
     _strip_metadata(program.model)
-    program.model.metadata_props.update({**facts, **metadata})
+    program.model.metadata_props.update({**_facts(net, family), **metadata})
+    file = out / "model.onnx"
     partial = file.with_name(file.name + ".partial")
     program.save(partial)
     partial.replace(file)
-    return Graph(
-        file=file,
-        sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
-        role=role,
-        scale=net.scale,
-        multiple=net.multiple,
-        opset=OPSET,
-        family=family,
-    )
+    return _graph(net, file, role, family)
+
+
+def export_traced(
+    net: SRNet, *, out: Path, metadata: dict[str, str], role: str, family: str
+) -> Graph:
+    """As `export`, by torch's older exporter, which traces and takes some nets that the newer one
+    does not. Branches that depend on the size are as for the example: parity has to be checked.
+
+    Raises:
+        StageError: it cannot turn the net into a graph either.
+    """
+    try:
+        content = _trace(net.to_exportable())
+    except _FAILURES as error:
+        raise _explain_failure(family, error) from error
+    model = onnx.load_from_string(content)
+    for key, value in {**_facts(net, family), **metadata}.items():
+        model.metadata_props.add(key=key, value=value)
+    for node in model.graph.node:
+        node.ClearField("doc_string")
+    return _save(model, _graph(net, out / "model.onnx", role, family), out / "model.onnx")
 
 
 def replace_weights(graph: Graph, weights: Mapping[str, Tensor], *, out: Path) -> Graph:
@@ -108,7 +112,31 @@ def _explain_failure(family: str, error: BaseException) -> StageError:
     why = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return StageError(
         f"export: torch cannot turn {family} into an ONNX graph: {type(error).__name__}: {why}",
-        hint=NOT_NEEDED,
+    )
+
+
+def _facts(net: SRNet, family: str) -> dict[str, str]:
+    return {
+        "scale": str(net.scale),
+        "colour": "RGB",
+        "range": "0..1",
+        "border": str(net.scale),
+        "multiple": str(net.multiple),
+        "producer": PRODUCER,
+        "family": family,
+    }
+
+
+def _graph(net: SRNet, file: Path, role: str, family: str) -> Graph:
+    content = file.read_bytes() if file.is_file() else b""
+    return Graph(
+        file=file,
+        sha256=hashlib.sha256(content).hexdigest(),
+        role=role,
+        scale=net.scale,
+        multiple=net.multiple,
+        opset=OPSET,
+        family=family,
     )
 
 
@@ -170,11 +198,10 @@ def _export_program(net: SRNet) -> Any:
     if net.multiple == 1:
         least = net.smallest
         height, width = (torch.export.Dim(n, min=least, max=8192) for n in ("height", "width"))
-    example = torch.rand(1, 3, _EXAMPLE, _EXAMPLE + net.multiple * 2)
     with quiet("torch.onnx", "onnxscript", "onnx_ir"), torch.no_grad():
         return torch.onnx.export(
             _Unpadded(net).eval().cpu().float(),
-            (example,),
+            (_example(net),),
             dynamo=True,
             opset_version=OPSET,
             input_names=[INPUT],
@@ -182,3 +209,24 @@ def _export_program(net: SRNet) -> Any:
             dynamic_shapes={"lr": {2: height, 3: width}},
             verbose=False,
         )
+
+
+def _trace(net: SRNet) -> bytes:
+    made = BytesIO()
+    with quiet("torch.onnx"), torch.no_grad():
+        torch.onnx.export(
+            _Unpadded(net).eval().cpu().float(),
+            (_example(net),),
+            made,  # type: ignore[arg-type]  # it takes files too
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_axes={INPUT: {2: "height", 3: "width"}, OUTPUT: {2: "out_h", 3: "out_w"}},
+        )
+    return made.getvalue()
+
+
+def _example(net: SRNet) -> Tensor:
+    side = max(_EXAMPLE, -(-net.smallest // net.multiple) * net.multiple)
+    return torch.rand(1, 3, side, side + net.multiple * 2)

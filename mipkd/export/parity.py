@@ -24,31 +24,41 @@ Run = Callable[[FloatArray], FloatArray]  # (N, C, H, W) to (N, C, S*H, S*W)
 
 EXACT = 1e-4  # float32's rounding, over the largest value: a fortieth of a level of 255
 ONE_LEVEL = 1 / 255  # what float16 may round a picture by
+_ROUNDINGS = 16  # a net rounds in each of its layers
 # White noise and odd sizes reveal faults that smooth photos of even sizes hide.
 _NOISE_SIZES = ((31, 41), (17, 75), (25, 23))
 
 
 def check_parity(net: SRNet, graph: Graph, images: Sequence[ByteArray], *, bound: float) -> float:
-    """The largest difference between torch and ONNX Runtime in FP32, images in [0, 1].
+    """The largest difference between torch and ONNX Runtime in FP32, on images in [0, 1].
 
-    LR images and white noise are both tried, cropped to the graph's multiple.
+    White noise is tried too. Images are cropped to the graph's multiple.
 
     Raises:
-        StageError: it is above `bound`.
+        StageError: it is above `bound`, and above what float32's rounding does to the net.
     """
-    session = open_session(str(graph.file))
-    largest = 0.0
-    noise = noise_images(graph.multiple, net.smallest)
-    for lr_NCHW in [*(_cropped(one, graph.multiple) for one in images), *noise]:
-        (theirs,) = session.run(None, {session.get_inputs()[0].name: lr_NCHW})
+    theirs, largest = runner(open_session(str(graph.file))), 0.0
+
+    def ours(lr_NCHW: FloatArray) -> FloatArray:
         with torch.inference_mode():
-            ours = net(torch.from_numpy(lr_NCHW)).numpy()
-        largest = max(largest, float(np.abs(ours - theirs).max()))
-    if not largest <= bound:
-        raise StageError(
-            f"export: the graph differs from torch by {largest:.2g}, allowed is {bound:.2g}",
-            hint="--set export.max_parity=... if you know why; otherwise report the checkpoint",
-        )
+            found: FloatArray = net(torch.from_numpy(lr_NCHW)).numpy()
+        return found
+
+    noise = noise_images(graph.multiple, net.smallest)
+    tried = [*(_cropped(one, graph.multiple) for one in images), *noise]
+    for number, lr_NCHW in enumerate(tried):
+        found, expected = theirs(lr_NCHW), ours(lr_NCHW)
+        gap = float(np.abs(found - expected).max())
+        if number < len(images):
+            largest = max(largest, gap)
+        if gap <= bound:
+            continue
+        allowed = rounding_of(ours, lr_NCHW) * max(1.0, float(np.abs(expected).max()))
+        if not gap <= max(bound, allowed):
+            raise StageError(
+                f"export: the graph differs from torch by {gap:.2g}, allowed is {bound:.2g}",
+                hint="--set export.max_parity=... if you know why; otherwise report the checkpoint",
+            )
     return largest
 
 
@@ -65,6 +75,16 @@ def largest_difference(one: Run, other: Run, images: Sequence[FloatArray]) -> fl
     Infinite where one of them gives another shape, or no number.
     """
     return max((_difference(one(lr), other(lr)) for lr in images), default=0.0)
+
+
+def rounding_of(run: Run, lr_NCHW: FloatArray) -> float:
+    """How far float32's rounding may move the output, over its largest value.
+
+    A few times what a change of the image in its last bit does: some nets are chaotic on noise.
+    """
+    rng = np.random.default_rng(0)
+    last_bit = np.float32(2.0**-23) * rng.uniform(-1, 1, lr_NCHW.shape).astype(np.float32)
+    return _ROUNDINGS * largest_difference(run, lambda lr: run(lr * (1 + last_bit)), [lr_NCHW])
 
 
 def runner(session: Any) -> Run:

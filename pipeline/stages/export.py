@@ -1,14 +1,14 @@
 """Turn weights into an ONNX graph, with proof that it computes the same."""
 
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from mipkd.core.apart import Worker
 from mipkd.core.errors import StageError
 from mipkd.core.records import Distilled, Graph, Model, TestSet, model_of
 from mipkd.distill import teacher as teachers
@@ -17,6 +17,12 @@ from mipkd.export import adopt_onnx, onnx
 from mipkd.export.parity import check_parity
 from mipkd.export.pixel_shuffle import replace_pixel_shuffle
 from pipeline.stage import Ref, Source, stage
+
+log = logging.getLogger(__name__)
+
+_EXPORTERS = {"export": "newer", "export_traced": "older"}
+_NO_TEACHER = "only the comparison of speeds needs a teacher's graph; to go without: "
+_NO_TEACHER += "--set gates.min_speedup_over_teacher=off"
 
 
 class ExportConfig(BaseModel):
@@ -41,7 +47,7 @@ class ExportInputs:
     baseline: str = ""
 
 
-@stage(version=3)
+@stage(version=4)
 def export(inputs: ExportInputs, *, out: Path) -> Graph:
     """The FP32 graph of a net, compared with torch on real images and on noise.
 
@@ -56,36 +62,60 @@ def export(inputs: ExportInputs, *, out: Path) -> Graph:
         "licence": model.licence,
         "weights_sha256": model.sha256,
     }
-    graph = (_graph if net.in_parts else _graph_apart)(model, metadata, out)
-    if config.shuffle == "conv_transpose":
-        graph = onnx.edit_graph(graph, replace_pixel_shuffle)
     images = [lr for _, lr, _ in load_tests(inputs.tests.value)[: config.parity_images]]
-    largest = check_parity(net, graph, images, bound=config.max_parity)
-    return replace(
-        graph,
-        role=inputs.baseline or model.role,
-        parity_max_abs=largest,
-        parity_images=len(images),
-        licence=model.licence,
-        model=model,
-    )
+
+    def held(graph: Graph) -> Graph:
+        if config.shuffle == "conv_transpose":
+            graph = onnx.edit_graph(graph, replace_pixel_shuffle)
+        largest = check_parity(net, graph, images, bound=config.max_parity)
+        return replace(graph, parity_max_abs=largest)
+
+    role = inputs.baseline or model.role
+    try:
+        if net.in_parts:
+            graph = held(_export_net(onnx.export, model, metadata, out))
+        else:
+            graph = _export_foreign(model, metadata, out, held)
+    except StageError as error:
+        raise StageError(error.what, hint=error.hint or _hint(role)) from error
+    licence = model.licence
+    return replace(graph, role=role, parity_images=len(images), licence=licence, model=model)
 
 
-def _graph(model: Model, metadata: dict[str, str], out: Path) -> Graph:
-    net = teachers.load(model)
-    return onnx.export(net, out=out, metadata=metadata, role=model.role, family=model.arch)
+def _export_foreign(
+    model: Model, metadata: dict[str, str], out: Path, held: Callable[[Graph], Graph]
+) -> Graph:
+    """The graph of a net that is not ours, by the first of torch's exporters that gives its images.
 
-
-def _graph_apart(model: Model, metadata: dict[str, str], out: Path) -> Graph:
-    """`_graph` in a process of its own: on a net that is not ours torch's exporter may crash."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    Each works in a process of its own, since it may crash.
+    """
+    said = list[StageError]()
+    for exporter in (onnx.export, onnx.export_traced):
+        what = f"export: torch's {_EXPORTERS[exporter.__name__]} exporter, for {model.arch}"
         try:
-            return pool.submit(_graph, model, metadata, out).result()
-        except BrokenProcessPool as error:
-            raise StageError(
-                f"export: torch crashed while it turned {model.arch} into an ONNX graph",
-                hint=onnx.NOT_NEEDED,
-            ) from error
+            with Worker() as worker:
+                graph = worker.call(what, _export_net, exporter, model, metadata, out)
+            return held(graph)
+        except StageError as error:
+            log.info("%s", error.what)
+            said.append(error)
+    raise StageError("; ".join(error.what for error in said))
+
+
+def _export_net(
+    exporter: Callable[..., Graph], model: Model, metadata: dict[str, str], out: Path
+) -> Graph:
+    net = teachers.load(model)
+    return exporter(net, out=out, metadata=metadata, role=model.role, family=model.arch)
+
+
+def _hint(role: str) -> str:
+    """How to go on without the graph of a net in this role."""
+    if role == "teacher":
+        return _NO_TEACHER
+    if role == "student":
+        return "export it where it was made, and give the graph: --model FILE.onnx"
+    return f"leave {role} out of --compare, or give its graph: --compare FILE.onnx"
 
 
 class AdoptConfig(BaseModel):

@@ -108,7 +108,7 @@ def test_a_graph_of_which_nothing_can_be_quantised_is_refused(
     graph = replace(thirds, file=tmp_path / "one.onnx")
     with pytest.raises(UnsupportedError, match="int8: nothing to quantise") as caught:
         target.build(BuildRequest(graph, "int8", tmp_path / "out", noise))
-    assert caught.value.hint == "build the model in a float precision"
+    assert caught.value.hint == "build the model in a float precision: --precision"
 
 
 def test_a_runtime_that_cannot_tell_leaves_it_open(thirds: Graph, tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ def test_what_a_converter_fuses_is_found_again_by_its_name(
     target = find("openvino")
     tuner = target.tuner(BuildRequest(graph, "int8", tmp_path, patches))
     assert tuner is not None
-    floats = [op.name for op in tuner.operations()][::2]
+    floats = [op.name for op in tuner.operations()][1::2]
     layers = tuple(FloatLayer(name, "", 0.0, 0.0, "") for name in floats)
     estimator, other = tuner.range_estimators[0], tuner.other_precisions[0]
     plan = QuantPlan("openvino", estimator, other, layers, 0.0, 0.0, met=True)
