@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,14 @@ from typer.testing import CliRunner
 
 from mipkd.archs import edsr
 from mipkd.archs.base import gmacs
-from mipkd.core.errors import MissingError, UnsupportedError, UsageError
+from mipkd.core.errors import MissingError, StageError, UnsupportedError, UsageError
 from mipkd.core.images import resize_bicubic, write_png
+from mipkd.core.records import Graph
+from mipkd.distill.data import prepare_tests
 from mipkd.distill.teacher import TeacherOptions, identify, load, save_copy
 from pipeline import cli
+from pipeline.stage import ready
+from pipeline.stages.export import ExportConfig, ExportInputs, export
 
 ASIS = TeacherOptions()
 
@@ -161,9 +166,10 @@ def test_one_command_distils_from_it(span: Path, tmp_path: Path) -> None:
     assert results["teacher"]["licence"] == "unknown"
 
 
-# Stands in for spandrel: one net, on which the exporter kills the process.
+# Stands in for spandrel: one net, on which exporters kill the process.
 FAKE = """
 import os
+import signal
 import torch
 from types import SimpleNamespace
 from torch import nn
@@ -178,8 +184,8 @@ class Net(nn.Module):
         self.body = nn.Sequential(nn.Conv2d(3, 12, 1), nn.Conv2d(12, 12, 3, padding=1))
         self.up = nn.PixelShuffle(2)
     def forward(self, lr):
-        if torch.compiler.is_exporting():
-            os._exit(1)
+        if DIES:
+            os.kill(os.getpid(), signal.SIGSEGV)
         return self.up(self.body(lr))
 
 class ImageModelDescriptor:
@@ -201,20 +207,59 @@ def canonicalize_state_dict(state):
 """
 
 
+_NEWER, _OLDER = "torch.compiler.is_exporting()", "torch.jit.is_tracing()"
+
+
+def fatal(dies: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The checkpoint of a net on which the exporters die that the expression `dies` tells."""
+    (folder / "spandrel.py").write_text(FAKE.replace("DIES", dies))
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "spandrel", raising=False)
+    fake = importlib.import_module("spandrel")
+    monkeypatch.setitem(sys.modules, "spandrel", fake)
+    torch.save(fake.Net().state_dict(), folder / "fatal.pth")
+    return folder / "fatal.pth"
+
+
+def exported(file: Path, folder: Path, role: str) -> Graph:
+    model, _ = identify(file, role=role, options=TeacherOptions())
+    (folder / "tests").mkdir()
+    tests = prepare_tests(None, scale=2, out=folder / "tests")
+    return export.function(
+        ExportInputs(ExportConfig(), ready(model), None, ready(tests)), out=folder
+    )
+
+
+def test_where_the_newer_exporter_dies_the_older_one_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="pipeline")
+    graph = exported(fatal(_NEWER, tmp_path, monkeypatch), tmp_path, "student")
+    assert graph.parity_max_abs is not None
+    assert graph.parity_max_abs < 1e-5
+    assert "torch's newer exporter, for Fatal: its process died of SIGSEGV" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("role", "option"), [("student", "--model FILE.onnx"), ("teacher", "min_speedup_over_teacher")]
+)
+def test_where_both_die_the_hint_is_of_the_option_that_was_used(
+    role: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = fatal(f"{_NEWER} or {_OLDER}", tmp_path, monkeypatch)
+    with pytest.raises(StageError, match=r"newer exporter.*SIGSEGV.*older exporter.*SIGSEGV") as e:
+        exported(file, tmp_path, role)
+    assert option in e.value.hint
+
+
 @pytest.mark.slow
 def test_a_teacher_that_cannot_be_exported_is_a_row_of_the_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "spandrel.py").write_text(FAKE)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "spandrel", raising=False)
-    fake = importlib.import_module("spandrel")
-    monkeypatch.setitem(sys.modules, "spandrel", fake)
-    torch.save(fake.Net().state_dict(), tmp_path / "fatal.pth")
-    _, results = run(tmp_path / "fatal.pth", tmp_path)
+    _, results = run(fatal(f"{_NEWER} or {_OLDER}", tmp_path, monkeypatch), tmp_path)
     (failure,) = results["failures"]
     assert (failure["role"], failure["stage"], failure["target"]) == ("teacher", "export", "onnx")
-    assert failure["what"] == "export: torch crashed while it turned Fatal into an ONNX graph"
+    assert "for Fatal: its process died of SIGSEGV" in failure["what"]
     assert "min_speedup_over_teacher=off" in failure["hint"]
     assert {"cpu"} <= {m["target"] for m in results["measurements"] if m["role"] == "student"}
     assert "onnx" not in {one["target"] for one in results["verdict"]["recommended"]}

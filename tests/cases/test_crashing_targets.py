@@ -1,0 +1,77 @@
+"""Native code that crashes is a row of the report; the other targets go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+START = "from pipeline.cli import main; main()"
+PLUGIN = """
+import os, signal
+from targets.cpu import Cpu
+from targets.base import Feature
+
+class Shaky(Cpu):
+    name = "shaky"
+    features = frozenset({Feature.FLOAT_SEARCH})
+
+    def tuner(self, request):
+        if "tuner" == "WHERE":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def build(self, request):
+        if request.precision == "int8":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return super().build(request)
+
+TARGET = Shaky()
+"""
+QUICK = (
+    *("--target", "shaky,cpu", "--precision", "fp32,int8", "--set", "quantize.search=SEARCH"),
+    *("--set", "calibrate.count=4", "--set", "calibrate.size=16", "--set", "quantize.crop=32"),
+    *("--set", "quantize.photos=2", "--set", "quantize.pages=1", "--set", "quantize.size=[16,16]"),
+    *("--set", "bench.sizes=[[16, 16]]", "--set", "bench.min_time_s=0.05"),
+    *("--set", "bench.warmup_s=0.01", "--set", "bench.max_drift=9", "--set", "bench.max_busy=1"),
+)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize(
+    ("where", "search", "says"),
+    [
+        ("build", "false", "build shaky student int8: its process died of SIGSEGV"),
+        ("tuner", "true", "search shaky: its process died of SIGKILL"),
+    ],
+)
+def test_a_crash_is_a_row_and_the_rest_goes_on(
+    where: str, search: str, says: str, tmp_path: Path
+) -> None:
+    (tmp_path / "targets").mkdir()
+    (tmp_path / "targets" / "shaky.py").write_text(PLUGIN.replace("WHERE", where))
+    model = Path(str(files("pipeline"))) / "presets" / "teacher_x2.safetensors"
+    words = [word.replace("SEARCH", search) for word in QUICK]
+    path = os.pathsep.join([str(ROOT), str(tmp_path)])
+    done = subprocess.run(
+        [sys.executable, "-c", START, "run", "--model", model, "--out", "run", *words],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 7, done.stderr
+    results = json.loads((tmp_path / "run/report/latest/results.json").read_text())
+    (failure,) = results["failures"]
+    assert (failure["target"], failure["precision"]) == ("shaky", "int8")
+    assert says in failure["what"]
+    assert "--target" in failure["hint"]
+    rows = {(m["target"], m["precision"]) for m in results["measurements"]}
+    assert rows >= {("shaky", "fp32"), ("cpu", "fp32"), ("cpu", "int8")}
