@@ -123,7 +123,7 @@ def _levels(name: str, out: Path) -> int:
     model, _ = identify(file, role="student", options=TeacherOptions())
     (out / "tests").mkdir()
     tests: TestSet = prepare_tests(None, scale=model.scale, out=out / "tests")
-    inputs = ExportInputs(ExportConfig(), ready(model), None, ready(tests))
+    inputs = ExportInputs(ExportConfig(parity_images=1), ready(model), None, ready(tests))
     graph = export.function(inputs, out=out)
     net, run = teachers.load(model).eval(), runner(open_session(str(graph.file)))
     most = 0

@@ -84,7 +84,8 @@ class OnTarget:
         elif precision == "int8" and one.name == "student":
             self._warn_of_unused()
         patches = self.patches if PRECISIONS[precision].reads_patches else None
-        inputs = BuildInputs(config.build, precision, self.info, one.graph, patches, plan)
+        photos = NotInKey[Ref[PatchSet] | None](self.patches)
+        inputs = BuildInputs(config.build, precision, self.info, one.graph, patches, plan, photos)
         key, label = find(name).versions(), f"{name} {one.name} {precision}"
         return self.on.run.step(build, inputs, depends_on=key, label=label)
 

@@ -16,6 +16,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from logging.handlers import QueueHandler
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mipkd.core import memory
@@ -147,6 +148,8 @@ def _serve(pipe: Connection[Any, Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other process hears it and ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
     warnings.simplefilter("ignore")  # of libraries; ours are logged
+    with Path(os.devnull).open("w") as nowhere:  # torch's exporter prints a graph of megabytes
+        os.dup2(nowhere.fileno(), 1)
     lock = threading.Lock()
 
     def send(kind: str, value: Any) -> None:

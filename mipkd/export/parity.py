@@ -48,6 +48,12 @@ def check_parity(net: SRNet, graph: Graph, images: Sequence[ByteArray], *, bound
     tried = [*(_cropped(one, graph.multiple) for one in images), *noise]
     for number, lr_NCHW in enumerate(tried):
         found, expected = theirs(lr_NCHW), ours(lr_NCHW)
+        height, width = lr_NCHW.shape[2:]
+        if found.shape != expected.shape:
+            raise StageError(
+                f"export: for LR {width}x{height} the graph's image is {_size(found)}, torch's "
+                f"{_size(expected)}"
+            )
         gap = float(np.abs(found - expected).max())
         if number < len(images):
             largest = max(largest, gap)
@@ -56,7 +62,8 @@ def check_parity(net: SRNet, graph: Graph, images: Sequence[ByteArray], *, bound
         allowed = rounding_of(ours, lr_NCHW) * max(1.0, float(np.abs(expected).max()))
         if not gap <= max(bound, allowed):
             raise StageError(
-                f"export: the graph differs from torch by {gap:.2g}, allowed is {bound:.2g}",
+                f"export: the graph differs from torch by {gap:.2g}, allowed is {bound:.2g}, "
+                f"at LR {width}x{height}",
                 hint="--set export.max_parity=... if you know why; otherwise report the checkpoint",
             )
     return largest
@@ -153,6 +160,10 @@ def _difference(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> float:
     most = np.abs(one).max(initial=1.0, where=finite)
     gap = np.subtract(one, other, where=finite, out=np.zeros_like(one))
     return float(np.abs(gap).max() / most)
+
+
+def _size(image_NCHW: FloatArray) -> str:
+    return "x".join(map(str, image_NCHW.shape[:1:-1]))
 
 
 def _cropped(image_HWC: ByteArray, multiple: int) -> FloatArray:

@@ -1,16 +1,22 @@
 """Convert, and for INT8 quantise, a graph into a target's own format."""
 
-from dataclasses import dataclass, replace
+import shutil
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from mipkd.core import plugins
 from mipkd.core.errors import UnsupportedError
+from mipkd.core.precision import PRECISIONS
 from mipkd.core.records import Built, Graph, Model, PatchSet, QuantPlan, TargetInfo
-from pipeline.stage import Ref, stage
-from targets.base import BuildRequest, find
+from pipeline.stage import NotInKey, Ref, stage
+from targets.base import BuildRequest, Target, find
+
+_COMPARED = 2  # photos
 
 
 class BuildConfig(BaseModel):
@@ -24,7 +30,10 @@ class BuildConfig(BaseModel):
 
 @dataclass(frozen=True)
 class BuildInputs:
-    """A graph at a precision, for a target on the machine that will run it."""
+    """A graph at a precision, for a target on the machine that will run it.
+
+    `photos` are patches that a float model is compared with its graph on, where both run here.
+    """
 
     config: BuildConfig
     precision: str
@@ -32,6 +41,7 @@ class BuildInputs:
     graph: Ref[Graph]
     calibration: Ref[PatchSet] | None
     plan: Ref[QuantPlan] | None
+    photos: NotInKey[Ref[PatchSet] | None] = field(default_factory=lambda: NotInKey(None))
 
 
 @stage(version=11, apart=True)
@@ -39,7 +49,8 @@ def build(inputs: BuildInputs, *, out: Path) -> Built:
     """The model in the target's own format, with the versions of what built it here.
 
     Raises:
-        UnsupportedError: the target has no models on uint8.
+        UnsupportedError: the target has no models on uint8, or converting the graph changed its
+            pixels.
     """
     plan = inputs.plan.value if inputs.plan else None
     tuned, target = plan.tuned if plan else None, find(inputs.info.target)
@@ -55,10 +66,27 @@ def build(inputs: BuildInputs, *, out: Path) -> Built:
         load_net=load_deployed,
     )
     built = target.build(request)
+    if inputs.info.local and target.makes_pixels and PRECISIONS[inputs.precision].is_float:
+        _check_pixels(target, built, request, inputs.photos.value)
     if tuned:
         note = f"trained on with INT8's rounding: {tuned.steps} steps, {tuned.seconds:.0f} s"
         built = replace(built, notes=(*built.notes, note))
     return replace(built, versions=target.versions())
+
+
+def _check_pixels(
+    target: Target, built: Built, request: BuildRequest, photos: Ref[PatchSet] | None
+) -> None:
+    """Compare a copy of what was built with its graph: what is kept of a first start, such as
+    compiled kernels, must not make the start that is measured a warm one."""
+    from targets._parity import check_pixels
+
+    patches = list(np.load(photos.value.file)[:_COMPARED]) if photos else []
+    odd = [patch[: -1 - len(patch) % 2, : -1 - patch.shape[1] % 2] for patch in patches]
+    with TemporaryDirectory() as folder:
+        copy = shutil.copytree(request.out, Path(folder) / "copy")
+        moved = replace(built, file=copy / built.file.relative_to(request.out))
+        check_pixels(target, moved, request.graph, odd)
 
 
 def load_deployed(model: Model) -> Any:
