@@ -1,7 +1,7 @@
-"""Pixels of exported graphs beside those of the nets they were made from, at three odd sizes.
+"""Pixels of exported graphs beside those of their nets, at three odd sizes.
 
-`python -m benchmarks.parity [NAME ...] [--json]`: small nets with random weights, of our families
-in every layout and of all of spandrel's super-resolution families. Needs spandrel.
+`python -m benchmarks.parity [NAME ...] [--json]`: small nets with random weights, of all of
+spandrel's super-resolution families. Our own: tests/cases/test_exported_pixels.py.
 """
 
 from __future__ import annotations

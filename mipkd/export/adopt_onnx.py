@@ -27,6 +27,7 @@ from mipkd.export.parity import EXACT, ONE_LEVEL, FloatArray, Run
 log = logging.getLogger(__name__)
 
 _MULTIPLES = (1, 2, 4, 8, 16)  # of height and width; windows are 8 or 16
+_OURS = {str(multiple) for multiple in range(1, 257)}  # what the metadata of our exports may say
 _IR = 8  # the least of an adopted file: before 4, weights are listed among the inputs
 _COMPARED = 3  # real images, at most `_SIDE` pixels a side
 _SIDE = 96
@@ -54,7 +55,7 @@ def adopt(
     steps = _rewrite(original)
     last = steps[-1]
     facts = {p.key: p.value for p in last.model.metadata_props}
-    ours = facts.get("producer") == PRODUCER and facts.get("multiple", "").isdigit()
+    ours = facts.get("producer") == PRODUCER and facts.get("multiple") in _OURS
     multiples = (int(facts["multiple"]),) if ours else _MULTIPLES
     run = open_model(last.model)
     found, multiple = _scale_and_multiple(run, path, multiples)

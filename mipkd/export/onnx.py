@@ -94,6 +94,7 @@ def open_session(model: str | bytes) -> Any:
     """ONNX Runtime on this CPU for a graph's file or bytes; its log shows errors only."""
     import onnxruntime
 
+    onnxruntime.set_default_logger_severity(4)  # some of it is said before there is a session
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 4
     return onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
