@@ -72,20 +72,19 @@ def found(photos: Photos, graph: Graph, tmp_path: Path) -> Search:
     return run
 
 
-def test_a_loose_bound_leaves_nothing_float_that_costs_time(found: Search, tmp_path: Path) -> None:
+def test_a_loose_bound_leaves_nothing_float(found: Search, tmp_path: Path) -> None:
     plan = found(
         SMALL.model_copy(update={"max_drop_db": 50.0, "max_worst_drop_db": 90.0}), tmp_path
     )
     assert plan.met
-    # A hundredth of the whole is no time that anybody can tell, so that noise may put floats there.
-    assert sum(layer.cost_ms for layer in plan.floats) <= 0.01 * plan.front[0].ms
+    assert plan.floats == ()
     assert sum(point.chosen for point in plan.front) == 1
 
 
 def test_a_tight_bound_is_kept_or_said_to_be_broken(
     found: Search, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    plan = found(SMALL.model_copy(update={"max_drop_db": 1e-9, "limit_s": 1e-6}), tmp_path)
+    plan = found(SMALL.model_copy(update={"max_drop_db": 1e-9, "tries": 1}), tmp_path)
     assert plan.drop_db is not None
     assert not plan.met or plan.drop_db <= 1e-9
     assert plan.met or "no INT8 keeps quantize.max_drop_db=1e-09" in caplog.text
