@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import statistics
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack, closing
@@ -265,4 +266,5 @@ def _margin(drops: Sequence[float]) -> float:
     count = len(drops)
     if count < 2:
         return 0.0
-    return float(t.ppf(_SURE, count - 1)) * statistics.stdev(drops) / count**0.5
+    quantile = float(t.ppf(_SURE, count - 1))
+    return quantile * statistics.stdev(drops) / math.sqrt(count)
