@@ -11,6 +11,7 @@ from mipkd.core.evidence import Failure
 from mipkd.core.measurement import Measurement
 from mipkd.core.precision import PRECISIONS
 from mipkd.core.records import Built, Graph, Model, PatchSet, QatStudent, QuantPlan, TargetInfo
+from mipkd.distill import ranks
 from pipeline.bench.distillation_gain import is_rival
 from pipeline.contenders import Contender
 from pipeline.context import RunContext
@@ -125,6 +126,11 @@ class OnTarget:
         name, versions = self.info.target, self.info.versions
         label = f"{name} {one.name}" if is_rival(one.name) else name
         if config.qat.run:
+            if ranks.current().count > 1:
+                raise UnsupportedError(
+                    "qat: runs in one process",
+                    hint="run it again without torchrun: finished steps are remembered",
+                )
             if one.net is None:
                 raise UnsupportedError(
                     f"qat: the {one.name} came as a graph, which cannot be trained",

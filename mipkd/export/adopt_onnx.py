@@ -53,33 +53,41 @@ def adopt(
     """
     original = open_original(path)
     steps = _rewrite(original)
-    last = steps[-1]
-    facts = {p.key: p.value for p in last.model.metadata_props}
-    ours = facts.get("producer") == PRODUCER and facts.get("multiple") in _OURS
-    multiples = (int(facts["multiple"]),) if ours else _MULTIPLES
-    run = open_model(last.model)
-    found, multiple = _scale_and_multiple(run, path, multiples)
+    model = steps[-1].model
+    known, run = _told_multiple(model), open_model(model)
+    found, multiple = _scale_and_multiple(run, path, (known,) if known else _MULTIPLES)
+    if scale and scale != found:
+        raise UsageError(f"{path}: its scale is x{found}, adopt.scale asks for x{scale}")
     noise = [np.random.default_rng(0).random((1, 3, *s), np.float32) for s in _sizes(multiple)]
     for one in steps:
         original.check(one, noise)
     if any(original.size):
         _check_other_sizes(run, path, found, multiple)
-    if scale and scale != found:
-        raise UsageError(f"{path}: its scale is x{found}, adopt.scale asks for x{scale}")
     pairs = probe(found)
-    model, known = last.model, 1.0
-    if not ours:
-        known = image_range or probe_range(model, path, pairs, multiple)
-        model = with_unit_range(model, known) if known != 1 else model
-        hint = "export it with images in [0, 1], or report the graph"
-        step = f"bringing its range of {known:g} to 1"
-        steps.append(Rewriting(step, model, last.bound, hint, in_unit_range=True))
-    images = [_odd_part(lr, multiple) for _, lr, _ in pairs[:_COMPARED]]
+    if known:  # one of ours
+        image_range = 1.0
+    else:
+        image_range = image_range or probe_range(model, path, pairs, multiple)
+        steps.append(_bring_to_unit_range(steps[-1], image_range))
+        _set_metadata(steps[-1].model, scale=found, multiple=multiple)
+    photos = [_odd_part(lr, multiple) for _, lr, _ in pairs[:_COMPARED]]
     for one in steps:
-        original.check(one, [*noise, *images], known)
-    if not ours:
-        _set_metadata(model, scale=found, multiple=multiple)
-    return _write(model, out / "model.onnx", found, multiple)
+        original.check(one, [*noise, *photos], image_range)
+    return _write(steps[-1].model, out / "model.onnx", found, multiple)
+
+
+def _told_multiple(model: Any) -> int | None:
+    """What the metadata of one of our own exports says that sizes must be a multiple of."""
+    facts = {p.key: p.value for p in model.metadata_props}
+    ours = facts.get("producer") == PRODUCER and facts.get("multiple") in _OURS
+    return int(facts["multiple"]) if ours else None
+
+
+def _bring_to_unit_range(before: Rewriting, image_range: float) -> Rewriting:
+    step = f"bringing its range of {image_range:g} to 1"
+    hint = "export it with images in [0, 1], or report the graph"
+    model = with_unit_range(before.model, image_range)
+    return Rewriting(step, model, before.bound, hint, in_unit_range=True)
 
 
 def _rewrite(original: Original) -> list[Rewriting]:

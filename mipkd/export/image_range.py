@@ -59,6 +59,8 @@ def with_unit_range(model: Any, image_range: float) -> Any:
     """A copy that multiplies at the input and divides at the output: its images are in [0, 1]."""
     copy = type(model)()
     copy.CopyFrom(model)
+    if image_range == 1:
+        return copy
     graph = copy.graph
     image, result = inputs_of(copy)[0].name, graph.output[0].name
     for name, value in (("to_range", image_range), ("from_range", 1 / image_range)):

@@ -27,7 +27,6 @@ from mipkd.core.records import (
     QuantScheme,
     model_of,
 )
-from mipkd.distill import ranks
 from mipkd.distill import teacher as teachers
 from mipkd.distill.data import Pair, PatchSampler
 from mipkd.distill.settings import DistillConfig
@@ -79,18 +78,13 @@ class QatInputs:
     size: tuple[int, int]
 
 
-@stage(version=10, resumes=True)
+@stage(version=10, resumes=True, apart=True)
 def qat(inputs: QatInputs, *, out: Path) -> QatStudent:
     """The student trained on with what INT8 of the target rounds.
 
     Raises:
-        UnsupportedError: several processes, or no INT8 of the target and net can be trained for.
+        UnsupportedError: no INT8 of the target and net can be trained for.
     """
-    if ranks.current().count > 1:
-        raise UnsupportedError(
-            "qat: runs in one process",
-            hint="run the same command again without torchrun: finished steps are remembered",
-        )
     config, photos = inputs.config, inputs.photos.value
     net = teachers.load(model_of(inputs.net.value))
     student = FakeQuantNet(net, _rounding(inputs, out / "ptq"))
