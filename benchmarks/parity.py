@@ -42,7 +42,7 @@ SPANDREL: dict[str, dict[str, Any]] = {
     "Compact.Compact": {"num_feat": 8, "num_conv": 2, "upscale": 2},
     "DAT.DAT": {"embed_dim": 24, "split_size": [2, 4], "depth": [2], "num_heads": [2]}
     | {"upscale": 2, "img_size": 32, "upsampler": "pixelshuffledirect"},
-    "DCTLSA.DCTLSA": {"nf": 20, "num_modules": 2, "upscale": 2, "num_head": 5},
+    "DCTLSA.DCTLSA": {"nf": 20, "upscale": 2, "num_head": 5},
     "DITN.DITN": {"dim": 12, "ITL_blocks": 1, "SAL_blocks": 1, "upscale": 2},
     "DRCT.DRCT": _SMALL | {"upscale": 2, "upsampler": "pixelshuffle", "gc": 8, "window_size": 8},
     "ESRGAN.ESRGAN": {"num_filters": 8, "num_blocks": 2, "scale": 2},
@@ -50,7 +50,7 @@ SPANDREL: dict[str, dict[str, Any]] = {
     | {"scale": 2, "mid_dim": 16},
     "GRL.GRL": {"embed_dim": 24, "depths": [2], "num_heads_window": [2], "upscale": 2}
     | {"num_heads_stripe": [2], "upsampler": "pixelshuffledirect", "img_size": 32},
-    "HAT.HAT": _SMALL | {"upscale": 2, "window_size": 8},
+    "HAT.HAT": _SMALL | {"upscale": 2, "window_size": 8, "squeeze_factor": 4},
     "MMRealSR.MMRealSR": {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1}
     | {"num_grow_ch": 4},
     "MoESR.MoESR": {"scale": 2, "dim": 16, "n_blocks": 1, "n_block": 1},

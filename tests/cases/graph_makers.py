@@ -107,3 +107,21 @@ def deconvolution(path: Path) -> Path:
     ]
     bias = np.zeros(3, np.float32)
     return save(path, nodes, {"first": first, "slope": slope, "last": last, "bias": bias})
+
+
+def fsrcnn(path: Path) -> Path:
+    """FSRCNN of few channels, with random weights: Conv and PRelu, then ConvTranspose."""
+    rng, nodes, arrays = np.random.default_rng(0), [], dict[str, Array]()
+    made, read = "lr", 3
+    for i, (written, side) in enumerate(((16, 5), (8, 1), (8, 3), (8, 3), (16, 1))):
+        spread = (2 / (read * side**2)) ** 0.5
+        weight = rng.normal(0, spread, (written, read, side, side)).astype(np.float32)
+        arrays |= {f"w{i}": weight, f"s{i}": np.full((written, 1, 1), 0.25, np.float32)}
+        pads = [side // 2] * 4
+        nodes.append(node("Conv", f"{made} w{i}", f"c{i}", name=f"conv{i}", pads=pads))
+        nodes.append(node("PRelu", f"c{i} s{i}", f"p{i}", name=f"prelu{i}"))
+        made, read = f"p{i}", written
+    arrays["up"] = rng.normal(0, 0.05, (16, 3, 9, 9)).astype(np.float32)
+    sizes = {"strides": [2, 2], "pads": [4] * 4, "output_padding": [1, 1]}
+    nodes.append(node("ConvTranspose", f"{made} up", "sr", name="up", **sizes))
+    return save(path, nodes, arrays)

@@ -24,7 +24,7 @@ from targets.base import BuildRequest, Target, find
 from targets.cpu import Cpu
 
 sys.path.insert(0, str(Path(__file__).parent))
-from graph_makers import deconvolution, half_inside
+from graph_makers import deconvolution, fsrcnn, half_inside
 
 
 def usable(name: str) -> Target:
@@ -125,6 +125,16 @@ def test_what_came_with_float16_inside_is_quantised_for_real(
     tuner = target.tuner(BuildRequest(graph, "int8", tmp_path / "tuner", patches))
     assert tuner is not None
     assert sum("Conv" in op.kind for op in tuner.operations()) == 6
+
+
+@pytest.mark.parametrize("name", ["cpu", "openvino"])
+def test_fsrcnn_is_quantised_for_real(name: str, patches: PatchSet, tmp_path: Path) -> None:
+    target, graph = usable(name), adopted(fsrcnn(tmp_path / "x.onnx"))
+    assert target.build(BuildRequest(graph, "int8", tmp_path / "out", patches)).executes == "int8"
+    (tmp_path / "tuner").mkdir()
+    tuner = target.tuner(BuildRequest(graph, "int8", tmp_path / "tuner", patches))
+    assert tuner is not None
+    assert {op.name for op in tuner.operations()} >= {f"conv{i}" for i in range(5)}
 
 
 @pytest.mark.parametrize("name", ["cpu", "openvino"])
