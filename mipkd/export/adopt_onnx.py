@@ -30,7 +30,7 @@ _MULTIPLES = (1, 2, 4, 8, 16)  # of height and width; windows are 8 or 16
 _OURS = {str(multiple) for multiple in range(1, 257)}  # what the metadata of our exports may say
 _IR = 8  # the least of an adopted file: before 4, weights are listed among the inputs
 _COMPARED = 3  # real images, at most `_SIDE` pixels a side
-_SIDE = 96
+_SIDE = 64
 
 
 def adopt(
@@ -59,8 +59,7 @@ def adopt(
     if scale and scale != found:
         raise UsageError(f"{path}: its scale is x{found}, adopt.scale asks for x{scale}")
     noise = [np.random.default_rng(0).random((1, 3, *s), np.float32) for s in _sizes(multiple)]
-    for one in steps:
-        original.check(one, noise)
+    original.check(steps, noise)
     if any(original.size):
         _check_other_sizes(run, path, found, multiple)
     pairs = probe(found)
@@ -71,8 +70,7 @@ def adopt(
         steps.append(_bring_to_unit_range(steps[-1], image_range))
         _set_metadata(steps[-1].model, scale=found, multiple=multiple)
     photos = [_odd_part(lr, multiple) for _, lr, _ in pairs[:_COMPARED]]
-    for one in steps:
-        original.check(one, [*noise, *photos], image_range)
+    original.check(steps, [*noise, *photos], image_range)
     return _write(steps[-1].model, out / "model.onnx", found, multiple)
 
 

@@ -25,7 +25,7 @@ from mipkd.export.parity import (
     Run,
     find_first_difference,
     in_unit_range,
-    largest_difference,
+    relative_gap,
     rounding_of,
     runner,
 )
@@ -57,28 +57,37 @@ class Original:
     size: tuple[int | None, int | None]  # height and width, where they are fixed
 
     def check(
-        self, after: Rewriting, images: Sequence[FloatArray], image_range: float = 1.0
+        self, steps: Sequence[Rewriting], images: Sequence[FloatArray], image_range: float = 1.0
     ) -> None:
-        """Compare a rewritten model with the file, which takes images in `image_range`.
+        """Compare the model after each step with the file, which takes images in `image_range`.
 
         Raises:
-            UnsupportedError: it differs; names the step and the first operator that does.
+            UnsupportedError: one differs; names the step and the first operator that does.
         """
-        theirs = 1.0 if after.in_unit_range else image_range
-        ran = in_unit_range(open_model(after.model), theirs)
         came = in_unit_range(self.run, image_range)
+        ranges = [1.0 if one.in_unit_range else image_range for one in steps]
+        runs = [
+            in_unit_range(open_model(one.model), theirs)
+            for one, theirs in zip(steps, ranges, strict=True)
+        ]
         for lr_NCHW in (self._fit(one) for one in images):
-            gap = largest_difference(came, ran, [lr_NCHW])
-            if gap <= after.bound or gap <= rounding_of(came, lr_NCHW):
-                continue
-            both = (lr_NCHW * np.float32(one) for one in (image_range, theirs))
-            first = find_first_difference(self.model, after.model, *both, bound=after.bound)
-            height, width = lr_NCHW.shape[2:]
-            raise UnsupportedError(
-                f"{self.path}: {after.step} changes its image by {gap:.2g} of the largest value, "
-                f"at LR {width}x{height}{f'; the first that differs is {first}' if first else ''}",
-                hint=after.hint,
-            )
+            expected = came(lr_NCHW)
+            for after, run, theirs in zip(steps, runs, ranges, strict=True):
+                gap = relative_gap(expected, run(lr_NCHW))
+                if gap > after.bound and gap > rounding_of(came, lr_NCHW):
+                    both = (lr_NCHW * np.float32(one) for one in (image_range, theirs))
+                    raise self._refusal(after, gap, *both)
+
+    def _refusal(
+        self, after: Rewriting, gap: float, lr_before: FloatArray, lr_after: FloatArray
+    ) -> UnsupportedError:
+        bound, (height, width) = after.bound, lr_before.shape[2:]
+        first = find_first_difference(self.model, after.model, lr_before, lr_after, bound=bound)
+        return UnsupportedError(
+            f"{self.path}: {after.step} changes its image by {gap:.2g} of the largest value, "
+            f"at LR {width}x{height}{f'; the first that differs is {first}' if first else ''}",
+            hint=after.hint,
+        )
 
     def _fit(self, lr_NCHW: FloatArray) -> FloatArray:
         """An image cut, or repeated, to the size that the file takes."""

@@ -35,9 +35,10 @@ def check_parity(net: SRNet, graph: Graph, images: Sequence[ByteArray], *, bound
     White noise is tried too. Images are cropped to the graph's multiple.
 
     Raises:
-        StageError: it is above `bound`, and above what float32's rounding does to the net.
+        StageError: it is above `bound`, and above what float32's rounding does to the net; or the
+            graph cannot be run, or gives another size.
     """
-    theirs, largest = runner(open_session(str(graph.file))), 0.0
+    theirs, largest = _strict_runner(graph), 0.0
 
     def ours(lr_NCHW: FloatArray) -> FloatArray:
         with torch.inference_mode():
@@ -76,14 +77,6 @@ def noise_images(multiple: int, least: int = 1) -> list[FloatArray]:
     return [rng.random((1, 3, h * multiple, w * multiple), np.float32) for h, w in sizes]
 
 
-def largest_difference(one: Run, other: Run, images: Sequence[FloatArray]) -> float:
-    """The largest difference of two functions, over their largest value where that is above 1.
-
-    Infinite where one of them gives another shape, or no number.
-    """
-    return max((_difference(one(lr), other(lr)) for lr in images), default=0.0)
-
-
 def rounding_of(run: Run, lr_NCHW: FloatArray) -> float:
     """How far float32's rounding may move the output, over its largest value.
 
@@ -91,7 +84,7 @@ def rounding_of(run: Run, lr_NCHW: FloatArray) -> float:
     """
     rng = np.random.default_rng(0)
     last_bit = np.float32(2.0**-23) * rng.uniform(-1, 1, lr_NCHW.shape).astype(np.float32)
-    return _ROUNDINGS * largest_difference(run, lambda lr: run(lr * (1 + last_bit)), [lr_NCHW])
+    return _ROUNDINGS * relative_gap(run(lr_NCHW), run(lr_NCHW * (1 + last_bit)))
 
 
 def runner(session: Any) -> Run:
@@ -132,7 +125,7 @@ def find_first_difference(
     except Exception:  # onnxruntime has no public base class; what cannot be told is left out
         return ""
     for (name, node), *values in zip(shared.items(), *found, strict=True):
-        if not _difference(*values) <= bound:
+        if not relative_gap(*values) <= bound:
             return f"{node.op_type} {node.name or name!r}"
     return ""
 
@@ -148,7 +141,11 @@ def _tensors(model: Any, names: Sequence[str], lr_NCHW: FloatArray) -> Iterator[
     return iter(session.run(None, {image.name: lr_NCHW.astype(dtype)}))
 
 
-def _difference(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> float:
+def relative_gap(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> float:
+    """The largest difference, over the largest value of `one` where that is above 1.
+
+    Infinite where the shapes differ, or one holds a number and the other none.
+    """
     if one.shape != other.shape:
         return float("inf")
     if one.dtype.kind not in "fiu" or not one.size:
@@ -160,6 +157,28 @@ def _difference(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> float:
     most = np.abs(one).max(initial=1.0, where=finite)
     gap = np.subtract(one, other, where=finite, out=np.zeros_like(one))
     return float(np.abs(gap).max() / most)
+
+
+def _strict_runner(graph: Graph) -> Run:
+    """The graph as a function that raises StageError."""
+    try:
+        run = runner(open_session(str(graph.file)))
+    except Exception as error:  # onnxruntime has no public base class
+        raise _explain(error, "open the graph") from error
+
+    def strict(lr_NCHW: FloatArray) -> FloatArray:
+        try:
+            return run(lr_NCHW)
+        except Exception as error:
+            height, width = lr_NCHW.shape[2:]
+            raise _explain(error, f"run the graph at LR {width}x{height}") from error
+
+    return strict
+
+
+def _explain(error: Exception, what: str) -> StageError:
+    why = str(error).splitlines()[0]
+    return StageError(f"export: ONNX Runtime cannot {what}: {why}")
 
 
 def _size(image_NCHW: FloatArray) -> str:
