@@ -56,7 +56,7 @@ def _refusal(built: Built, lr_HWC: ByteArray, gap: str) -> UnsupportedError:
     return UnsupportedError(
         f"{built.target} {built.precision}: converting the graph changes its image by {gap} "
         f"at LR {width}x{height}",
-        hint="leave it out, see --target and --precision; the converter would like a report",
+        hint="the converter is at fault: update it; to go without: other --target, --precision",
     )
 
 

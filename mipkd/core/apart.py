@@ -122,12 +122,13 @@ class Worker:
         self._process.join(_PATIENCE_S)
         code = self._process.exitcode
         self.close()
-        hint = "leave it out, see --target and --precision; what crashed would like a report"
+        hint = "a library that it uses crashed: update it, or report it to its makers; to go "
+        hint += "without what failed: other --target, --precision"
         if code is None or code >= 0:
             return StageError(f"{what}: its process ended with exit code {code}", hint=hint)
         name = _signal_name(-code)
         if name == "SIGKILL":
-            hint = "free some memory, or leave it out, see --target and --precision"
+            hint = "free some memory and run the same command again: finished steps are remembered"
         reason = f" ({_REASONS[name]})" if name in _REASONS else ""
         return StageError(f"{what}: its process died of {name}{reason}", hint=hint)
 
