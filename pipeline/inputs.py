@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mipkd.core.errors import UsageError
-from mipkd.core.images import hash_folder
+from mipkd.core.image_sets import hash_folder
 from mipkd.core.records import Graph, Model, PatchSet, Photos, TestSet
 from pipeline.config import Config
 from pipeline.context import RunContext

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -27,6 +28,8 @@ class _Guarded(TyperGroup):
     """Turns expected errors into one line, a hint and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
+        if isinstance(sys.stdout, io.TextIOWrapper):  # for file names that are no UTF-8
+            sys.stdout.reconfigure(errors="backslashreplace")
         result = None
         with _say_errors() as code:
             result = super().invoke(ctx)

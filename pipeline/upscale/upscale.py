@@ -13,7 +13,8 @@ import numpy as np
 
 from mipkd.core import memory
 from mipkd.core.errors import MissingError, StageError, UsageError, nearest
-from mipkd.core.images import ByteArray, list_images, resize_bicubic
+from mipkd.core.folders import list_images
+from mipkd.core.images import ByteArray, resize_bicubic
 from mipkd.core.records import Built
 from pipeline.bench.latency import measure_memory_rise
 from pipeline.bundle import manifest

@@ -1,0 +1,171 @@
+"""Find the photos in a folder and all folders below it, and say what is left out and why."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path, PurePath
+
+from mipkd.core.errors import UsageError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff")
+HEIF_HINT = "pip install 'mipkd-pipeline[heif]'"
+_HEIF, _AVIF = (".heic", ".heif", ".hif"), (".avif",)
+_AVIF_HINT = "pip install -U pillow"
+_NOT_TAKEN = {
+    "video": (".mov", ".mp4", ".m4v", ".avi", ".mkv", ".webm", ".3gp", ".mts", ".insv"),
+    "raw": (".dng", ".cr2", ".cr3", ".arw", ".nef", ".nrw", ".orf", ".rw2", ".raf", ".pef", ".srw"),
+    "other format": (".gif", ".apng", ".jp2", ".jxl", ".psd", ".ppm", ".tga", ".exr", ".hdr"),
+}
+# What systems keep for themselves: thumbnails, resource forks, bins.
+_NOT_ENTERED = ("__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found")
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file that is not used; reasons are counted, so they are few and short."""
+
+    file: PurePath  # from the folder that was given
+    reason: str
+    why: str = ""  # more about this one
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.why or self.reason}"
+
+
+@dataclass
+class Walked:
+    """The images in a folder, sorted by relative path, and what else looked like photos."""
+
+    files: list[Path] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The images of a folder and the folders below it, sorted by relative path.
+
+    Raises:
+        UsageError: no such folder, a file instead of one, or no image in it.
+    """
+    return walk_images(folder).files
+
+
+def walk_images(folder: Path) -> Walked:
+    """The images of a folder and the folders below it, hidden ones apart.
+
+    Links to folders are followed, each folder entered once.
+
+    Raises:
+        UsageError: no such folder, a file instead of one, or no image in it.
+    """
+    if not folder.is_dir():
+        kind = "a file, not a folder" if folder.exists() else "no such folder"
+        raise UsageError(f"{folder}: {kind}", hint="give a folder of photos")
+    found = Walked()
+    for file in sorted(_walk(folder, found), key=lambda file: file.relative_to(folder).parts):
+        _sort_in(file, folder, found)
+    if not found.files:
+        raise UsageError(f"{folder}: no image in it", hint=_hint_of_none(found))
+    return found
+
+
+def readable_suffixes() -> tuple[str, ...]:
+    """The suffixes of files that can be read here."""
+    heif = _HEIF if find_spec("pillow_heif") else ()
+    return (*SUFFIXES, *heif, *(_AVIF if _reads_avif() else ()))
+
+
+def count_reasons(left_out: list[LeftOut]) -> dict[str, int]:
+    """How many files were left out for each reason, the commonest first."""
+    reasons = [one.reason for one in left_out]
+    return {r: reasons.count(r) for r in sorted(set(reasons), key=lambda r: (-reasons.count(r), r))}
+
+
+def _walk(folder: Path, found: Walked) -> Iterator[Path]:
+    entered, seen = {os.path.realpath(folder)}, set[tuple[int, int]]()
+
+    def refuse(error: OSError) -> None:
+        at = Path(error.filename or folder)
+        found.left_out.append(LeftOut(_below(at, folder), "folder that may not be read"))
+
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        here = Path(place)
+        folders[:] = [name for name in sorted(folders) if _enters(here / name, entered)]
+        for name in sorted(names):
+            file = here / name
+            # "._photo.jpg" is what macOS leaves on foreign disks.
+            if not name.startswith(".") and not _is_seen(file, seen, folder, found):
+                yield file
+
+
+def _enters(folder: Path, entered: set[str]) -> bool:
+    """Whether a folder is one to look into, and not one that was entered by another way."""
+    if folder.name.startswith(".") or folder.name.lower() in _NOT_ENTERED:
+        return False
+    real = os.path.realpath(folder)
+    if real in entered:
+        return False
+    entered.add(real)
+    return True
+
+
+def _is_seen(file: Path, seen: set[tuple[int, int]], folder: Path, found: Walked) -> bool:
+    """Whether it is a second name of a file that was found before."""
+    if file.suffix.lower() not in readable_suffixes():
+        return False
+    try:
+        facts = file.stat()
+    except OSError:
+        return False  # a broken link: reading says so
+    known = (facts.st_dev, facts.st_ino) in seen
+    seen.add((facts.st_dev, facts.st_ino))
+    if known:
+        found.left_out.append(LeftOut(_below(file, folder), "duplicate", "a link to another one"))
+    return known
+
+
+def _sort_in(file: Path, folder: Path, found: Walked) -> None:
+    """Add a file to the images or, if it is a kind of photo that is not read, to the rest."""
+    suffix = file.suffix.lower()
+    if suffix in readable_suffixes():
+        if _is_regular(file):
+            found.files.append(file)
+        else:
+            found.left_out.append(LeftOut(_below(file, folder), "unreadable", "no regular file"))
+    elif reason := _reason_of(suffix):
+        found.left_out.append(LeftOut(_below(file, folder), reason))
+
+
+def _reason_of(suffix: str) -> str:
+    if suffix in _HEIF:
+        return f"HEIC without a reader ({HEIF_HINT})"
+    if suffix in _AVIF:
+        return f"AVIF without a reader ({_AVIF_HINT})"
+    return next((kind for kind, suffixes in _NOT_TAKEN.items() if suffix in suffixes), "")
+
+
+def _is_regular(file: Path) -> bool:
+    """Not a pipe or a device, at which reading would wait; a broken link says so when read."""
+    try:
+        return stat.S_ISREG(file.stat().st_mode)
+    except OSError:
+        return True
+
+
+def _below(file: Path, folder: Path) -> PurePath:
+    return file.relative_to(folder) if file.is_relative_to(folder) else file
+
+
+def _reads_avif() -> bool:
+    from PIL import features
+
+    return bool(features.check("avif"))
+
+
+def _hint_of_none(found: Walked) -> str:
+    known = "known: " + " ".join(readable_suffixes())
+    counts = ", ".join(f"{n} {reason}" for reason, n in count_reasons(found.left_out).items())
+    return f"{known}; left out: {counts}" if counts else known
