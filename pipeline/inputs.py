@@ -16,7 +16,7 @@ from pipeline.stage import Ref, Source
 from pipeline.stages.calibrate import CalibrateInputs, calibrate
 from pipeline.stages.export import AdoptInputs, adopt
 from pipeline.stages.identify import IdentifyInputs, identify
-from pipeline.stages.keep_apart import KeepApartInputs, keep_apart
+from pipeline.stages.keep_apart import KeepApartInputs, check_apart, keep_apart
 from pipeline.stages.prepare import PhotosInputs, Scale, TestsInputs, photos, tests
 from pipeline.study import Subject
 
@@ -71,11 +71,14 @@ def prepare_images(config: Config, run: Run, scale: Scale, patch: int) -> Images
     """Training photos with none of the test images among them, and the test images.
 
     Raises:
-        UsageError: a test image is among the photos.
+        UsageError: a test image, or a copy of one, is among the photos; a plan says so too.
     """
     test_set = run.step(tests, TestsInputs(scale, source_of_folder(config.val)))
     pixels = run.step(photos, PhotosInputs(patch, scale, source_of_folder(config.data)))
-    run.step(keep_apart, KeepApartInputs(pixels, (test_set,)))
+    apart = KeepApartInputs(pixels, (test_set,))
+    if run.dry and not run.remembers(keep_apart, apart):
+        check_apart(config.data, (config.val,))
+    run.step(keep_apart, apart)
     return Images(pixels, test_set)
 
 

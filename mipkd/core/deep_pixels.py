@@ -76,13 +76,13 @@ def _lower_bytes(image: Image.Image) -> list[_Tile] | None:
     tiles: list[_Tile] = getattr(image, "tile", [])
     swapped: list[_Tile] = []
     for tile in tiles:
-        whole = isinstance(tile.args, str)
-        first = tile.args if whole else tile.args[0] if tile.args else ""
+        args = tile.args or ""
+        first, *more = (args,) if isinstance(args, str) else args
         mode, _, word = str(first).partition(";")
         if mode not in ("RGB", "RGBA") or word not in _OTHER_BYTE:
             return None
         other = f"{mode};{_OTHER_BYTE[word]}"
-        swapped.append(tile._replace(args=other if whole else (other, *tile.args[1:])))
+        swapped.append(tile._replace(args=(other, *more) if more else other))
     return swapped or None
 
 

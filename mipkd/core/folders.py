@@ -23,6 +23,8 @@ _NOT_TAKEN = {
 # What systems keep for themselves: thumbnails, resource forks, bins.
 _NOT_ENTERED = ("__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found")
 
+_RUN_MARK = "journal.jsonl"  # of a run of ours, whose folder may lie among the photos
+
 
 @dataclass(frozen=True)
 class LeftOut:
@@ -104,6 +106,8 @@ def _walk(folder: Path, found: Walked) -> Iterator[Path]:
 def _enters(folder: Path, entered: set[str]) -> bool:
     """Whether a folder is one to look into, and not one that was entered by another way."""
     if folder.name.startswith(".") or folder.name.lower() in _NOT_ENTERED:
+        return False
+    if (folder / _RUN_MARK).is_file():
         return False
     real = os.path.realpath(folder)
     if real in entered:

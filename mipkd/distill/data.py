@@ -6,7 +6,7 @@ Shapes: N batch, H W low-res size, S scale. Values: float32 in [0, 1], RGB, unle
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from copy import copy
 from functools import partial
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mipkd.core.errors import UsageError
-from mipkd.core.images import read_rgb, write_png
+from mipkd.core.images import ByteArray, read_rgb, write_png
 from mipkd.core.names import printable
 from mipkd.core.photos import PhotoWriter, open_photos
 from mipkd.core.records import Photos, TeacherCache, TestSet
@@ -45,7 +45,7 @@ def prepare_photos(source: Path | None, *, scale: int, patch: int, out: Path) ->
         UsageError: none is left, or a published LR image is missing or has the wrong size.
         StageError: the disk is full.
     """
-    label = _label(source, "sample photos of scikit-image and scikit-learn")
+    label = name_source(source, for_tests=False)
     reader = PairReader(source, scale, least=patch * scale, least_is="a patch of ")
     digest = hashlib.sha256(f"x{scale}".encode())
     with reader.explain_full_disk(out), closing(PhotoWriter(out)) as writer:
@@ -60,7 +60,7 @@ def prepare_photos(source: Path | None, *, scale: int, patch: int, out: Path) ->
         raise UsageError(
             f"{label}: none of {reader.count} photos can be used; "
             f"the first: {reader.first_problem}",
-            hint=f"photos need {least} pixels a side; --set distill.patch=N for less",
+            hint=reader.hint(f"photos need {least} pixels a side; --set distill.patch=N for less"),
         )
     return Photos(
         folder=out,
@@ -86,7 +86,7 @@ def prepare_tests(source: Path | None, *, scale: int, out: Path) -> TestSet:
         UsageError: none is left, or a published LR image is missing or has the wrong size.
         StageError: the disk is full.
     """
-    label = _label(source, "sample photos of scikit-image")
+    label = name_source(source, for_tests=True)
     reader = _test_reader(source, scale)
     names, digest = [], hashlib.sha256(f"x{scale}".encode())
     with reader.explain_full_disk(out):
@@ -103,7 +103,9 @@ def prepare_tests(source: Path | None, *, scale: int, out: Path) -> TestSet:
         raise UsageError(
             f"{label}: none of {reader.count} test images can be used; "
             f"the first: {reader.first_problem}",
-            hint=f"images of {_LEAST_LR * scale} pixels a side or more can be measured",
+            hint=reader.hint(
+                f"images of {_LEAST_LR * scale} pixels a side or more can be measured"
+            ),
         )
     return TestSet(
         folder=out,
@@ -122,7 +124,15 @@ def _test_reader(source: Path | None, scale: int) -> PairReader:
     return PairReader(source, scale, least=_LEAST_LR * scale, crop=_SAMPLE_TEST_SIZE)
 
 
-def _label(source: Path | None, samples: str) -> str:
+def read_hr(source: Path | None, *, for_tests: bool) -> Iterator[tuple[str, ByteArray]]:
+    """Name and HR of each image that would be trained or tested on, nothing prepared or said."""
+    crop = _SAMPLE_TEST_SIZE if for_tests else 0
+    return PairReader(source, 1, least=_LEAST_LR, crop=crop).hr_images()
+
+
+def name_source(source: Path | None, *, for_tests: bool) -> str:
+    """What a folder, or the samples that stand in for it, is called."""
+    samples = "sample photos of scikit-image" + ("" if for_tests else " and scikit-learn")
     return printable(source) if source else samples
 
 

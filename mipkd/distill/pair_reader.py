@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from mipkd.core.errors import StageError, UsageError
-from mipkd.core.folders import LeftOut, count_reasons
+from mipkd.core.folders import LeftOut, count_reasons, readable_suffixes
 from mipkd.core.image_sets import ImageSet, Member, find_set
 from mipkd.core.images import (
     ByteArray,
@@ -58,18 +58,26 @@ class PairReader:
         Raises:
             UsageError: a published LR image has the wrong size.
         """
+        for member, hr_HWC in self._images():
+            lr_HWC = self._lr_of(member, hr_HWC)
+            if lr_HWC is not None:
+                yield member.name, lr_HWC, hr_HWC
+
+    def hr_images(self) -> Iterator[tuple[str, ByteArray]]:
+        """Name and HR of each image that can be used."""
+        return ((member.name, hr_HWC) for member, hr_HWC in self._images())
+
+    def _images(self) -> Iterator[tuple[Member, ByteArray]]:
         seen = dict[bytes, str]()
         for member in self._members:
             hr_HWC = self._read_hr(member)
             if hr_HWC is None:
                 continue
             same = seen.setdefault(_hash(hr_HWC), member.name)
-            if same != member.name:
+            if same == member.name:
+                yield member, hr_HWC
+            else:
                 self._leave_out(member.hr, "duplicate", f"the same pixels as {same}")
-                continue
-            lr_HWC = self._lr_of(member, hr_HWC)
-            if lr_HWC is not None:
-                yield member.name, lr_HWC, hr_HWC
 
     @property
     def skipped(self) -> list[str]:
@@ -81,6 +89,13 @@ class PairReader:
     def first_problem(self) -> str:
         """The first image that was looked into and cannot be used."""
         return next(printable(str(one)) for one in self._left_out if one.why)
+
+    def hint(self, of_small: str) -> str:
+        """What to do where none can be used, `of_small` where some are too small."""
+        known = "known: " + " ".join(readable_suffixes())
+        return (
+            of_small if "too small" in self.left_out() else f"give images that can be read; {known}"
+        )
 
     def left_out(self) -> dict[str, int]:
         """How many files were left out, by reason."""

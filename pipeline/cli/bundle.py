@@ -48,7 +48,7 @@ def upscale(
 
     from pipeline.upscale import upscale as work
 
-    files = work.list_pictures(images)
+    pictures = work.list_pictures(images, out)
     model = work.choose_model(bundle, target, precision)
     typer.echo(f"{model.target} {model.precision}, x{model.scale}, {work.describe_tiles(model)}")
     failed = 0
@@ -57,7 +57,7 @@ def upscale(
         made = work.upscale_all(
             bundle,
             model,
-            files,
+            pictures,
             out,
             memory_bytes=int(memory * 2**30),
             side=tile,
@@ -73,7 +73,7 @@ def upscale(
                 if one.levels is not None:
                     typer.echo(f"tiles are up to {one.levels} levels from one piece, on a part")
     if failed:
-        raise StageError(f"upscale: {failed} of {len(files)} images failed")
+        raise StageError(f"upscale: {failed} of {len(pictures)} images failed")
 
 
 def verify(bundle: Bundle, verbose: Verbose = False) -> None:

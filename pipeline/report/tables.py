@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from mipkd.core.evidence import Evidence, Verdict
 from mipkd.core.measurement import BY_KIT, Measurement
@@ -60,6 +60,7 @@ class ImagesUsed:
     detail: str  # where the LR images come from, size of patches
     skipped: tuple[str, ...] = ()
     is_sample: bool = False
+    left_out: Mapping[str, int] = field(default_factory=dict)  # why: how many
 
 
 def main_table(evidence: Evidence, figures: Figures) -> Table:
@@ -190,8 +191,11 @@ def model_table(evidence: Evidence) -> Table:
 
 def images_used(evidence: Evidence) -> list[ImagesUsed]:
     """Test images, training photos and calibration patches, those that there are."""
-    lr_from = {"published": "LR as published", "bicubic": "LR by MATLAB's bicubic"}
-    lr_from["mixed"] = "LR as published where it is, else by MATLAB's bicubic"
+    lr_from = {
+        "published": "LR as published",
+        "bicubic": "LR by MATLAB's bicubic",
+        "mixed": "LR as published where it is, else by MATLAB's bicubic",
+    }
     tests, photos, patches = evidence.tests, evidence.photos, evidence.calibration
     detail = lr_from.get(tests.lr_from, tests.lr_from)
     facts = (len(tests.images), tests.source, detail, tests.skipped, tests.is_sample)

@@ -71,7 +71,8 @@ def join_alpha(picture: Picture, rgb_HWC: ByteArray, alpha_HW1: ByteArray | None
 
 
 def _refuse(file: Path, image: Image.Image) -> str:
-    frames = getattr(image, "n_frames", 1)
+    # A phone's second image in a JPEG, a map of light or depth, is not the picture.
+    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     if frames > 1:
         return f"has {frames} frames, and only one would be kept"
     if image.mode not in _KNOWN:
