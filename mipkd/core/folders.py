@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path, PurePath
@@ -58,7 +59,7 @@ def list_images(folder: Path) -> list[Path]:
 def walk_images(folder: Path) -> Walked:
     """The images of a folder and the folders below it, hidden ones apart.
 
-    Links to folders are followed, each folder entered once.
+    Links to folders are followed, each folder entered once and each file taken once.
 
     Raises:
         UsageError: no such folder, a file instead of one, or no image in it.
@@ -69,6 +70,7 @@ def walk_images(folder: Path) -> Walked:
     found = Walked()
     for file in sorted(_walk(folder, found), key=lambda file: file.relative_to(folder).parts):
         _sort_in(file, folder, found)
+    _drop_links(folder, found)
     if not found.files:
         raise UsageError(f"{folder}: no image in it", hint=_hint_of_none(found))
     return found
@@ -87,7 +89,7 @@ def count_reasons(left_out: list[LeftOut]) -> dict[str, int]:
 
 
 def _walk(folder: Path, found: Walked) -> Iterator[Path]:
-    entered, seen = {os.path.realpath(folder)}, set[tuple[int, int]]()
+    entered = {os.path.realpath(folder)}
 
     def refuse(error: OSError) -> None:
         at = Path(error.filename or folder)
@@ -96,39 +98,32 @@ def _walk(folder: Path, found: Walked) -> Iterator[Path]:
     for place, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
         here = Path(place)
         folders[:] = [name for name in sorted(folders) if _enters(here / name, entered)]
-        for name in sorted(names):
-            file = here / name
-            # "._photo.jpg" is what macOS leaves on foreign disks.
-            if not name.startswith(".") and not _is_seen(file, seen, folder, found):
-                yield file
+        # "._photo.jpg" is what macOS leaves on foreign disks.
+        yield from (here / name for name in names if not name.startswith("."))
 
 
 def _enters(folder: Path, entered: set[str]) -> bool:
     """Whether a folder is one to look into, and not one that was entered by another way."""
     if folder.name.startswith(".") or folder.name.lower() in _NOT_ENTERED:
         return False
-    if (folder / _RUN_MARK).is_file():
-        return False
     real = os.path.realpath(folder)
-    if real in entered:
+    if real in entered or (folder / _RUN_MARK).is_file():
         return False
     entered.add(real)
     return True
 
 
-def _is_seen(file: Path, seen: set[tuple[int, int]], folder: Path, found: Walked) -> bool:
-    """Whether it is a second name of a file that was found before."""
-    if file.suffix.lower() not in readable_suffixes():
-        return False
-    try:
-        facts = file.stat()
-    except OSError:
-        return False  # a broken link: reading says so
-    known = (facts.st_dev, facts.st_ino) in seen
-    seen.add((facts.st_dev, facts.st_ino))
-    if known:
-        found.left_out.append(LeftOut(_below(file, folder), "duplicate", "a link to another one"))
-    return known
+def _drop_links(folder: Path, found: Walked) -> None:
+    """Leave out a file's further names: links to another file of the folder."""
+    first: dict[tuple[int, int], Path] = {}
+    for file in sorted(found.files, key=Path.is_symlink):
+        with suppress(OSError):  # a broken link: reading says so
+            facts = file.stat()
+            one = first.setdefault((facts.st_dev, facts.st_ino), file)
+            if one != file and facts.st_ino:  # some file systems number nothing
+                found.files.remove(file)
+                left = LeftOut(_below(file, folder), "duplicate", "a link to another one")
+                found.left_out.append(left)
 
 
 def _sort_in(file: Path, folder: Path, found: Walked) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Bits = npt.NDArray[np.bool_]
 
 _SIDE = 16  # of a hash: 256 bits
-_MOST_APART = 64  # bits of a copy; of 67,000 pairs of different photos the nearest have 80
+MOST_APART = 64  # bits of a copy; of 67,000 pairs of different photos the nearest have 80
 _THUMB = 256  # pixels a side, of which a hash is taken
 _LEAST_CONTRAST = 2.0  # levels: what is flat has no hash, and is only compared as a whole
 # Parts of an image that a cropped copy may show: left, top, right, bottom.
@@ -91,7 +91,7 @@ def _nearest(bits_B: Bits | None, known_VB: Bits) -> int | None:
         return None
     apart = (known_VB != bits_B).sum(axis=1)
     nearest = int(apart.argmin())
-    return nearest if apart[nearest] <= _MOST_APART else None
+    return nearest if apart[nearest] <= MOST_APART else None
 
 
 def _thumb(image_HWC: ByteArray) -> Image.Image:

@@ -16,29 +16,30 @@ _WORD_HR = r"(?:hr|gt)"
 _HOW = r"(?:bicubic|bic|bi|bd|dn|unknown|mild|difficult|wild)"  # the LR image was made
 _FOLDER_HR = re.compile(
     rf"(?:(?P<set>.+)[_-])?{_WORD_HR}(?:[_-]?mod[_-]?\d+)?"
-    r"(?:[_-]?x(?P<scale>\d))?(?:[_-]sub)?"
+    r"(?:[_-]?x(?P<scale>[2-8]))?(?:[_-]sub)?"
 )
 _FOLDER_LR = re.compile(
     rf"(?:(?P<set>.+)[_-])?lr[_-]?(?P<how>{_HOW})?"
-    r"(?:[_-]?x?(?P<scale>\d))?(?:[_-]sub)?"
+    r"(?:[_-]?x?(?P<scale>[2-8]))?(?:[_-]sub)?"
 )
 _FOLDER_FIRST = re.compile(rf"(?P<word>{_WORD_HR}|lr(?:[_-]?{_HOW})?)[_-](?P<set>[a-z].*)")
-_FOLDER_SCALE = re.compile(r"x(?P<scale>\d)(?:[_-]sub)?|(?P<scale2>\d)x")
-_FOLDER_SRF = re.compile(r"image_srf_(?P<scale>\d)")
+_FOLDER_SCALE = re.compile(r"x(?P<scale>[2-8])(?:[_-]sub)?|(?P<scale2>[2-8])x")
+_FOLDER_SRF = re.compile(r"image_srf_(?P<scale>[2-8])")
 _HR_WORDS = ("original", "originals", "high", "highres", "high_res")
 _LR_WORDS = ("low", "lowres", "low_res")
 
-_SRF = r"(?:[_-](?:srf[_-]|x)(?P<srf>\d))?"
-_STEM_HR = re.compile(rf"(?P<base>.+?){_SRF}[_-]{_WORD_HR}(?:[_-]?x?(?P<scale>\d))?", re.I)
+_SRF = r"(?:[_-](?:srf[_-]|x)(?P<srf>[2-8]))?"
+_STEM_HR = re.compile(rf"(?P<base>.+?){_SRF}[_-]{_WORD_HR}(?:[_-]?x?(?P<scale>[2-8]))?", re.I)
 _STEM_LR = re.compile(
-    rf"(?P<base>.+?){_SRF}[_-]lr(?:[_-]?(?P<how>{_HOW}))?(?:[_-]?x?(?P<scale>\d))?", re.I
+    rf"(?P<base>.+?){_SRF}[_-]lr(?:[_-]?(?P<how>{_HOW}))?(?:[_-]?x?(?P<scale>[2-8]))?", re.I
 )
 _STEM_FIRST = re.compile(r"(?P<word>hr|gt|lr)[_-](?P<base>.+)", re.I)
 _JOINED = re.compile(r"(?P<base>.*[a-z0-9])(?P<word>HR|GT|LR)")  # "birdLR", by its capitals
-_STEM_SCALE = re.compile(r"(?P<base>.+?)[_-]?x(?P<scale>\d)(?:[mdw]\d?)?", re.I)  # DIV2K: 0801x4m
-_STEM_SCALE_FIRST = re.compile(r"(?P<base>.+?)[_-](?P<scale>\d)x", re.I)
+# DIV2K adds a letter for the degradation: 0801x4m.
+_STEM_SCALE = re.compile(r"(?P<base>.+?)[_-]?x(?P<scale>[2-8])(?:[mdw]\d?)?", re.I)
+_STEM_SCALE_FIRST = re.compile(r"(?P<base>.+?)[_-](?P<scale>[2-8])x", re.I)
 # SelfExSR publishes what other methods made beside each pair.
-_STEM_OTHER = re.compile(r"(?P<base>.+?)[_-]srf[_-](?P<srf>\d)[_-](?P<method>.+)", re.I)
+_STEM_OTHER = re.compile(r"(?P<base>.+?)[_-]srf[_-](?P<srf>[2-8])[_-](?P<method>.+)", re.I)
 
 
 @dataclass(frozen=True)
@@ -67,19 +68,19 @@ def read_names(file: PurePath) -> Facts:
         rest += [one.rest.casefold()] if one.rest else []
         shown += [one.rest] if one.rest else []
     stem = _read_stem(file.stem, kind)
-    place = tuple(rest)
+    place, by_folder = tuple(rest), bool(kind) and not stem.kind
     # "linux2" in a folder of LR images is that of "linux2" before it is that of "linu".
-    bases = (file.stem, stem.rest) if kind == "lr" and not stem.kind else (stem.rest,)
+    bases = (file.stem, stem.rest) if kind == "lr" and by_folder else (stem.rest,)
     maybe = bool(stem.scale and not stem.kind and not kind)
     bases = (file.stem,) if maybe else bases
     return Facts(
         kind=stem.kind or kind,
-        scale=0 if maybe else stem.scale or scale,
+        scale=0 if maybe else scale if by_folder else stem.scale or scale,
         keys=tuple((*place, one.casefold()) for one in bases),
         place=place,
         shown=PurePath(*shown, file.name),
         plain_bicubic=(stem.how or how) in ("", "bi", "bic", "bicubic"),
-        by_folder=bool(kind) and not stem.kind,
+        by_folder=by_folder,
         maybe_lr_of=(*place, stem.rest.casefold()) if maybe else (),
         by_other_method=stem.how == "other",
     )
