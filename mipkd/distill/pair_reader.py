@@ -6,7 +6,6 @@ Shapes: H W size, C channels. Values: uint8 RGB.
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,16 +67,10 @@ class PairReader:
         return ((member.name, hr_HWC) for member, hr_HWC in self._images())
 
     def _images(self) -> Iterator[tuple[Member, ByteArray]]:
-        seen = dict[bytes, str]()
         for member in self._members:
             hr_HWC = self._read_hr(member)
-            if hr_HWC is None:
-                continue
-            same = seen.setdefault(_hash(hr_HWC), member.name)
-            if same == member.name:
+            if hr_HWC is not None:
                 yield member, hr_HWC
-            else:
-                self._leave_out(member.hr, "duplicate", f"the same pixels as {same}")
 
     @property
     def skipped(self) -> list[str]:
@@ -195,10 +188,6 @@ def _samples(crop: int) -> ImageSet:
     names = unique_names([PurePath(file.name) for file in files])
     members = (Member(name, file, None) for name, file in zip(names, files, strict=True))
     return ImageSet(tuple(members), ())
-
-
-def _hash(image_HWC: ByteArray) -> bytes:
-    return hashlib.sha256(f"{image_HWC.shape}".encode() + image_HWC.data).digest()
 
 
 def _size(image_HWC: ByteArray) -> str:
