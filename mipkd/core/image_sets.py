@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path, PurePath
@@ -73,7 +72,7 @@ def find_set(source: Path, scale: int) -> ImageSet:
     found = _gather(source)
     left_out = list(found.left_out)
     photos, lows = _split(found.files, left_out)
-    photos = _drop_copies(_of_scale(photos, scale, left_out), left_out)
+    photos = _of_scale(photos, scale, left_out)
     pairs = _match(lows, photos, scale, left_out)
     _check_complete(photos, pairs)
     names = unique_names([one.facts.shown for one in photos])
@@ -94,7 +93,7 @@ def hash_folder(folder: Path) -> str:
     for one in found.files:
         digest.update(os.fsencode(os.path.relpath(one.path, found.base)))
         try:
-            digest.update(bytes.fromhex(_hash_file(one.path)))
+            digest.update(bytes.fromhex(hash_file(one.path)))
         except OSError as error:
             raise UsageError(f"{one.path}: cannot be read: {error.strerror}") from error
     for left in found.left_out:
@@ -212,30 +211,8 @@ def _is_original(one: _File) -> bool:
     return one.path.parent.name.casefold() == "original"
 
 
-def _drop_copies(photos: list[_File], left_out: list[LeftOut]) -> list[_File]:
-    """The photos without those whose files are the same, byte for byte."""
-    sizes = Counter(_size_on_disk(one) for one in photos)
-    first, kept = dict[str, _File](), []
-    for one in photos:
-        again = one
-        if sizes[_size_on_disk(one)] > 1:
-            with suppress(OSError):  # reading it as an image says so
-                again = first.setdefault(_hash_file(one.path), one)
-        if again is one:
-            kept.append(one)
-        else:
-            left_out.append(LeftOut(one.shown, "duplicate", f"the same file as {again.shown}"))
-    return kept
-
-
-def _size_on_disk(one: _File) -> int:
-    try:
-        return one.path.stat().st_size
-    except OSError:
-        return -1
-
-
-def _hash_file(file: Path) -> str:
+def hash_file(file: Path) -> str:
+    """sha256 of a file's content."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
@@ -15,7 +16,7 @@ import numpy as np
 
 from mipkd.core.errors import StageError, UsageError
 from mipkd.core.folders import LeftOut, count_reasons, readable_suffixes
-from mipkd.core.image_sets import ImageSet, Member, find_set
+from mipkd.core.image_sets import ImageSet, Member, find_set, hash_file
 from mipkd.core.images import (
     ByteArray,
     crop_to_multiple,
@@ -67,10 +68,20 @@ class PairReader:
         return ((member.name, hr_HWC) for member, hr_HWC in self._images())
 
     def _images(self) -> Iterator[tuple[Member, ByteArray]]:
+        first = dict[tuple[int, str], Member]()
+        sizes = Counter(member.hr.stat().st_size for member in self._members if member.hr.exists())
         for member in self._members:
             hr_HWC = self._read_hr(member)
-            if hr_HWC is not None:
+            if hr_HWC is None:
+                continue
+            size = member.hr.stat().st_size
+            key = size, hash_file(member.hr) if sizes[size] > 1 else ""
+            same = first.setdefault(key, member)
+            if same is member:
                 yield member, hr_HWC
+            else:
+                why = f"the same file as {self._shown(same.hr)}"
+                self._leave_out(member.hr, "duplicate", why)
 
     @property
     def skipped(self) -> list[str]:
