@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -15,7 +15,8 @@ from mipkd.core.errors import UsageError
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff")
 HEIF_HINT = "pip install 'mipkd-pipeline[heif]'"
 _HEIF, _AVIF = (".heic", ".heif", ".hif"), (".avif",)
-_AVIF_HINT = "pip install -U pillow"
+_NO_HEIF, _NO_AVIF = "HEIC without a reader", "AVIF without a reader"
+_REMEDIES = {_NO_HEIF: HEIF_HINT, _NO_AVIF: "pip install -U pillow"}
 _NOT_TAKEN = {
     "video": (".mov", ".mp4", ".m4v", ".avi", ".mkv", ".webm", ".3gp", ".mts", ".insv"),
     "raw": (".dng", ".cr2", ".cr3", ".arw", ".nef", ".nrw", ".orf", ".rw2", ".raf", ".pef", ".srw"),
@@ -88,6 +89,14 @@ def count_reasons(left_out: list[LeftOut]) -> dict[str, int]:
     return {r: reasons.count(r) for r in sorted(set(reasons), key=lambda r: (-reasons.count(r), r))}
 
 
+def say_reasons(counts: Mapping[str, int]) -> str:
+    """What was left out in one line, and how to get what a reader is missing for."""
+    remedies = {
+        reason: f" ({_REMEDIES[reason]})" if reason in _REMEDIES else "" for reason in counts
+    }
+    return ", ".join(f"{number} {reason}{remedies[reason]}" for reason, number in counts.items())
+
+
 def _walk(folder: Path, found: Walked) -> Iterator[Path]:
     entered = {os.path.realpath(folder)}
 
@@ -140,9 +149,9 @@ def _sort_in(file: Path, folder: Path, found: Walked) -> None:
 
 def _reason_of(suffix: str) -> str:
     if suffix in _HEIF:
-        return f"HEIC without a reader ({HEIF_HINT})"
+        return _NO_HEIF
     if suffix in _AVIF:
-        return f"AVIF without a reader ({_AVIF_HINT})"
+        return _NO_AVIF
     return next((kind for kind, suffixes in _NOT_TAKEN.items() if suffix in suffixes), "")
 
 
@@ -166,5 +175,5 @@ def _reads_avif() -> bool:
 
 def _hint_of_none(found: Walked) -> str:
     known = "known: " + " ".join(readable_suffixes())
-    counts = ", ".join(f"{n} {reason}" for reason, n in count_reasons(found.left_out).items())
-    return f"{known}; left out: {counts}" if counts else known
+    said = say_reasons(count_reasons(found.left_out))
+    return f"{known}; left out: {said}" if said else known

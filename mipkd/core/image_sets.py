@@ -125,11 +125,21 @@ def _set_of(source: Path) -> Path:
     above = source
     for _ in range(_UP):
         if folder_kind(above.name) == "hr":
-            return above.parent if _lr_folders(above.parent) else source
+            return above.parent if _owns_lr(above) else source
         if above == above.parent:
             break
         above = above.parent
     return source
+
+
+def _owns_lr(folder: Path) -> bool:
+    """Whether the LR images beside a folder of HR images are made of them, and not of cropped ones
+    that lie there too."""
+    beside = (one for one in folder.parent.iterdir() if one != folder)
+    cropped = folder.name.casefold() == "original" and any(
+        folder_kind(one.name) == "hr" for one in beside
+    )
+    return bool(_lr_folders(folder.parent)) and not cropped
 
 
 def _lr_folders(base: Path) -> list[Path]:
@@ -192,7 +202,9 @@ def _drop_beside(photos: list[_File], left_out: list[LeftOut]) -> list[_File]:
 def _of_scale(photos: list[_File], scale: int, left_out: list[LeftOut]) -> list[_File]:
     """Of the HR images that are there once for each scale the ones of this scale."""
     pool, kept = _by_key(photos), []
-    # SelfExSR: `image_SRF_4` holds the images of `original` once more, by other names.
+    # BasicSR: `GTmod12` holds those of `original` again, cropped. SelfExSR: `image_SRF_4` too, by
+    # other names.
+    cropped = {p.facts.keys[0] for p in photos if p.facts.kind == "hr" and not _is_original(p)}
     whole = {p.facts.place for p in photos if _is_original(p)}
     scaled = {p.facts.place for p in photos if p.facts.scale == scale} & whole
     for one in photos:
@@ -200,6 +212,7 @@ def _of_scale(photos: list[_File], scale: int, left_out: list[LeftOut]) -> list[
         others = {other.facts.scale for other in pool[one.facts.keys[0]]}
         best = scale if scale in others else min(others)
         again = _is_original(one) if place in scaled else place in whole and own > 0
+        again = again or (_is_original(one) and one.facts.keys[0] in cropped)
         if own == best and not again:
             kept.append(one)
         else:

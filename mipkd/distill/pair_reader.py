@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from mipkd.core.errors import StageError, UsageError
-from mipkd.core.folders import LeftOut, count_reasons, readable_suffixes
+from mipkd.core.folders import LeftOut, count_reasons, readable_suffixes, say_reasons
 from mipkd.core.image_sets import ImageSet, Member, find_set, hash_file
 from mipkd.core.images import (
     ByteArray,
@@ -119,9 +119,8 @@ class PairReader:
         if len(self._notes) > 2 * _NAMED:
             log.warning("%s: %d files like these", label, len(self._notes))
         if counts := self.left_out():
-            said = ", ".join(f"{number} {reason}" for reason, number in counts.items())
             say = log.info if counts.keys() <= set(_EXPECTED) else log.warning
-            say("%s: left out: %s; results.json names them", label, said)
+            say("%s: left out: %s; results.json names them", label, say_reasons(counts))
 
     @contextmanager
     def explain_full_disk(self, out: Path) -> Iterator[None]:

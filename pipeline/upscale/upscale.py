@@ -14,7 +14,7 @@ import numpy as np
 
 from mipkd.core import memory
 from mipkd.core.errors import MissingError, StageError, UsageError, nearest
-from mipkd.core.folders import LeftOut, count_reasons, walk_images
+from mipkd.core.folders import LeftOut, count_reasons, say_reasons, walk_images
 from mipkd.core.images import ByteArray, resize_bicubic
 from mipkd.core.names import printable
 from mipkd.core.records import Built
@@ -97,8 +97,7 @@ def _folded(file: PurePath) -> str:
 
 def _say_left_out(folder: Path, left_out: list[LeftOut]) -> None:
     if counts := count_reasons(left_out):
-        said = ", ".join(f"{number} {reason}" for reason, number in counts.items())
-        log.warning("%s: left out: %s", printable(folder), said)
+        log.warning("%s: left out: %s", printable(folder), say_reasons(counts))
 
 
 def choose_model(bundle: Path, target: str | None, precision: str | None) -> manifest.Model:

@@ -199,6 +199,17 @@ def test_selfexsr_has_each_image_once_and_results_of_methods_are_none(tmp_path: 
     assert [m.hr.name for m in find_set(root, 4).members] == ["baby.png"]
 
 
+@pytest.mark.parametrize("given", ["", "GTmod12"])
+def test_basicsrs_original_gives_way_to_the_cropped_images(tmp_path: Path, given: str) -> None:
+    draw(tmp_path / "original/a.png", 0, (50, 67))
+    for scale in (2, 4):
+        draw_pair(tmp_path / "GTmod12/a.png", tmp_path / f"LRbicx{scale}/a.png", 0, scale)
+    found = find_set(tmp_path / given, 2)
+    assert [m.hr for m in found.members] == [tmp_path / "GTmod12/a.png"]
+    assert found.members[0].lr == tmp_path / "LRbicx2/a.png"
+    assert [m.lr for m in find_set(tmp_path / "original", 2).members] == [None]
+
+
 def test_lr_images_of_another_degradation_give_way_to_bicubic(tmp_path: Path) -> None:
     for how in ("unknown", "bicubic", "mild"):
         draw_pair(tmp_path / "D_HR/1.png", tmp_path / f"D_LR_{how}/X2/1x2.png", 1)
@@ -239,7 +250,7 @@ def test_what_is_left_out_is_counted_by_reason(
     pages[0].save(root / "p.tif", save_all=True, append_images=pages[1:])
     store = trained_on(root, tmp_path)
     assert store.left_out == {
-        "HEIC without a reader (pip install 'mipkd-pipeline[heif]')": 2,
+        "HEIC without a reader": 2,
         "further page": 2,
         "duplicate": 1,
         "other format": 1,
@@ -445,6 +456,12 @@ def test_a_run_and_upscale_take_any_name(odd: Path, tmp_path: Path) -> None:
     for _ in range(2):  # the second time there are results among the pictures
         assert ended("upscale", tmp_path / "run/bundle", odd, "-o", odd / "up").exit_code == 0
     assert len(list((odd / "up").rglob("*.png"))) == len(ODD_NAMES)
+
+
+def test_a_picture_of_16_bits_is_not_upscaled_in_8(tmp_path: Path) -> None:
+    tif16(tmp_path / "a.tif", np.full((20, 30, 3), 40_000))
+    with pytest.raises(UsageError, match="16 bits a channel"):
+        read_picture(tmp_path / "a.tif")
 
 
 def test_a_phones_jpeg_with_a_second_image_is_one_picture(tmp_path: Path) -> None:
