@@ -91,10 +91,8 @@ def count_reasons(left_out: list[LeftOut]) -> dict[str, int]:
 
 def say_reasons(counts: Mapping[str, int]) -> str:
     """What was left out in one line, and how to get what a reader is missing for."""
-    remedies = {
-        reason: f" ({_REMEDIES[reason]})" if reason in _REMEDIES else "" for reason in counts
-    }
-    return ", ".join(f"{number} {reason}{remedies[reason]}" for reason, number in counts.items())
+    named = {reason: f"{reason} ({how})" for reason, how in _REMEDIES.items()}
+    return ", ".join(f"{number} {named.get(reason, reason)}" for reason, number in counts.items())
 
 
 def _walk(folder: Path, found: Walked) -> Iterator[Path]:

@@ -135,11 +135,11 @@ def _set_of(source: Path) -> Path:
 def _owns_lr(folder: Path) -> bool:
     """Whether the LR images beside a folder of HR images are made of them, and not of cropped ones
     that lie there too."""
+    if not _lr_folders(folder.parent):
+        return False
     beside = (one for one in folder.parent.iterdir() if one != folder)
-    cropped = folder.name.casefold() == "original" and any(
-        folder_kind(one.name) == "hr" for one in beside
-    )
-    return bool(_lr_folders(folder.parent)) and not cropped
+    cropped = any(folder_kind(one.name) == "hr" for one in beside)
+    return folder.name.casefold() != "original" or not cropped
 
 
 def _lr_folders(base: Path) -> list[Path]:
