@@ -14,6 +14,8 @@ from mipkd.core.errors import UsageError
 def check_finite(where: object, weights: Iterable[tuple[str, npt.NDArray[Any]]]) -> None:
     """Refuse floating-point weights that hold NaN or infinity; `where` is the file they are in.
 
+    Infinite may be a bound (one number) and a mask (else zeros).
+
     Raises:
         UsageError: names the first such tensor, and how many of its values are bad.
     """
@@ -32,5 +34,10 @@ def check_finite(where: object, weights: Iterable[tuple[str, npt.NDArray[Any]]])
 
 
 def _is_finite(values: npt.NDArray[Any]) -> bool:
-    """Of integers it is always true; bfloat16 and float8 of ml_dtypes are of kind V."""
-    return values.dtype.kind not in "fcV" or bool(np.isfinite(values).all())
+    if values.dtype.kind not in "fcV":  # V: bfloat16 and float8 of ml_dtypes
+        return True
+    finite = np.isfinite(values)
+    if finite.all():
+        return True
+    is_mask = values.ndim > 1 and finite.any() and not values[finite].any()
+    return bool((values.ndim == 0 or is_mask) and not np.isnan(values).any())

@@ -31,6 +31,7 @@ _KNOWN = "give a .pth, .pt or .safetensors file"
 _PLAIN: list[Any] = [
     argparse.Namespace,
     collections.defaultdict,
+    *(dict, int, list),  # of defaultdict
     np.dtype,
     *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")),
     np.float64(0).__reduce__()[0],  # numpy's `scalar`, wherever this numpy has it

@@ -21,7 +21,6 @@ from mipkd.distill.unwrap import Candidate, list_candidates
 _DERIVED = {f"{sign}_mean.{part}" for sign in ("sub", "add") for part in ("weight", "bias")}
 _ASKED = 8  # candidates that spandrel is asked about
 _SAVE = "save the trained weights: torch.save(net.state_dict(), FILE)"
-_MASKS = ("mask", "relative_position_index")  # ends of names that hold no weights
 # What reading sizes from tensors of another net's shapes can raise, or making a net of them.
 _MISFIT = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
@@ -134,8 +133,7 @@ def _as_floats(one: Candidate, path: Path) -> dict[str, Tensor]:
     state = {
         key: _as_float(value, f"{path}: {one.prefix}{key}") for key, value in one.state.items()
     }
-    floats = {k: v for k, v in state.items() if v.is_floating_point() and not k.endswith(_MASKS)}
-    check_finite(path, ((one.prefix + key, value.numpy()) for key, value in floats.items()))
+    check_finite(path, ((one.prefix + key, value.numpy()) for key, value in state.items()))
     return state
 
 
@@ -187,6 +185,11 @@ def _check_fit(arch: Arch, hyper: Any, weights: StateDict) -> None:
         if weights[key].shape != value.shape:
             raise UnsupportedError(
                 f"{arch.name}: {key} is {tuple(weights[key].shape)}, expected {tuple(value.shape)}"
+            )
+        if value.is_floating_point() and not weights[key].is_floating_point():
+            kind = str(weights[key].dtype).removeprefix("torch.")
+            raise UnsupportedError(
+                f"{arch.name}: {key} has {kind} values", hint="known: floating-point weights"
             )
     if foreign := sorted(weights.keys() - wanted.keys() - _DERIVED):
         raise UnsupportedError(
