@@ -121,8 +121,9 @@ def settle(
     if not open_facts or len(guesses) == 1:
         return own, dict(settled)
     if not images or not images.pairs:
-        log.warning("no images to probe: guessing what the checkpoint does not tell")
         guessed = [f for f in open_facts if settled[f] == "unknown"]
+        if guessed:
+            log.warning("no images to probe: guessing what the checkpoint does not tell")
         return own, {**settled, **dict.fromkeys(guessed, "guess: no images to probe")}
     tried = _score_guesses(guesses, make, images.pairs)
     best = max(tried, key=lambda guess: tried[guess])

@@ -243,7 +243,9 @@ def _describe_unknown(candidates: Sequence[Candidate]) -> str:
         for arch in load_archs()
         for keys in arch.signs.values()
     ]
-    _, closest, keys, one = max(signs, key=lambda sign: sign[0])
+    share, closest, keys, one = max(signs, key=lambda sign: sign[0])
+    if not share:
+        return f"unknown architecture: no family of ours has {next(iter(candidates[0].state))!r}"
     missing = next((key for key in keys if key not in one.state), None)
     first = f"its key {missing!r} is not there" if missing else "other keys do not fit"
     return f"unknown architecture; the nearest is {closest.name}, but {first}"

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from mipkd.archs._hooked import HookedNet
 from mipkd.archs.base import Arch, SRNet, arch_names, gmacs, load_arch, params
 from mipkd.core.errors import UsageError
 from mipkd.core.records import Model
 from mipkd.distill.files import hash_weights, write_state
-from mipkd.distill.probe import Probe, is_open, settle
+from mipkd.distill.probe import ASSUMED, Probe, is_open, settle
 from mipkd.distill.recognise import Foreign, recognise
 from mipkd.distill.unwrap import Candidate
 
@@ -49,7 +51,7 @@ def identify(
     """
     found = recognise(path, blocks=options.blocks)
     if isinstance(found, Foreign):
-        return _describe_foreign(path, found, role=role, options=options)
+        return _describe_foreign(path, found, role=role, options=options, probe=probe)
     arch = found.arch
     if options.blocks:
         raise UsageError(f"identify.blocks: those of {arch.name} are known", hint="leave it out")
@@ -93,7 +95,9 @@ def load(model: Model) -> SRNet:
     """The net of a record, in eval mode."""
     found = recognise(model.file, blocks=str(model.hyper.get("blocks", "")))
     if isinstance(found, Foreign):
-        return found.found.net
+        net = found.found.net
+        net.image_range = float(model.hyper["image_range"])
+        return net
     return found.make(hyper_of(found.arch, model))
 
 
@@ -132,18 +136,24 @@ def save(net: SRNet, arch: Arch, hyper: Any, path: Path, *, licence: str) -> Non
 
 
 def _describe_foreign(
-    path: Path, foreign: Foreign, *, role: str, options: TeacherOptions
+    path: Path,
+    foreign: Foreign,
+    *,
+    role: str,
+    options: TeacherOptions,
+    probe: Probe | None,
 ) -> tuple[Model, SRNet]:
     found = foreign.found
-    for fact in ("image_range", "res_scale", "mean_shift"):
+    for fact in ("res_scale", "mean_shift"):
         if getattr(options, fact) is not None:
             raise UsageError(f"identify.{fact}: {found.arch} has no such setting: spandrel's own")
     net, by = found.net, f"spandrel {found.version}"
     _check_scale(path, net.scale, options)
+    image_range, range_settled = _settle_range(net, by, options, probe)
     how = "option" if options.blocks else "found by a trial run"
     body = f"{found.blocks} ({how}: {len(net.blocks)} blocks of {net.width} channels)"
     settled = {
-        "image_range": f"1.0 ({by})",
+        "image_range": range_settled,
         "blocks": body if net.blocks else "none of one size found: teaches by its image alone",
     }
     settled |= _say_taken(path, foreign.taken)
@@ -152,7 +162,7 @@ def _describe_foreign(
         file=path,
         sha256=hash_weights(path),
         arch=found.arch,
-        hyper={"image_range": 1.0, "blocks": found.blocks},
+        hyper={"image_range": image_range, "blocks": found.blocks},
         scale=net.scale,
         layout=by,
         settled=settled,
@@ -161,6 +171,31 @@ def _describe_foreign(
         licence=options.licence or foreign.licence or "unknown",
     )
     return model, net
+
+
+@dataclass(frozen=True)
+class _Foreign:
+    """All that spandrel cannot tell of a net."""
+
+    image_range: float
+
+
+def _settle_range(
+    net: HookedNet, by: str, options: TeacherOptions, probe: Probe | None
+) -> tuple[float, str]:
+    """The range of the pixels that a foreign net takes, which it is set to, and how it is known."""
+    how = "option" if options.image_range else f"{ASSUMED} by {by}"
+    guesses = [_Foreign(options.image_range or 1.0)]
+    guesses += [] if options.image_range else [_Foreign(255.0)]
+    images = probe(net.scale) if probe and not options.image_range else None
+    best, settled = settle(guesses, {"image_range": how}, partial(_set_range, net), images)
+    _set_range(net, best)
+    return best.image_range, f"{best.image_range} ({settled['image_range']})"
+
+
+def _set_range(net: HookedNet, facts: _Foreign) -> SRNet:
+    net.image_range = facts.image_range
+    return net
 
 
 def _say_taken(path: Path, taken: Candidate) -> dict[str, str]:

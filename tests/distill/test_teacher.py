@@ -267,5 +267,5 @@ def test_real_teachers_reach_their_published_figures_on_set5(assets: Path, name:
 
 @pytest.mark.parametrize("name", ["IMDN_x4.pth", "LKDN_x4.pth"])
 def test_real_checkpoints_of_unknown_families_are_refused(assets: Path, name: str) -> None:
-    with pytest.raises(MipkdError, match="unknown architecture; the nearest is"):
+    with pytest.raises(MipkdError, match="unknown architecture: no family of ours has"):
         identify(assets / "weights" / name, role="teacher", options=ASIS)
