@@ -34,6 +34,7 @@ _PLAIN: list[Any] = [
     *(dict, int, list),  # of defaultdict
     np.dtype,
     *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")),
+    *(np.ndarray, np.zeros(1).__reduce__()[0]),  # and numpy's own way to make one
     np.float64(0).__reduce__()[0],  # numpy's `scalar`, wherever this numpy has it
 ]
 # What torch's reader was seen to raise, or can, on files with damaged bytes.

@@ -21,6 +21,17 @@ from mipkd.archs._hooked import HookedNet, find_blocks, format_block_names, tria
 from mipkd.archs.base import StateDict, arch_names
 from mipkd.core.errors import MissingError, UnsupportedError
 
+# How spandrel fails where it takes one family for another.
+_MISTAKEN = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
 
 class NotKnownError(UnsupportedError):
     """spandrel does not know it, or takes it for what it is not."""
@@ -56,8 +67,7 @@ def read_foreign(state: StateDict, path: Path, *, blocks: str | None, unknown: s
         raise NotKnownError(
             f"{path}: {unknown}", hint=f"{_list_ours()}; spandrel does not know it either"
         ) from error
-    # spandrel fails in any of these ways where it takes one family for another.
-    except (RuntimeError, KeyError, ValueError, TypeError, AssertionError, IndexError) as error:
+    except _MISTAKEN as error:
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise NotKnownError(
             f"{path}: {unknown}", hint=f"{_list_ours()}; spandrel cannot load it either: {first}"
@@ -68,7 +78,14 @@ def read_foreign(state: StateDict, path: Path, *, blocks: str | None, unknown: s
     known = {"multiple": int(sizes.multiple_of), "least": max(1, int(sizes.minimum))}
     net = found.model.eval().float()
     trial = trial_image(**known)
-    _check_call(found, trial, path)
+    try:
+        _check_call(found, trial, path)
+    except _MISTAKEN as error:
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise UnsupportedError(
+            f"{path}: {found.architecture.name} of spandrel cannot be run: {first}",
+            hint="known: nets that take images of any size",
+        ) from error
     body = find_blocks(net, trial, blocks)
     return ForeignNet(
         net=HookedNet(net, body, scale=int(found.scale), **known).eval(),

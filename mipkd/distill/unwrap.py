@@ -17,6 +17,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from mipkd.core.errors import UsageError
@@ -113,7 +115,15 @@ def _find_states(content: Any) -> Iterator[tuple[tuple[str, ...], dict[str, Tens
 def _tensors_in(one: Any) -> dict[str, Tensor]:
     if not isinstance(one, Mapping):
         return {}
-    return {k: v for k, v in one.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    named = ((k, _as_tensor(v)) for k, v in one.items() if isinstance(k, str))
+    return {key: value for key, value in named if value is not None}
+
+
+def _as_tensor(value: Any) -> Tensor | None:
+    """A tensor, or an array of numbers as one."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        return torch.from_numpy(value.copy())
+    return value if isinstance(value, Tensor) else None
 
 
 def _children(one: Any) -> Iterable[tuple[Any, Any]]:

@@ -135,6 +135,7 @@ WRAPPED: dict[str, Callable[[State, State], Any]] = {
         "model": {**s, 7: torch.ones(1)},
     },
     "parameters": lambda s, _: {k: nn.Parameter(v) for k, v in s.items()},
+    "arrays": lambda s, _: {k: v.numpy() for k, v in s.items()},
     "double": lambda s, _: {k: v.double() for k, v in s.items()},
     "sparse": lambda s, _: {k: v.to_sparse() if "body.0" in k else v for k, v in s.items()},
 }

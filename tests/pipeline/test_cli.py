@@ -102,6 +102,26 @@ def test_a_finished_model_enters_after_distillation(
     assert "distill" not in err
 
 
+@pytest.mark.parametrize(
+    ("words", "what", "hint"),
+    [
+        (("--foo",), "No such option: --foo", "see mipkd-pipeline --help"),
+        (("rnu",), "No such command 'rnu'", "see mipkd-pipeline --help"),
+        (("run", "--foo"), "No such option: --foo", "see mipkd-pipeline run --help"),
+        (("run", "--steps", "x"), "Invalid value for '--steps'", "see mipkd-pipeline run --help"),
+        (("train",), "Missing option '--arch'", "see mipkd-pipeline train --help"),
+    ],
+)
+def test_a_wrong_command_line_is_answered_as_other_wrong_input_is(
+    words: tuple[str, ...], what: str, hint: str
+) -> None:
+    result = CliRunner().invoke(cli.app, words, prog_name="mipkd-pipeline")
+    assert result.exit_code == 2
+    first, *_, last = result.stderr.splitlines()
+    assert first.startswith(f"error: {what}")
+    assert last == f"hint: {hint}"
+
+
 def test_not_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "teacher.pth").write_bytes(b"plain text, no weights")
     code, _, err = ended("doctor", tmp_path / "teacher.pth")
