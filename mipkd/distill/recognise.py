@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mipkd.archs.base import Arch, SRNet, StateDict, load_archs
-from mipkd.core.errors import UnsupportedError, UsageError
+from mipkd.core.errors import MipkdError, MissingError, UnsupportedError, UsageError
 from mipkd.core.finite import check_finite
 from mipkd.distill.files import StoredHyper, read_content
 from mipkd.distill.spandrel_reader import ForeignNet, NotKnownError, read_foreign
@@ -64,15 +65,22 @@ def recognise(path: Path, *, blocks: str | None = None) -> OurNet | Foreign:
     """
     content, header = read_content(path)
     candidates = list_candidates(content, path)
-    refusals: list[UnsupportedError] = []
-    for one in candidates:
-        for arch in load_archs():
+    whole = [one for one in candidates if not one.strangers]
+    parts = [one for one in candidates if one.strangers]
+    ours_refused: list[UnsupportedError] = []
+    spandrel_refused: list[MipkdError] = []
+    for some in (whole, parts):
+        for one, arch in product(some, load_archs()):
             try:
                 if ours := _read_ours(arch, one, header, path):
                     return ours
             except UnsupportedError as error:
-                refusals.append(error)
-    return _read_foreign(candidates, header, path, blocks=blocks, refusals=refusals)
+                ours_refused.append(error)
+        unknown = ours_refused[0].what if ours_refused else _describe_unknown(candidates)
+        if foreign := _read_foreign(some, header, path, blocks, unknown, spandrel_refused):
+            return foreign
+    # What it knows and we do not take says most; then that it is missing.
+    raise min(spandrel_refused, key=lambda error: isinstance(error, NotKnownError))
 
 
 def _read_ours(arch: Arch, one: Candidate, header: StoredHyper, path: Path) -> OurNet | None:
@@ -104,24 +112,24 @@ def _read_foreign(
     candidates: Sequence[Candidate],
     header: StoredHyper,
     path: Path,
-    *,
     blocks: str | None,
-    refusals: Sequence[UnsupportedError],
-) -> Foreign:
-    """The first candidate that spandrel knows, or else the most telling refusal."""
-    unknown = refusals[0].what if refusals else _describe_unknown(candidates)
-    failed: list[UnsupportedError] = []
+    unknown: str,
+    refused: list[MipkdError],
+) -> Foreign | None:
+    """The first candidate that spandrel knows; why it takes none goes to `refused`."""
     for one in candidates[:_ASKED]:
         try:
             state = _as_floats(one, path)
             found = read_foreign(state, path, blocks=blocks, unknown=unknown)
-        except UnsupportedError as error:
-            failed.append(error)
+        except (UnsupportedError, MissingError) as error:
+            refused.append(error)
+        except UsageError:
+            if not refused:  # else it is of what lies beside the net
+                raise
         else:
             _check_not_zero(state, path)
             return Foreign(found, state, one, header.licence)
-    known = [error for error in failed if not isinstance(error, NotKnownError)]
-    raise (known or failed)[0]
+    return None
 
 
 def _as_floats(one: Candidate, path: Path) -> dict[str, Tensor]:

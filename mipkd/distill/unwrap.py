@@ -64,8 +64,13 @@ class Candidate:
 
     @property
     def strangers(self) -> tuple[str, ...]:
-        """Keys left out that are not known to be of something beside a net."""
-        return tuple(key for key in self.left_out if not _BESIDE.search(key.partition(".")[0]))
+        """Keys left out that are not known to be of something beside a net, nor of its twin."""
+        return tuple(
+            key
+            for key in self.left_out
+            if not _BESIDE.search(key.partition(".")[0])
+            and not any(end in self.state for end in _list_ends(key))
+        )
 
 
 def list_candidates(content: Any, path: Path) -> list[Candidate]:
@@ -162,3 +167,10 @@ def _first_parts(state: Iterable[str]) -> list[str]:
     """The first parts of dotted names, the most frequent first; no indices."""
     counts = Counter(first for first, dot, _ in (key.partition(".") for key in state) if dot)
     return [first for first, _ in counts.most_common() if not first.isdigit()]
+
+
+def _list_ends(key: str) -> Iterator[str]:
+    """`b.c` and `c` of `a.b.c`."""
+    while "." in key:
+        key = key.partition(".")[2]
+        yield key

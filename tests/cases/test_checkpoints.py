@@ -166,6 +166,26 @@ def test_what_may_belong_to_the_net_and_is_left_out_is_warned_of(
     assert "3 that may belong to it; the first: refine.conv0.weight" in caplog.text
 
 
+def test_a_nets_twin_is_not_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    both = under("generator.", tiny(seed=1)) | under("generator_ema.", tiny())
+    _, found = look(tmp_path / "a.pth", both)
+    assert is_same(found, tiny())
+    assert not caplog.records
+
+
+def test_a_part_of_a_net_that_spandrel_knows_is_not_taken_for_the_net(
+    spandrel: Any, tmp_path: Path
+) -> None:
+    """A small net of ours under a prefix, in a net whose other keys spandrel knows."""
+    from spandrel.architectures.SPAN import SPAN
+
+    net = SPAN(num_in_ch=3, num_out_ch=3, feature_channels=8, upscale=2)
+    torch.save(
+        {"params": net.state_dict(), "other": under("sr.", tiny()) | other()}, tmp_path / "a.pth"
+    )
+    assert identify(tmp_path / "a.pth", role="teacher", options=ASIS)[0].arch == "SPAN"
+
+
 def test_bfloat16_and_half_are_read_as_the_numbers_that_they_hold(tmp_path: Path) -> None:
     for dtype in (torch.float16, torch.bfloat16):
         rounded = {k: v.to(dtype) for k, v in tiny().items()}
