@@ -43,7 +43,7 @@ def refuse_worse_than_bicubic(name: str, teacher_db: float, bicubic_db: float, o
     raise UnsupportedError(
         f"{name}: no better than bicubic: {teacher_db:.2f} dB, bicubic {bicubic_db:.2f} dB, on "
         f"{on}: it is misread, not trained, or trained for images that are degraded otherwise",
-        hint="set what is misread: --set identify.image_range=1, .res_scale=0.1 or "
-        ".mean_shift=false; or go on, as is right with nets that invent detail, like Real-ESRGAN: "
+        hint=f"mipkd-pipeline doctor {name} says how it was read, --set identify.image_range=1 "
+        "and the like change that; nets that invent detail, like Real-ESRGAN, lose by right: "
         "--set identify.accept_worse_than_bicubic=true",
     )

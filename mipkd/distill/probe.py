@@ -31,6 +31,7 @@ ASSUMED = "assumed"  # begins what is known from a layout's convention alone
 _SIZE = 48  # LR pixels a side: a probe is quick
 _HOPELESS_DB = 3.0  # below the best on the first image: not tried on the others
 _LEAD_DB = 0.05  # by which another guess must be better than the layout's
+_LEAD_OF_BAD_DB = 1.0  # the same where bicubic beats them all
 
 
 @dataclass(frozen=True)
@@ -126,47 +127,50 @@ def settle(
             log.warning("no images to probe: guessing what the checkpoint does not tell")
         return own, {**settled, **dict.fromkeys(guessed, "guess: no images to probe")}
     tried = _score_guesses(guesses, make, images.pairs)
+    bicubic_db = _mean([_score_bicubic(pair) for pair in images.pairs])
     best = max(tried, key=lambda guess: tried[guess])
+    suits = tried[best] > bicubic_db
     is_assumed = all(settled[fact] != "unknown" for fact in open_facts)
-    if is_assumed and own in tried and tried[best] < tried[own] + _LEAD_DB:
+    lead_db = _LEAD_DB if suits else _LEAD_OF_BAD_DB
+    if is_assumed and own in tried and tried[best] < tried[own] + lead_db:
         best = own
-    figures = _describe(best, tried, images)
-    known = {fact: _say(fact, settled[fact], own, best, figures) for fact in open_facts}
+    figures = _describe(best, tried, bicubic_db, images)
+    if not suits:
+        log.warning("no known setting suits this checkpoint: the best %s", figures)
+    known = {f: _say(f, settled[f], own, best, figures, suits=suits) for f in open_facts}
     return best, {**settled, **known}
 
 
 def _score_guesses(
     guesses: Sequence[Any], make: Callable[[Any], SRNet], pairs: Sequence[Pair]
 ) -> dict[Any, float]:
-    """Mean PSNR-Y of each guess; most are so wrong that one image tells."""
+    """Mean PSNR-Y of each guess but those that are so wrong that the first image tells."""
     first = {guess: _score(make(guess), pairs[0]) for guess in guesses}
     hopeless = max(first.values()) - _HOPELESS_DB
     found = {}
     for guess in (one for one in guesses if first[one] >= hopeless):
         net = make(guess)
         found[guess] = _mean([first[guess], *(_score(net, pair) for pair in pairs[1:])])
-    lost = {guess: db for guess, db in first.items() if guess not in found}
-    return found | {guess: min(db, max(found.values())) for guess, db in lost.items()}
+    return found
 
 
-def _describe(best: Any, tried: Mapping[Any, float], images: ProbeImages) -> str:
-    bicubic = _mean([_score_bicubic(pair) for pair in images.pairs])
-    others = max(db for guess, db in tried.items() if guess != best)
-    figures = (
-        f"on {len(images.pairs)} images of {images.source}: {tried[best]:.2f} dB against "
-        f"{others:.2f}, bicubic {bicubic:.2f}"
+def _describe(best: Any, tried: Mapping[Any, float], bicubic_db: float, images: ProbeImages) -> str:
+    others = [db for guess, db in tried.items() if guess != best]
+    second = (
+        f"against {max(others):.2f}" if others else f"others {_HOPELESS_DB:.0f} dB and more worse"
     )
-    if tried[best] <= bicubic:
-        log.warning("no known image range suits this checkpoint: best probe %s", figures)
-    return figures
+    return (
+        f"on {len(images.pairs)} images of {images.source}: {tried[best]:.2f} dB, {second}, "
+        f"bicubic {bicubic_db:.2f}"
+    )
 
 
-def _say(fact: str, before: str, own: Any, best: Any, figures: str) -> str:
+def _say(fact: str, before: str, own: Any, best: Any, figures: str, *, suits: bool) -> str:
     """How a fact is known after a probe."""
     if before == "unknown":
         return f"probe {figures}"
     if getattr(best, fact) == getattr(own, fact):
-        return f"{before}; confirmed {figures}"
+        return f"{before}; {'confirmed' if suits else 'not confirmed'} {figures}"
     return f"probe {figures}; {getattr(own, fact)}, {before}, was refused"
 
 

@@ -488,7 +488,7 @@ def test_photos_confirm_what_a_layout_assumes_or_refuse_it(
     assert model.hyper["image_range"] == 255.0
     assert model.hyper["mean"] == pytest.approx((0.4488, 0.4371, 0.404))
     told = model.settled["res_scale"]
-    assert re.search(r"on 5 images of the sample photos: [\d.]+ dB against .*, bicubic", told)
+    assert re.search(r"on 5 images of the sample photos: [\d.]+ dB, .*, bicubic", told)
     assert ("was refused" if res_scale == 0.1 else "confirmed") in told
 
 
