@@ -6,17 +6,20 @@ Shapes: N batch, C channels, H W low-res size, S scale. Images: float32 in [0, 1
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from google.protobuf.message import DecodeError
+from onnx import numpy_helper
 from onnx.external_data_helper import uses_external_data
 
 from mipkd.core.errors import UnsupportedError, UsageError
+from mipkd.core.finite import check_finite
 from mipkd.export.as_float32 import other_floats
 from mipkd.export.onnx import open_session
 from mipkd.export.opset import largest_opset, operators_in, opset_of
@@ -144,9 +147,18 @@ def _read(path: Path) -> Any:
     except (OSError, DecodeError, ValueError, onnx.checker.ValidationError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(f"{path}: not an ONNX graph: {first}") from error
+    check_finite(path, _weights(model))
     _check_ends(model, path)
     _check_operators(model, path)
     return model
+
+
+def _weights(model: Any) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    """Every constant by its name."""
+    yield from ((t.name, numpy_helper.to_array(t)) for t in model.graph.initializer)
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            yield node.output[0], numpy_helper.to_array(node.attribute[0].t)
 
 
 def _check_opset(model: Any, path: Path) -> None:
