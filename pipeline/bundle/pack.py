@@ -48,7 +48,7 @@ def student_builds(evidence: Evidence) -> list[Built]:
 
 
 def _fill(evidence: Evidence, config: BundleConfig, out: Path) -> None:
-    around = find_receptive_field(evidence.graph.file)
+    around = find_receptive_field(evidence.graph.file, evidence.graph.multiple)
     models = tuple(_copy_model(built, evidence, around, out) for built in student_builds(evidence))
     golden = copy_golden(evidence.tests, evidence.measurements, config, out)
     write_measurements(evidence.measurements, out)

@@ -50,8 +50,8 @@ def upscale(
 
     files = work.list_pictures(images)
     model = work.choose_model(bundle, target, precision)
-    typer.echo(f"{model.target} {model.precision}, x{model.scale}, {work.describe_tiles(model)}")
-    failed = 0
+    typer.echo(f"{model.target} {model.precision}, x{model.scale}")
+    failed = made_count = 0
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("rows")
         made = work.upscale_all(
@@ -70,8 +70,9 @@ def upscale(
             else:
                 rate = one.seconds / one.megapixels
                 typer.echo(f"{one.file}  {one.seconds:.1f} s, {rate:.2f} s a megapixel")
-                if one.levels is not None:
-                    typer.echo(f"tiles are up to {one.levels} levels from one piece, on a part")
+                if not made_count:  # the first one is looked at
+                    typer.echo(work.describe_tiles(model, one.levels))
+                made_count += 1
     if failed:
         raise StageError(f"upscale: {failed} of {len(files)} images failed")
 

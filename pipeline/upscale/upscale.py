@@ -31,6 +31,7 @@ _SMALL, _TRIED = (
     16,
     256,
 )  # LR pixels a side of images that show how much memory a pixel takes
+_ROUNDING = 1  # level: sums in another order may fall to the one beside
 _MOST = 1024  # LR pixels a side of a tile: larger ones are no faster
 
 OnProgress = Callable[[int, int], None]  # rows done, rows in all
@@ -100,11 +101,18 @@ def _runs_here(target: Target) -> bool:
     return not target.why_not() and not target.simulated
 
 
-def describe_tiles(model: manifest.Model) -> str:
-    """How tiles of this model compare with the whole, in words."""
+def describe_tiles(model: manifest.Model, levels: int | None) -> str:
+    """How tiles of this model compare with the whole, in words.
+
+    `levels`: the largest difference that was seen; None where none was looked for.
+    """
+    margin = f"margin {model.margin} LR pixels"
+    seen = "" if levels is None else f", up to {levels} level{'s' * (levels != 1)} from one piece"
     if model.inexact_because:
-        return f"tiles not exact, margin {model.margin} LR pixels ({model.inexact_because})"
-    return f"tiles exact, margin {model.margin} LR pixels"
+        return f"tiles not exact{seen}, {margin} ({model.inexact_because})"
+    if levels is not None and levels > _ROUNDING:
+        return f"tiles not exact{seen}, {margin}: this runtime computes them in another way"
+    return f"tiles exact{' but for rounding' if levels else ''}, {margin}"
 
 
 def upscale_all(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from PIL import Image
 
 from mipkd.core.images import read_rgb
 from pipeline.bundle import manifest
+from pipeline.upscale.upscale import describe_tiles
 
 Finished = Any  # the record of conftest.py
 Command = Callable[..., Any]
@@ -35,7 +38,8 @@ def test_tiles_are_those_of_the_whole_picture(
         words = (photos, "-o", tmp_path / out, "--target", "cpu", "--precision", "fp32")
         said = ended("upscale", once.bundle, *words, "--tile", side)
         assert said.code == 0, said.err
-        assert "tiles exact, margin" in said.out
+        assert re.search("tiles exact( but for rounding)?, margin", said.out)
+        assert "not exact" not in said.out
     tiled, whole = (read_rgb(tmp_path / out / "wide.png").astype(int) for out in ("tiled", "whole"))
     assert tiled.shape == (220, 300, 3)
     assert np.abs(tiled - whole).max() <= 1
@@ -76,3 +80,23 @@ def test_what_cannot_be_done_is_one_line(
     damaged.write_bytes(damaged.read_bytes()[:-1])
     code, said = refused(bundle=finished.bundle)
     assert (code, "is changed" in said) == (2, True)
+
+
+def test_tiles_are_called_exact_or_not_but_never_both() -> None:
+    files = {"file": "m", "size_bytes": 1, "options": {}, "notes": (), "versions": {}}
+    local = manifest.Model(
+        target="cpu", precision="fp32", kind="measured", scale=2, multiple=1, margin=7,
+        inexact_because="", **files,
+    )  # fmt: skip
+    everywhere = replace(local, inexact_because="Softmax: it looks at the whole image")
+    said = {
+        (model.inexact_because, levels): describe_tiles(model, levels)
+        for model in (local, everywhere)
+        for levels in (None, 0, 1, 39)
+    }
+    for (why, levels), text in said.items():
+        exact = not why and levels in (None, 0, 1)
+        assert text.startswith("tiles exact" if exact else "tiles not exact"), text
+        assert ("up to" in text) == (not exact and levels is not None)
+    assert "up to 39 levels from one piece" in said["", 39]
+    assert said["", 1] == "tiles exact but for rounding, margin 7 LR pixels"
