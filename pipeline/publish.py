@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from mipkd.core.errors import UsageError
 from mipkd.core.evidence import Evidence, Failure
 from mipkd.core.measurement import Host, Measurement
 from mipkd.core.records import Built, Model, PatchSet
+from mipkd.core.texts import write_text
 from pipeline import kit_results
 from pipeline.bench.comparisons import NOT_MEASURED, simulated_targets
 from pipeline.bundle.golden import BundleConfig
@@ -86,7 +86,7 @@ def judge_and_publish(config: Config, run: Run, found: Found, *, command: str) -
         builts=builts,
         rivals=tuple(one.as_rival for one in found.baselines),
     )
-    (run.root / "config.toml").write_text(tomli_w.dumps(_plain(config)))
+    write_text(run.root / "config.toml", tomli_w.dumps(_plain(config)))
     _publish(run, evidence)
     try:
         history.append(evidence, run.root.parent / history.FILE)
@@ -188,4 +188,4 @@ def _not_measured(measurements: tuple[Measurement, ...]) -> tuple[str, ...]:
 
 def _plain(config: Config) -> dict[str, object]:
     """The configuration as TOML can hold it: without what is not set."""
-    return json.loads(config.model_dump_json(exclude_none=True))  # type: ignore[no-any-return]
+    return config.model_dump(mode="json", exclude_none=True)

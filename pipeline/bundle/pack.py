@@ -10,6 +10,7 @@ from mipkd.core.errors import MissingError
 from mipkd.core.evidence import Evidence
 from mipkd.core.measurement import Measurement
 from mipkd.core.records import Built
+from mipkd.core.texts import write_text
 from mipkd.export.receptive_field import ReceptiveField, find_receptive_field
 from pipeline.bundle import manifest
 from pipeline.bundle.card import card
@@ -54,9 +55,7 @@ def _fill(evidence: Evidence, config: BundleConfig, out: Path) -> None:
     write_measurements(evidence.measurements, out)
     stated = provenance(evidence, program_version())
     (out / PROVENANCE).write_text(json.dumps(stated, indent=1, sort_keys=True))
-    (out / "README.md").write_text(
-        card(evidence, compute_figures(evidence, out), models, golden[0])
-    )
+    write_text(out / "README.md", card(evidence, compute_figures(evidence, out), models, golden[0]))
     manifest.write(
         manifest.Manifest(
             schema=manifest.SCHEMA,

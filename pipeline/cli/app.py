@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,9 +18,9 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from mipkd.core.errors import MipkdError, UsageError
+from mipkd.core.errors import MipkdError, StageError, UsageError
 from pipeline.cli import bundle, doctor, run, runs, study
-from pipeline.cli.terminal import ROOMS, set_logging
+from pipeline.cli.terminal import ROOMS, print_any_name, set_logging
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +30,7 @@ class _Guarded(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         result = None
+        print_any_name()
         with _say_errors() as code:
             result = super().invoke(ctx)
         if code[0]:
@@ -70,6 +73,11 @@ bundle.register(app)
 
 def main() -> None:
     """The console script; under torchrun, every process of it."""
+    with _report_bugs():
+        _start()
+
+
+def _start() -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         app()
         return
@@ -84,6 +92,31 @@ def main() -> None:
         with _say_errors() as code, _silent_repeats():
             ranks.serve()
         sys.exit(code[0])
+
+
+@contextmanager
+def _report_bugs() -> Iterator[None]:
+    """The last net: an error that is nobody's but ours, as one line; the details in a file."""
+    try:
+        yield
+    except Exception as error:  # what was foreseen has been said
+        first = next(iter(str(error).splitlines()), "")
+        what = f"{type(error).__name__}: {first}".rstrip(": ")
+        _say(f"a bug of mipkd-pipeline: {what}", f"please report it, with {_keep_details()}")
+        sys.exit(StageError.exit_code)
+
+
+def _keep_details() -> str:
+    """The file that holds the traceback being handled; it is printed where none can be written."""
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="mipkd-bug-", suffix=".txt", delete=False, errors="backslashreplace"
+        ) as file:
+            file.write(" ".join(sys.argv) + "\n\n" + traceback.format_exc())
+    except OSError:
+        traceback.print_exc()
+        return "the lines above"
+    return file.name
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from rich.table import Table
 from mipkd.core import codec
 from mipkd.core.errors import MissingError, StageError
 from mipkd.core.evidence import Outcome
+from mipkd.core.texts import write_text
 from pipeline.cli.terminal import EXIT, Verbose, print_wide, set_logging
 
 if TYPE_CHECKING:
@@ -207,7 +208,7 @@ def check(
         with summary.open("a") as file:
             file.write(markdown.table(name, found.outcome, found.gates))
     if junit:
-        junit.write_text(xml.junit(name, found.manifest.created, found.gates))
+        write_text(junit, xml.junit(name, found.manifest.created, found.gates))
     raise typer.Exit(EXIT[found.outcome])
 
 

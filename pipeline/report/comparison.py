@@ -17,6 +17,7 @@ from markupsafe import Markup
 from mipkd.core.errors import UsageError
 from mipkd.core.evidence import Evidence
 from mipkd.core.measurement import Measurement
+from mipkd.core.texts import write_text
 from pipeline.bench.comparisons import (
     drop_by_image,
     find_reference,
@@ -77,7 +78,7 @@ def write_page(seen: Sequence[Seen], out: Path) -> Path:
             remarks=_remarks(seen),
         )
     )
-    out.write_text(page)
+    write_text(out, page)
     return out
 
 
