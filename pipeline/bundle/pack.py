@@ -9,6 +9,7 @@ from pathlib import Path
 from mipkd.core.errors import MissingError
 from mipkd.core.evidence import Evidence
 from mipkd.core.measurement import Measurement
+from mipkd.core.precision import executed_precision
 from mipkd.core.records import Built
 from mipkd.core.texts import write_text
 from mipkd.export.receptive_field import ReceptiveField, find_receptive_field
@@ -99,7 +100,7 @@ def _copy_model(
         versions=built.versions,
         margin=around.radius,
         inexact_because=around.inexact_because,
-        executes=built.executes,
+        executes=executed_precision(m.kernels if m else {}) or built.executes,
     )
 
 
