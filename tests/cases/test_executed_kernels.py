@@ -18,6 +18,9 @@ from mipkd.core.records import Built, Graph, PatchSet
 from pipeline.bench.latency import BenchSettings
 from pipeline.bench.models import time_models
 from pipeline.judge.gates import GateConfig, judge
+from pipeline.report.figures import compute_figures
+from pipeline.report.results_file import read_results, write_results
+from pipeline.report.tables import main_table
 from pipeline.report.wording import kernels, precision_label
 from targets.base import BuildRequest, Target, find
 
@@ -150,3 +153,24 @@ def test_the_words_for_a_row() -> None:
     assert kernels(measured("int8", 3.0, 32.0, fp32=13)) == "13 of 13 in fp32"
     assert kernels(measured("int8", 3.0, 32.0)) == "–"
     assert precision_label(measured("fp16", 3.0, 32.0, bf16=13)) == "bf16 (asked: fp16)"
+
+
+def test_the_report_names_what_runs_and_how_much_of_it(tmp_path: Path) -> None:
+    golden = Path(__file__).parents[1] / "pipeline" / "golden" / "results-1.6.json"
+    evidence = read_results(golden)
+    asked = [m for m in evidence.measurements if (m.role, m.precision) == ("student", "int8")]
+    told = tuple(
+        replace(m, kernels={"fp32": 12, "bf16": 1} if m == asked[0] else {})
+        for m in evidence.measurements
+    )
+    evidence = replace(evidence, measurements=told)
+    figures = compute_figures(evidence, tmp_path)
+    (found,) = (f for f in figures.models if f.executes != f.precision)
+    assert (found.precision, found.executes, found.share_as_asked) == ("int8", "fp32", 0.0)
+    table = main_table(evidence, figures)
+    assert table.head[2] == "Convolutions run"
+    (row,) = (row.cells for row in table.rows if "asked" in row.cells[1])
+    assert row[:3] == [asked[0].target, "student fp32 (asked: int8)", "12 of 13 in fp32, 1 in bf16"]
+    write_results(evidence, figures, tmp_path / "results.json", tmp_path)
+    again = read_results(tmp_path / "results.json")
+    assert [m.kernels for m in again.measurements] == [m.kernels for m in told]
