@@ -73,6 +73,7 @@ bundle.register(app)
 
 def main() -> None:
     """The console script; under torchrun, every process of it."""
+    print_any_name()  # once more than `invoke`, which wrong options never reach
     with _report_bugs():
         _start()
 
