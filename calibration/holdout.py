@@ -7,6 +7,7 @@ Shapes: N crops, H W size, C channels; uint8.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,8 @@ from mipkd.core.records import Holdout, Photos
 def hold(
     photos: Photos, *, count: int, pages: int, size: int, seed: int, split_seed: int, out: Path
 ) -> Holdout:
-    """`count` crops of `size` LR pixels of held photos, then `pages` drawn ones, in `out`.
+    """`count` crops of `size` LR pixels of held photos, then `pages` drawn ones, in `out`, and as
+    many of other photos and other pages that confirm what is chosen on the first.
 
     Where no photo is that large the crops are as large as the largest allows.
     """
@@ -29,17 +31,29 @@ def hold(
     size = min(size, max(min(p.lr_HWC.shape[:2]) for p in held))
     large = [p for p in held if min(p.lr_HWC.shape[:2]) >= size]
     rng = np.random.default_rng(seed)
-    order = rng.permutation(len(large))  # as many photos as there are, each as often as others
-    kept = [_crop(large[order[i % len(large)]], size, photos.scale, rng) for i in range(count)]
-    drawn = [page(size * photos.scale, number, seed, TO_JUDGE) for number in range(pages)]
-    kept += [(downscale(hr, photos.scale), hr) for hr in drawn]
-    lr, hr = (np.stack(side) for side in zip(*kept, strict=True))
-    np.save(out / "lr.npy", lr)
-    np.save(out / "hr.npy", hr)
+    order = rng.permutation(len(large)).tolist()
+    halves = (order[::2], order[1::2] if len(large) > 1 else order)
+
+    def cut(half: Sequence[int], first_page: int) -> tuple[ByteArray, ByteArray]:
+        # As many photos as there are, each as often as others.
+        crops = [large[half[i % len(half)]] for i in range(count)]
+        kept = [_crop(photo, size, photos.scale, rng) for photo in crops]
+        numbers = range(first_page, first_page + pages)
+        drawn = [page(size * photos.scale, number, seed, TO_JUDGE) for number in numbers]
+        kept += [(downscale(hr, photos.scale), hr) for hr in drawn]
+        lr, hr = (np.stack(side) for side in zip(*kept, strict=True))
+        return lr, hr
+
+    chosen_on, confirming = cut(halves[0], 0), cut(halves[1], pages)
+    digest = hashlib.sha256()
+    files = {"lr": chosen_on[0], "hr": chosen_on[1]}
+    files |= {"confirming_lr": confirming[0], "confirming_hr": confirming[1]}
+    for name, crops in files.items():
+        np.save(out / f"{name}.npy", crops)
+        digest.update(crops.tobytes())
     return Holdout(
-        lr=out / "lr.npy",
-        hr=out / "hr.npy",
-        sha256=hashlib.sha256(lr.tobytes() + hr.tobytes()).hexdigest(),
+        **{name: out / f"{name}.npy" for name in files},
+        sha256=digest.hexdigest(),
         source=photos.source,
         photos=count,
         pages=pages,

@@ -1,39 +1,59 @@
-"""The search for operations that INT8 leaves float: the least time for a bounded loss.
+"""The search for operations that INT8 leaves float: the least work for a bounded loss.
 
-Each operation has a harm, the loss when it alone is INT8, and a cost, the time it takes longer as
-a float. Those with the most harm for their cost become floats first, until what is left keeps the
-bound; then those that turn out not to be needed go back, half of them at once, then ever fewer.
+What each operation adds to the squared error of each crop is measured once, with it alone in INT8.
+Rounding errors of different operations hardly know of each other, so that these sums foretell what
+any choice of floats loses. The choice is made on the foretold loss, tried, and made again with what
+was foretold wrongly, until it stands; no clock has a say.
+Shapes: O operations, N crops.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-log = logging.getLogger(__name__)
+import numpy as np
+import numpy.typing as npt
 
+FloatArray = npt.NDArray[np.float64]
 Evaluate = Callable[[frozenset[str]], "Loss"]  # of a candidate, by the names of its floats
 
-_FRONT = 6  # candidates beyond the search's own that the Pareto front is drawn through
+_FRONT = (
+    4.0,
+    2.0,
+    0.5,
+    0.25,
+)  # times the bounds: candidates that the Pareto front is drawn through
+_AIMS = (1.0, 0.8, 0.6, 0.4)  # shares of the bounds: each way to them ends at other floats
+_LEAST_BOUND = 0.1  # of the bounds: below it a bound is only noise
+_LEAST_LEFT = 0.3  # of a crop's error: a sum of gains may foretell less than nothing
+_MACS_PER_VALUE = 64  # multiply-adds that take as long as moving a value
+_POINTWISE = 0.25  # of a value's time: what computes value by value is fused with its neighbours
+_FLOAT_OVER_INT8 = 4  # how much longer a float takes, by bytes moved and by lanes of a register
 
 
 @dataclass(frozen=True)
 class Operation:
-    """An operation that INT8 could compute; those with the same `alike` take the same time."""
+    """An operation that INT8 could compute, and how much longer it takes as a float."""
 
     name: str
     kind: str
-    alike: str
+    work: float  # in values moved, by `estimate_work`
     part: str = ""  # "first convolution", "skip addition" and the like, or ""
 
 
 @dataclass(frozen=True)
 class Loss:
-    """PSNR-Y below FP32 over the holdout, in dB."""
+    """PSNR-Y below FP32 over crops, in dB."""
 
     mean_db: float
     worst_db: float
+    margin_db: float = 0.0  # what the mean over other photos may be higher
+
+    @property
+    def upper_db(self) -> float:
+        """The upper end of the mean's interval: one side of 95 %, over photos."""
+        return self.mean_db + self.margin_db
 
 
 @dataclass(frozen=True)
@@ -44,41 +64,100 @@ class Bounds:
     worst_db: float
 
     def hold(self, loss: Loss) -> bool:
-        """Whether a candidate keeps both."""
-        return loss.mean_db <= self.mean_db and loss.worst_db <= self.worst_db
+        """Whether a candidate keeps both, the mean's margin included."""
+        return loss.upper_db <= self.mean_db and loss.worst_db <= self.worst_db
 
     def share(self, loss: Loss) -> float:
         """How much of the bounds a loss uses up: 1 when just kept."""
-        return max(loss.mean_db / self.mean_db, loss.worst_db / self.worst_db)
+        return max(loss.upper_db / self.mean_db, loss.worst_db / self.worst_db)
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What was measured of each operation, by its name."""
+class Harms:
+    """What each operation alone in INT8 adds to the squared error of each crop.
+
+    `added` has shape (O, N) and may be below 0; `errors`, (N,), are those with nothing in INT8.
+    The first `photos` crops make the mean.
+    """
 
     operations: Sequence[Operation]
-    harms: Mapping[str, Loss]
-    costs_ms: Mapping[str, float]
-    bounds: Bounds
+    errors: FloatArray
+    added: FloatArray
+    photos: int
 
-    def share(self, name: str) -> float:
-        """The share of the bounds that one operation's harm uses up."""
-        harm = self.harms[name]
-        return harm.mean_db / self.bounds.mean_db + max(harm.worst_db, 0) / self.bounds.worst_db
+    def foretell(self, floats: Collection[str]) -> Loss:
+        """What a candidate should lose."""
+        left = [op.name not in floats for op in self.operations]
+        return self._as_loss(self._drops(self.added[left].sum(0)))
+
+    def alone(self, name: str) -> Loss:
+        """What one operation alone in INT8 loses."""
+        return self.foretell({op.name for op in self.operations} - {name})
+
+    def choose(
+        self, bounds: Bounds, *, forced: frozenset[str] = frozenset(), shift: Loss | None = None
+    ) -> frozenset[str]:
+        """The floats of least work found with which the bounds should hold; `shift` is added to
+        what is foretold.
+
+        Beside `forced` at least one operation stays in INT8.
+        """
+        found = [self._choose(bounds, aim, forced, shift or Loss(0, 0)) for aim in _AIMS]
+        works = [(over > 0, sum_work(self.operations, floats)) for floats, over in found]
+        return found[works.index(min(works))][0]
+
+    def _choose(
+        self, bounds: Bounds, aim: float, forced: frozenset[str], shift: Loss
+    ) -> tuple[frozenset[str], float]:
+        """Floats, and by how much they should miss the bounds.
+
+        One after the other becomes float, each time the one that mends most for its work, until
+        `aim` times the bounds should hold; then those go back that the bounds do not need.
+        """
+        float_now = np.array([op.name in forced for op in self.operations])
+        free, work = ~float_now, np.array([op.work for op in self.operations])
+
+        def excess(added_KN: FloatArray, part: float = 1.0) -> FloatArray:
+            drops = self._drops(added_KN)
+            mean = drops[..., : self.photos].mean(-1) + shift.upper_db
+            over = np.maximum(0, (drops + shift.worst_db) / (part * bounds.worst_db) - 1).sum(-1)
+            return np.asarray(np.maximum(0, mean / (part * bounds.mean_db) - 1) + over)
+
+        total = self.added[~float_now].sum(0)
+        while excess(total, aim) > 0 and (~float_now).sum() > 1:
+            (left,) = np.nonzero(~float_now)
+            mended = excess(total, aim) - excess(total - self.added[left], aim)
+            chosen = left[int(np.argmax(mended / work[left]))]
+            float_now[chosen] = True
+            total = total - self.added[chosen]
+        taken = np.nonzero(float_now & free)[0]
+        for one in taken[np.argsort(-work[taken], kind="stable")]:
+            if excess(total + self.added[one]) <= 0:
+                float_now[one] = False
+                total = total + self.added[one]
+        names = [op.name for op, chosen in zip(self.operations, float_now, strict=True) if chosen]
+        return frozenset(names), float(excess(total))
+
+    def _drops(self, added_KN: FloatArray) -> FloatArray:
+        return np.asarray(10 * np.log10(np.maximum(1 + added_KN / self.errors, _LEAST_LEFT)))
+
+    def _as_loss(self, drops: FloatArray) -> Loss:
+        return Loss(float(drops[: self.photos].mean()), float(drops.max()))
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One choice of operations that stay float."""
+    """One choice of operations that stay float, and what it loses on the crops searched on."""
 
     floats: frozenset[str]
     loss: Loss
-    extra_ms: float  # over everything in INT8, by the operations' costs
+    work: float  # of its floats
+    confirmed: Loss | None = None  # on crops that had no say, where it was looked at
 
 
 @dataclass(frozen=True)
 class Found:
-    """The best candidate, and the Pareto front: all (the best too) that no other beats in both time
+    """The best candidate, and the Pareto front: all (the best too) that no other beats in both work
     and share of the bounds."""
 
     best: Candidate
@@ -87,136 +166,147 @@ class Found:
 
 
 def search(
-    known: Measured,
+    harms: Harms,
+    bounds: Bounds,
     evaluate: Evaluate,
+    confirm: Evaluate,
     *,
-    slack_ms: float = 0.0,
+    tries: int,
     forced: frozenset[str] = frozenset(),
-    late: Callable[[], bool] = lambda: False,
 ) -> Found:
-    """The cheapest candidate found that keeps the bounds, else the one that loses least.
+    """The candidate of least work found that keeps the bounds, else the one that loses least.
 
-    Of those that take at most `slack_ms` longer than the cheapest, the one that loses least.
-    `forced` are floats in any case; beyond them something is always left in INT8. Once `late`
-    says so, no further candidate is tried than the search needs to name one that keeps the bounds.
+    It keeps them on the crops searched on, with the mean's margin, and on those that `confirm`
+    looks at, where nothing is chosen. `forced` are floats in any case. At most `tries` candidates
+    are evaluated before the front's.
     """
     tried: dict[frozenset[str], Candidate] = {}
-    bounds, costs_ms = known.bounds, known.costs_ms
 
     def attempt(floats: frozenset[str]) -> Candidate:
         if floats not in tried:
-            extra = sum(costs_ms[name] for name in floats)
-            tried[floats] = Candidate(floats, evaluate(floats), extra)
+            tried[floats] = Candidate(floats, evaluate(floats), sum_work(harms.operations, floats))
         return tried[floats]
 
-    order = _by_worth(known, forced)
-    # Not all of them: that is FP32 under another name, which no search is needed for.
-    prefixes = [forced | frozenset(order[:count]) for count in range(max(1, len(order)))]
-    count = _fewest(prefixes, lambda floats: bounds.hold(attempt(floats).loss))
-    if count is None:
-        return _as_found(tried, tried.values(), bounds, met=False)
-    dearest = sorted(order[:count], key=lambda n: (-costs_ms[n], -order.index(n)))
-    best = _drop_unneeded(attempt(prefixes[count]), dearest, bounds, attempt, late)
-    for step in range(1, _FRONT):
-        if not late():
-            attempt(prefixes[len(order) * step // _FRONT])
-    near = [c for c in tried.values() if c.extra_ms <= best.extra_ms + slack_ms]
-    return _as_found(tried, near, bounds, met=True)
+    shift, held = Loss(0, 0), bounds
+    for _ in range(tries):
+        floats = harms.choose(held, forced=forced, shift=shift)
+        if floats in tried:
+            break
+        one = attempt(floats)
+        shift = _difference(one.loss, harms.foretell(floats))
+        if bounds.hold(one.loss):
+            one = tried[floats] = replace(one, confirmed=confirm(floats))
+            held = _tighten(bounds, held, one)
+    best = _best(tried.values(), bounds)
+    for factor in _FRONT:
+        other = Bounds(bounds.mean_db * factor, bounds.worst_db * factor)
+        attempt(harms.choose(other, forced=forced, shift=shift))
+    if best.confirmed is None:
+        best = tried[best.floats] = replace(best, confirmed=confirm(best.floats))
+    return Found(best, is_kept(best, bounds), _pareto(tried.values(), bounds))
 
 
-def with_remeasured_loss(found: Found, loss: Loss, bounds: Bounds) -> Found:
-    """The same, with the best's loss measured again, as it will be built."""
-    best = replace(found.best, loss=loss)
+def is_kept(one: Candidate, bounds: Bounds) -> bool:
+    """Whether it keeps the bounds on both kinds of crops, margins left out."""
+    return one.confirmed is not None and _most(one, bounds) <= 1
+
+
+def remeasure(found: Found, loss: Loss, confirmed: Loss, bounds: Bounds) -> Found:
+    """The same, with the best's losses measured again, as it will be built."""
+    best = replace(found.best, loss=loss, confirmed=confirmed)
     pareto = tuple(best if one == found.best else one for one in found.pareto)
-    return Found(best, bounds.hold(loss), pareto)
+    return Found(best, is_kept(best, bounds), pareto)
 
 
-def knapsack_floats(known: Measured, budget_ms: float) -> list[str]:
-    """The floats that bring most for a budget of time, in the graph's order.
+def knapsack_floats(harms: Harms, bounds: Bounds, share: float) -> list[str]:
+    """The floats that bring most for `share` of the time of everything in INT8, in order.
 
     A knapsack, solved exactly and not greedily: the greedy choice spends a little too much on small
     layers and has no room for the last convolution, one of those that harm most.
     """
-    worth = {name: known.share(name) for name, harm in known.harms.items() if harm.mean_db > 0}
-    unit = min(known.costs_ms.values(), default=1.0)  # costs are powers of two
-    best: dict[int, tuple[float, frozenset[str]]] = {0: (0.0, frozenset())}  # by units spent
+    budget = share * sum(op.work for op in harms.operations) / (_FLOAT_OVER_INT8 - 1)
+    units = {op.name: round_up(op.work) for op in harms.operations}
+    worth = {op.name: max(0.0, _worth(harms.alone(op.name), bounds)) for op in harms.operations}
+    best: dict[float, tuple[float, frozenset[str]]] = {0.0: (0.0, frozenset())}  # by work spent
     for name, brings in worth.items():
-        units = round(known.costs_ms[name] / unit)
         for spent, (brought, taken) in sorted(best.items(), reverse=True):
-            more = spent + units
-            if more * unit <= budget_ms and brought + brings > best.get(more, (0.0, None))[0]:
+            more = spent + units[name]
+            if more <= budget and brought + brings > best.get(more, (0.0, None))[0]:
                 best[more] = brought + brings, taken | {name}
     _, taken = max(best.values(), key=lambda found: found[0])
-    return [op.name for op in known.operations if op.name in taken]
+    return [op.name for op in harms.operations if op.name in taken]
 
 
-def round_time(ms: float, *, parts: int = 1) -> float:
-    """Round a time above 0 to a power of two, or to one of `parts` steps between two of them.
+def estimate_work(*, macs: int, values: int) -> float:
+    """How much longer an operation takes as a float than in INT8, in values moved.
 
-    So coarse that the noise of timing decides nothing.
+    From its multiply-adds and the values that it reads and writes: a clock would tell another
+    number on a busy machine, and other layers would be chosen there.
     """
-    from math import log2
-
-    return float(2 ** (round(parts * log2(ms)) / parts))
+    return values + macs / _MACS_PER_VALUE if macs else max(1.0, values * _POINTWISE)
 
 
-def _by_worth(known: Measured, forced: frozenset[str]) -> list[str]:
-    """Names by harm over cost, the most first."""
-    names = [op.name for op in known.operations]
-    names.sort(key=lambda name: known.share(name) / known.costs_ms[name], reverse=True)
-    return [name for name in names if name not in forced]
+def sum_work(operations: Iterable[Operation], floats: Collection[str]) -> float:
+    """The work of a candidate's floats."""
+    return sum(op.work for op in operations if op.name in floats)
 
 
-def _drop_unneeded(
-    best: Candidate,
-    floats: list[str],
-    bounds: Bounds,
-    attempt: Callable[[frozenset[str]], Candidate],
-    late: Callable[[], bool],
-) -> Candidate:
-    """Give `floats` back to INT8 where the bounds still hold: half of them at once, then fewer."""
-    size = (len(floats) + 1) // 2
-    while floats and size and not late():
-        for start in range(0, len(floats), size):
-            if late():
-                break
-            less = attempt(best.floats - set(floats[start : start + size]))
-            if bounds.hold(less.loss):
-                best = less
-        floats = [name for name in floats if name in best.floats]
-        size = min(size // 2, (len(floats) + 1) // 2)
-    return best
+def float_share(operations: Iterable[Operation], floats: Collection[str]) -> float:
+    """The share of the work that a candidate's floats have, 0 to 1."""
+    every = list(operations)
+    return sum_work(every, floats) / max(1.0, sum(op.work for op in every))
 
 
-def _fewest(
-    prefixes: Sequence[frozenset[str]], holds: Callable[[frozenset[str]], bool]
-) -> int | None:
-    """The length of the shortest prefix that holds, taking it that longer ones hold too."""
-    low, high = 0, len(prefixes) - 1
-    if not holds(prefixes[high]):
-        holds(prefixes[low])
-        return next(
-            (i for i in range(high, -1, -max(1, high // _FRONT)) if holds(prefixes[i])), None
+def round_up(work: float) -> float:
+    """Round to the next power of two, so that sums have few values."""
+    return float(2 ** np.ceil(np.log2(work)))
+
+
+def _worth(loss: Loss, bounds: Bounds) -> float:
+    """The share of the bounds that one operation's harm uses up."""
+    return loss.mean_db / bounds.mean_db + max(loss.worst_db, 0) / bounds.worst_db
+
+
+def _difference(loss: Loss, foretold: Loss) -> Loss:
+    """How much more was lost than foretold; the margin belongs to what was lost."""
+    mean, worst = loss.mean_db - foretold.mean_db, loss.worst_db - foretold.worst_db
+    return Loss(mean, worst, loss.margin_db)
+
+
+def _tighten(bounds: Bounds, held: Bounds, one: Candidate) -> Bounds:
+    """Bounds under what a candidate lost by so much as crops that had no say lost too much."""
+    assert one.confirmed is not None
+    over_mean = max(0.0, one.confirmed.mean_db - bounds.mean_db)
+    over_worst = max(0.0, one.confirmed.worst_db - bounds.worst_db)
+    mean_db, worst_db = held.mean_db, held.worst_db
+    if over_mean:
+        mean_db = max(min(mean_db, one.loss.upper_db) - over_mean, _LEAST_BOUND * bounds.mean_db)
+    if over_worst:
+        worst_db = max(
+            min(worst_db, one.loss.worst_db) - over_worst, _LEAST_BOUND * bounds.worst_db
         )
-    while low < high:
-        middle = (low + high) // 2
-        if holds(prefixes[middle]):
-            high = middle
-        else:
-            low = middle + 1
-    return high
+    return Bounds(mean_db, worst_db)
 
 
-def _as_found(
-    tried: Mapping[frozenset[str], Candidate],
-    eligible: Collection[Candidate],
-    bounds: Bounds,
-    *,
-    met: bool,
-) -> Found:
+def _best(tried: Iterable[Candidate], bounds: Bounds) -> Candidate:
+    """Of those that surely keep the bounds and were confirmed the one of least work, else the one
+    that loses least."""
+    every = list(tried)
+    kept = [one for one in every if bounds.hold(one.loss) and is_kept(one, bounds)]
+    if kept:
+        return min(kept, key=lambda one: (one.work, bounds.share(one.loss)))
+    return min(every, key=lambda one: (_most(one, bounds), one.work))
+
+
+def _most(one: Candidate, bounds: Bounds) -> float:
+    """The greater of its shares of the bounds, margins left out."""
+    losses = (one.loss, one.confirmed) if one.confirmed else (one.loss,)
+    return max(bounds.share(replace(loss, margin_db=0.0)) for loss in losses)
+
+
+def _pareto(tried: Iterable[Candidate], bounds: Bounds) -> tuple[Candidate, ...]:
     pareto: list[Candidate] = []
-    for one in sorted(tried.values(), key=lambda c: (c.extra_ms, bounds.share(c.loss))):
+    for one in sorted(tried, key=lambda c: (c.work, bounds.share(c.loss))):
         if not pareto or bounds.share(one.loss) < bounds.share(pareto[-1].loss):
             pareto.append(one)
-    best = min(eligible, key=lambda c: (bounds.share(c.loss), c.extra_ms))
-    return Found(best, met, tuple(pareto))
+    return tuple(pareto)

@@ -143,6 +143,8 @@ class Holdout:
     pages: int  # drawn pages with letters, flat colours and gradients; the last ones
     size: tuple[int, int]  # LR
     scale: int  # HR over LR
+    confirming_lr: Path | None = None  # as many of other photos, and other pages: none chosen on
+    confirming_hr: Path | None = None  # their HR crops
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,7 @@ class FloatLayer:
     name: str  # in the ONNX graph
     kind: str  # "Conv", "Add", ...
     harm_db: float  # mean PSNR-Y that it would lose on the holdout if it alone were INT8
-    cost_ms: float  # on the target, at the LR size of the search
+    cost_ms: float  # its share, by work, of what all floats were measured to take longer
     reason: str  # why it stays float
 
 
@@ -197,8 +199,8 @@ class FloatLayer:
 class FrontPoint:
     """A way to quantise that no other beats in both time and loss."""
 
-    ms: float  # everything in INT8, and the costs of what is float
-    drop_db: float  # mean PSNR-Y on the holdout, below the target's own FP32
+    ms: float  # measured on the target, at the LR size of the search
+    drop_db: float  # mean PSNR-Y below the target's own FP32, on the crops that it was chosen on
     worst_db: float  # the same on the crop that loses most
     floats: int  # how many operations stay float
     chosen: bool = False  # whether this one was built
@@ -212,7 +214,7 @@ class QuantPlan:
     ranges: str  # name of the recipe for ranges of activations
     rest: str  # precision of what stays float
     floats: tuple[FloatLayer, ...]  # operations that stay float
-    drop_db: float | None  # predicted: on the holdout
+    drop_db: float | None  # predicted: on crops of the holdout that nothing was chosen on
     worst_db: float | None  # the same on the crop that loses most
     met: bool  # whether the bounds hold on the holdout
     max_drop_db: float = 0.0  # the bounds

@@ -1,4 +1,4 @@
-"""What a quantised candidate loses on held crops and what its floats cost, each measured once.
+"""What a quantised candidate loses on held crops and how long it takes, each measured once.
 
 Everything measured is kept in two files, so that an interrupted search goes on where it was.
 Shapes: N batch, C channels, H W low-res size, S scale.
@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from calibration.search import Loss
+from calibration.search import Harms, Loss, float_share
 from mipkd.core.images import UNSEEN_DB, luma
 from mipkd.core.records import Holdout
 from pipeline.bench.latency import BenchSettings, compare
@@ -27,39 +29,53 @@ from targets.base import ByteArray, Session, Tuner, upscale
 log = logging.getLogger(__name__)
 
 _FLOOR = 255**2 / 10 ** (UNSEEN_DB / 10)  # the same as a mean squared error
-_QUICK = 4  # a harm is measured on each fourth crop
+_FOR_HARMS = 14  # crops of photos on which harms are measured, beside the pages
 _CLEARLY = 0.9  # of the time of a finer precision
-_LEAST = 0.01  # of the whole: what is timed together costs at least that; less cannot be measured
-_AS_FAST = 1.02  # of another's time: hardly to be told from it
-_ALIKE = 12  # of operations that take the same time, this many are timed together
-_AT_ONCE = 8  # candidates timed in turns
+_CLOSE = 0.1  # a ratio so near to that is measured again, longer
+_FEW = 0.02  # of the work: so little may as well be computed in the finest precision
+_SURE = 0.95  # one side of the interval of a mean over photos
 
 Planes = list[npt.NDArray[np.float32]]
 
 
 class Crops:
-    """The crops of a holdout, and what sessions make of them."""
+    """The crops of a holdout to choose on, or those that confirm, as sessions upscale them."""
 
-    def __init__(self, held: Holdout, *, multiple: int) -> None:
-        self._lr: ByteArray = np.load(held.lr)
+    def __init__(self, held: Holdout, *, multiple: int, confirming: bool = False) -> None:
+        lr, hr = (held.confirming_lr, held.confirming_hr) if confirming else (held.lr, held.hr)
+        assert lr, "a holdout is made anew where its stage changed"
+        assert hr, "both are made together"
+        self._lr: ByteArray = np.load(lr)
         self._scale, self._multiple, self._photos = held.scale, multiple, held.photos
-        self.truth = [self._inside(hr) for hr in np.load(held.hr)]
+        self.truth = [self._inside(hr) for hr in np.load(hr)]
 
-    def seen(self, session: Session, step: int = 1) -> Planes:
-        """The luma of each `step`-th output."""
-        return [
-            self._inside(upscale(session, lr, scale=self._scale, multiple=self._multiple))
-            for lr in self._lr[::step]
-        ]
+    @property
+    def few_photos(self) -> int:
+        """The photos' crops on which harms are measured."""
+        return min(self._photos, _FOR_HARMS)
+
+    def few(self) -> list[int]:
+        """The crops on which harms are measured: some of the photos', all pages."""
+        return [*range(self.few_photos), *range(self._photos, len(self._lr))]
+
+    def errors(self, session: Session, some: Sequence[int]) -> list[float]:
+        """The mean squared errors of some crops, at least what nobody sees."""
+        return [max(_mse(self._upscale(session, n), self.truth[n]), _FLOOR) for n in some]
 
     def psnrs(self, session: Session) -> list[float]:
         """PSNR-Y of each crop in dB, at most `UNSEEN_DB`."""
-        return [_psnr(y, hr) for y, hr in zip(self.seen(session), self.truth, strict=True)]
+        errors = self.errors(session, range(len(self._lr)))
+        return [10 * float(np.log10(255**2 / error)) for error in errors]
 
     def loss(self, before: Sequence[float], after: Sequence[float]) -> Loss:
         """PSNR-Y lost: mean over the photos, worst of the pages too."""
         drops = [one - other for one, other in zip(before, after, strict=True)]
-        return Loss(statistics.fmean(drops[: self._photos]), max(drops))
+        of_photos = drops[: self._photos]
+        return Loss(statistics.fmean(of_photos), max(drops), _margin(of_photos))
+
+    def _upscale(self, session: Session, number: int) -> npt.NDArray[np.float32]:
+        lr_HWC = self._lr[number]
+        return self._inside(upscale(session, lr_HWC, scale=self._scale, multiple=self._multiple))
 
     def _inside(self, image_HWC: ByteArray) -> npt.NDArray[np.float32]:
         edge = self._scale
@@ -67,7 +83,7 @@ class Crops:
 
 
 class Evaluator:
-    """Losses and costs of a tuner's candidates."""
+    """Losses and times of a tuner's candidates."""
 
     def __init__(
         self,
@@ -80,14 +96,15 @@ class Evaluator:
         self.tuner, self.operations = tuner, tuner.operations()
         self._every = frozenset(op.name for op in self.operations)
         self._crops, self._multiple = Crops(held, multiple=multiple), multiple
+        self._confirming = Crops(held, multiple=multiple, confirming=True)
         self._known = _Known(folder / "measured.jsonl")
-        self._planes: dict[str, Planes] = {}
-        self._fp32: list[float] = []
+        self._fp32: dict[Crops, list[float]] = {}
         self.rest = tuner.other_precisions[0]  # the precision of what stays float
 
     def hold_against(self, session: Session) -> None:
         """Make a session's quality, the target's own FP32, what losses are counted from."""
-        self._fp32 = self._known("fp32", lambda: self._crops.psnrs(session))
+        for name, crops in (("fp32", self._crops), ("fp32 confirming", self._confirming)):
+            self._fp32[crops] = self._known(name, partial(crops.psnrs, session))
 
     def settle_rest(self, size: tuple[int, int], settings: BenchSettings) -> None:
         """Compute floats in the fastest precision, a coarser one only if it is clearly faster.
@@ -96,32 +113,23 @@ class Evaluator:
         """
         if len(self.tuner.other_precisions) == 1:
             return
-
-        ms = self._by_rest(self.tuner.range_estimators[0], sorted(self._every), size, settings)
+        ms = self._by_rest(size, settings)
         for rest in self.tuner.other_precisions:
             if ms[rest] < _CLEARLY * ms[self.rest]:
                 self.rest = rest
         log.info("floats in %s: %s", self.rest, _list_ms(ms))
 
-    def refine_rest(
-        self, ranges: str, floats: Iterable[str], size: tuple[int, int], settings: BenchSettings
-    ) -> None:
-        """Compute the floats of one candidate in the finest precision that takes no longer.
+    def refine_rest(self, floats: Collection[str]) -> None:
+        """Compute floats that hardly weigh anything in the finest precision there is.
 
-        With few floats a coarse one may bring no time and still lose quality.
+        A coarse one would bring no time and still lose quality.
         """
-        finer = self.tuner.other_precisions[: self.tuner.other_precisions.index(self.rest)]
-        if not finer:
-            return
-        ms = self._by_rest(ranges, sorted(floats), size, settings)
-        as_fast = [rest for rest in finer if ms[rest] <= _AS_FAST * ms[self.rest]]
-        self.rest = (*as_fast, self.rest)[0]
-        log.info("these floats in %s: %s", self.rest, _list_ms(ms))
+        if float_share(self.operations, floats) <= _FEW:
+            self.rest = self.tuner.other_precisions[0]
 
-    def _by_rest(
-        self, ranges: str, names: list[str], size: tuple[int, int], settings: BenchSettings
-    ) -> dict[str, float]:
-        """The median of one candidate in ms, its floats computed in each precision there is."""
+    def _by_rest(self, size: tuple[int, int], settings: BenchSettings) -> dict[str, float]:
+        """The median in ms with everything float, in each precision there is."""
+        ranges, names = self.tuner.range_estimators[0], sorted(self._every)
 
         def measure() -> dict[str, float]:
             with ExitStack() as stack:
@@ -129,94 +137,81 @@ class Evaluator:
                     rest: stack.enter_context(closing(self.tuner.session(ranges, names, rest)))
                     for rest in self.tuner.other_precisions
                 }
-                return self._time(sessions, size, settings)
+                ms = self._time(sessions, size, settings)
+                least, most = min(ms.values()), max(ms.values())
+                if abs(least / most - _CLEARLY) < _CLOSE:
+                    longer = replace(settings, min_time_s=4 * settings.min_time_s)
+                    ms = self._time(sessions, size, longer)
+                return ms
 
-        known: dict[str, float] = self._known(json.dumps(["rest", ranges, names, size]), measure)
+        known: dict[str, float] = self._known(json.dumps(["rest", ranges, size]), measure)
         return known
 
     def loss(self, ranges: str, floats: Iterable[str]) -> Loss:
         """PSNR-Y below FP32: mean over the photos, worst of the pages too."""
+        return self._loss("loss", self._crops, ranges, floats)
+
+    def confirm(self, ranges: str, floats: Iterable[str]) -> Loss:
+        """`loss` on the crops that nothing is chosen on."""
+        return self._loss("confirm", self._confirming, ranges, floats)
+
+    def _loss(self, kind: str, crops: Crops, ranges: str, floats: Iterable[str]) -> Loss:
         names = sorted(floats)
 
         def measure() -> dict[str, float]:
             with closing(self._session(ranges, names)) as session:
-                found = self._crops.psnrs(session)
-            loss = self._crops.loss(self._fp32, found)
+                loss = crops.loss(self._fp32[crops], crops.psnrs(session))
             log.info(
-                "%d of %d operations float: %.4f dB lost, worst crop %.3f",
-                len(names), len(self._every), loss.mean_db, loss.worst_db,
+                "%s: %d of %d operations float: %.4f dB lost (at most %.4f), worst crop %.3f",
+                kind, len(names), len(self._every), loss.mean_db, loss.upper_db, loss.worst_db,
             )  # fmt: skip
             return asdict(loss)
 
-        return Loss(**self._known(json.dumps(["loss", ranges, self.rest, names]), measure))
+        return Loss(**self._known(json.dumps([kind, ranges, self.rest, names]), measure))
 
-    def harm(self, ranges: str, name: str) -> Loss:
-        """What one operation alone in INT8 adds to the error: expected loss over some crops.
+    def harms(self, ranges: str) -> Harms:
+        """What each operation alone in INT8 adds to the squared error of some of the crops."""
+        errors = np.array(self._errors(ranges, self._every))
+        alone = []
+        for number, op in enumerate(self.operations, 1):
+            alone.append(self._errors(ranges, self._every - {op.name}))
+            if number % 20 == 0 or number == len(self.operations):
+                log.info("what INT8 harms: %d of %d operations", number, len(self.operations))
+        return Harms(self.operations, errors, np.array(alone) - errors, self._crops.few_photos)
 
-        From the power of the difference it makes, not from PSNR: its chance agreement with the
-        truth would hide it.
-        """
+    def _errors(self, ranges: str, floats: Iterable[str]) -> list[float]:
+        names = sorted(floats)
 
-        def measure() -> dict[str, float]:
-            plain = self._plain(ranges)
-            with closing(self._session(ranges, self._every - {name})) as session:
-                planes = self._crops.seen(session, _QUICK)
-            truth = self._crops.truth[::_QUICK]
-            losses = [
-                10 * float(np.log10(1 + _mse(y, p) / max(_mse(p, hr), _FLOOR)))
-                for y, p, hr in zip(planes, plain, truth, strict=True)
-            ]
-            return asdict(Loss(statistics.fmean(losses), max(losses)))
+        def measure() -> list[float]:
+            with closing(self._session(ranges, names)) as session:
+                return self._crops.errors(session, self._crops.few())
 
-        return Loss(**self._known(json.dumps(["harm", ranges, self.rest, name]), measure))
+        left = sorted(self._every - set(names))
+        found: list[float] = self._known(json.dumps(["errors", ranges, self.rest, left]), measure)
+        return found
 
-    def costs_ms(
-        self, ranges: str, size: tuple[int, int], settings: BenchSettings
-    ) -> tuple[float, dict[str, float]]:
-        """The median of everything in INT8, and what each operation takes longer as a float.
-
-        Operations that are alike are timed together, some of them as floats against none.
-        """
-        alike: dict[str, list[str]] = {}
-        for op in self.operations:
-            alike.setdefault(op.alike, []).append(op.name)
-        base, costs = [], {}
-        kinds = list(alike.items())
-        for start in range(0, len(kinds), _AT_ONCE):
-            some = kinds[start : start + _AT_ONCE]
-            found = self._medians_ms(
-                ranges, {kind: names[:_ALIKE] for kind, names in some}, size, settings
-            )
-            base.append(found[""])
-            for kind, names in some:
-                extra = max(found[kind] - found[""], _LEAST * found[""])
-                costs.update(dict.fromkeys(names, extra / len(names[:_ALIKE])))
-        return statistics.median(base), costs
-
-    def base_ms(self, ranges: str, size: tuple[int, int], settings: BenchSettings) -> float:
-        """The median of everything in INT8."""
-        return self._medians_ms(ranges, {}, size, settings)[""]
-
-    def _medians_ms(
+    def times_ms(
         self,
         ranges: str,
-        candidates: dict[str, list[str]],
+        candidates: Sequence[Collection[str]],
         size: tuple[int, int],
         settings: BenchSettings,
-    ) -> dict[str, float]:
-        """Of candidates by name, and of everything in INT8 under ""."""
+    ) -> list[float]:
+        """The median of each candidate, measured in turns."""
+        names = [sorted(floats) for floats in candidates]
 
-        def measure() -> dict[str, float]:
+        def measure() -> list[float]:
             with ExitStack() as stack:
                 sessions = {
-                    name: stack.enter_context(closing(self._session(ranges, floats)))
-                    for name, floats in {"": list[str](), **candidates}.items()
+                    str(number): stack.enter_context(closing(self._session(ranges, floats)))
+                    for number, floats in enumerate(names)
                 }
-                return self._time(sessions, size, settings)
+                return list(self._time(sessions, size, settings).values())
 
-        key = json.dumps(["ms", ranges, self.rest, sorted(candidates.items()), size])
-        known: dict[str, float] = self._known(key, measure)
-        return known
+        found: list[float] = self._known(
+            json.dumps(["ms", ranges, self.rest, names, size]), measure
+        )
+        return found
 
     def _time(
         self, sessions: dict[str, Session], size: tuple[int, int], settings: BenchSettings
@@ -227,13 +222,6 @@ class Evaluator:
 
     def _session(self, ranges: str, floats: Iterable[str]) -> Session:
         return self.tuner.session(ranges, sorted(floats), self.rest)
-
-    def _plain(self, ranges: str) -> Planes:
-        """Outputs with no operation in INT8, for some crops."""
-        if ranges not in self._planes:
-            with closing(self._session(ranges, self._every)) as session:
-                self._planes[ranges] = self._crops.seen(session, _QUICK)
-        return self._planes[ranges]
 
 
 class _Known:
@@ -271,5 +259,12 @@ def _mse(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
     return float(np.mean((a - b) ** 2, dtype=np.float64))
 
 
-def _psnr(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
-    return 10 * float(np.log10(255**2 / max(_mse(a, b), _FLOOR)))
+def _margin(drops: Sequence[float]) -> float:
+    """What the mean over other photos may be higher, by Student's t; 0 for a single photo."""
+    from scipy.stats import t
+
+    count = len(drops)
+    if count < 2:
+        return 0.0
+    quantile = float(t.ppf(_SURE, count - 1))
+    return quantile * statistics.stdev(drops) / math.sqrt(count)

@@ -15,8 +15,9 @@ class HoldoutConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    photos: int = Field(40, ge=2)  # crops of photos that calibration does not use
-    pages: int = Field(6, ge=0)  # drawn pages with letters and flat colours
+    # Crops of photos that calibration does not use, to choose on; as many of others confirm it.
+    photos: int = Field(40, ge=2)
+    pages: int = Field(6, ge=0)  # drawn pages with letters and flat colours, beside both
     crop: int = Field(80, ge=16)  # LR pixels a side of both
     seed: int = 0
 
@@ -30,7 +31,7 @@ class HoldOutInputs:
     split_seed: int
 
 
-@stage(version=4)
+@stage(version=5)
 def hold_out(inputs: HoldOutInputs, *, out: Path) -> Holdout:
     """Crops that a search is judged on."""
     config = inputs.config

@@ -2,17 +2,18 @@
 
 import difflib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from calibration import search as core
-from calibration.search import Bounds, Candidate, Found, Loss, Measured, Operation, round_time
+from calibration.search import Bounds, Candidate, Found, Harms, Loss, Operation
 from mipkd.core.errors import UsageError
 from mipkd.core.records import (
     Built,
@@ -28,32 +29,37 @@ from pipeline.bench.latency import BenchSettings
 from pipeline.quantize.evaluator import Crops, Evaluator
 from pipeline.quantize.hold_out import HoldoutConfig
 from pipeline.stage import Ref, stage
-from targets.base import BuildRequest, Feature, Tuner, find
+from targets.base import BuildRequest, Feature, find
 
 log = logging.getLogger(__name__)
 
 Decibels = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Seconds = Annotated[float, Field(gt=0)]
 
 _PACE = BenchSettings(
-    warmup_s=0.1, min_time_s=1.2, min_samples=24, max_time_s=10.0, attempts=1, max_drift=9.0
+    warmup_s=0.1, min_time_s=0.8, min_samples=16, max_time_s=10.0, attempts=1, max_drift=9.0
 )
-
-
-_SLACK = 0.01  # of the time with everything in INT8: nobody can tell it from noise
 _NO_HELP = "%s: training on has not helped INT8: left out"
-_FOR_RANGES, _FOR_HARMS = 0.4, 0.8  # shares of the time limit by which they should be done
 
 
 class QuantizeConfig(HoldoutConfig):
-    """What INT8 may lose on photos that nothing was calibrated on, and how long to search."""
+    """What INT8 may lose on photos that nothing was calibrated on, and how far to search."""
 
     search: bool = True  # without it each target's fixed recipe
     max_drop_db: Decibels = 0.05  # PSNR-Y below the target's own FP32, mean over the holdout
     max_worst_drop_db: Decibels = 0.3  # the same, on the crop that loses most
-    limit_s: Seconds = 300.0  # after it the search ends with the best so far
-    size: tuple[int, int] = (128, 128)  # LR height and width at which costs are measured
+    tries: int = Field(12, ge=1)  # choices of floats tried to find the one of least work
+    size: tuple[int, int] = (128, 128)  # LR height and width at which times are measured
     float: tuple[str, ...] = ()  # operations of the ONNX graph that stay float in any case
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_seconds(cls, stated: Any) -> Any:
+        if isinstance(stated, Mapping) and "limit_s" in stated:
+            raise ValueError(
+                "limit_s is no more: a busy machine would end at other layers; "
+                "--set quantize.tries=12"
+            )
+        return stated
 
     @property
     def bounds(self) -> Bounds:
@@ -81,7 +87,7 @@ class SearchInputs:
     tuned: Ref[QatStudent] | None = None
 
 
-@stage(version=10, resumes=True)
+@stage(version=11, resumes=True)
 def search(inputs: SearchInputs, *, out: Path) -> QuantPlan:
     """How to quantise the graph.
 
@@ -89,76 +95,89 @@ def search(inputs: SearchInputs, *, out: Path) -> QuantPlan:
         UnsupportedError: the graph is quantised already.
     """
     started = monotonic()
-    config, target = inputs.config, inputs.target
-    graph, patches, held = inputs.graph.value, inputs.patches.value, inputs.holdout.value
+    config, target, held = inputs.config, inputs.target, inputs.holdout.value
     tuned, bounds = inputs.tuned.value if inputs.tuned else None, config.bounds
-    evaluator = make_evaluator(target, graph, None, patches, held, out)
+    evaluator = make_evaluator(target, inputs.graph.value, None, inputs.patches.value, held, out)
     if evaluator is None:
         if config.float:
-            log.warning("%s: its recipe for %s leaves out quantize.float", target, graph.family)
+            family = inputs.graph.value.family
+            log.warning("%s: its recipe for %s leaves out quantize.float", target, family)
         return _by_recipe(inputs, out)
-    tuner, operations = evaluator.tuner, evaluator.operations
-    forced = frozenset(op.name for op in operations) & frozenset(config.float)
-    if tuned and (trained := make_evaluator(target, graph, tuned, patches, held, out / "tuned")):
-        trained_as_float = frozenset(tuned.rounding.floats)
-        losses = [
-            evaluator.loss(tuner.range_estimators[0], forced | trained_as_float),
-            trained.loss(trained.tuner.range_estimators[0], forced - trained_as_float),
-        ]
-        message = "%s: with %d floats INT8 loses %.4f dB (worst crop %.3f), trained on %.4f (%.3f)"
-        figures = (f for loss in losses for f in (loss.mean_db, loss.worst_db))
-        log.info(message, target, len(trained_as_float), *figures)
-        if bounds.share(losses[1]) < bounds.share(losses[0]):
-            evaluator, tuner, operations = trained, trained.tuner, trained.operations
-            forced -= trained_as_float
-        else:
-            log.warning(_NO_HELP, target)
-            tuned = None
+    forced = frozenset(op.name for op in evaluator.operations) & frozenset(config.float)
+    if tuned:
+        chosen, forced = _with_tuned(inputs, tuned, evaluator, forced, out)
+        tuned, evaluator = (None, evaluator) if chosen is evaluator else (tuned, chosen)
     evaluator.settle_rest(config.size, _PACE)
-    ranges = _best_ranges(
-        evaluator, tuner, operations, bounds, _clock(started + _FOR_RANGES * config.limit_s)
-    )
-    every = evaluator.loss(ranges, forced)
-    harms, costs_ms = dict[str, Loss](), dict[str, float]()
-    if tuned and bounds.hold(every):  # trained to need no floats
-        base_ms = evaluator.base_ms(ranges, config.size, _PACE)
-        best = Candidate(forced, every, 0.0)
-        found = Found(best, bounds_met=True, pareto=(best,))
-    else:
-        base_ms, costs_ms = evaluator.costs_ms(ranges, config.size, _PACE)
-        harms = _harms(evaluator, ranges, operations, _clock(started + _FOR_HARMS * config.limit_s))
-        coarse_ms = {name: round_time(ms) for name, ms in costs_ms.items()}
-        found = core.search(
-            Measured(operations, harms, coarse_ms, bounds),
-            lambda floats: evaluator.loss(ranges, floats),
-            slack_ms=_SLACK * round_time(base_ms, parts=2),
-            forced=forced,
-            late=_clock(started + config.limit_s),
-        )
-    if found.best.floats or tuned:
-        evaluator.refine_rest(ranges, found.best.floats, config.size, _PACE)
-        found = core.with_remeasured_loss(found, evaluator.loss(ranges, found.best.floats), bounds)
+    ranges = _best_ranges(evaluator, bounds)
+    found, harms = _search(evaluator, ranges, config, forced, tuned)
+    floats = found.best.floats
+    if floats or tuned:
+        evaluator.refine_rest(floats)
+        losses = evaluator.loss(ranges, floats), evaluator.confirm(ranges, floats)
+        found = core.remeasure(found, *losses, bounds)
+    front = _measure_front(evaluator, ranges, found, config.size)
     _tell(target, config, found, monotonic() - started)
+    confirmed = found.best.confirmed
+    assert confirmed is not None
     return QuantPlan(
         target=target,
         ranges=ranges,
         rest=evaluator.rest,
-        floats=tuple(
-            _float_layer(op, forced, harms.get(op.name), costs_ms.get(op.name, 0.0))
-            for op in operations
-            if op.name in found.best.floats
-        ),
-        drop_db=found.best.loss.mean_db,
-        worst_db=found.best.loss.worst_db,
+        floats=_float_layers(evaluator.operations, floats, forced, harms, front),
+        drop_db=confirmed.mean_db,
+        worst_db=confirmed.worst_db,
         met=found.bounds_met,
         max_drop_db=config.max_drop_db,
         max_worst_db=config.max_worst_drop_db,
-        front=tuple(_point(one, base_ms, costs_ms, found) for one in found.pareto),
+        front=front,
         holdout=held,
-        operations=len(operations) + (len(tuned.rounding.floats) if tuned else 0),
+        operations=len(evaluator.operations) + (len(tuned.rounding.floats) if tuned else 0),
         size=config.size,
         tuned=tuned,
     )
+
+
+def _with_tuned(
+    inputs: SearchInputs,
+    tuned: QatStudent,
+    evaluator: Evaluator,
+    forced: frozenset[str],
+    out: Path,
+) -> tuple[Evaluator, frozenset[str]]:
+    """The one that loses less, of the graph and of what it was tuned to, and its forced floats."""
+    target, graph, patches = inputs.target, inputs.graph.value, inputs.patches.value
+    trained = make_evaluator(target, graph, tuned, patches, inputs.holdout.value, out / "tuned")
+    if trained is None:
+        return evaluator, forced
+    trained_as_float = frozenset(tuned.rounding.floats)
+    losses = [
+        evaluator.loss(evaluator.tuner.range_estimators[0], forced | trained_as_float),
+        trained.loss(trained.tuner.range_estimators[0], forced - trained_as_float),
+    ]
+    message = "%s: with %d floats INT8 loses %.4f dB (worst crop %.3f), trained on %.4f (%.3f)"
+    figures = (f for loss in losses for f in (loss.mean_db, loss.worst_db))
+    log.info(message, target, len(trained_as_float), *figures)
+    if inputs.config.bounds.share(losses[1]) < inputs.config.bounds.share(losses[0]):
+        return trained, forced - trained_as_float
+    log.warning(_NO_HELP, target)
+    return evaluator, forced
+
+
+def _search(
+    evaluator: Evaluator,
+    ranges: str,
+    config: QuantizeConfig,
+    forced: frozenset[str],
+    tuned: QatStudent | None,
+) -> tuple[Found, Harms | None]:
+    """The best floats, and the harms where they had to be measured."""
+    evaluate, confirm = partial(evaluator.loss, ranges), partial(evaluator.confirm, ranges)
+    if tuned and config.bounds.hold(every := evaluate(forced)):  # trained to need no floats
+        best = Candidate(forced, every, 0.0, confirm(forced))
+        return Found(best, core.is_kept(best, config.bounds), (best,)), None
+    harms = evaluator.harms(ranges)
+    found = core.search(harms, config.bounds, evaluate, confirm, tries=config.tries, forced=forced)
+    return found, harms
 
 
 def _by_recipe(inputs: SearchInputs, out: Path) -> QuantPlan:
@@ -166,25 +185,27 @@ def _by_recipe(inputs: SearchInputs, out: Path) -> QuantPlan:
     config, target = inputs.config, inputs.target
     graph, patches, held = inputs.graph.value, inputs.patches.value, inputs.holdout.value
     tuned = inputs.tuned.value if inputs.tuned else None
-    chosen, crops = find(target), Crops(held, multiple=graph.multiple)
+    chosen = find(target)
+    halves = [Crops(held, multiple=graph.multiple, confirming=late) for late in (False, True)]
 
-    def psnrs(built: Built) -> list[float]:
+    def psnrs(built: Built) -> list[list[float]]:
         with closing(chosen.open(built)) as session:
-            return crops.psnrs(session)
+            return [crops.psnrs(session) for crops in halves]
 
-    def build(precision: str) -> Built:
-        return chosen.build(BuildRequest(graph, precision, out / precision, patches))
+    def losses(request: BuildRequest) -> list[Loss]:
+        after = psnrs(chosen.build(request))
+        return [crops.loss(*pair) for crops, *pair in zip(halves, fp32, after, strict=True)]
 
-    fp32 = psnrs(build("fp32"))
-    loss = crops.loss(fp32, psnrs(build("int8")))
+    fp32 = psnrs(chosen.build(BuildRequest(graph, "fp32", out / "fp32", patches)))
+    on, confirmed = losses(BuildRequest(graph, "int8", out / "int8", patches))
     message = "%s: INT8 by its fixed recipe loses %.3f dB on the holdout, worst crop %.3f"
-    log.info(message, target, loss.mean_db, loss.worst_db)
+    log.info(message, target, confirmed.mean_db, confirmed.worst_db)
     if tuned:
         request = BuildRequest(tuned.graph, "int8", out / "tuned", patches, scheme=tuned.rounding)
-        trained = crops.loss(fp32, psnrs(chosen.build(request)))
+        trained, trained_confirmed = losses(request)
         log.info("%s: trained on %.3f, %.3f", target, trained.mean_db, trained.worst_db)
-        if config.bounds.share(trained) < config.bounds.share(loss):
-            loss = trained
+        if config.bounds.share(trained) < config.bounds.share(on):
+            confirmed = trained_confirmed
         else:
             log.warning(_NO_HELP, target)
             tuned = None
@@ -193,9 +214,9 @@ def _by_recipe(inputs: SearchInputs, out: Path) -> QuantPlan:
         ranges="",
         rest="",
         floats=(),
-        drop_db=loss.mean_db,
-        worst_db=loss.worst_db,
-        met=config.bounds.hold(loss),
+        drop_db=confirmed.mean_db,
+        worst_db=confirmed.worst_db,
+        met=config.bounds.hold(replace(confirmed, margin_db=0.0)),  # as the gate asks
         max_drop_db=config.max_drop_db,
         max_worst_db=config.max_worst_drop_db,
         holdout=held,
@@ -235,12 +256,8 @@ def floats_for_budget(evaluator: Evaluator, size: tuple[int, int], share: float)
     What they bring is weighed by the default bounds: other bounds need no other training.
     """
     evaluator.settle_rest(size, _PACE)
-    ranges = evaluator.tuner.range_estimators[0]
-    base_ms, costs_ms = evaluator.costs_ms(ranges, size, _PACE)
-    harms = _harms(evaluator, ranges, evaluator.operations, lambda: False)
-    coarse_ms = {name: round_time(ms) for name, ms in costs_ms.items()}
-    known = Measured(evaluator.operations, harms, coarse_ms, QuantizeConfig().bounds)
-    return core.knapsack_floats(known, share * base_ms)
+    harms = evaluator.harms(evaluator.tuner.range_estimators[0])
+    return core.knapsack_floats(harms, QuantizeConfig().bounds, share)
 
 
 def check_floats(config: QuantizeConfig, graph: Graph) -> None:
@@ -264,24 +281,11 @@ def check_floats(config: QuantizeConfig, graph: Graph) -> None:
             )
 
 
-def _clock(end: Seconds) -> Callable[[], bool]:
-    return lambda: monotonic() > end
-
-
-def _best_ranges(
-    evaluator: Evaluator,
-    tuner: Tuner,
-    operations: tuple[Operation, ...],
-    bounds: Bounds,
-    late: Callable[[], bool],
-) -> str:
+def _best_ranges(evaluator: Evaluator, bounds: Bounds) -> str:
     """The recipe that loses least with first and last convolution and skip additions float."""
-    usual = [op.name for op in operations if op.part]
-    shares: dict[str, Seconds] = {}
-    for ranges in tuner.range_estimators:
-        if shares and late():
-            log.warning("search: no time left for ranges %s", ranges)
-            break
+    usual = [op.name for op in evaluator.operations if op.part]
+    shares: dict[str, float] = {}
+    for ranges in evaluator.tuner.range_estimators:
         log.info("ranges %s: quantising", ranges)
         shares[ranges] = bounds.share(evaluator.loss(ranges, usual))
     best = min(shares, key=lambda ranges: shares[ranges])
@@ -289,29 +293,27 @@ def _best_ranges(
     return best
 
 
-def _harms(
-    evaluator: Evaluator, ranges: str, operations: tuple[Operation, ...], late: Callable[[], bool]
-) -> dict[str, Loss]:
-    """Of each operation; once it is late, of one of those that are alike for all of them."""
-    harms: dict[str, Loss] = {}
-    of_kind: dict[str, Loss] = {}
-    copied = 0
-    for number, op in enumerate(operations, 1):
-        if op.alike in of_kind and late():
-            harms[op.name] = of_kind[op.alike]
-            copied += 1
-            continue
-        harms[op.name] = of_kind[op.alike] = evaluator.harm(ranges, op.name)
-        if number % 10 == 0 or number == len(operations):
-            log.info("what INT8 harms: %d of %d operations", number, len(operations))
-    if copied:
-        log.warning("search: out of time: %d harms are those of a layer that is alike", copied)
-    return harms
+def _measure_front(
+    evaluator: Evaluator, ranges: str, found: Found, size: tuple[int, int]
+) -> tuple[FrontPoint, ...]:
+    """The Pareto front by work, each candidate timed; everything in INT8 comes first."""
+    front = [one.floats for one in found.pareto]
+    times = evaluator.times_ms(ranges, front, size, _PACE)
+    return tuple(
+        FrontPoint(
+            ms=ms,
+            drop_db=one.loss.mean_db,
+            worst_db=one.loss.worst_db,
+            floats=len(one.floats),
+            chosen=one.floats == found.best.floats,
+        )
+        for one, ms in zip(found.pareto, times, strict=True)
+    )
 
 
-def _tell(target: str, config: QuantizeConfig, found: Found, seconds: Seconds) -> None:
-    loss, count = found.best.loss, len(found.best.floats)
-    text = f"{loss.mean_db:.3f} dB lost on the holdout, worst crop {loss.worst_db:.3f}"
+def _tell(target: str, config: QuantizeConfig, found: Found, seconds: float) -> None:
+    loss, count = found.best.confirmed or found.best.loss, len(found.best.floats)
+    text = f"{loss.mean_db:.3f} dB lost on crops that confirm it, worst {loss.worst_db:.3f}"
     if found.bounds_met:
         log.info("%s: %d operations stay float; %s; %.0f s", target, count, text, seconds)
     else:
@@ -321,24 +323,29 @@ def _tell(target: str, config: QuantizeConfig, found: Found, seconds: Seconds) -
         )  # fmt: skip
 
 
+def _float_layers(
+    operations: Sequence[Operation],
+    floats: Collection[str],
+    forced: Collection[str],
+    harms: Harms | None,
+    front: Sequence[FrontPoint],
+) -> tuple[FloatLayer, ...]:
+    """Each with its share, by work, of what all floats together were measured to take longer."""
+    extra_ms = max(0.0, next((p.ms for p in front if p.chosen), front[0].ms) - front[0].ms)
+    whole = max(1.0, core.sum_work(operations, floats))
+    return tuple(
+        _float_layer(op, forced, harms, op.work / whole * extra_ms)
+        for op in operations
+        if op.name in floats
+    )
+
+
 def _float_layer(
-    op: Operation, forced: frozenset[str], harm: Loss | None, cost_ms: float
+    op: Operation, forced: Collection[str], harms: Harms | None, cost_ms: float
 ) -> FloatLayer:
     part = f"{op.part}: " if op.part else ""
-    why = "asked for: quantize.float"
+    why, harm = "asked for: quantize.float", harms.alone(op.name) if harms else None
     if op.name not in forced and harm:
         lost = f"{harm.mean_db:.4f} dB (worst crop {harm.worst_db:.3f})"
         why = f"{part}INT8 here alone loses {lost} for {cost_ms:.2g} ms"
     return FloatLayer(op.name, op.kind, harm.mean_db if harm else 0.0, cost_ms, why)
-
-
-def _point(
-    one: Candidate, base_ms: Seconds, costs_ms: Mapping[str, float], found: Found
-) -> FrontPoint:
-    return FrontPoint(
-        ms=base_ms + sum(costs_ms.get(name, 0.0) for name in one.floats),
-        drop_db=one.loss.mean_db,
-        worst_db=one.loss.worst_db,
-        floats=len(one.floats),
-        chosen=one.floats == found.best.floats,
-    )

@@ -116,8 +116,8 @@ def float_layers(plan: QuantPlan) -> str:
     held = plan.holdout
     photos, pages = (held.photos, held.pages) if held else (0, 0)
     return (
-        f"{how}Predicted loss against the target's own FP32: {loss} of {photos} crops "
-        f"of photos that calibration does not use and {pages} drawn pages, {kept}."
+        f"{how}Predicted loss against the target's own FP32: {loss} of {photos} crops of photos "
+        f"and {pages} drawn pages on which nothing was calibrated or chosen, {kept}."
     )
 
 

@@ -135,7 +135,10 @@ def upscale_all(
     """
     least = _smallest_side(model.margin, model.multiple)
     if side is not None and side < least:
-        raise UsageError(f"--tile: {side} is too small for this net", hint=f"at least {least}")
+        raise UsageError(
+            f"--tile: {side} is too small for this net",
+            hint=f"at least {least}, margins of {model.margin} included",
+        )
     out.mkdir(parents=True, exist_ok=True)
     cutter = _Cutter(model, model.built(bundle), memory_bytes, side)
     with closing(find(model.target).open(cutter.built)) as session:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
-from calibration.search import Operation
+from calibration.search import Operation, estimate_work
 from calibration.sensitive_layers import sensitive_layers_of
 from mipkd.core.records import QuantScheme
 from targets._onnx import unquantize
@@ -39,9 +40,9 @@ class OrtTuner:
         """Convolutions and products with weights, in the graph's order."""
         parts = sensitive_layers_of(self._original).parts
         nodes = unquantize.operations(self._load(self.range_estimators[0]))
-        costs = _cost_keys(self._original)
+        works = _works(self._original)
         return tuple(
-            Operation(n.name, n.op_type, costs[n.name], parts.get(n.name, "")) for n in nodes
+            Operation(n.name, n.op_type, works[n.name], parts.get(n.name, "")) for n in nodes
         )
 
     def session(self, estimator: str, floats: Sequence[str], other: str) -> OrtSession:
@@ -72,19 +73,23 @@ class OrtTuner:
         return self._quantized[estimator]
 
 
-def _cost_keys(model: Any) -> dict[str, str]:
-    """Kind, shapes of weights and size of the output, by name of the node."""
+def _works(model: Any) -> dict[str, float]:
+    """How much longer each node takes as a float, from its shapes, by its name."""
     from onnx import shape_inference
 
     fixed = shape_inference.infer_shapes(_with_fixed_size(model)).graph
-    shapes = {t.name: str(tuple(t.dims)) for t in fixed.initializer}
-    for value in (*fixed.value_info, *fixed.output):
-        dims = [d.dim_value or d.dim_param for d in value.type.tensor_type.shape.dim]
-        shapes[value.name] = str(dims)
-    return {
-        n.name: " ".join([n.op_type, *(shapes.get(t, "") for t in (*n.input[1:2], *n.output))])
-        for n in fixed.node
-    }
+    weights = {t.name: tuple(t.dims) for t in fixed.initializer}
+    sizes = {}
+    for value in (*fixed.input, *fixed.value_info, *fixed.output):
+        dims = [d.dim_value for d in value.type.tensor_type.shape.dim]
+        sizes[value.name] = math.prod(dims)  # 0 where one is not known
+    works = {}
+    for node in fixed.node:
+        made = sizes.get(node.output[0], 0)
+        values = made + sum(sizes.get(name, 0) for name in node.input)
+        kernel = next((weights[name] for name in node.input[1:2] if name in weights), ())
+        works[node.name] = estimate_work(macs=made * math.prod(kernel[1:]), values=values)
+    return works
 
 
 def _with_fixed_size(model: Any) -> Any:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
-from calibration.search import Operation
+from calibration.search import Operation, estimate_work
 from mipkd.core.quiet import quiet
 from mipkd.core.records import QuantScheme
 from targets._openvino import devices
 from targets._openvino.fake_quantize import (
+    CONVOLUTIONS,
     factors,
     name_as_in,
     name_of,
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-_SIDE = 64  # LR pixels at which operations are told apart by their shapes
+_SIDE = 64  # LR pixels at which their work is counted
 
 
 class OvTuner:
@@ -53,7 +55,7 @@ class OvTuner:
             Operation(
                 name_of(op),
                 op.get_type_name(),
-                _cost_key(op),
+                _work(op),
                 parts.get(op.get_friendly_name(), ""),
             )
             for op in operations(sized)
@@ -98,7 +100,18 @@ def _with_fixed_size(model: Any) -> Any:
     return copy
 
 
-def _cost_key(op: Any) -> str:
-    """Kind and shapes of an operation; those with the same key take the same time."""
-    shapes = [str(op.input(i).get_partial_shape()) for i in range(op.get_input_size())]
-    return " ".join([op.get_type_name(), *shapes, str(op.get_output_partial_shape(0))])
+def _work(op: Any) -> float:
+    """How much longer an operation takes as a float, from its shapes."""
+    sizes = [_size(op.input_value(i)) for i in range(op.get_input_size())]
+    made = _size(op.output(0))
+    if op.get_type_name() in CONVOLUTIONS:  # weights: (groups,) out, in, kernel
+        weights = op.input_value(1).get_partial_shape()
+        reads = [side.get_length() for side in list(weights)[-3:] if side.is_static]
+        return estimate_work(macs=made * math.prod(reads), values=made + sizes[0])
+    return estimate_work(macs=0, values=made + sum(sizes))
+
+
+def _size(output: Any) -> int:
+    """How many values a tensor has; 0 where its shape is not known."""
+    shape = output.get_partial_shape()
+    return math.prod(shape.to_shape()) if shape.is_static else 0

@@ -46,6 +46,19 @@ def test_no_photo_is_on_both_sides(photos: Photos, tmp_path: Path) -> None:
     assert not set(seen.mean((1, 2, 3)) // 20) & set(crops.mean((1, 2, 3)) // 20)
 
 
+def test_what_confirms_is_cut_from_other_photos_and_has_other_pages(
+    photos: Photos, tmp_path: Path
+) -> None:
+    found = held(photos, tmp_path / "h")
+    assert found.confirming_lr is not None
+    first, second = np.load(found.lr), np.load(found.confirming_lr)
+    assert first.shape == second.shape
+    brightness = [set(half[:6].mean((1, 2, 3)) // 20) for half in (first, second)]
+    assert brightness[0] | brightness[1] == {p.lr_HWC.mean() // 20 for p in split(photos, 0)[1]}
+    assert not brightness[0] & brightness[1]
+    assert not any(np.array_equal(a, b) for a in first[6:] for b in second[6:])
+
+
 def test_pairs_belong_together_and_pages_come_last(photos: Photos, tmp_path: Path) -> None:
     found = held(photos, tmp_path / "h")
     lr, hr = np.load(found.lr), np.load(found.hr)

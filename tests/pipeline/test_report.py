@@ -475,7 +475,7 @@ def test_float_layers_are_shown_with_their_reasons_and_the_front(
     for shown in (html, text):
         assert "1 of 54 operations stay float, computed in bf16; ranges: whole" in shown
         assert "first convolution: &lt;harm" in shown
-    assert "openvino: PSNR-Y lost against latency at LR 128×128" in html
+    assert "openvino: PSNR-Y lost, on the crops chosen on, against latency at LR 128×128" in html
     assert "1 float, built" in html
     assert read_results(page.with_name("results.json")).plans[0].floats[0].name == "node_conv2d"
 
