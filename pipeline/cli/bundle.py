@@ -52,7 +52,7 @@ def upscale(
     files = work.list_pictures(images)
     model = work.choose_model(bundle, target, precision)
     typer.echo(f"{model.target} {model.precision}, x{model.scale}")
-    failed = made_count = 0
+    failed, levels = 0, list[int | None]()
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("rows")
         made = work.upscale_all(
@@ -71,9 +71,10 @@ def upscale(
             else:
                 rate = one.seconds / one.megapixels
                 typer.echo(f"{one.file}  {one.seconds:.1f} s, {rate:.2f} s a megapixel")
-                if not made_count:  # the first one is looked at
-                    typer.echo(work.describe_tiles(model, one.levels))
-                made_count += 1
+                levels.append(one.levels)
+    if levels:
+        seen = [n for n in levels if n is not None]
+        typer.echo(work.describe_tiles(model, max(seen, default=None)))
     if failed:
         raise StageError(f"upscale: {failed} of {len(files)} images failed")
 

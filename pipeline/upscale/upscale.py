@@ -173,18 +173,24 @@ class _Cutter:
         self.built = built
         self._model, self._memory_bytes, self._side = model, memory_bytes, side
         self._looked, self._per_pixel, self._left, self._size = False, 0, 0, (0, 0)
+        self._knows_memory = side is not None
 
     def look(self, picture: Picture) -> int | None:
-        """Find out what a pixel takes, once, and what cutting this picture changes in levels; in
-        a session of its own, for one keeps the memory of all that it ran."""
-        if self._looked:
+        """Find out what a pixel takes, once, and what cutting changes in levels, on the first
+        picture that is cut; in a session of its own, for one keeps the memory of all it ran."""
+        if self._looked or (self._knows_memory and not self._cuts(picture)):
             return None
-        self._looked = True
         with closing(find(self._model.target).open(self.built)) as session:
-            if self._side is None:
+            if not self._knows_memory:
                 self._per_pixel = _bytes_per_pixel(session, self._model)
                 self._left = self._memory_bytes - (memory.resident_bytes() or 0)
+                self._knows_memory = True
+            self._looked = self._cuts(picture)
             return difference(session, picture.rgb_HWC, self.tiling(picture), self._model.scale)
+
+    def _cuts(self, picture: Picture) -> bool:
+        longest: int = max(picture.rgb_HWC.shape[:2])
+        return longest > self.tiling(picture).side
 
     def tiling(self, picture: Picture) -> Tiling:
         """For pictures of that width.

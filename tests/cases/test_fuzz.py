@@ -178,7 +178,7 @@ def test_manifests(kind: str, bundle: Path, folder: Path) -> None:
         manifest.problems(home, stated)
         check(home)
 
-    @quick(150)
+    @quick(80)
     @given(mutations(json.loads(text)) if kind == "parts" else damaged(text))
     def fuzz(made: Any) -> None:
         file.write_bytes(made if kind == "bytes" else json.dumps(made).encode())
@@ -197,7 +197,7 @@ def test_figures_in_a_bundle_whose_hashes_are_right(
     home = Path(shutil.copytree(bundle, tmp_path / "bundle"))
     text = (home / name).read_bytes()
 
-    @quick(60)
+    @quick(40)
     @given(mutations(json.loads(text)))
     def fuzz(made: Any) -> None:
         dump(made, home / name)
@@ -221,7 +221,7 @@ def test_results(version: str, folder: Path) -> None:
     def read(source: Path) -> None:
         compute_figures(read_results(source), folder)
 
-    @quick(80)
+    @quick(50)
     @given(damaged(text) if version == "bytes" else mutations(json.loads(text)))
     def fuzz(made: Any) -> None:
         target = folder / f"results-{version}.json"
@@ -233,7 +233,7 @@ def test_results(version: str, folder: Path) -> None:
 
 
 def test_baselines(folder: Path) -> None:
-    @quick(150)
+    @quick(80)
     @given(mutations(json.loads((GOLDEN / "baseline-1.json").read_text())))
     def fuzz(made: Any) -> None:
         accept(load, dump(made, folder / "baseline.json"))
@@ -273,7 +273,7 @@ def toml(draw: st.DrawFn) -> bytes:
 def test_configurations(folder: Path) -> None:
     file = folder / "config.toml"
 
-    @quick(250)
+    @quick(150)
     @given(toml())
     def fuzz(made: bytes) -> None:
         file.write_bytes(made)
@@ -404,10 +404,10 @@ def test_headers_of_checkpoints(tmp_path: Path) -> None:
     (length,) = struct.unpack("<Q", content[:8])
     header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
     file = tmp_path / "net.safetensors"
-    facts = st.one_of(mutations(hyper).map(json.dumps), st.text(max_size=5), st.just("[" * 99999))
+    facts = st.one_of(mutations(hyper).map(json.dumps), st.text(max_size=5), st.just("[" * 5_000))
     with_hyper = facts.map(lambda text: changed(header, ("__metadata__", "hyper"), text))
 
-    @quick(120)
+    @quick(70)
     @given(st.one_of(mutations(header), with_hyper))
     def fuzz(made: Any) -> None:
         text = json.dumps(made).encode()

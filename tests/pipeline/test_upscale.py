@@ -14,7 +14,7 @@ from PIL import Image
 
 from mipkd.core.images import read_rgb
 from pipeline.bundle import manifest
-from pipeline.upscale.upscale import describe_tiles
+from pipeline.upscale import upscale as work
 
 Finished = Any  # the record of conftest.py
 Command = Callable[..., Any]
@@ -46,6 +46,26 @@ def test_tiles_are_those_of_the_whole_picture(
     assert np.abs(tiled - whole).mean() < 1e-3
     with Image.open(tmp_path / "tiled" / "small.png") as small:
         assert (small.mode, small.size) == ("LA", (66, 42))
+
+
+def test_the_first_picture_that_is_cut_is_compared_with_one_piece(
+    once: Finished, photos: Path, tmp_path: Path
+) -> None:
+    (photos / "wide.jpg").rename(photos / "then_wide.jpg")  # behind "small.png", which is one tile
+    (photos / "small.png").rename(photos / "first_small.png")
+    model = work.choose_model(once.bundle, "cpu", "fp32")
+    made = work.upscale_all(
+        once.bundle,
+        model,
+        work.list_pictures([photos]),
+        tmp_path / "out",
+        memory_bytes=2**31,
+        side=60,
+        notify=lambda done, whole: None,
+    )
+    levels = {one.source.stem: one.levels for one in made}
+    assert levels["first_small"] is None
+    assert levels["then_wide"] in (0, 1)
 
 
 def test_one_bad_picture_is_told_and_the_others_are_made(
@@ -90,7 +110,7 @@ def test_tiles_are_called_exact_or_not_but_never_both() -> None:
     )  # fmt: skip
     everywhere = replace(local, inexact_because="Softmax: it looks at the whole image")
     said = {
-        (model.inexact_because, levels): describe_tiles(model, levels)
+        (model.inexact_because, levels): work.describe_tiles(model, levels)
         for model in (local, everywhere)
         for levels in (None, 0, 1, 39)
     }
