@@ -25,7 +25,7 @@ docs: $(VENV)/ready-docs
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
 
 # torch first: installed on its own, it is the CPU build where an index offers one. spandrel
-# without torchvision, whose usual build does not load beside it: the tests bring a stub.
+# without torchvision, whose usual build does not load beside it and which no net of SR needs.
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch

@@ -26,7 +26,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.train_step import LEAST_OVER_PLAIN, device_name, wait
-from mipkd.core.images import crop_to_multiple, downscale, list_images, read_rgb, write_png
+from mipkd.core.folders import list_images
+from mipkd.core.images import crop_to_multiple, downscale, read_rgb, write_png
 from mipkd.core.samples import sample_photos
 from mipkd.distill import student as students
 from mipkd.distill.batch import Batch

@@ -21,7 +21,8 @@ import torch
 
 from mipkd.archs.base import SRNet
 from mipkd.core import memory
-from mipkd.core.images import ByteArray, downscale, list_images, psnr_y, read_rgb, resize_bicubic
+from mipkd.core.folders import list_images
+from mipkd.core.images import ByteArray, downscale, psnr_y, read_rgb, resize_bicubic
 from mipkd.distill import student as students
 from mipkd.distill.data import prepare_photos
 from mipkd.distill.start import cut_start_patches

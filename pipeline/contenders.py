@@ -148,11 +148,11 @@ def identify_baselines(
     Raises:
         MipkdError: a file that is no net, or one of another scale.
     """
-    images = source_of_folder(on.config.val)
+    images, photos = source_of_folder(on.config.val), source_of_folder(on.config.data)
     for one in baselines:
         foreign = is_graph(one.file)
         file = None if foreign else one.file
-        model = identify_checkpoint(on, "student", file, images, label=one.name)
+        model = identify_checkpoint(on, "student", file, photos, label=one.name)
         graph = adopt_graph(on, one.file if foreign else None, images, one.name)
         check_scale(f"--compare: {one.file}", model or graph, nets.like)
         yield one, Contender(one.name, model=model, graph=graph)

@@ -80,7 +80,7 @@ def examine_checkpoint(file: Path, images: Path | None, sets: Sequence[str]) -> 
     `--set identify.image_range=255` and the like settle what the file cannot tell.
     """
     from mipkd.distill import teacher as teachers
-    from mipkd.distill.data import probe_images
+    from mipkd.distill.probe import choose_photos
     from mipkd.distill.supported_losses import list_supported
     from pipeline.config import load
 
@@ -88,7 +88,7 @@ def examine_checkpoint(file: Path, images: Path | None, sets: Sequence[str]) -> 
         file,
         role="teacher",
         options=load({"teacher": file}, sets=sets).identify,
-        probe=lambda scale: probe_images(images, scale=scale),
+        probe=lambda scale: choose_photos(None, images, scale=scale),
     )
     named = ("sha256", "arch", "scale", "layout", "hyper", "settled", "params", "gmacs", "licence")
     found = {"file": str(file), **{name: getattr(model, name) for name in named}}
@@ -99,16 +99,21 @@ def examine_checkpoint(file: Path, images: Path | None, sets: Sequence[str]) -> 
 
 
 def _score_checkpoint(net: SRNet, scale: int, images: Path) -> dict[str, Any]:
-    """Mean PSNR and SSIM on a test set, or on photos."""
+    """Mean PSNR and SSIM on a test set, or on photos; and what bicubic has."""
+    from mipkd.core.images import psnr_y, resize_bicubic
     from mipkd.distill.data import load_tests, prepare_tests
     from pipeline.bench.pixels import score
     from pipeline.stages.assess import TorchSession
 
     with TemporaryDirectory() as folder:
         tests = prepare_tests(images, scale=scale, out=Path(folder))
+        pairs = load_tests(tests)
+        bicubic = [
+            psnr_y(resize_bicubic(lr, hr.shape[:2]), hr, border=scale) for _, lr, hr in pairs
+        ]
         scores = score(
             TorchSession(net),
-            tests=load_tests(tests),
+            tests=pairs,
             scale=scale,
             multiple=net.multiple,
             out=Path(folder) / "outputs",
@@ -118,7 +123,30 @@ def _score_checkpoint(net: SRNet, scale: int, images: Path) -> dict[str, Any]:
         "lr_from": tests.lr_from,
         "psnr_y_db": round(statistics.fmean(s.metrics["psnr_y"] for s in scores), 4),
         "ssim_y": round(statistics.fmean(s.metrics["ssim_y"] for s in scores), 5),
+        "bicubic_psnr_y_db": round(statistics.fmean(bicubic), 4),
     }
+
+
+def check_quality(found: dict[str, Any], sets: Sequence[str]) -> None:
+    """Refuse a checkpoint that bicubic beats on the images it was measured on.
+
+    Raises:
+        UnsupportedError: it does, and that was not accepted.
+    """
+    from pipeline.config import load
+    from pipeline.teacher_check import refuse_worse_than_bicubic
+
+    file = Path(found["file"])
+    if (
+        "images" in found
+        and not load({"teacher": file}, sets=sets).identify.accept_worse_than_bicubic
+    ):
+        refuse_worse_than_bicubic(
+            found["file"],
+            found["psnr_y_db"],
+            found["bicubic_psnr_y_db"],
+            f"{found['images']} images",
+        )
 
 
 def describe(found: dict[str, Any], indent: str = "") -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mipkd.core.errors import UsageError
-from mipkd.core.images import hash_folder
+from mipkd.core.image_sets import hash_folder
 from mipkd.core.records import Graph, Model, PatchSet, Photos, TestSet
 from pipeline.config import Config
 from pipeline.context import RunContext
@@ -16,9 +16,10 @@ from pipeline.stage import Ref, Source
 from pipeline.stages.calibrate import CalibrateInputs, calibrate
 from pipeline.stages.export import AdoptInputs, adopt
 from pipeline.stages.identify import IdentifyInputs, identify
-from pipeline.stages.keep_apart import KeepApartInputs, keep_apart
+from pipeline.stages.keep_apart import KeepApartInputs, check_apart, keep_apart
 from pipeline.stages.prepare import PhotosInputs, Scale, TestsInputs, photos, tests
 from pipeline.study import Subject
+from pipeline.teacher_check import check_teacher
 
 
 @dataclass(frozen=True)
@@ -53,17 +54,20 @@ def identify_nets(on: RunContext) -> Nets:
         UsageError: QAT is to be taught by a teacher that is not there.
     """
     config = on.config
-    images = source_of_folder(config.val)
-    teacher = identify_checkpoint(on, "teacher", config.teacher, images, label="teacher")
+    images, photos = source_of_folder(config.val), source_of_folder(config.data)
+    teacher = identify_checkpoint(on, "teacher", config.teacher, photos, label="teacher")
     foreign = is_graph(config.model)
     file = None if foreign else config.model
-    model = identify_checkpoint(on, "student", file, images, label="student")
+    model = identify_checkpoint(on, "student", file, photos, label="student")
     graph = adopt_graph(on, config.model if foreign else None, images)
     check_scale("--model", model or graph, teacher)
     if config.qat.run and config.qat.taught_by == "teacher" and not teacher:
         raise UsageError(
             "qat.taught_by: there is no teacher", hint="give --teacher, or let it teach itself"
         )
+    teaches = not config.model or (config.qat.run and config.qat.taught_by == "teacher")
+    if teacher and teaches:
+        check_teacher(on.run, teacher, images or photos, config.identify, config.teacher)
     return Nets(teacher, model, graph)
 
 
@@ -71,11 +75,14 @@ def prepare_images(config: Config, run: Run, scale: Scale, patch: int) -> Images
     """Training photos with none of the test images among them, and the test images.
 
     Raises:
-        UsageError: a test image is among the photos.
+        UsageError: a test image, or a copy of one, is among the photos; a plan says so too.
     """
     test_set = run.step(tests, TestsInputs(scale, source_of_folder(config.val)))
     pixels = run.step(photos, PhotosInputs(patch, scale, source_of_folder(config.data)))
-    run.step(keep_apart, KeepApartInputs(pixels, (test_set,)))
+    apart = KeepApartInputs(pixels, (test_set,))
+    if run.dry and not run.remembers(keep_apart, apart):
+        check_apart(config.data, (config.val,))
+    run.step(keep_apart, apart)
     return Images(pixels, test_set)
 
 
@@ -90,14 +97,14 @@ def is_graph(file: Path | None) -> bool:
 
 
 def identify_checkpoint(
-    on: RunContext, role: str, file: Path | None, images: Source | None, *, label: str
+    on: RunContext, role: str, file: Path | None, photos: Source | None, *, label: str
 ) -> Ref[Model] | None:
-    """The model in a checkpoint."""
+    """The model in a checkpoint; what it does not tell is settled on training photos."""
     if file is None:
         return None
     options, scale = on.config.identify, on.config.scale
     options = options.model_copy(update={"scale": scale}) if scale else options
-    inputs = IdentifyInputs(options, source_of_file(file), role, images)
+    inputs = IdentifyInputs(options, source_of_file(file), role, photos)
     return on.run.step(identify, inputs, label=label)
 
 

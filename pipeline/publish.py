@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import tomli_w
+from pydantic_core import to_jsonable_python
 
 from mipkd.core.errors import UsageError
 from mipkd.core.evidence import Evidence, Failure
 from mipkd.core.measurement import Host, Measurement
+from mipkd.core.names import printable
 from mipkd.core.records import Built, Model, PatchSet
-from mipkd.core.texts import write_text
 from pipeline import kit_results
 from pipeline.bench.comparisons import NOT_MEASURED, simulated_targets
 from pipeline.bundle.golden import BundleConfig
@@ -86,7 +88,7 @@ def judge_and_publish(config: Config, run: Run, found: Found, *, command: str) -
         builts=builts,
         rivals=tuple(one.as_rival for one in found.baselines),
     )
-    write_text(run.root / "config.toml", tomli_w.dumps(_plain(config)))
+    (run.root / "config.toml").write_text(tomli_w.dumps(_plain(config)))
     _publish(run, evidence)
     try:
         history.append(evidence, run.root.parent / history.FILE)
@@ -187,5 +189,11 @@ def _not_measured(measurements: tuple[Measurement, ...]) -> tuple[str, ...]:
 
 
 def _plain(config: Config) -> dict[str, object]:
-    """The configuration as TOML can hold it: without what is not set."""
-    return config.model_dump(mode="json", exclude_none=True)
+    """The configuration as TOML can hold it: without what is not set, paths printable."""
+    stated = json.dumps(config.model_dump(exclude_none=True), default=_as_text)
+    return json.loads(stated)  # type: ignore[no-any-return]
+
+
+def _as_text(value: object) -> object:
+    """A path or set in a configuration as JSON can hold it; paths may be no UTF-8."""
+    return printable(value) if isinstance(value, PurePath) else to_jsonable_python(value)

@@ -34,6 +34,7 @@ from pipeline.stages.keep_apart import KeepApartInputs, keep_apart
 from pipeline.stages.pace import PaceInputs, pace
 from pipeline.stages.prepare import PhotosInputs, TestsInputs, photos
 from pipeline.stages.prepare import tests as prepare_tests
+from pipeline.teacher_check import check_teacher
 
 log = logging.getLogger(__name__)
 
@@ -141,6 +142,7 @@ def run_study(
 
     Raises:
         UsageError: an unknown method or setting, or a test image is among the photos.
+        UnsupportedError: bicubic beats the teacher, and that was not accepted.
         StageError: every training failed.
     """
     settled = arms(study, base)
@@ -178,9 +180,10 @@ def run_study(
 
 
 def _prepare(patch: int, subject: Subject, run: Run) -> _Shared:
-    first = subject.tests[0]
-    inputs = IdentifyInputs(subject.options, subject.teacher, "teacher", first)
+    inputs = IdentifyInputs(subject.options, subject.teacher, "teacher", subject.data)
     teacher = run.step(identify, inputs, label="teacher")
+    images = subject.tests[0] or subject.data
+    check_teacher(run, teacher, images, subject.options, subject.teacher.path)
     sets = tuple(
         run.step(prepare_tests, TestsInputs(teacher, source), label=str(number))
         for number, source in enumerate(subject.tests)

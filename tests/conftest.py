@@ -45,17 +45,11 @@ def assets() -> Path:
 
 
 @pytest.fixture(scope="session")
-def spandrel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """The optional reader of foreign checkpoints; tests that need it skip without it.
+def spandrel() -> Any:
+    """The optional reader of foreign checkpoints; tests that need it skip without it."""
+    from mipkd.distill.spandrel_reader import import_spandrel  # torch, too early above
 
-    Two of its nets want torchvision at import, whose build for CUDA does not load beside a CPU
-    torch: a stub will do.
-    """
-    pytest.importorskip("einops", reason="needs spandrel: pip install --no-deps spandrel einops")
-    folder = tmp_path_factory.mktemp("stub")
-    (folder / "torchvision/transforms").mkdir(parents=True)
-    stub = "InterpolationMode = rotate = normalize = None\n"
-    (folder / "torchvision/transforms/functional.py").write_text(stub)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder))
-        yield pytest.importorskip("spandrel", reason="needs spandrel, the extra `foreign`")
+    try:
+        return import_spandrel()
+    except ImportError as error:
+        pytest.skip(f"needs spandrel, the extra `foreign`: {error}")

@@ -36,6 +36,7 @@ class HookedNet(SRNet):
     """A net whose parts cannot be run one by one, but whose blocks give features."""
 
     in_parts = False
+    image_range = 1.0  # of the pixels that the foreign net takes and gives
 
     def __init__(
         self,
@@ -66,7 +67,9 @@ class HookedNet(SRNet):
         outputs: dict[int, Any] = {}
         handles = [_on_output(self.blocks[p], partial(outputs.__setitem__, p)) for p in positions]
         try:
-            image: Tensor = self.net(lr_NCHW.clone())  # some nets write to their input
+            pixels = lr_NCHW.clone()  # some nets write to their input
+            image: Tensor = self.net(pixels if self.image_range == 1 else pixels * self.image_range)
+            image = image if self.image_range == 1 else image / self.image_range
         finally:
             for handle in handles:
                 handle.remove()

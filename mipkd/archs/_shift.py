@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mipkd.archs._parts import DIV2K_MEAN
 from mipkd.archs.base import StateDict
+from mipkd.core.errors import UnsupportedError
 
 
 def fold_shift(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -25,6 +26,11 @@ def fold_shift(state: dict[str, Tensor]) -> dict[str, Tensor]:
         return state
     before, after = (state[f"{s}_mean.weight"].double().reshape(3, 3) for s in ("sub", "add"))
     sub, add = (state[f"{s}_mean.bias"].double() for s in ("sub", "add"))
+    if not float(torch.linalg.det(before)):
+        raise UnsupportedError(
+            "sub_mean.weight maps colours to fewer than three dimensions",
+            hint="known: a shift of the mean, or a map that can be undone",
+        )
     shift = torch.linalg.solve(before, sub)
     identity = torch.eye(3, dtype=torch.float64)
     if torch.equal(before, identity) and torch.equal(after, identity) and torch.equal(sub, -add):
@@ -53,12 +59,12 @@ def settle_range(state: StateDict, layout: str) -> tuple[dict[str, object], dict
         mean = tuple(round(s / image_range, 6) for s in shift) if any(shift) else None
         return {"image_range": image_range, "mean": mean}, {"image_range": how, "mean": how}
     if layout == "basicsr":
-        how = "layout basicsr: its defaults"
+        how = "assumed from layout basicsr: its defaults"
         return {"image_range": 255.0, "mean": DIV2K_MEAN}, {"image_range": how, "mean": how}
     return {}, {"image_range": "unknown", "mean": "unknown"}
 
 
 def list_ranges(hyper: Any) -> list[Any]:
-    """Image range 255 or 1, with and without mean shift."""
-    pairs = product((255.0, 1.0), (None, DIV2K_MEAN))
+    """Image range 255 or 1, with and without mean shift; and pixels from -1 to 1."""
+    pairs = [*product((255.0, 1.0), (None, DIV2K_MEAN)), (2.0, (0.5, 0.5, 0.5))]
     return [replace(hyper, image_range=r, mean=m) for r, m in pairs]

@@ -111,7 +111,8 @@ class Arch(ABC):
     @abstractmethod
     def read(self, state: StateDict, layout: str) -> tuple[Any, dict[str, str]]:
         """The hyper-parameters from tensor shapes, and for each fact that shapes cannot
-        tell how it was settled ("layout ...") or the word "unknown"."""
+        tell how it was settled ("layout ..."), "assumed ..." if only the layout's convention says
+        so and images should confirm it, or "unknown"."""
 
     def unsettled(self, hyper: Any) -> list[Any]:
         """The hyper-parameters that a probe on images should try, the likeliest first."""

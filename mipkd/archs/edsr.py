@@ -145,7 +145,7 @@ class Family(Arch):
         scale, direct = read_upsampler(state, channels)
         fields, settled = settle_range(state, layout)
         res_scale = 0.1 if channels >= 256 else 1.0
-        settled["res_scale"] = f"layout {layout}: {res_scale} at {channels} channels"
+        settled["res_scale"] = f"assumed from layout {layout}: {res_scale} at {channels} channels"
         hyper = Hyper(
             scale, channels, count_indices(state, "blocks.") - 1, direct, res_scale=res_scale
         )

@@ -27,6 +27,7 @@ from mipkd.archs._parts import (
     spread_evenly,
     take_blocks,
 )
+from mipkd.archs._shift import list_ranges
 from mipkd.archs._swinir_projection import project
 from mipkd.archs.base import Arch, SRNet, StateDict
 from mipkd.core.errors import UnsupportedError, UsageError
@@ -265,8 +266,11 @@ class Family(Arch):
             ratio=int(state["blocks.0.layers.0.mlp.fc1.weight"].shape[0]) // channels,
             direct=direct,
         )
-        how = f"layout {layout}: SwinIR's own"
+        how = f"assumed from layout {layout}: SwinIR's own"
         return hyper, {"image_range": how, "mean": how}
+
+    def unsettled(self, hyper: _Hyper) -> list[_Hyper]:
+        return list_ranges(hyper)
 
     def make(self, hyper: _Hyper) -> SwinIR:
         return SwinIR(hyper)

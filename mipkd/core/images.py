@@ -6,27 +6,35 @@ Pillow and scikit-image are imported where they are used.
 
 from __future__ import annotations
 
-import hashlib
+import logging
 import math
 import struct
 import warnings
 import zlib
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from mipkd.core.deep_pixels import is_deep, read_deep
 from mipkd.core.errors import UsageError
+from mipkd.core.folders import HEIF_HINT
+from mipkd.core.names import printable
 
 if TYPE_CHECKING:
     from PIL import Image
 
+log = logging.getLogger(__name__)
+
 ByteArray = npt.NDArray[np.uint8]
 Plane = npt.NDArray[np.float64]
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+MOST_PIXELS = 500_000_000  # of a file: 3.5 GB while it is read; the largest sensors have 200e6
+# Of what an ISO media file begins with: those of HEIC, and not of AVIF, which Pillow reads.
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 UNSEEN_DB = 45.0  # PSNR of an error of 1.4 levels of 255: nobody sees what is lost above
 PSNR_OF_EQUAL_DB = 100.0  # stands for infinity, which JSON cannot hold
 SSIM_WINDOW = 11
@@ -47,48 +55,13 @@ _DAMAGED = (
 )
 
 
-def list_images(folder: Path) -> list[Path]:
-    """The images of a folder, sorted by name.
+@dataclass(frozen=True)
+class Reading:
+    """The pixels of an image file, and what is said beside them."""
 
-    Raises:
-        UsageError: no such folder, a file instead of one, or no image in it.
-    """
-    if not folder.is_dir():
-        kind = "a file, not a folder" if folder.exists() else "no such folder"
-        raise UsageError(f"{folder}: {kind}", hint="give a folder of photos")
-    found = sorted(f for f in folder.iterdir() if _is_image(f))
-    if not found:
-        raise UsageError(f"{folder}: no image in it", hint="known: " + " ".join(SUFFIXES))
-    return found
-
-
-def hash_folder(folder: Path) -> str:
-    """sha256 over names and contents of all images in a folder and the folders below it.
-
-    The `HR` folder of a test set stands for the set: published LR files beside it count too.
-
-    Raises:
-        UsageError: no such folder, or a file in it may not be read.
-    """
-    if not folder.is_dir():
-        list_images(folder)  # says what is wrong
-    beside = folder.parent / "LR_bicubic" if folder.name == "HR" else folder
-    roots = [folder] if beside == folder else [folder, beside]
-    digest = hashlib.sha256()
-    for root in roots:
-        for file in sorted(f for f in root.rglob("*") if _is_image(f) and f.is_file()):
-            digest.update(str(file.relative_to(root)).encode())
-            try:
-                with file.open("rb") as opened:
-                    digest.update(hashlib.file_digest(opened, "sha256").digest())
-            except OSError as error:
-                raise UsageError(f"{file}: cannot be read: {error.strerror}") from error
-    return digest.hexdigest()
-
-
-def _is_image(path: Path) -> bool:
-    hidden = path.name.startswith(".")  # "._photo.jpg" is what macOS leaves on foreign disks
-    return path.suffix.lower() in SUFFIXES and not hidden and not path.is_dir()
+    rgb_HWC: ByteArray
+    further_pages: int = 0  # of a TIFF or an animation, not read
+    note: str = ""  # what was assumed about its range
 
 
 def read_rgb(path: Path) -> ByteArray:
@@ -97,18 +70,37 @@ def read_rgb(path: Path) -> ByteArray:
     Raises:
         UsageError: the file cannot be read or decoded.
     """
+    read = read_photo(path)
+    if read.note:
+        log.warning("%s: %s", printable(path), read.note)
+    return read.rgb_HWC
+
+
+def read_photo(path: Path) -> Reading:
+    """An image file as `read_rgb` gives it, with what a caller may count.
+
+    Raises:
+        UsageError: the file cannot be read or decoded, or has more pixels than `MOST_PIXELS`.
+    """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    Image.MAX_IMAGE_PIXELS = None  # large photos are what we are for
+    Image.MAX_IMAGE_PIXELS = None  # large photos are what we are for; `_check_size` is our limit
+    _register_heif(path)
+    note = ""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
                 _check_whole(image, path)
+                _check_size(image)
+                deep, pages = is_deep(image), _further_pages(image)
                 image.load()
+                if deep:
+                    upright, note = read_deep(image, path)
+                    return Reading(np.array(_as_rgb(upright)), pages, note)
                 with suppress(*_DAMAGED):  # damaged EXIF costs the orientation, not the photo
                     ImageOps.exif_transpose(image, in_place=True)
-                return np.array(_as_rgb(image))
+                return Reading(np.array(_as_rgb(image)), pages)
     except UnidentifiedImageError as error:
         why = "no image format that is known"
         raise UsageError(f"{path}: cannot be read as an image: {why}") from error
@@ -120,12 +112,59 @@ def read_rgb(path: Path) -> ByteArray:
 
 def pixels_in(path: Path) -> int:
     """Height times width as the file's header tells; 0 when it cannot be read."""
+    height, width = size_of(path)
+    return height * width
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """Height and width as the file's header tells; zeros when it cannot be read."""
     from PIL import Image
 
-    with suppress(*_DAMAGED), warnings.catch_warnings():
+    with suppress(*_DAMAGED, UsageError), warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        _register_heif(path)
         with Image.open(path) as image:
-            return image.height * image.width
+            return image.height, image.width
+    return 0, 0
+
+
+def _register_heif(path: Path) -> None:
+    """Let Pillow read HEIC, as phones write it, where the file is such a one.
+
+    Raises:
+        UsageError: it is, and its reader is not installed.
+    """
+    try:
+        with path.open("rb") as opened:
+            head = opened.read(64)
+    except OSError:
+        return  # opening it as an image says so
+    if head[4:8] != b"ftyp" or head[8:12] not in _HEIF_BRANDS or b"avif" in head:
+        return
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError as error:
+        raise UsageError(
+            f"{path}: cannot be read as an image: it is HEIC, whose reader is not installed",
+            hint=HEIF_HINT,
+        ) from error
+    register_heif_opener()
+
+
+def _check_size(image: Image.Image) -> None:
+    """Refuse more pixels than anyone has, before memory is taken."""
+    if image.width * image.height > MOST_PIXELS:
+        size = f"{image.width}x{image.height} pixels"
+        raise ValueError(f"{size} are more than {MOST_PIXELS // 10**6} megapixels; cut it in parts")
+
+
+def _further_pages(image: Image.Image) -> int:
+    """Pages or frames after the first, which alone is read; a phone's second image in a JPEG, a
+    preview or a map of depth, is none."""
+    if image.format == "MPO":
+        return 0
+    with suppress(*_DAMAGED):
+        return max(0, getattr(image, "n_frames", 1) - 1)
     return 0
 
 
@@ -144,11 +183,6 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
     if image.mode == "F":
         raise ValueError("floating-point pixels have no agreed range; save it with 8 or 16 bits")
-    if image.mode.startswith("I"):  # 16 bits of grey; Pillow would clip them to 8
-        grey = np.asarray(image, dtype=np.float64)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise ValueError("its pixels have more than 16 bits; save it with 8 or 16")
-        return Image.fromarray(np.rint(grey / 257).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         over = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)

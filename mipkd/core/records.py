@@ -36,8 +36,11 @@ class Photos:
     source: str  # where they came from
     scale: int  # of the LR pixels
     count: int  # of photos
-    skipped: tuple[str, ...] = ()  # those that could not be used
+    skipped: tuple[str, ...] = ()  # those that could not be used, and why
     is_sample: bool = False  # whether they are the sample photos
+    # Of the files in that folder that look like photos, by why they were left out: how many.
+    left_out: dict[str, int] = field(default_factory=dict)
+    lr_from: str = "bicubic"  # of our own, "published" files, or "mixed"
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,11 @@ class TestSet:
     source: str  # where they came from
     scale: int  # of the LR images
     images: tuple[str, ...]  # names
-    lr_from: str  # "published" files or "bicubic" of our own
-    skipped: tuple[str, ...] = ()  # those that could not be used
+    lr_from: str  # "published" files, "bicubic" of our own, or "mixed"
+    skipped: tuple[str, ...] = ()  # those that could not be used, and why
     is_sample: bool = False  # whether they are the sample photos
+    # Of the files in that folder that look like photos, by why they were left out: how many.
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

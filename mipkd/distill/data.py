@@ -5,12 +5,9 @@ Shapes: N batch, H W low-res size, S scale. Values: float32 in [0, 1], RGB, unle
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import logging
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from copy import copy
 from functools import partial
 from itertools import islice
@@ -22,58 +19,48 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mipkd.core.errors import StageError, UsageError
-from mipkd.core.images import (
-    ByteArray,
-    crop_to_multiple,
-    downscale,
-    list_images,
-    pixels_in,
-    read_rgb,
-    write_png,
-)
+from mipkd.core.errors import UsageError
+from mipkd.core.images import ByteArray, read_rgb, write_png
+from mipkd.core.names import printable
 from mipkd.core.photos import PhotoWriter, open_photos
 from mipkd.core.records import Photos, TeacherCache, TestSet
-from mipkd.core.samples import sample_photos, sample_tests
 from mipkd.distill.batch import Batch
 from mipkd.distill.cache_store import HalfArray, TeacherOutput, open_cache
+from mipkd.distill.pair_reader import Pair as Pair
+from mipkd.distill.pair_reader import PairReader
 from mipkd.losses.base import TeacherPass
 
-log = logging.getLogger(__name__)
-
 AnyArray = npt.NDArray[Any]
-Pair = tuple[str, ByteArray, ByteArray]  # name, LR, HR
 _SAMPLE_TEST_SIZE = 256  # HR pixels a side
 _LEAST_LR = 16  # pixels a side: for an SSIM window inside the borders, and for nets' windows
-_NAMED = 3  # skipped files that are named if there are many
 
 
 def prepare_photos(source: Path | None, *, scale: int, patch: int, out: Path) -> Photos:
-    """Decode every photo of a folder (None: the samples), downscale it and store both in `out`.
+    """Decode every photo of a folder (None: the samples) and store it in `out`, HR and LR.
 
-    Photos that cannot be read or are smaller than a patch are skipped with a warning.
+    LR is a published one of this scale where the folder holds it, else our own. Photos that cannot
+    be read, are smaller than a patch or are there twice are left out with a warning.
 
     Raises:
-        UsageError: none is left.
+        UsageError: none is left, or a published LR image is missing or has the wrong size.
         StageError: the disk is full.
     """
-    files = list_images(source) if source else sample_photos()
-    label = str(source or "sample photos of scikit-image and scikit-learn")
-    skipped: list[str] = []
-    digest, least = hashlib.sha256(f"x{scale}".encode()), patch * scale
-    with _explain_full_disk(files, scale, out), closing(PhotoWriter(out)) as writer:
-        for name, file, photo in _read_all(files, skipped):
-            hr = np.ascontiguousarray(crop_to_multiple(photo, scale))
-            if min(hr.shape[:2]) < least:
-                _skip(skipped, file, f"{_size(hr)} is smaller than a patch of {least}x{least}")
-                continue
-            writer.add(name, hr, downscale(hr, scale))
+    label = name_source(source, for_tests=False)
+    reader = PairReader(source, scale, least=patch * scale, least_is="a patch of ")
+    digest = hashlib.sha256(f"x{scale}".encode())
+    with reader.explain_full_disk(out), closing(PhotoWriter(out)) as writer:
+        for name, lr, hr in reader.pairs():
+            writer.add(name, hr, lr)
             digest.update(hr.data)
-    _warn_skipped(skipped, len(files))
+            if name in reader.published:  # what we made ourselves follows from HR
+                digest.update(lr.data)
+    reader.warn(label)
     if not writer.index:
+        least = patch * scale
         raise UsageError(
-            f"{label}: none of {len(files)} photos can be used; the first: {skipped[0]}",
-            hint=f"photos need {least} pixels a side; --set distill.patch=N for less",
+            f"{label}: none of {reader.count} photos can be used; "
+            f"the first: {reader.first_problem}",
+            hint=reader.hint(f"photos need {least} pixels a side; --set distill.patch=N for less"),
         )
     return Photos(
         folder=out,
@@ -81,39 +68,44 @@ def prepare_photos(source: Path | None, *, scale: int, patch: int, out: Path) ->
         source=label,
         scale=scale,
         count=len(writer.index),
-        skipped=tuple(skipped),
+        skipped=tuple(reader.skipped),
         is_sample=source is None,
+        left_out=reader.left_out(),
+        lr_from=reader.lr_from(len(writer.index)),
     )
 
 
 def prepare_tests(source: Path | None, *, scale: int, out: Path) -> TestSet:
     """Write the test images as PNG to `out`/hr and `out`/lr.
 
-    `source` is a folder of HR photos, a set with `HR/` and `LR_bicubic/X<scale>/`, or the `HR`
-    of such a set; None gives the samples, cropped. Images that cannot be read or are too small to
-    measure are skipped with a warning.
+    `source` is a folder of HR photos, a set with LR images in a known layout, or the HR part of
+    such a set; None gives the samples, cropped. Images that cannot be read or are too small to
+    measure are left out with a warning.
 
     Raises:
         UsageError: none is left, or a published LR image is missing or has the wrong size.
         StageError: the disk is full.
     """
-    files, published = _list_hr(source), _find_published_lr(source, scale)
-    label = str(source or "sample photos of scikit-image")
-    names, skipped, digest = [], list[str](), hashlib.sha256(f"x{scale}".encode())
-    with _explain_full_disk(files, scale, out):
+    label = name_source(source, for_tests=True)
+    reader = _test_reader(source, scale)
+    names, digest = [], hashlib.sha256(f"x{scale}".encode())
+    with reader.explain_full_disk(out):
         for kind in ("hr", "lr"):
             (out / kind).mkdir(parents=True, exist_ok=True)
-        for name, lr, hr in _read_pairs(source, scale, skipped):
+        for name, lr, hr in reader.pairs():
             write_png(out / "hr" / f"{name}.png", hr)
             write_png(out / "lr" / f"{name}.png", lr)
-            digest.update(np.ascontiguousarray(hr).data)
+            digest.update(hr.data)
             digest.update(lr.data)
             names.append(name)
-    _warn_skipped(skipped, len(files))
+    reader.warn(label)
     if not names:
         raise UsageError(
-            f"{label}: none of {len(files)} test images can be used; the first: {skipped[0]}",
-            hint=f"images of {_LEAST_LR * scale} pixels a side or more can be measured",
+            f"{label}: none of {reader.count} test images can be used; "
+            f"the first: {reader.first_problem}",
+            hint=reader.hint(
+                f"images of {_LEAST_LR * scale} pixels a side or more can be measured"
+            ),
         )
     return TestSet(
         folder=out,
@@ -121,15 +113,32 @@ def prepare_tests(source: Path | None, *, scale: int, out: Path) -> TestSet:
         source=label,
         scale=scale,
         images=tuple(names),
-        lr_from="published" if published else "bicubic",
-        skipped=tuple(skipped),
+        lr_from=reader.lr_from(len(names)),
+        skipped=tuple(reader.skipped),
         is_sample=source is None,
+        left_out=reader.left_out(),
     )
+
+
+def _test_reader(source: Path | None, scale: int) -> PairReader:
+    return PairReader(source, scale, least=_LEAST_LR * scale, crop=_SAMPLE_TEST_SIZE)
+
+
+def read_hr(source: Path | None, *, for_tests: bool) -> Iterator[tuple[str, ByteArray]]:
+    """Name and HR of each image that would be trained or tested on, nothing prepared or said."""
+    crop = _SAMPLE_TEST_SIZE if for_tests else 0
+    return PairReader(source, 1, least=_LEAST_LR, crop=crop).hr_images()
+
+
+def name_source(source: Path | None, *, for_tests: bool) -> str:
+    """What a folder, or the samples that stand in for it, is called."""
+    samples = "sample photos of scikit-image" + ("" if for_tests else " and scikit-learn")
+    return printable(source) if source else samples
 
 
 def probe_images(source: Path | None, *, scale: int, count: int = 5) -> list[Pair]:
     """A few test images, to settle what a checkpoint does not tell."""
-    return list(islice(_read_pairs(source, scale, []), count))
+    return list(islice(_test_reader(source, scale).pairs(), count))
 
 
 def load_tests(tests: TestSet) -> list[Pair]:
@@ -232,98 +241,3 @@ def _as_tensor(images_NHWC: AnyArray) -> Tensor:
     """Float NCHW in channels-last memory; bytes are scaled to [0, 1]."""
     values = torch.from_numpy(images_NHWC).permute(0, 3, 1, 2)
     return values.float().div_(255) if values.dtype == torch.uint8 else values.float()
-
-
-def _find_published_lr(source: Path | None, scale: int) -> Path | None:
-    """The set's folder of LR files, if it has one."""
-    for root in (source, source.parent if source and source.name == "HR" else None):
-        if root and (root / "LR_bicubic" / f"X{scale}").is_dir():
-            return root / "LR_bicubic" / f"X{scale}"
-    return None
-
-
-def _list_hr(source: Path | None) -> list[Path]:
-    if source is None:
-        return sample_tests()
-    return list_images(source / "HR" if (source / "HR").is_dir() else source)
-
-
-def _read_pairs(source: Path | None, scale: int, skipped: list[str]) -> Iterator[Pair]:
-    published = _find_published_lr(source, scale)
-    for name, file, photo in _read_all(_list_hr(source), skipped):
-        hr = crop_to_multiple(photo if source else _centre(photo, _SAMPLE_TEST_SIZE), scale)
-        if min(hr.shape[:2]) < _LEAST_LR * scale:
-            least = f"{_LEAST_LR * scale}x{_LEAST_LR * scale}"
-            _skip(skipped, file, f"{_size(hr)} is smaller than {least}, too small to be measured")
-            continue
-        if published is None:
-            yield name, downscale(hr, scale), hr
-            continue
-        lr_file = published / f"{file.stem}x{scale}.png"
-        if not lr_file.is_file():
-            raise UsageError(
-                f"{lr_file}: no such file", hint=f"{published} must hold the LR of every HR image"
-            )
-        lr = _read(lr_file, skipped)
-        if lr is None:
-            continue
-        if (lr.shape[0] * scale, lr.shape[1] * scale) != hr.shape[:2]:
-            raise UsageError(
-                f"{lr_file}: {_size(lr)} does not fit an HR image of {_size(hr)} at x{scale}"
-            )
-        yield name, lr, hr
-
-
-def _read_all(files: Sequence[Path], skipped: list[str]) -> Iterator[tuple[str, Path, ByteArray]]:
-    """Each readable image under a name that is unique in the list."""
-    stems = Counter(file.stem.casefold() for file in files)
-    for file in files:
-        image = _read(file, skipped)
-        if image is not None:
-            alone = stems[file.stem.casefold()] == 1
-            yield file.stem if alone else file.name, file, image
-
-
-def _read(file: Path, skipped: list[str]) -> ByteArray | None:
-    try:
-        return read_rgb(file)
-    except UsageError as error:
-        _skip(skipped, file, error.what.removeprefix(f"{file}: "))
-        return None
-
-
-def _skip(skipped: list[str], file: Path, why: str) -> None:
-    skipped.append(f"{file.name}: {why}")
-
-
-def _warn_skipped(skipped: Sequence[str], count: int) -> None:
-    """Warn of the files skipped of `count`; if there are many, name the first ones."""
-    named = skipped if len(skipped) <= 2 * _NAMED else skipped[:_NAMED]
-    for one in named:
-        log.warning("skipped %s", one)
-    if len(named) < len(skipped):
-        log.warning("skipped %d of %d images in all; results.json names each", len(skipped), count)
-
-
-def _size(image_HWC: ByteArray) -> str:
-    return f"{image_HWC.shape[1]}x{image_HWC.shape[0]}"
-
-
-@contextmanager
-def _explain_full_disk(files: Sequence[Path], scale: int, out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        most = 3 * (1 + 1 / scale**2) * sum(pixels_in(file) for file in files)
-        raise StageError(
-            f"{out}: no space left on the disk",
-            hint=f"up to {most / 1e6:.1f} MB are needed there; "
-            "free some and run the same command again",
-        ) from error
-
-
-def _centre(image_HWC: ByteArray, size: int) -> ByteArray:
-    top, left = ((side - size) // 2 for side in image_HWC.shape[:2])
-    return image_HWC[top : top + size, left : left + size]

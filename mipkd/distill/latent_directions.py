@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from mipkd.archs.base import SRNet
 from mipkd.core.photos import open_photos
 from mipkd.core.records import Directions, Photos, TeacherCache
 from mipkd.distill.data import PatchSampler
-from mipkd.distill.files import hash_weights, read_state, write_state
+from mipkd.distill.files import hash_weights, write_state
 from mipkd.losses._principal import PrincipalDirections, choose_width, relative_error
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ def find_directions(
 
 def read_directions(directions: Directions) -> list[PrincipalDirections]:
     """The directions of each position."""
-    state, _ = read_state(directions.file)
+    state = load_file(directions.file)
     return [
         PrincipalDirections(state[f"{k}.mean_C"], state[f"{k}.directions_CL"])
         for k in range(len(directions.positions))

@@ -7,8 +7,12 @@ checkpoint, for images in [0, 1]. It does not know the weights' licence.
 from __future__ import annotations
 
 import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,6 +20,21 @@ import torch
 from mipkd.archs._hooked import HookedNet, find_blocks, format_block_names, trial_image
 from mipkd.archs.base import StateDict, arch_names
 from mipkd.core.errors import MissingError, UnsupportedError
+
+# How spandrel fails where it takes one family for another.
+_MISTAKEN = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+class NotKnownError(UnsupportedError):
+    """spandrel does not know it, or takes it for what it is not."""
 
 
 @dataclass(frozen=True)
@@ -39,27 +58,34 @@ def read_foreign(state: StateDict, path: Path, *, blocks: str | None, unknown: s
         UnsupportedError: not known to spandrel either, or no super-resolution of RGB images.
         UsageError: `blocks` is no sequence of the net.
     """
-    spandrel = _import_spandrel(path, unknown)
+    spandrel = _import_for(path, unknown)
     try:
         found = spandrel.ModelLoader().load_from_state_dict(
             spandrel.canonicalize_state_dict(dict(state))
         )
     except spandrel.UnsupportedModelError as error:
-        raise UnsupportedError(
+        raise NotKnownError(
             f"{path}: {unknown}", hint=f"{_list_ours()}; spandrel does not know it either"
         ) from error
-    # spandrel fails in any of these ways where it takes one family for another.
-    except (RuntimeError, KeyError, ValueError, TypeError, AssertionError, IndexError) as error:
+    except _MISTAKEN as error:
         first = (str(error) or type(error).__name__).splitlines()[0]
-        raise UnsupportedError(
+        raise NotKnownError(
             f"{path}: {unknown}", hint=f"{_list_ours()}; spandrel cannot load it either: {first}"
         ) from error
     _check(found, spandrel, path)
+    _check_kinds(found.model.state_dict(), state, path)
     sizes = found.size_requirements
     known = {"multiple": int(sizes.multiple_of), "least": max(1, int(sizes.minimum))}
     net = found.model.eval().float()
     trial = trial_image(**known)
-    _check_call(found, trial, path)
+    try:
+        _check_call(found, trial, path)
+    except _MISTAKEN as error:
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise UnsupportedError(
+            f"{path}: {found.architecture.name} of spandrel cannot be run: {first}",
+            hint="known: nets that take images of any size",
+        ) from error
     body = find_blocks(net, trial, blocks)
     return ForeignNet(
         net=HookedNet(net, body, scale=int(found.scale), **known).eval(),
@@ -73,9 +99,15 @@ def _list_ours() -> str:
     return "known: " + ", ".join(arch_names())
 
 
-def _import_spandrel(path: Path, unknown: str) -> Any:
-    try:
+def import_spandrel() -> Any:
+    """spandrel itself; torchvision, which it needs for two nets that are no SR, may be missing."""
+    with _without_torchvision():
         return importlib.import_module("spandrel")
+
+
+def _import_for(path: Path, unknown: str) -> Any:
+    try:
+        return import_spandrel()
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if missing == "spandrel":
@@ -88,12 +120,43 @@ def _import_spandrel(path: Path, unknown: str) -> Any:
         raise _broken(path, unknown, error) from error
 
 
+@contextmanager
+def _without_torchvision() -> Iterator[None]:
+    """Import spandrel where torchvision is not installed, or is of another build than torch.
+
+    It imports three functions of it for LaMa and RestoreFormer, which are no super-resolution.
+    """
+    if _can_import("torchvision.transforms.functional"):
+        yield
+        return
+    functions = ModuleType("torchvision.transforms.functional")
+    functions.__getattr__ = lambda name: None  # type: ignore[method-assign]
+    names = ("torchvision", "torchvision.transforms")
+    placeholders = {name: ModuleType(name) for name in names} | {functions.__name__: functions}
+    before = {name: sys.modules.pop(name) for name in placeholders if name in sys.modules}
+    sys.modules.update(placeholders)
+    try:
+        yield
+    finally:
+        for name in placeholders:
+            sys.modules.pop(name, None)
+        sys.modules.update(before)
+
+
+def _can_import(name: str) -> bool:
+    try:
+        importlib.import_module(name)
+    except (ImportError, RuntimeError, OSError):
+        return False
+    return True
+
+
 def _broken(path: Path, unknown: str, error: Exception) -> MissingError:
     first = str(error).splitlines()[0]
     return MissingError(
         f"{path}: {unknown}; spandrel, which may know it, cannot be imported: {first}",
-        hint="it needs a torchvision of the same build (CPU or CUDA) as torch: "
-        "https://pytorch.org/get-started/locally",
+        hint="pip install 'mipkd-pipeline[foreign]'; a torchvision beside it must be of torch's "
+        "build (CPU or CUDA): https://pytorch.org/get-started/locally",
     )
 
 
@@ -108,6 +171,16 @@ def _check(found: Any, spandrel: Any, path: Path) -> None:
         f"channels to {channels[1]}{', square images only' if fixed else ''}",
         hint="known: super-resolution of RGB images, x2 or more",
     )
+
+
+def _check_kinds(wanted: StateDict, state: StateDict, path: Path) -> None:
+    """Refuse whole numbers where the net has weights: torch would take them as they are."""
+    for key, value in state.items():
+        if key in wanted and wanted[key].is_floating_point() and not value.is_floating_point():
+            kind = str(value.dtype).removeprefix("torch.")
+            raise UnsupportedError(
+                f"{path}: {key} has {kind} values", hint="known: floating-point weights"
+            )
 
 
 def _check_call(found: Any, trial: torch.Tensor, path: Path) -> None:

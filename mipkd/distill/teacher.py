@@ -4,38 +4,25 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
 
-from mipkd.archs.base import (
-    Arch,
-    SRNet,
-    StateDict,
-    arch_names,
-    gmacs,
-    load_arch,
-    load_archs,
-    params,
-    upscale_image,
-)
-from mipkd.core.errors import UnsupportedError, UsageError
-from mipkd.core.images import psnr_y
+from mipkd.archs._hooked import HookedNet
+from mipkd.archs.base import Arch, SRNet, arch_names, gmacs, load_arch, params
+from mipkd.core.errors import UsageError
 from mipkd.core.records import Model
-from mipkd.distill.data import Pair
-from mipkd.distill.files import hash_weights, read_state, write_state
-from mipkd.distill.spandrel_reader import read_foreign
+from mipkd.distill.files import hash_weights, write_state
+from mipkd.distill.probe import ASSUMED, Probe, is_open, settle
+from mipkd.distill.recognise import Foreign, recognise
+from mipkd.distill.unwrap import Candidate
 
 log = logging.getLogger(__name__)
-
-_DERIVED = {f"{sign}_mean.{part}" for sign in ("sub", "add") for part in ("weight", "bias")}
-_PROBE_SIZE = 96  # LR pixels a side: a probe is quick
 
 
 class TeacherOptions(BaseModel):
@@ -49,47 +36,40 @@ class TeacherOptions(BaseModel):
     mean_shift: bool | None = None
     licence: str | None = None
     blocks: str | None = None  # of a foreign family: a container, or modules "B1,B2,B3"
+    accept_worse_than_bicubic: bool = False  # learn from a teacher that bicubic beats
 
 
 def identify(
-    path: Path,
-    *,
-    role: str,
-    options: TeacherOptions,
-    probe: Callable[[int], Sequence[Pair]] | None = None,
+    path: Path, *, role: str, options: TeacherOptions, probe: Probe | None = None
 ) -> tuple[Model, SRNet]:
     """The model in a checkpoint and its net; `probe` gives images at a scale.
 
     Raises:
-        UsageError: not a checkpoint, or it contradicts an option.
+        UsageError: not a checkpoint, weights that are not finite, or it contradicts an option.
         UnsupportedError: an architecture that neither we nor spandrel know.
         MissingError: none of ours, and spandrel is not installed.
     """
-    state, header = read_state(path)
-    recognised = _recognise(state)
-    if recognised is None:
-        return _identify_foreign(path, state, role=role, options=options)
-    arch, layout, weights = recognised
-    hyper, settled = arch.read(weights, layout)
-    _check_scale(path, hyper.scale, options)
-    if stored := header.get("hyper"):
-        layout = "ours"
-        known = {f.name for f in fields(hyper)}
-        hyper = replace(hyper, **{k: _as_tuple(v) for k, v in stored.items() if k in known})
-        settled = dict.fromkeys(settled, "header of our own checkpoint")
-    hyper, settled = _apply_options(hyper, settled, options)
-    unknown = [fact for fact, how in settled.items() if how == "unknown"]
-    if unknown:
-        best, how = _probe_hyper(arch, hyper, weights, probe, settled)
-        changed = [f for f in settled if getattr(best, f) != getattr(hyper, f)]
-        hyper, settled = best, settled | dict.fromkeys([*unknown, *changed], how)
-    net = _fill(arch, hyper, weights)
-    licence = options.licence or header.get("licence") or "unknown"
-    found = describe(arch, hyper, role=role, file=path, licence=licence)
+    found = recognise(path, blocks=options.blocks)
+    if isinstance(found, Foreign):
+        return _describe_foreign(path, found, role=role, options=options, probe=probe)
+    arch = found.arch
     if options.blocks:
         raise UsageError(f"identify.blocks: those of {arch.name} are known", hint="leave it out")
+    _check_scale(path, found.hyper.scale, options)
+    hyper, settled = _apply_options(found.hyper, found.settled, options)
+    images = probe(hyper.scale) if probe and is_open(settled) else None
+    hyper, settled = settle(_list_guesses(arch, hyper, settled), settled, found.make, images)
     settled = {fact: f"{getattr(hyper, fact, None)} ({how})" for fact, how in settled.items()}
-    return replace(found, layout=layout, settled=settled), net
+    settled |= _say_taken(path, found.taken)
+    licence = options.licence or found.licence or "unknown"
+    model = describe(arch, hyper, role=role, file=path, licence=licence)
+    return replace(model, layout=found.layout, settled=settled), found.make(hyper)
+
+
+def _list_guesses(arch: Arch, hyper: Any, settled: Mapping[str, str]) -> list[Any]:
+    """What the open facts may be, the layout's own guess first."""
+    fixed = {f: getattr(hyper, f) for f, how in settled.items() if not is_open({f: how})}
+    return list(dict.fromkeys([hyper, *(replace(h, **fixed) for h in arch.unsettled(hyper))]))
 
 
 def describe(arch: Arch, hyper: Any, *, role: str, file: Path, licence: str) -> Model:
@@ -113,13 +93,12 @@ def describe(arch: Arch, hyper: Any, *, role: str, file: Path, licence: str) -> 
 
 def load(model: Model) -> SRNet:
     """The net of a record, in eval mode."""
-    state, _ = read_state(model.file)
-    recognised = _recognise(state)
-    if recognised is None:
-        blocks = str(model.hyper.get("blocks", ""))
-        return read_foreign(state, model.file, blocks=blocks, unknown=_describe_unknown(state)).net
-    arch, _, weights = recognised
-    return _fill(arch, hyper_of(arch, model), weights)
+    found = recognise(model.file, blocks=str(model.hyper.get("blocks", "")))
+    if isinstance(found, Foreign):
+        net = found.found.net
+        net.image_range = float(model.hyper["image_range"])
+        return net
+    return found.make(hyper_of(found.arch, model))
 
 
 def load_structure(model: Model) -> SRNet:
@@ -137,7 +116,9 @@ def save_copy(model: Model, net: SRNet, file: Path) -> None:
         arch = load_arch(model.arch)
         save(net, arch, hyper_of(arch, model), file, licence=model.licence)
     else:  # under its own key names, by which spandrel recognises it
-        write_state(read_state(model.file)[0], file, {"licence": model.licence})
+        found = recognise(model.file, blocks=str(model.hyper["blocks"]))
+        assert isinstance(found, Foreign), "what is not in parts is not ours"
+        write_state(found.state, file, {"licence": model.licence})
 
 
 def hyper_of(arch: Arch, model: Model) -> Any:
@@ -154,35 +135,82 @@ def save(net: SRNet, arch: Arch, hyper: Any, path: Path, *, licence: str) -> Non
     write_state(arch.original(net), path, header)
 
 
-def _identify_foreign(
-    path: Path, state: StateDict, *, role: str, options: TeacherOptions
+def _describe_foreign(
+    path: Path,
+    foreign: Foreign,
+    *,
+    role: str,
+    options: TeacherOptions,
+    probe: Probe | None,
 ) -> tuple[Model, SRNet]:
-    found = read_foreign(state, path, blocks=options.blocks, unknown=_describe_unknown(state))
-    for fact in ("image_range", "res_scale", "mean_shift"):
+    found = foreign.found
+    for fact in ("res_scale", "mean_shift"):
         if getattr(options, fact) is not None:
             raise UsageError(f"identify.{fact}: {found.arch} has no such setting: spandrel's own")
     net, by = found.net, f"spandrel {found.version}"
     _check_scale(path, net.scale, options)
+    image_range, range_settled = _settle_range(net, by, options, probe)
     how = "option" if options.blocks else "found by a trial run"
     body = f"{found.blocks} ({how}: {len(net.blocks)} blocks of {net.width} channels)"
     settled = {
-        "image_range": f"1.0 ({by})",
+        "image_range": range_settled,
         "blocks": body if net.blocks else "none of one size found: teaches by its image alone",
     }
+    settled |= _say_taken(path, foreign.taken)
     model = Model(
         role=role,
         file=path,
         sha256=hash_weights(path),
         arch=found.arch,
-        hyper={"image_range": 1.0, "blocks": found.blocks},
+        hyper={"image_range": image_range, "blocks": found.blocks},
         scale=net.scale,
         layout=by,
         settled=settled,
         params=params(net),
         gmacs=round(_gmacs_of_foreign(net), 2),
-        licence=options.licence or "unknown",
+        licence=options.licence or foreign.licence or "unknown",
     )
     return model, net
+
+
+@dataclass(frozen=True)
+class _Foreign:
+    """All that spandrel cannot tell of a net."""
+
+    image_range: float
+
+
+def _settle_range(
+    net: HookedNet, by: str, options: TeacherOptions, probe: Probe | None
+) -> tuple[float, str]:
+    """The range of the pixels that a foreign net takes, which it is set to, and how it is known."""
+    how = "option" if options.image_range else f"{ASSUMED} by {by}"
+    guesses = [_Foreign(options.image_range or 1.0)]
+    guesses += [] if options.image_range else [_Foreign(255.0)]
+    images = probe(net.scale) if probe and not options.image_range else None
+    best, settled = settle(guesses, {"image_range": how}, partial(_set_range, net), images)
+    _set_range(net, best)
+    return best.image_range, f"{best.image_range} ({settled['image_range']})"
+
+
+def _set_range(net: HookedNet, facts: _Foreign) -> SRNet:
+    net.image_range = facts.image_range
+    return net
+
+
+def _say_taken(path: Path, taken: Candidate) -> dict[str, str]:
+    """Which tensors of a file the net is made of, as a fact, unless it is all of them."""
+    if not taken.taken_from:
+        return {}
+    log.info("%s: weights taken from %s", path.name, taken.taken_from)
+    if taken.strangers:
+        log.warning(
+            "%s: tensors beside the net are left out, %d that may belong to it; the first: %s",
+            path.name,
+            len(taken.strangers),
+            taken.strangers[0],
+        )
+    return {"weights": taken.taken_from}
 
 
 def _gmacs_of_foreign(net: SRNet) -> float:
@@ -198,41 +226,6 @@ def _check_scale(path: Path, scale: int, options: TeacherOptions) -> None:
             f"{path}: its scale is x{scale}, --scale asks for x{options.scale}",
             hint=f"leave --scale out, or give a x{options.scale} checkpoint",
         )
-
-
-def _recognise(state: StateDict) -> tuple[Arch, str, dict[str, Tensor]] | None:
-    for arch in load_archs():
-        if found := arch.canonical(state):
-            return arch, *found
-    return None
-
-
-def _describe_unknown(state: StateDict) -> str:
-    """Which of our families an unknown state dict is most like, and what it lacks."""
-    signs = [(arch, keys) for arch in load_archs() for keys in arch.signs.values()]
-    closest, keys = max(signs, key=lambda s: sum(k in state for k in s[1]) / len(s[1]))
-    missing = next((key for key in keys if key not in state), "")
-    first = f"its key {missing!r} is not there" if missing else "other keys do not fit"
-    return f"unknown architecture; the nearest is {closest.name}, but {first}"
-
-
-def _fill(arch: Arch, hyper: Any, weights: StateDict) -> SRNet:
-    net = arch.make(hyper)
-    wanted = net.state_dict()
-    for key, value in wanted.items():
-        if key not in weights:
-            raise UnsupportedError(f"{arch.name}: key {key!r} is missing from the checkpoint")
-        if weights[key].shape != value.shape:
-            raise UnsupportedError(
-                f"{arch.name}: {key} is {tuple(weights[key].shape)}, expected {tuple(value.shape)}"
-            )
-    if foreign := sorted(weights.keys() - wanted.keys() - _DERIVED):
-        raise UnsupportedError(
-            f"{arch.name}: the checkpoint has parts that this family does not: {foreign[0]!r}",
-            hint=f"{len(foreign)} keys in all are unknown",
-        )
-    net.load_state_dict({key: weights[key] for key in wanted})
-    return net.eval()
 
 
 def _apply_options(
@@ -254,40 +247,6 @@ def _apply_options(
         hyper = replace(hyper, **{fact: value or None})
         settled = settled | {fact: "option"}
     return hyper, settled
-
-
-def _probe_hyper(
-    arch: Arch,
-    hyper: Any,
-    weights: StateDict,
-    probe: Callable[[int], Sequence[Pair]] | None,
-    settled: Mapping[str, str],
-) -> tuple[Any, str]:
-    """The unsettled hyper-parameters that upscale the probe's images best."""
-    images = probe(hyper.scale) if probe else []
-    if not images:
-        log.warning("no images to probe: guessing what the checkpoint does not tell")
-        return hyper, "guess: no images to probe"
-    fixed = {f: getattr(hyper, f) for f, how in settled.items() if how == "option"}
-    tried = {replace(h, **fixed): 0.0 for h in arch.unsettled(hyper)}
-    for candidate in tried:
-        tried[candidate] = _quality(_fill(arch, candidate, weights), images)
-    ranked = sorted(tried, key=lambda h: tried[h], reverse=True)
-    best, second = ranked[0], ranked[min(1, len(ranked) - 1)]
-    figures = f"{tried[best]:.2f} dB against {tried[second]:.2f}"
-    if tried[best] < 15:
-        log.warning("no known image range suits this checkpoint: best probe %s", figures)
-    return best, f"probe on {len(images)} images: {figures}"
-
-
-def _quality(net: SRNet, images: Sequence[Pair]) -> float:
-    scores = []
-    for _, lr_HWC, hr_HWC in images:
-        size = min(_PROBE_SIZE, *lr_HWC.shape[:2])
-        sr = upscale_image(net, np.ascontiguousarray(lr_HWC[:size, :size]))
-        truth = np.ascontiguousarray(hr_HWC[: size * net.scale, : size * net.scale])
-        scores.append(psnr_y(sr, truth, border=net.scale))
-    return float(np.mean(scores))
 
 
 def _as_tuple(value: Any) -> Any:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mipkd.core.errors import UnsupportedError, UsageError
+from mipkd.core.finite import check_finite
 from mipkd.core.images import ByteArray, psnr_y
 from mipkd.core.records import Graph
 from mipkd.export.onnx import PRODUCER, open_session
@@ -91,6 +92,7 @@ def _check(model: Any, path: Path) -> None:
     import onnx
 
     graph, images = model.graph, _inputs(model)
+    check_finite(path, ((t.name, onnx.numpy_helper.to_array(t)) for t in graph.initializer))
     if len(images) != 1 or len(graph.output) != 1:
         raise UnsupportedError(
             f"{path}: {len(images)} inputs and {len(graph.output)} outputs",

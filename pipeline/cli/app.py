@@ -25,12 +25,28 @@ from pipeline.cli.terminal import ROOMS, print_any_name, set_logging
 log = logging.getLogger(__name__)
 
 
+# Of click, which newer typers bring along under a name of their own.
+_CommandLineError: Any = typer.BadParameter.__base__
+
+
 class _Guarded(TyperGroup):
     """Turns expected errors into one line, a hint and an exit code."""
 
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        print_any_name()
+        try:
+            code = super().main(*args, **{**extra, "standalone_mode": False})
+        except _CommandLineError as error:
+            code = _say_usage(error)
+        except typer.Abort:
+            _say("aborted", "")
+            code = 1
+        if standalone_mode:
+            sys.exit(code if isinstance(code, int) else 0)
+        return code
+
     def invoke(self, ctx: Any) -> Any:
         result = None
-        print_any_name()
         with _say_errors() as code:
             result = super().invoke(ctx)
         if code[0]:
@@ -73,7 +89,7 @@ bundle.register(app)
 
 def main() -> None:
     """The console script; under torchrun, every process of it."""
-    print_any_name()  # once more than `invoke`, which wrong options never reach
+    print_any_name()
     with _report_bugs():
         _start()
 
@@ -129,6 +145,16 @@ def _silent_repeats() -> Iterator[None]:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _say_usage(error: Any) -> int:
+    """Say what the command line got wrong; a command without words shows its help."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+    else:
+        path = error.ctx.command_path if error.ctx else "mipkd-pipeline"
+        _say(error.format_message(), f"see {path} --help")
+    return int(error.exit_code)
 
 
 def _say(what: str, hint: str) -> None:

@@ -15,6 +15,7 @@ from rich.table import Table
 from mipkd.core import codec
 from mipkd.core.errors import MissingError, StageError
 from mipkd.core.evidence import Outcome
+from mipkd.core.names import printable
 from mipkd.core.texts import write_text
 from pipeline.cli.terminal import EXIT, Verbose, print_wide, set_logging
 
@@ -49,7 +50,7 @@ def upscale(
 
     from pipeline.upscale import upscale as work
 
-    files = work.list_pictures(images)
+    pictures = work.list_pictures(images, out)
     model = work.choose_model(bundle, target, precision)
     typer.echo(f"{model.target} {model.precision}, x{model.scale}")
     failed, levels = 0, list[int | None]()
@@ -58,7 +59,7 @@ def upscale(
         made = work.upscale_all(
             bundle,
             model,
-            files,
+            pictures,
             out,
             memory_bytes=int(memory * 2**30),
             side=tile,
@@ -67,16 +68,16 @@ def upscale(
         for one in made:
             if one.file is None:
                 failed += 1
-                typer.echo(f"FAILED  {one.why}", err=True)
+                typer.echo(f"FAILED  {printable(one.why)}", err=True)
             else:
                 rate = one.seconds / one.megapixels
-                typer.echo(f"{one.file}  {one.seconds:.1f} s, {rate:.2f} s a megapixel")
+                typer.echo(f"{printable(one.file)}  {one.seconds:.1f} s, {rate:.2f} s a megapixel")
                 levels.append(one.levels)
     if levels:
         seen = [n for n in levels if n is not None]
         typer.echo(work.describe_tiles(model, max(seen, default=None)))
     if failed:
-        raise StageError(f"upscale: {failed} of {len(files)} images failed")
+        raise StageError(f"upscale: {failed} of {len(pictures)} images failed")
 
 
 def verify(bundle: Bundle, verbose: Verbose = False) -> None:

@@ -39,6 +39,8 @@ def doctor(
         found = doctor.examine_machine(_load_device(device, sets or ()))
     render = doctor.describe if file else doctor.describe_machine
     typer.echo(json.dumps(found, indent=2) if as_json else render(found))
+    if file:
+        doctor.check_quality(found, sets or ())
 
 
 def _load_device(address: str | None, sets: Sequence[str]) -> DeviceConfig | None:

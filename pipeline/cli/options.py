@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mipkd.core.names import printable
+
 if TYPE_CHECKING:
     from pipeline.config import Config
     from pipeline.run import Run
@@ -109,4 +111,4 @@ def open_run(settings: Config, *, dry: bool = False) -> Run:
 
 def command_line() -> str:
     """The command that was given, to be repeated."""
-    return shlex.join(["mipkd-pipeline", *sys.argv[1:]])
+    return printable(shlex.join(["mipkd-pipeline", *sys.argv[1:]]))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from mipkd.core.evidence import Evidence, Verdict
 from mipkd.core.measurement import BY_KIT, Measurement
@@ -62,6 +62,7 @@ class ImagesUsed:
     detail: str  # where the LR images come from, size of patches
     skipped: tuple[str, ...] = ()
     is_sample: bool = False
+    left_out: Mapping[str, int] = field(default_factory=dict)  # why: how many
 
 
 def main_table(evidence: Evidence, figures: Figures) -> Table:
@@ -194,15 +195,19 @@ def model_table(evidence: Evidence) -> Table:
 
 def images_used(evidence: Evidence) -> list[ImagesUsed]:
     """Test images, training photos and calibration patches, those that there are."""
-    lr_from = {"published": "LR as published", "bicubic": "LR by MATLAB's bicubic"}
+    lr_from = {
+        "published": "LR as published",
+        "bicubic": "LR by MATLAB's bicubic",
+        "mixed": "LR as published where it is, else by MATLAB's bicubic",
+    }
     tests, photos, patches = evidence.tests, evidence.photos, evidence.calibration
     detail = lr_from.get(tests.lr_from, tests.lr_from)
-    found = [
-        ImagesUsed("Test", len(tests.images), tests.source, detail, tests.skipped, tests.is_sample)
-    ]
+    facts = (len(tests.images), tests.source, detail, tests.skipped, tests.is_sample)
+    found = [ImagesUsed("Test", *facts, tests.left_out)]
     if photos:
-        facts = (photos.count, photos.source, lr_from["bicubic"], photos.skipped, photos.is_sample)
-        found.append(ImagesUsed("Training", *facts))
+        detail = lr_from.get(photos.lr_from, photos.lr_from)
+        facts = (photos.count, photos.source, detail, photos.skipped, photos.is_sample)
+        found.append(ImagesUsed("Training", *facts, photos.left_out))
     if patches:
         size = f"LR patches of {as_size(*patches.size)}"
         found.append(ImagesUsed("Calibration", patches.count, patches.source, size))

@@ -1,21 +1,22 @@
-"""Refuse photos that hold a test image, before anything is trained or calibrated on them."""
+"""Refuse photos that show a test image, before anything is trained or calibrated on them."""
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-
-import numpy as np
 
 from mipkd.core.errors import UsageError
 from mipkd.core.images import ByteArray
+from mipkd.core.likeness import Copy, find_copies
 from mipkd.core.photos import open_photos
 from mipkd.core.records import Photos, TestSet
-from mipkd.distill.data import load_tests
+from mipkd.distill.data import load_tests, name_source, read_hr
 from pipeline.stage import Ref, stage
 
-_Key = tuple[tuple[int, ...], bytes]  # shape, and a hash over the pixels
+Named = Iterable[tuple[str, ByteArray]]  # HR images
+_LISTED = 3  # photos that are named where there are more
 
 
 @dataclass(frozen=True)
@@ -26,30 +27,55 @@ class KeepApartInputs:
     tests: tuple[Ref[TestSet], ...]
 
 
-@stage(version=1)
+@stage(version=2)
 def keep_apart(inputs: KeepApartInputs, *, out: Path) -> int:
     """How many photos were compared with the test images; names and file formats do not matter.
 
     Raises:
-        UsageError: a test image is among the photos.
+        UsageError: a test image is among the photos, or a copy of it: compressed, resized, turned,
+            mirrored, cropped by a few per cent or without colour.
     """
-    tested = {
-        _key(hr_HWC): f"{name} of {one.source}"
-        for one in (ref.value for ref in inputs.tests)
-        for name, _, hr_HWC in load_tests(one)
-    }
-    shapes = {shape for shape, _ in tested}
     photos = inputs.photos.value
-    found = open_photos(photos)
-    for photo in (photo for photo in found if photo.hr_HWC.shape in shapes):
-        if image := tested.get(_key(photo.hr_HWC)):
-            raise UsageError(
-                f"--data: {photo.name} of {photos.source} is the test image {image}",
-                hint="neither weights nor INT8 ranges may come from what they are judged on: "
-                "take it out of --data",
-            )
-    return len(found)
+    tested = chain.from_iterable(
+        _of(one.source, ((name, hr_HWC) for name, _, hr_HWC in load_tests(one)))
+        for one in (ref.value for ref in inputs.tests)
+    )
+    shown = ((photo.name, photo.hr_HWC) for photo in open_photos(photos))
+    _refuse(list(find_copies(shown, tested)), photos.source)
+    return photos.count
 
 
-def _key(image_HWC: ByteArray) -> _Key:
-    return image_HWC.shape, hashlib.sha256(np.ascontiguousarray(image_HWC).data).digest()
+def check_apart(photos: Path | None, tests: Sequence[Path | None]) -> None:
+    """The same of folders from which nothing is prepared yet, for a plan.
+
+    Raises:
+        UsageError: a test image, or a copy of it, is among the photos.
+    """
+    if photos is None and not any(tests):
+        return  # the samples are apart, as their tests say
+    tested = chain.from_iterable(
+        _of(name_source(one, for_tests=True), read_hr(one, for_tests=True)) for one in tests
+    )
+    copies = find_copies(read_hr(photos, for_tests=False), tested)
+    _refuse(list(copies), name_source(photos, for_tests=False))
+
+
+def _of(source: str, images: Named) -> Iterator[tuple[str, ByteArray]]:
+    return ((f"{name} of {source}", image_HWC) for name, image_HWC in images)
+
+
+def _refuse(copies: Sequence[Copy], source: str) -> None:
+    if not copies:
+        return
+    said = "; ".join(_say(copy, source) for copy in copies[:_LISTED])
+    more = f"; and {len(copies) - _LISTED} more" if len(copies) > _LISTED else ""
+    raise UsageError(
+        f"--data: {said}{more}",
+        hint="neither weights nor INT8 ranges may come from what they are judged on: "
+        f"take {'it' if len(copies) == 1 else 'them'} out of --data",
+    )
+
+
+def _say(copy: Copy, source: str) -> str:
+    what = "the test image" if copy.exact else "a copy of the test image"
+    return f"{copy.photo} of {source} is {what} {copy.original}"

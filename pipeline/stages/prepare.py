@@ -27,14 +27,14 @@ class TestsInputs:
     source: Source | None
 
 
-@stage(version=1)
+@stage(version=2)
 def photos(inputs: PhotosInputs, *, out: Path) -> Photos:
     """Training photos decoded into flat uint8 files, HR and LR."""
     path = inputs.source.path if inputs.source else None
     return data.prepare_photos(path, scale=_factor(inputs.scale), patch=inputs.patch, out=out)
 
 
-@stage(version=1)
+@stage(version=2)
 def tests(inputs: TestsInputs, *, out: Path) -> TestSet:
     """Test images, HR and LR."""
     path = inputs.source.path if inputs.source else None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mipkd.core.deep_pixels import is_deep
 from mipkd.core.errors import UsageError
 from mipkd.core.images import ByteArray, read_rgb
 from pipeline.upscale.png import profile_chunk
@@ -71,12 +72,13 @@ def join_alpha(picture: Picture, rgb_HWC: ByteArray, alpha_HW1: ByteArray | None
 
 
 def _refuse(file: Path, image: Image.Image) -> str:
-    frames = getattr(image, "n_frames", 1)
+    # A phone's second image in a JPEG, a map of light or depth, is not the picture.
+    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     if frames > 1:
         return f"has {frames} frames, and only one would be kept"
     if image.mode not in _KNOWN:
         return f"has pixels of mode {image.mode}, which would be lost in 8 bits RGB"
-    if image.format == "PNG" and _png_depth(file) == 16:
+    if is_deep(image) or (image.format == "PNG" and _png_depth(file) == 16):
         return "has 16 bits a channel, half of which would be lost"
     return ""
 

@@ -6,6 +6,8 @@ specification, third edition (W3C): chunks, filter type 2 ("Up").
 
 from __future__ import annotations
 
+import hashlib
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -17,6 +19,7 @@ from mipkd.core.images import ByteArray
 
 _COLOUR = {1: 0, 2: 4, 3: 2, 4: 6}
 _AT_ONCE = 64  # rows that are filtered and packed at a time
+_LONGEST_NAME = 255  # bytes, of most file systems
 _LEVEL = 3  # of zlib: higher ones cost more than the net
 
 
@@ -27,7 +30,7 @@ class PngBands:
         self, file: Path, size: tuple[int, int], channels: int, extra: dict[str, bytes]
     ) -> None:
         """`size` is height, width; `extra` are chunks such as "eXIf", in the order given."""
-        self._file, self._partial = file, file.with_name(file.name + ".partial")
+        self._file, self._partial = file, _beside(file)
         self._size, self._channels = size, channels
         self._deflate = zlib.compressobj(_LEVEL)
         self._rows = 0
@@ -77,3 +80,11 @@ class PngBands:
 def profile_chunk(profile: bytes) -> bytes:
     """An ICC profile as the content of an "iCCP" chunk."""
     return b"ICC profile\0\0" + zlib.compress(profile)
+
+
+def _beside(file: Path) -> Path:
+    """A name for the unfinished file, no longer than its own where that is long already."""
+    longer = file.with_name(file.name + ".partial")
+    if len(os.fsencode(longer.name)) <= _LONGEST_NAME:
+        return longer
+    return file.with_name(hashlib.sha256(os.fsencode(file.name)).hexdigest()[:16] + ".partial")

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from time import perf_counter
 
 import numpy as np
 
 from mipkd.core import memory
 from mipkd.core.errors import MissingError, StageError, UsageError, nearest
-from mipkd.core.images import ByteArray, list_images, resize_bicubic
+from mipkd.core.folders import LeftOut, count_reasons, say_reasons, walk_images
+from mipkd.core.images import ByteArray, resize_bicubic
+from mipkd.core.names import printable
 from mipkd.core.records import Built
 from pipeline.bench.latency import measure_memory_rise
 from pipeline.bundle import manifest
@@ -49,22 +52,53 @@ class Upscaled:
     levels: int | None = None  # largest difference to one piece, on a part; None: not looked at
 
 
-def list_pictures(paths: Sequence[Path]) -> list[Path]:
-    """Files as they are, folders as the images in them.
+@dataclass(frozen=True)
+class Asked:
+    """A picture to be upscaled, and where its result goes in the folder of results."""
+
+    file: Path
+    result: PurePath
+
+
+def list_pictures(paths: Sequence[Path], out: Path) -> list[Asked]:
+    """Files as they are, folders as the images in them and in the folders below but for `out`;
+    the results lie in such folders too, and two of one stem keep their suffixes.
 
     Raises:
         UsageError: a folder without images, or two pictures that would share a name.
     """
-    found = [file for path in paths for file in (list_images(path) if path.is_dir() else [path])]
-    names: dict[str, Path] = {}
-    for file in found:
-        if other := names.get(file.stem):
+    found: list[tuple[Path, PurePath]] = []
+    for path in paths:
+        if path.is_dir():
+            walked = walk_images(path)
+            made = out.resolve() if out.resolve() != path.resolve() else None
+            kept = (f for f in walked.files if not (made and f.resolve().is_relative_to(made)))
+            found += [(file, file.relative_to(path)) for file in kept]
+            _say_left_out(path, walked.left_out)
+        else:
+            found.append((path, PurePath(path.name)))
+    stems = Counter(_folded(inside.with_suffix("")) for _, inside in found)
+    asked: dict[str, Asked] = {}
+    for file, inside in found:
+        alone = stems[_folded(inside.with_suffix(""))] == 1
+        result = inside.with_name((inside.stem if alone else inside.name) + ".png")
+        if other := asked.get(_folded(result)):
             raise UsageError(
-                f"{other} and {file} would both become {file.stem}.png",
+                f"{other.file} and {file} would both become {result}",
                 hint="upscale them into different folders",
             )
-        names[file.stem] = file
-    return found
+        asked[_folded(result)] = Asked(file, result)
+    return list(asked.values())
+
+
+def _folded(file: PurePath) -> str:
+    """What a file system that knows no case takes it for."""
+    return str(file).casefold()
+
+
+def _say_left_out(folder: Path, left_out: list[LeftOut]) -> None:
+    if counts := count_reasons(left_out):
+        log.warning("%s: left out: %s", printable(folder), say_reasons(counts))
 
 
 def choose_model(bundle: Path, target: str | None, precision: str | None) -> manifest.Model:
@@ -118,7 +152,7 @@ def describe_tiles(model: manifest.Model, levels: int | None) -> str:
 def upscale_all(
     bundle: Path,
     model: manifest.Model,
-    files: Sequence[Path],
+    pictures: Sequence[Asked],
     out: Path,
     *,
     memory_bytes: int,
@@ -142,19 +176,19 @@ def upscale_all(
     out.mkdir(parents=True, exist_ok=True)
     cutter = _Cutter(model, model.built(bundle), memory_bytes, side)
     with closing(find(model.target).open(cutter.built)) as session:
-        for file in files:
+        for asked in pictures:
+            file, result = asked.file, out / asked.result
             try:
                 picture = read_picture(file)
-                if file.resolve() == (out / f"{file.stem}.png").resolve():
+                if file.resolve() == result.resolve():
                     raise UsageError(f"{file}: would be overwritten", hint="give another --out")
                 levels = cutter.look(picture)
                 tiling = cutter.tiling(picture)
                 if cutter.is_new(picture, tiling):
                     session.forget_shapes()
                 start = perf_counter()
-                made = _write(
-                    session, picture, tiling, model.scale, out / f"{file.stem}.png", notify
-                )
+                result.parent.mkdir(parents=True, exist_ok=True)
+                made = _write(session, picture, tiling, model.scale, result, notify)
             except UsageError as error:
                 yield Upscaled(file, None, why=error.what)
                 continue

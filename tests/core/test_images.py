@@ -12,11 +12,11 @@ from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
 from mipkd.core.errors import UsageError
+from mipkd.core.folders import list_images
+from mipkd.core.image_sets import hash_folder
 from mipkd.core.images import (
     crop_to_multiple,
     downscale,
-    hash_folder,
-    list_images,
     luma,
     pixels_in,
     psnr_y,

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mipkd.core.errors import StageError, UsageError
-from mipkd.core.images import downscale, list_images, read_rgb, write_png
+from mipkd.core.folders import list_images
+from mipkd.core.images import downscale, read_rgb, write_png
 from mipkd.core.photos import open_photos
 from mipkd.core.records import Photos
 from mipkd.distill.data import (
@@ -60,7 +61,10 @@ def test_photos_smaller_than_a_patch_are_skipped_and_named(
     store = prepared(photos, tmp_path, patch=33)
     assert store.count == 1
     assert store.skipped == ("1.png: 96x64 is smaller than a patch of 66x66",)
-    assert [r.levelname for r in caplog.records] == ["WARNING"]
+    named, counted = (record.getMessage() for record in caplog.records)
+    assert named.startswith("skipped 1.png: 96x64")
+    assert f"{photos}: left out: 1 too small" in counted
+    assert store.left_out == {"too small": 1}
 
 
 def test_of_many_skipped_photos_the_first_are_named_and_all_are_kept(
@@ -72,7 +76,7 @@ def test_of_many_skipped_photos_the_first_are_named_and_all_are_kept(
     assert len(store.skipped) == 50
     *first, last = (record.getMessage() for record in caplog.records)
     assert [one.split(":")[0] for one in first] == [f"skipped broken-0{n}.jpg" for n in range(3)]
-    assert last == "skipped 50 of 52 images in all; results.json names each"
+    assert last == f"{photos}: left out: 50 unreadable; results.json names them"
 
 
 def test_photos_all_smaller_than_a_patch_are_refused_with_their_size(
@@ -178,7 +182,7 @@ def test_a_corrupt_test_image_is_skipped_and_named(
     tests = prepare_tests(published, scale=2, out=tmp_path)
     assert tests.images == ("0",)
     assert len(tests.skipped) == 1
-    assert f"skipped {Path(broken).name}: cannot be read" in caplog.text
+    assert f"skipped {broken}: cannot be read" in caplog.text
 
 
 def test_test_images_too_small_to_be_measured_are_refused(photos: Path, tmp_path: Path) -> None:

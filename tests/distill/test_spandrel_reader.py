@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import torch
 from typer.testing import CliRunner
 
 from mipkd.archs import edsr
-from mipkd.archs.base import gmacs
+from mipkd.archs.base import gmacs, upscale_image
 from mipkd.core.errors import MissingError, UnsupportedError, UsageError
 from mipkd.core.images import resize_bicubic, write_png
+from mipkd.distill.probe import ProbeImages
 from mipkd.distill.teacher import TeacherOptions, identify, load, save_copy
 from pipeline import cli
 
@@ -49,10 +51,34 @@ def test_options_settle_blocks_and_licence_and_nothing_else(span: Path) -> None:
     assert model.licence == "Apache-2.0"
     assert "option: 2 blocks" in model.settled["blocks"]
     assert len(net.blocks) == 2
-    with pytest.raises(UsageError, match=r"identify\.image_range: SPAN has no such setting"):
-        identify(span, role="teacher", options=TeacherOptions(image_range=255))
+    with pytest.raises(UsageError, match=r"identify\.res_scale: SPAN has no such setting"):
+        identify(span, role="teacher", options=TeacherOptions(res_scale=0.1))
     with pytest.raises(UsageError, match="its scale is x2, --scale asks for x4"):
         identify(span, role="teacher", options=TeacherOptions(scale=4))
+
+
+def test_a_foreign_net_may_take_pixels_from_0_to_255(span: Path, tmp_path: Path) -> None:
+    """Of an option or of a probe; a kept copy takes them too."""
+    model, net = identify(span, role="teacher", options=TeacherOptions(image_range=255.0))
+    lr = torch.rand(1, 3, 24, 24)
+    with torch.inference_mode():
+        wanted = net(lr)
+    assert torch.equal(wanted, net.net(lr * 255) / 255)
+    assert model.settled["image_range"] == "255.0 (option)"
+    save_copy(model, net, tmp_path / "kept.safetensors")
+    with torch.inference_mode():
+        assert torch.equal(load(replace(model, file=tmp_path / "kept.safetensors"))(lr), wanted)
+    truth = _as_bytes(net, lr)
+    images = ProbeImages("its own", [("a", *truth)])
+    model, _ = identify(span, role="teacher", options=ASIS, probe=lambda scale: images)
+    assert model.hyper["image_range"] == 255.0
+    assert "1.0, assumed by spandrel" in model.settled["image_range"]
+
+
+def _as_bytes(net: Any, lr_NCHW: torch.Tensor) -> tuple[Any, Any]:
+    """An LR image, and what the net makes of it."""
+    lr_HWC = lr_NCHW[0].permute(1, 2, 0).mul(255).byte().numpy()
+    return lr_HWC, upscale_image(net, lr_HWC)
 
 
 def test_blocks_of_our_own_families_need_no_name(tmp_path: Path) -> None:
@@ -63,8 +89,6 @@ def test_blocks_of_our_own_families_need_no_name(tmp_path: Path) -> None:
 
 
 def test_a_kept_copy_gives_the_same_image_and_features(span: Path, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     model, net = identify(span, role="teacher", options=TeacherOptions(blocks="block_2,block_4"))
     file = tmp_path / "teacher.safetensors"
     save_copy(model, net, file)
@@ -143,6 +167,7 @@ def run(teacher: Path, folder: Path) -> tuple[Path, dict[str, Any]]:
     settings = ("distill.batch=2", "distill.patch=16", "calibrate.count=4", "calibrate.size=16")
     settings += ("bench.sizes=[[16, 16]]", "bench.min_time_s=0.05", "bench.warmup_s=0.01")
     settings += ("quantize.search=false", "distill.method=feature_prior")
+    settings += ("identify.accept_worse_than_bicubic=true",)
     command = ["run", "--teacher", teacher, "--student", "edsr:c8b2", "--data", photos]
     command += ["--val", shown, "--out", out, "--steps", "2", "--target", "cpu"]
     command += [word for one in settings for word in ("--set", one)]

@@ -17,6 +17,8 @@ from mipkd.archs.edsr import Hyper
 from mipkd.core import plugins
 from mipkd.core.errors import MipkdError, UsageError
 from mipkd.core.images import psnr_y, read_rgb, ssim_y
+from mipkd.distill.data import Pair
+from mipkd.distill.probe import ProbeImages, choose_photos
 from mipkd.distill.teacher import TeacherOptions, identify, load, load_structure, save
 
 TINY = Hyper(scale=2, channels=8, blocks=2)
@@ -196,10 +198,10 @@ def test_a_probe_finds_the_range_that_no_tensor_tells(tmp_path: Path) -> None:
     unshifted = replace(TINY, image_range=255.0, mean=None)
     net = tiny(unshifted)
     file = stored(tmp_path / "a.pth", weights(net))
-    pairs = [_pair(seed, net) for seed in range(2)]
-    model, found = identify(file, role="teacher", options=ASIS, probe=lambda scale: pairs)
+    images = ProbeImages("two nets' images", [_pair(seed, net) for seed in range(2)])
+    model, found = identify(file, role="teacher", options=ASIS, probe=lambda scale: images)
     assert (model.hyper["image_range"], model.hyper["mean"]) == (255.0, None)
-    assert "probe on 2 images: 100.00 dB against" in model.settled["image_range"]
+    assert "on 2 images of two nets' images: 100.00 dB" in model.settled["image_range"]
     assert same(found, net)
 
 
@@ -236,7 +238,7 @@ PUBLISHED = {
 def test_real_teachers_reach_their_published_figures_on_set5(assets: Path, name: str) -> None:
     folder = assets / "test" / "Set5"
 
-    def pairs(scale: int) -> list[tuple[str, Any, Any]]:
+    def pairs(scale: int) -> list[Pair]:
         found = []
         for file in sorted((folder / "HR").iterdir()):
             lr = read_rgb(folder / "LR_bicubic" / f"X{scale}" / f"{file.stem}x{scale}.png")
@@ -244,7 +246,12 @@ def test_real_teachers_reach_their_published_figures_on_set5(assets: Path, name:
             found.append((file.stem, lr, hr))
         return found
 
-    model, net = identify(assets / "weights" / name, role="teacher", options=ASIS, probe=pairs)
+    model, net = identify(
+        assets / "weights" / name,
+        role="teacher",
+        options=ASIS,
+        probe=lambda scale: choose_photos(None, None, scale=scale),
+    )
     psnr, ssim = [], []
     for _, lr, hr in pairs(model.scale):
         with torch.inference_mode():
@@ -260,5 +267,5 @@ def test_real_teachers_reach_their_published_figures_on_set5(assets: Path, name:
 
 @pytest.mark.parametrize("name", ["IMDN_x4.pth", "LKDN_x4.pth"])
 def test_real_checkpoints_of_unknown_families_are_refused(assets: Path, name: str) -> None:
-    with pytest.raises(MipkdError, match="unknown architecture; the nearest is"):
+    with pytest.raises(MipkdError, match="unknown architecture: no family of ours has"):
         identify(assets / "weights" / name, role="teacher", options=ASIS)

@@ -40,6 +40,7 @@ bench.max_drift = 9
 bench.max_busy = 1
 bench.attempts = 1
 gates = {min_speedup_over_teacher = "off"}
+identify = {accept_worse_than_bicubic = true}
 """
 
 SETS = ("Set5", "Set14", "assets/test/Set5", "assets/test/Set14", "assets/test/B100")

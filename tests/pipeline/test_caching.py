@@ -11,7 +11,8 @@ import torch
 
 import mipkd.losses
 from mipkd.archs import edsr
-from mipkd.core.images import hash_folder, resize_bicubic, write_png
+from mipkd.core.image_sets import hash_folder
+from mipkd.core.images import resize_bicubic, write_png
 from mipkd.distill.data import PatchSampler
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.teacher import TeacherOptions, save

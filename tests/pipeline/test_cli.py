@@ -23,6 +23,7 @@ TINY = [
     *("--steps", "2", "--target", "cpu,null"),
     *("--set", "distill.batch=2", "--set", "distill.patch=16", "--set", "calibrate.count=4"),
     *("--set", "calibrate.size=16", "--set", "bench.sizes=[[16, 16]]"),
+    *("--set", "identify.accept_worse_than_bicubic=true"),  # the teacher is not trained
     *("--set", "bench.min_time_s=0.05", "--set", "bench.warmup_s=0.01"),
     *("--set", "bench.max_busy=1"),  # other work on the machine is not our subject
     *("--set", "quantize.photos=2", "--set", "quantize.pages=1", "--set", "quantize.size=[16, 16]"),
@@ -99,6 +100,26 @@ def test_a_finished_model_enters_after_distillation(
     )
     assert code in (0, 6, 7), err
     assert "distill" not in err
+
+
+@pytest.mark.parametrize(
+    ("words", "what", "hint"),
+    [
+        (("--foo",), "No such option: --foo", "see mipkd-pipeline --help"),
+        (("rnu",), "No such command 'rnu'", "see mipkd-pipeline --help"),
+        (("run", "--foo"), "No such option: --foo", "see mipkd-pipeline run --help"),
+        (("run", "--steps", "x"), "Invalid value for '--steps'", "see mipkd-pipeline run --help"),
+        (("train",), "Missing option '--arch'", "see mipkd-pipeline train --help"),
+    ],
+)
+def test_a_wrong_command_line_is_answered_as_other_wrong_input_is(
+    words: tuple[str, ...], what: str, hint: str
+) -> None:
+    result = CliRunner().invoke(cli.app, words, prog_name="mipkd-pipeline")
+    assert result.exit_code == 2
+    first, *_, last = result.stderr.splitlines()
+    assert first.startswith(f"error: {what}")
+    assert last == f"hint: {hint}"
 
 
 def test_not_a_checkpoint(tmp_path: Path) -> None:
@@ -187,6 +208,7 @@ def test_a_wrong_word_gets_the_nearest_right_one(
 ) -> None:
     command = ("run", "--teacher", teacher, "--data", photos, "--val", shown, "--target", "null")
     small = ("--set", "distill.patch=16", "--set", "calibrate.size=16")
+    small += ("--set", "identify.accept_worse_than_bicubic=true")
     got, _, err = ended(*command, "--out", tmp_path / "run", *small, *words)
     assert got == code
     assert what in err

@@ -14,7 +14,8 @@ import torch
 
 from mipkd.core import plugins
 from mipkd.core.errors import MissingError
-from mipkd.core.images import crop_to_multiple, downscale, list_images, psnr_y, read_rgb
+from mipkd.core.folders import list_images
+from mipkd.core.images import crop_to_multiple, downscale, psnr_y, read_rgb
 from mipkd.core.records import Graph, PatchSet
 from mipkd.distill.data import load_tests, prepare_tests
 from mipkd.distill.teacher import TeacherOptions, identify, save_copy

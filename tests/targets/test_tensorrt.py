@@ -19,7 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 from calibration.sensitive_layers import ATTENTION_FLOAT
 from mipkd.core import plugins
 from mipkd.core.errors import MissingError, UnsupportedError
-from mipkd.core.images import crop_to_multiple, downscale, list_images, psnr_y, read_rgb
+from mipkd.core.folders import list_images
+from mipkd.core.images import crop_to_multiple, downscale, psnr_y, read_rgb
 from mipkd.core.quiet import quiet
 from mipkd.core.records import Graph, PatchSet
 from mipkd.distill.teacher import TeacherOptions, identify

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 from mipkd.archs.edsr import ARCH, Hyper
-from mipkd.core.images import downscale, list_images, read_rgb, write_png
+from mipkd.core.folders import list_images
+from mipkd.core.images import downscale, read_rgb, write_png
 from mipkd.distill.data import PatchSampler, load_tests, prepare_photos, prepare_tests
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.teacher import save

@@ -1,0 +1,77 @@
+"""Names of files as people and other systems have them: safe to print, safe to write.
+
+A file name on Linux is bytes: what is no UTF-8 reaches Python as lone surrogates, which neither a
+terminal nor a JSON reader takes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import PurePath
+
+_LONGEST = 120  # bytes of UTF-8: file systems allow 255, and suffixes and folders are to come
+_RESERVED = '<>:"|?*\\/%'  # what Windows does not take, and our own escape
+# Characters that turn or break a line of text wherever it is shown.
+_TURNING = frozenset("\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def printable(text: str | PurePath) -> str:
+    r"""A name or path as it can be printed: `\xe9` for a byte that is no UTF-8, `\n` for a line."""
+    return "".join(_escape(one) if _is_odd(one) else one for one in str(text))
+
+
+def unique_names(files: Sequence[PurePath]) -> list[str]:
+    """For each relative path a name that no other has, as a file's name without a suffix.
+
+    The stem where it is alone, else the name; folders before it, joined by "__".
+    """
+    stems = [_as_file_name(file.with_suffix("")) for file in files]
+    count = Counter(map(_folded, stems))
+    names, taken = [], set[str]()
+    for file, stem in zip(files, stems, strict=True):
+        wanted = stem if count[_folded(stem)] == 1 else _as_file_name(file)
+        name, number = wanted, 1
+        while _folded(name) in taken:
+            number += 1
+            name = f"{wanted}~{number}"
+        taken.add(_folded(name))
+        names.append(name)
+    return names
+
+
+def _as_file_name(file: PurePath) -> str:
+    name = "__".join(file.parts)
+    safe = "".join(_percent(c) if _is_odd(c) or c in _RESERVED else c for c in name)
+    safe = "_" + safe[1:] if safe.startswith(".") else safe
+    if len(safe.encode()) <= _LONGEST:
+        return safe
+    sum_of_all = hashlib.sha256(safe.encode()).hexdigest()[:8]
+    return safe.encode()[: _LONGEST - 9].decode(errors="ignore") + "~" + sum_of_all
+
+
+def _folded(name: str) -> str:
+    """What file systems that know no case and one form of an accent take it for."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _is_odd(one: str) -> bool:
+    return unicodedata.category(one) in ("Cc", "Cs") or one in _TURNING
+
+
+def _escape(one: str) -> str:
+    byte = _undecoded_byte(one)
+    return one.encode("unicode_escape").decode() if byte is None else f"\\x{byte:02x}"
+
+
+def _percent(one: str) -> str:
+    byte = _undecoded_byte(one)
+    encoded = one.encode("utf-8", "surrogatepass") if byte is None else bytes([byte])
+    return "".join(f"%{value:02X}" for value in encoded)
+
+
+def _undecoded_byte(one: str) -> int | None:
+    """The byte of a file name that a lone surrogate stands for."""
+    return ord(one) - 0xDC00 if "\udc80" <= one <= "\udcff" else None

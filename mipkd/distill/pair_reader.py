@@ -1,0 +1,209 @@
+"""Read the HR and LR images of a folder one after the other, and count what is left out.
+
+Shapes: H W size, C channels. Values: uint8 RGB.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePath
+
+import numpy as np
+
+from mipkd.core.errors import StageError, UsageError
+from mipkd.core.folders import LeftOut, count_reasons, readable_suffixes, say_reasons
+from mipkd.core.image_sets import ImageSet, Member, find_set, hash_file
+from mipkd.core.images import (
+    ByteArray,
+    crop_to_multiple,
+    downscale,
+    pixels_in,
+    read_photo,
+)
+from mipkd.core.names import printable, unique_names
+from mipkd.core.samples import sample_photos, sample_tests
+
+log = logging.getLogger(__name__)
+
+Pair = tuple[str, ByteArray, ByteArray]  # name, LR, HR
+_NAMED = 3  # files of each kind of message that are named if there are many
+# Parts of published sets that a run at one scale has no use for: nobody misses them.
+_EXPECTED = ("LR of another scale", "HR for another scale", "another LR of a pair")
+
+
+class PairReader:
+    """The images of a folder, or the samples, as pairs of one scale.
+
+    `least` is what HR images need a side; samples to test on are cropped to `crop`.
+    """
+
+    def __init__(
+        self, source: Path | None, scale: int, *, least: int, crop: int = 0, least_is: str = ""
+    ) -> None:
+        self.source, self.scale = source, scale
+        self._least, self._least_is, self._crop = least, least_is, crop
+        found = find_set(source, scale) if source else _samples(crop)
+        self._members, self._left_out = found.members, list(found.left_out)
+        self._notes: list[str] = []
+        self.published: set[str] = set()  # names of those with LR images of their own
+        self.count = len(self._members)
+
+    def pairs(self) -> Iterator[Pair]:
+        """Each image that can be used: its name, LR and HR.
+
+        Raises:
+            UsageError: a published LR image has the wrong size.
+        """
+        for member, hr_HWC in self._images():
+            lr_HWC = self._lr_of(member, hr_HWC)
+            if lr_HWC is not None:
+                yield member.name, lr_HWC, hr_HWC
+
+    def hr_images(self) -> Iterator[tuple[str, ByteArray]]:
+        """Name and HR of each image that can be used."""
+        return ((member.name, hr_HWC) for member, hr_HWC in self._images())
+
+    def _images(self) -> Iterator[tuple[Member, ByteArray]]:
+        first = dict[tuple[int, str], Member]()
+        sizes = Counter(member.hr.stat().st_size for member in self._members if member.hr.exists())
+        for member in self._members:
+            hr_HWC = self._read_hr(member)
+            if hr_HWC is None:
+                continue
+            size = member.hr.stat().st_size
+            key = size, hash_file(member.hr) if sizes[size] > 1 else ""
+            same = first.setdefault(key, member)
+            if same is member:
+                yield member, hr_HWC
+            else:
+                why = f"the same file as {self._shown(same.hr)}"
+                self._leave_out(member.hr, "duplicate", why)
+
+    @property
+    def skipped(self) -> list[str]:
+        """Those that could not be used, and why."""
+        left = (one for one in self._left_out if one.reason not in _EXPECTED)
+        return [printable(str(one)) for one in left]
+
+    @property
+    def first_problem(self) -> str:
+        """The first image that was looked into and cannot be used."""
+        return next(printable(str(one)) for one in self._left_out if one.why)
+
+    def hint(self, of_small: str) -> str:
+        """What to do where none can be used, `of_small` where some are too small."""
+        known = "known: " + " ".join(readable_suffixes())
+        return (
+            of_small if "too small" in self.left_out() else f"give images that can be read; {known}"
+        )
+
+    def left_out(self) -> dict[str, int]:
+        """How many files were left out, by reason."""
+        return count_reasons(self._left_out)
+
+    def lr_from(self, used: int) -> str:
+        """Where the LR of the `used` images came from."""
+        published = len(self.published)
+        return "bicubic" if not published else "published" if published == used else "mixed"
+
+    def warn(self, label: str) -> None:
+        """Say what was left out and what was assumed: the first ones by name, all by number."""
+        named = [str(one) for one in self._left_out if one.why]
+        for what, lines in (("skipped ", named), ("", self._notes)):
+            for line in lines if len(lines) <= 2 * _NAMED else lines[:_NAMED]:
+                log.warning("%s%s", what, printable(line))
+        if len(self._notes) > 2 * _NAMED:
+            log.warning("%s: %d files like these", label, len(self._notes))
+        if counts := self.left_out():
+            say = log.info if counts.keys() <= set(_EXPECTED) else log.warning
+            say("%s: left out: %s; results.json names them", label, say_reasons(counts))
+
+    @contextmanager
+    def explain_full_disk(self, out: Path) -> Iterator[None]:
+        """Say how much a store in `out` needs where the disk is full.
+
+        Raises:
+            StageError: it is.
+        """
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            pixels = sum(pixels_in(member.hr) for member in self._members)
+            most = 3 * (1 + 1 / self.scale**2) * pixels
+            raise StageError(
+                f"{out}: no space left on the disk",
+                hint=f"up to {most / 1e6:.1f} MB are needed there; "
+                "free some and run the same command again",
+            ) from error
+
+    def _read_hr(self, member: Member) -> ByteArray | None:
+        """The photo, its sides multiples of the scale; None where it cannot be used."""
+        image = self._read(member.hr)
+        if image is None:
+            return None
+        image = _centre(image, self._crop) if self._crop and not self.source else image
+        hr_HWC = np.ascontiguousarray(crop_to_multiple(image, self.scale))
+        if min(hr_HWC.shape[:2]) < self._least:
+            needed = f"{self._least_is}{self._least}x{self._least}"
+            end = "" if self._least_is else ", too small to be measured"
+            why = f"{_size(hr_HWC)} is smaller than {needed}{end}"
+            self._leave_out(member.hr, "too small", why)
+            return None
+        return hr_HWC
+
+    def _lr_of(self, member: Member, hr_HWC: ByteArray) -> ByteArray | None:
+        if member.lr is None:
+            return downscale(hr_HWC, self.scale)
+        lr_HWC = self._read(member.lr)
+        if lr_HWC is None:
+            return None
+        if (lr_HWC.shape[0] * self.scale, lr_HWC.shape[1] * self.scale) != hr_HWC.shape[:2]:
+            raise UsageError(
+                f"{member.lr}: {_size(lr_HWC)} does not fit an HR image of {_size(hr_HWC)} "
+                f"at x{self.scale}",
+                hint="complete the set, or give a copy of its HR images alone",
+            )
+        self.published.add(member.name)
+        return lr_HWC
+
+    def _read(self, file: Path) -> ByteArray | None:
+        try:
+            read = read_photo(file)
+        except UsageError as error:
+            self._leave_out(file, "unreadable", error.what.removeprefix(f"{file}: "))
+            return None
+        if read.note:
+            self._notes.append(f"{self._shown(file)}: {read.note}")
+        if pages := read.further_pages:
+            page = LeftOut(self._shown(file), "further page")
+            self._left_out += [page] * pages
+        return read.rgb_HWC
+
+    def _leave_out(self, file: Path, reason: str, why: str) -> None:
+        self._left_out.append(LeftOut(self._shown(file), reason, why))
+
+    def _shown(self, file: Path) -> PurePath:
+        inside = self.source is not None and file.is_relative_to(self.source)
+        return file.relative_to(self.source or "") if inside else PurePath(file.name)
+
+
+def _samples(crop: int) -> ImageSet:
+    files = sample_tests() if crop else sample_photos()
+    names = unique_names([PurePath(file.name) for file in files])
+    members = (Member(name, file, None) for name, file in zip(names, files, strict=True))
+    return ImageSet(tuple(members), ())
+
+
+def _size(image_HWC: ByteArray) -> str:
+    return f"{image_HWC.shape[1]}x{image_HWC.shape[0]}"
+
+
+def _centre(image_HWC: ByteArray, size: int) -> ByteArray:
+    top, left = ((side - size) // 2 for side in image_HWC.shape[:2])
+    return image_HWC[top : top + size, left : left + size]
