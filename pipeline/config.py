@@ -101,8 +101,11 @@ def load(
     default = folder / "mipkd.toml"
     written = _read(file or default) if file or default.is_file() else {}
     given: dict[str, Any] = {}
-    for layer in (written, flags, assignments(sets)):
-        given = merge_settings(given, layer)
+    try:
+        for layer in (written, flags, assignments(sets)):
+            given = merge_settings(given, layer)
+    except RecursionError as error:
+        raise UsageError("config: sections are nested too deep") from error
     if not alone and not given.get("teacher") and not given.get("model"):
         given = merge_settings(_preset("demo"), given)
     elif not given.get("data") and not given.get("model"):
@@ -135,10 +138,10 @@ def _preset(name: str) -> dict[str, Any]:
 def _read(file: Path) -> dict[str, Any]:
     """A TOML file's settings; relative paths in it start at its own folder."""
     try:
-        written = tomllib.loads(file.read_text())
+        written = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"--config: cannot read {file}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(
             f"--config: {file} is not TOML: {error}", hint="see the example in docs/start.md"
         ) from error

@@ -24,7 +24,7 @@ def assignments(sets: Sequence[str]) -> dict[str, Any]:
             raise UsageError(f"--set: {text!r} is not NAME=VALUE", hint="--set distill.lr=2e-4")
         try:
             parsed = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             parsed = value
         nested: Any = parsed
         for part in reversed(name.strip().split(".")):

@@ -15,6 +15,7 @@ from mipkd.core.evidence import Evidence, Failure
 from mipkd.core.measurement import Host, Measurement
 from mipkd.core.names import printable
 from mipkd.core.records import Built, Model, PatchSet
+from mipkd.core.texts import write_text
 from pipeline import kit_results
 from pipeline.bench.comparisons import NOT_MEASURED, simulated_targets
 from pipeline.bundle.golden import BundleConfig
@@ -88,7 +89,7 @@ def judge_and_publish(config: Config, run: Run, found: Found, *, command: str) -
         builts=builts,
         rivals=tuple(one.as_rival for one in found.baselines),
     )
-    (run.root / "config.toml").write_text(tomli_w.dumps(_plain(config)))
+    write_text(run.root / "config.toml", tomli_w.dumps(_plain(config)))
     _publish(run, evidence)
     try:
         history.append(evidence, run.root.parent / history.FILE)

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import version as package_version
@@ -82,7 +82,7 @@ class Run:
         asked = fingerprint_step(stage, inputs, depends_on)
         key = digest(asked)
         folder = self.root / stage.name / key
-        record = self._load(stage, folder) if (folder / "record.json").is_file() else None
+        record = self._load(stage, folder)
         retry = record is not None and stage.retry_if is not None and stage.retry_if(record)
         known = record is not None and not retry
         why = "remembered" if known else self._why(stage, label, asked)
@@ -109,7 +109,8 @@ class Run:
         for name, key in self.keys.items():
             file = self.root / name.split()[0] / key / "receipt.json"
             if file.is_file():
-                found[name] = json.loads(file.read_text())
+                with suppress(OSError, ValueError):  # damaged: as if it were not there
+                    found[name] = codec.parse_json(file.read_bytes())
         return found
 
     def save_record(self, name: str, record: Any) -> None:
@@ -125,7 +126,7 @@ class Run:
         Raises:
             OSError, ValueError: it is not there, or not of this kind.
         """
-        stored = json.loads((self.root / name).read_text())
+        stored = codec.parse_json((self.root / name).read_bytes())
         return codec.decode(kind, _swap_prefix(stored, _HERE, str(self.root)))
 
     def _make(
@@ -169,7 +170,10 @@ class Run:
             self._journal("failed", stage=stage.name, label=label, what=repr(error))
             raise
         self._journal("done", stage=stage.name, label=label, seconds=receipt["seconds"])
-        return self._load(stage, folder)
+        made = self._load(stage, folder)
+        if made is None:
+            raise StageError(f"{stage.name}: {folder} cannot be read again")
+        return made
 
     def _call(self, stage: Stage[I, R], inputs: I, out: Path, label: str) -> tuple[R, int | None]:
         """The record, and the greatest memory of the process that made it."""
@@ -188,9 +192,17 @@ class Run:
         stored = _swap_prefix(codec.encode(record), str(partial), place)
         return _swap_prefix(stored, str(self.root), _HERE)
 
-    def _load(self, stage: Stage[I, R], folder: Path) -> R:
-        stored = json.loads((folder / "record.json").read_text())
-        record: R = codec.decode(stage.returns, _swap_prefix(stored, _HERE, str(self.root)))
+    def _load(self, stage: Stage[I, R], folder: Path) -> R | None:
+        """The record of a step that was made; None where there is none that can be read."""
+        file = folder / "record.json"
+        if not file.is_file():
+            return None
+        try:
+            stored = codec.parse_json(file.read_bytes())
+            record: R = codec.decode(stage.returns, _swap_prefix(stored, _HERE, str(self.root)))
+        except (OSError, ValueError) as error:
+            log.warning("%s is damaged, the step is made again: %s", file, error)
+            return None
         return record
 
     def _why(self, stage: Stage[I, R], label: str, asked: dict[str, Any]) -> str:
@@ -200,9 +212,10 @@ class Run:
             return "was interrupted" + (", goes on where it was" if stage.resumes else "")
         receipts = sorted(folder.glob("*/receipt.json"), key=lambda f: f.stat().st_mtime)
         for file in reversed(receipts):
-            old = json.loads(file.read_text())
-            if old["label"] == label and "inputs" not in old["asked"]:
-                return "changed: " + (", ".join(differences(old["asked"], asked)) or "order")
+            with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # damaged
+                old = codec.parse_json(file.read_bytes())
+                if old["label"] == label and "inputs" not in old["asked"]:
+                    return "changed: " + (", ".join(differences(old["asked"], asked)) or "order")
         return "not yet run"
 
     def _journal(self, event: str, **facts: Any) -> None:

@@ -125,6 +125,13 @@ class Target(ABC):
     def open(self, built: Built) -> Session:
         """Load what `build` made."""
 
+    def count_kernels(self, built: Built) -> dict[str, int]:
+        """How many convolutions and matrix products run in each precision on this machine.
+
+        Read from the runtime after compiling; empty where it does not tell.
+        """
+        return {}
+
     def variants(self) -> Sequence[str]:
         """Names of the ways to have this target, each written `NAME:VARIANT`: `openvino:gpu`."""
         return ()

@@ -9,7 +9,8 @@ import shutil
 from typing import TYPE_CHECKING
 
 from calibration.vnni import saturates
-from targets._onnxruntime.session import OrtSession, executed_precision
+from mipkd.core.precision import executed_precision
+from targets._onnxruntime.session import OrtSession, count_kernels
 from targets.base import BuildRequest, Feature, Target, version_of
 
 if TYPE_CHECKING:
@@ -51,7 +52,9 @@ class Cpu(Target):
             notes = quantize_graph(request, file, saturates=saturates(request.on))
         else:
             shutil.copyfile(request.graph.file, file)
-        executes = executed_precision(file) if request.is_local else ""
+        executes = ""
+        if request.is_local:
+            executes = executed_precision(count_kernels(file, _OPTIONS, request.graph.multiple))
         if request.uint8_io:
             from targets._onnx.uint8_io import NOTE, give_uint8_io
 
@@ -67,6 +70,10 @@ class Cpu(Target):
         if sensitive_layers_in_file(request.graph.file).attention:
             return None
         return OrtTuner(request, saturates=saturates(request.on), options=_OPTIONS)
+
+    def count_kernels(self, built: Built) -> dict[str, int]:
+        """Of one image's run."""
+        return count_kernels(built.file, built.options, built.multiple)
 
     def open(self, built: Built) -> OrtSession:
         """A session on all cores."""

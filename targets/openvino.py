@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from calibration.vnni import saturates
 from mipkd.core.errors import MissingError
-from mipkd.core.precision import PRECISIONS
+from mipkd.core.precision import PRECISIONS, executed_precision
 from mipkd.core.quiet import quiet
 from targets._onnx.uint8_io import NOTE
 from targets._openvino import devices
@@ -21,7 +21,7 @@ from targets._openvino.session import (
     SHAPES,
     LatencySession,
     ThroughputSession,
-    executed_precision,
+    count_kernels,
 )
 from targets._openvino.uint8_io import with_uint8_io
 from targets.base import BuildRequest, Feature, Target, version_of
@@ -103,7 +103,8 @@ class OpenVino(Target):
         options = self._options(other)
         executes = ""
         if request.is_local:
-            executes = executed_precision(file, self._device, options, request.graph.multiple)
+            kernels = count_kernels(file, self._device, options, request.graph.multiple)
+            executes = executed_precision(kernels)
         if request.uint8_io:
             options[PIXELS] = "uint8"
             notes = (*notes, NOTE)
@@ -130,6 +131,10 @@ class OpenVino(Target):
         if self._hint == "THROUGHPUT":
             return ThroughputSession(built.file, self._device, built.options, built.scale)
         return LatencySession(built.file, self._device, built.options)
+
+    def count_kernels(self, built: Built) -> dict[str, int]:
+        """Of the model compiled for this device."""
+        return count_kernels(built.file, self._device, built.options, built.multiple)
 
     def _convert(self, request: BuildRequest, other: str) -> tuple[Any, tuple[str, ...]]:
         """The model, with what is not quantised in `other`, and notes."""

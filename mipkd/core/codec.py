@@ -63,6 +63,20 @@ def decode(kind: type[R], stated: Any, root: Path | None = None) -> R:
     return record
 
 
+def parse_json(text: str | bytes) -> Any:
+    """What JSON states.
+
+    Raises:
+        CodecError: it is none, or nested too deep.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise CodecError("nested too deep") from error
+    except ValueError as error:
+        raise CodecError(str(error)) from error
+
+
 def read_json(file: Path, *, what: str = "file", hint: str = "") -> Any:
     """What a JSON file holds; `what` it should be is said where it cannot be read.
 
@@ -70,12 +84,14 @@ def read_json(file: Path, *, what: str = "file", hint: str = "") -> Any:
         UsageError: it cannot be read.
     """
     try:
-        return json.loads(file.read_bytes())
+        return parse_json(file.read_bytes())
     except OSError as error:
         why = error.strerror or str(error)
         raise UsageError(f"{file}: no {what}: {why}", hint=hint) from error
-    except ValueError as error:
-        raise UsageError(f"{file}: damaged: {error}", hint=hint) from error
+    except CodecError as error:
+        raise UsageError(f"{file}: damaged: {error.what}", hint=hint) from error
+    except ValueError as error:  # a name that no file can have
+        raise UsageError(f"{file}: no {what}: {error}", hint=hint) from error
 
 
 def decode_file(kind: type[R], stated: Any, file: Path, *, hint: str = "") -> R:
@@ -93,8 +109,7 @@ def decode_file(kind: type[R], stated: Any, file: Path, *, hint: str = "") -> R:
 def _read(kind: Any, stated: Any, root: Path) -> Any:
     if kind is float:
         stated = math.nan if stated is None else stated
-        number = isinstance(stated, (int, float)) and not isinstance(stated, bool)
-        return float(_check(number, stated, "number"))
+        return _read_float(stated)
     if kind is int:
         whole = isinstance(stated, int) and not isinstance(stated, bool)
         return _check(whole, stated, "whole number")
@@ -103,6 +118,14 @@ def _read(kind: Any, stated: Any, root: Path) -> Any:
     if kind is Any:
         return stated
     return _read_parts(kind, stated, root)
+
+
+def _read_float(stated: Any) -> float:
+    number = isinstance(stated, (int, float)) and not isinstance(stated, bool)
+    try:
+        return float(_check(number, stated, "number"))
+    except OverflowError as error:
+        raise CodecError("a number too large") from error
 
 
 def _read_parts(kind: Any, stated: Any, root: Path) -> Any:
@@ -122,7 +145,7 @@ def _read_parts(kind: Any, stated: Any, root: Path) -> Any:
     if issubclass(kind, Enum):
         known = [member.value for member in kind]
         return kind(_check(stated in known, stated, f"one of {', '.join(map(str, known))}"))
-    return root / _check(isinstance(stated, str), stated, "path")
+    return root / _check(isinstance(stated, str) and "\0" not in stated, stated, "path")
 
 
 def _read_union(kinds: tuple[Any, ...], stated: Any, root: Path) -> Any:
@@ -151,7 +174,7 @@ def _read_record(kind: Any, stated: dict[str, Any], root: Path) -> Any:
     hints, needed, as_now = _facts(kind)
     try:
         stated = as_now(stated) if as_now else stated
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CodecError(f"no {_name(kind)} of an older version: {error}") from error
     for name in needed:
         if name not in stated:

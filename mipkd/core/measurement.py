@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from mipkd.core.precision import FLOATS, QUANTIZED, executed_precision
+
 REFERENCE = "reference"  # the target of figures that the others are held against
 BY_KIT = "kit"  # in the place of a device's address
 
@@ -90,6 +92,9 @@ class Measurement:
     # Address of the machine that measured, or "kit"; empty for the one that ran the pipeline.
     device: str = ""
     host: Host | None = None  # the machine that measured
+    # How many convolutions and matrix products run in each precision, as the runtime tells of the
+    # compiled model there; empty where it does not tell.
+    kernels: dict[str, int] = field(default_factory=dict)
 
     @property
     def kind(self) -> Kind:
@@ -102,6 +107,16 @@ class Measurement:
     def as_now(stated: dict[str, Any]) -> dict[str, Any]:
         """Files of quality in bundles had images for scores before results.json 2.0."""
         return {"scores": stated.get("images", ()), **stated}
+
+    @property
+    def executes(self) -> str:
+        """The precision that runs; that asked for where the runtime does not tell."""
+        return executed_precision(self.kernels) or self.precision
+
+    @property
+    def runs_in_float(self) -> bool:
+        """Whether it was to be quantised, and the runtime says that nothing of it is."""
+        return self.precision in QUANTIZED and self.executes in FLOATS
 
     @property
     def doubt(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -45,6 +46,14 @@ _ROWS = (
 PRECISIONS = {row.name: row for row in _ROWS}  # in the order in which tables list them
 FLOATS = tuple(row.name for row in _ROWS if row.is_float)
 QUANTIZED = tuple(row.name for row in _ROWS if not row.is_float)
+
+
+def executed_precision(kernels: Mapping[str, int]) -> str:
+    """The precision that a model runs in, of its kernels by precision.
+
+    "int8" if any of them has 8 bits, else that of most; "" where none was told.
+    """
+    return "int8" if kernels.get("int8") else max(kernels, key=lambda p: kernels[p], default="")
 
 
 def order_of(name: str) -> int:

@@ -54,6 +54,7 @@ def time_models(
     measurements = _list_untimed(target, builts)
     if target.simulated:
         return measurements
+    kernels = [_count_kernels(target, built) for built in builts]
     multiples = {name_of(b): b.multiple for b in builts}
     power, board, others = power_source(), read_board(), OtherPrograms()
     by_size = []
@@ -72,9 +73,19 @@ def time_models(
             notes=_note_if_busy(share),
             invalid_because=watch.throttled or _why_too_busy(share, settings),
             conditions={**board, **watch.conditions},
+            kernels=counted,
         )
-        for m, built in zip(measurements, builts, strict=True)
+        for m, built, counted in zip(measurements, builts, kernels, strict=True)
     )
+
+
+def _count_kernels(target: Target, built: Built) -> dict[str, int]:
+    """What the runtime tells of its kernels; what it does not tell is no failure of the model."""
+    try:
+        return target.count_kernels(built)
+    except Exception as error:  # whatever a runtime raises
+        log.info("%s %s: its kernels are not told: %s", target.name, name_of(built), error)
+        return {}
 
 
 def _list_untimed(target: Target, builts: Sequence[Built]) -> tuple[Measurement, ...]:

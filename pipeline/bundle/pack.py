@@ -9,7 +9,9 @@ from pathlib import Path
 from mipkd.core.errors import MissingError
 from mipkd.core.evidence import Evidence
 from mipkd.core.measurement import Measurement
+from mipkd.core.precision import executed_precision
 from mipkd.core.records import Built
+from mipkd.core.texts import write_text
 from mipkd.export.receptive_field import ReceptiveField, find_receptive_field
 from pipeline.bundle import manifest
 from pipeline.bundle.card import card
@@ -48,15 +50,13 @@ def student_builds(evidence: Evidence) -> list[Built]:
 
 
 def _fill(evidence: Evidence, config: BundleConfig, out: Path) -> None:
-    around = find_receptive_field(evidence.graph.file)
+    around = find_receptive_field(evidence.graph.file, evidence.graph.multiple)
     models = tuple(_copy_model(built, evidence, around, out) for built in student_builds(evidence))
     golden = copy_golden(evidence.tests, evidence.measurements, config, out)
     write_measurements(evidence.measurements, out)
     stated = provenance(evidence, program_version())
     (out / PROVENANCE).write_text(json.dumps(stated, indent=1, sort_keys=True))
-    (out / "README.md").write_text(
-        card(evidence, compute_figures(evidence, out), models, golden[0])
-    )
+    write_text(out / "README.md", card(evidence, compute_figures(evidence, out), models, golden[0]))
     manifest.write(
         manifest.Manifest(
             schema=manifest.SCHEMA,
@@ -100,7 +100,7 @@ def _copy_model(
         versions=built.versions,
         margin=around.radius,
         inexact_because=around.inexact_because,
-        executes=built.executes,
+        executes=executed_precision(m.kernels if m else {}) or built.executes,
     )
 
 

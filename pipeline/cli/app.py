@@ -6,10 +6,11 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,9 +18,9 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from mipkd.core.errors import MipkdError, UsageError
+from mipkd.core.errors import MipkdError, StageError, UsageError
 from pipeline.cli import bundle, doctor, run, runs, study
-from pipeline.cli.terminal import ROOMS, set_logging
+from pipeline.cli.terminal import ROOMS, print_any_name, set_logging
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class _Guarded(TyperGroup):
     """Turns expected errors into one line, a hint and an exit code."""
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        print_any_name()
         try:
             code = super().main(*args, **{**extra, "standalone_mode": False})
         except _CommandLineError as error:
@@ -44,8 +46,6 @@ class _Guarded(TyperGroup):
         return code
 
     def invoke(self, ctx: Any) -> Any:
-        if isinstance(sys.stdout, io.TextIOWrapper):  # for file names that are no UTF-8
-            sys.stdout.reconfigure(errors="backslashreplace")
         result = None
         with _say_errors() as code:
             result = super().invoke(ctx)
@@ -89,6 +89,12 @@ bundle.register(app)
 
 def main() -> None:
     """The console script; under torchrun, every process of it."""
+    print_any_name()
+    with _report_bugs():
+        _start()
+
+
+def _start() -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         app()
         return
@@ -103,6 +109,31 @@ def main() -> None:
         with _say_errors() as code, _silent_repeats():
             ranks.serve()
         sys.exit(code[0])
+
+
+@contextmanager
+def _report_bugs() -> Iterator[None]:
+    """The last net: an error that is nobody's but ours, as one line; the details in a file."""
+    try:
+        yield
+    except Exception as error:  # what was foreseen has been said
+        first = next(iter(str(error).splitlines()), "")
+        what = f"{type(error).__name__}: {first}".rstrip(": ")
+        _say(f"a bug of mipkd-pipeline: {what}", f"please report it, with {_keep_details()}")
+        sys.exit(StageError.exit_code)
+
+
+def _keep_details() -> str:
+    """The file that holds the traceback being handled; it is printed where none can be written."""
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="mipkd-bug-", suffix=".txt", delete=False, errors="backslashreplace"
+        ) as file:
+            file.write(" ".join(sys.argv) + "\n\n" + traceback.format_exc())
+    except OSError:
+        traceback.print_exc()
+        return "the lines above"
+    return file.name
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from mipkd.core import codec
 from mipkd.core.errors import MissingError, StageError
 from mipkd.core.evidence import Outcome
 from mipkd.core.names import printable
+from mipkd.core.texts import write_text
 from pipeline.cli.terminal import EXIT, Verbose, print_wide, set_logging
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ def upscale(
 
     pictures = work.list_pictures(images, out)
     model = work.choose_model(bundle, target, precision)
-    typer.echo(f"{model.target} {model.precision}, x{model.scale}, {work.describe_tiles(model)}")
-    failed = 0
+    typer.echo(f"{model.target} {model.precision}, x{model.scale}")
+    failed, levels = 0, list[int | None]()
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("rows")
         made = work.upscale_all(
@@ -71,8 +72,10 @@ def upscale(
             else:
                 rate = one.seconds / one.megapixels
                 typer.echo(f"{printable(one.file)}  {one.seconds:.1f} s, {rate:.2f} s a megapixel")
-                if one.levels is not None:
-                    typer.echo(f"tiles are up to {one.levels} levels from one piece, on a part")
+                levels.append(one.levels)
+    if levels:
+        seen = [n for n in levels if n is not None]
+        typer.echo(work.describe_tiles(model, max(seen, default=None)))
     if failed:
         raise StageError(f"upscale: {failed} of {len(pictures)} images failed")
 
@@ -207,7 +210,7 @@ def check(
         with summary.open("a") as file:
             file.write(markdown.table(name, found.outcome, found.gates))
     if junit:
-        junit.write_text(xml.junit(name, found.manifest.created, found.gates))
+        write_text(junit, xml.junit(name, found.manifest.created, found.gates))
     raise typer.Exit(EXIT[found.outcome])
 
 

@@ -14,7 +14,7 @@ from pipeline.bench.comparisons import mean_of, p50_s, simulated_targets, speedu
 from pipeline.bench.distillation_gain import compare_with
 from pipeline.cli.terminal import COLOURS
 from pipeline.report.sentences import gain_sentence
-from pipeline.report.wording import whose
+from pipeline.report.wording import precision_label, whose
 
 
 def summarize(evidence: Evidence) -> Group:
@@ -30,7 +30,7 @@ def summarize(evidence: Evidence) -> Group:
         table.add_row(
             f"{m.target} (simulated)" if m.simulated else m.target,
             m.role,
-            m.precision,
+            precision_label(m),
             f"{m.size_bytes / 1e6:.2f}" if m.size_bytes else "",
             p50,
             size,

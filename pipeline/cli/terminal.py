@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import sys
 import warnings
 from typing import Annotated
 
@@ -30,6 +32,13 @@ def set_logging(verbose: bool) -> None:
         logging.getLogger(room).setLevel(logging.DEBUG if verbose else logging.INFO)
     if not verbose:
         warnings.simplefilter("ignore")  # of libraries; ours are logged
+
+
+def print_any_name() -> None:
+    """Let names of files be printed that are no text in the terminal's encoding: as \\udce9."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def print_wide(what: RenderableType) -> None:

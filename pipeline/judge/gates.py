@@ -250,11 +250,16 @@ def _judge_gain(name: str, one: TargetGain, found: DistillationGain, bound: floa
 
 
 def _remarks(measurements: Sequence[Measurement]) -> Iterator[str]:
-    """What was only simulated; INT8 that is not faster than the student in a float precision."""
+    """What was only simulated; INT8 that runs in float, or is not faster than a float precision."""
     for target in simulated_targets(measurements):
         yield f"{target}: {NOT_MEASURED}"
     on = students(measurements)
-    for int8 in (m for m in on if m.precision == "int8"):
+    for m in (m for m in on if m.runs_in_float):
+        yield (
+            f"{m.target}: asked for {m.precision}, the runtime executes {m.executes}: it is not "
+            "recommended"
+        )
+    for int8 in (m for m in on if m.executes == "int8"):
         floats = [m for m in on if m.target == int8.target]
         found = [(size, speedup_over_best(floats, int8, size)) for size in valid_sizes(int8)]
         slow = [

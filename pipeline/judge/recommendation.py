@@ -23,6 +23,8 @@ def recommend(
 ) -> tuple[Recommendation, ...]:
     """For each target the fastest precision, at the largest LR size, that passes all its gates.
 
+    A quantised model of which the runtime says that it runs in float is none of them.
+
     Of those whose speed cannot be told apart from the fastest one's, the one with the highest
     PSNR: a quantised model that is not faster is not worth its loss.
     """
@@ -39,10 +41,12 @@ def _recommend_for(target: str, on: Sequence[Measurement], gates: Sequence[Gate]
     if "student" in stopped:
         gate = stopped["student"]
         return Recommendation(target, "", f"{gate.name} {gate.outcome.value}: {gate.reason}")
-    passing = [m for m in on if subject(m) not in stopped and valid_sizes(m)]
+    floats = [m for m in on if m.runs_in_float]
+    passing = [m for m in on if subject(m) not in stopped and valid_sizes(m) and m not in floats]
     common = set.intersection(*(set(valid_sizes(m)) for m in passing)) if passing else set()
     if not common:
-        return Recommendation(target, "", "no precision passes all its gates")
+        but = "".join(f"; {m.precision} runs in {m.executes}" for m in floats)
+        return Recommendation(target, "", f"no precision passes all its gates{but}")
     size = max(common, key=math.prod)
     fastest = min(passing, key=lambda m: p50_s(m, size) or math.inf)
     tied = [m for m in passing if (r := speedup(m, fastest, size)) and r.low <= 1.0]

@@ -96,15 +96,12 @@ def _read_asked(file: Path, id: str) -> job_file.StoredJob:
     try:
         with zipfile.ZipFile(file) as whole:
             text = whole.read(job_file.JOB)
-    except KeyError as error:
+    except job_file.DAMAGED as error:
         what = f"{file}: no results of a kit: no {job_file.JOB}"
         raise UsageError(what, hint=ANEW) from error
     if job_file.hash_of(text) != id:
         raise UsageError(f"{file}: {job_file.JOB} in it was changed", hint=ANEW)
-    try:
-        return job_file.parse_job(text, Path())
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{file}: {job_file.JOB} in it is damaged: {error}", hint=ANEW) from error
+    return job_file.parse_job(text, Path(), f"{file}: {job_file.JOB} in it")
 
 
 def _machine(config: DeviceConfig) -> Kit:

@@ -17,7 +17,7 @@ from pipeline.bench.stats import percentiles
 from pipeline.report.curves import read_rows, series
 from pipeline.report.plots import COLOURS, Curve, Point, lines, scatter
 from pipeline.report.tables import sizes_of
-from pipeline.report.wording import as_size, number
+from pipeline.report.wording import as_size, number, precision_label
 
 SHAPES = dict.fromkeys(FLOATS, "square") | dict.fromkeys(QUANTIZED, "diamond") | {"fp32": "circle"}
 _NOT_TERMS = {"step", "total", "lr", "seconds", "psnr_y_db", "ssim_y", "grad_norm"}
@@ -118,7 +118,7 @@ def _point(
     return Point(
         x=found.p50_s.value * 1e3,
         y=psnr_y_db,
-        name=f"{m.target} {m.precision}" + (" teacher" if m.role == "teacher" else ""),
+        name=f"{m.target} {precision_label(m)}" + (" teacher" if m.role == "teacher" else ""),
         colour=targets.index(m.target) % COLOURS,
         shape=SHAPES.get(m.precision, "circle"),
         hollow=m.role == "teacher",

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from mipkd.core.errors import UsageError
 from mipkd.core.evidence import Evidence
 from mipkd.core.measurement import Measurement
+from mipkd.core.texts import write_text
 from pipeline.bench.comparisons import (
     drop_by_image,
     find_reference,
@@ -29,7 +30,16 @@ from pipeline.report.charts import SHAPES
 from pipeline.report.plots import COLOURS, Point, scatter
 from pipeline.report.results_file import RESULTS, read_results, report_folder
 from pipeline.report.tables import Row, Table, sizes_of
-from pipeline.report.wording import NONE, as_size, in_ms, megabytes, milliseconds, number, signed
+from pipeline.report.wording import (
+    NONE,
+    as_size,
+    in_ms,
+    megabytes,
+    milliseconds,
+    number,
+    precision_label,
+    signed,
+)
 from pipeline.report.write import environment
 
 
@@ -77,7 +87,7 @@ def write_page(seen: Sequence[Seen], out: Path) -> Path:
             remarks=_remarks(seen),
         )
     )
-    out.write_text(page)
+    write_text(out, page)
     return out
 
 
@@ -110,7 +120,7 @@ def _cells(
     drops = drop_by_image(m, find_reference(one.evidence.measurements, m.role))
     return [
         m.target + (" (simulated)" if m.simulated else ""),
-        m.precision,
+        precision_label(m),
         one.name,
         megabytes(m.size_bytes),
         milliseconds(in_ms(p50_s(m, size))),
@@ -138,7 +148,7 @@ def _over(one: Seen, m: Measurement, first: Seen, base: Measurement | None) -> s
 
 def _plot(seen: Sequence[Seen], size: tuple[int, int]) -> str:
     points = [
-        Point(p50, psnr_y_db, f"{one.name} {m.target} {m.precision}", n % COLOURS, shape)
+        Point(p50, psnr_y_db, f"{one.name} {m.target} {precision_label(m)}", n % COLOURS, shape)
         for n, one in enumerate(seen)
         for m in students(one.evidence.measurements)
         if (psnr_y_db := mean_of(m)) is not None and (p50 := in_ms(p50_s(m, size)))

@@ -144,7 +144,7 @@ def _largest(drops: dict[str, float]) -> list[str]:
 def _worst_int8(evidence: Evidence) -> Measurement | None:
     """The INT8 student that loses most on one image."""
     base = find_reference(evidence.measurements, "student")
-    found = [m for m in students(evidence.measurements) if m.precision == "int8" and m.outputs]
+    found = [m for m in students(evidence.measurements) if m.executes == "int8" and m.outputs]
     return max(found, key=lambda m: max(drop_by_image(m, base).values(), default=0), default=None)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
+from contextlib import suppress
 from pathlib import Path
 
+from mipkd.core.codec import CodecError, parse_json
 from mipkd.core.health import BEFORE, is_health
 
 
@@ -13,14 +14,14 @@ def read_rows(curves: Path) -> list[dict[str, float]]:
     """The lines that are whole; a run that was killed may leave half of one."""
     try:
         text = curves.read_text()
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return []
     rows = []
     for line in text.splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
+        with suppress(CodecError):
+            row = parse_json(line)
+            if isinstance(row, dict):
+                rows.append(row)
     return rows
 
 

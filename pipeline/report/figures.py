@@ -70,6 +70,10 @@ class ModelFigures:
     # "measured": ran on that runtime; "simulated": another engine made the pixels, nothing was
     # timed; "reference": what others are held against.
     kind: Kind
+    executes: str  # the precision that runs, where the runtime tells; else that asked for
+    # Of the convolutions and matrix products, those that run in the precision asked for; null where
+    # the runtime does not tell.
+    share_as_asked: float | None
     latencies: tuple[LatencyFigures, ...]  # one entry an input size
     quality: dict[str, QualityFigures]  # by metric
 
@@ -137,12 +141,18 @@ def _model(m: Measurement, every: Sequence[Measurement]) -> ModelFigures:
         target=m.target,
         precision=m.precision,
         kind=m.kind,
+        executes=m.executes,
+        share_as_asked=_share_as_asked(m),
         latencies=tuple(_latency(m, latency, every) for latency in m.latencies),
         quality={
             metric.name: _quality(m, find_reference(every, m.role), metric.name)
             for metric in scored_metrics([m])
         },
     )
+
+
+def _share_as_asked(m: Measurement) -> float | None:
+    return m.kernels.get(m.precision, 0) / sum(m.kernels.values()) if m.kernels else None
 
 
 def _latency(m: Measurement, latency: Latency, every: Sequence[Measurement]) -> LatencyFigures:

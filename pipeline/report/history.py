@@ -14,9 +14,10 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from mipkd.core.codec import decode, encode
+from mipkd.core.codec import decode, encode, parse_json
 from mipkd.core.errors import UsageError
 from mipkd.core.evidence import Evidence
+from mipkd.core.texts import write_text
 from pipeline.bench.comparisons import mean_of, p50_s, students, valid_sizes
 from pipeline.report.plots import Curve, lines
 from pipeline.report.wording import in_ms
@@ -102,10 +103,12 @@ def read(file: Path) -> list[Line]:
             f"history: no {FILE} in {file.parent}: {error.strerror}",
             hint="give the folder that holds the runs' folders",
         ) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file}: damaged: {error}", hint="write a new one: delete it") from error
     found = []
     for number, text in enumerate(texts, 1):
         try:
-            found.append(decode(Line, json.loads(text)))
+            found.append(decode(Line, parse_json(text)))
         except ValueError as error:
             if number == len(texts):
                 break
@@ -175,7 +178,7 @@ def write_page(found: Sequence[Line], out: Path) -> Path:
         for one in _drawable(found)
     ]
     page = environment(html=True).get_template("history.html.j2").render(panels=panels)
-    out.write_text(page)
+    write_text(out, page)
     return out
 
 

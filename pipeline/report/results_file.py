@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mipkd.core.codec import CodecError, decode, encode, read_json
+from mipkd.core.codec import decode, encode, read_json
 from mipkd.core.errors import UsageError
 from mipkd.core.evidence import Evidence
 from pipeline.report.figures import Figures
 from pipeline.report.results_1x import as_evidence
 
-SCHEMA_VERSION = "2.0"
+SCHEMA_VERSION = "2.1"
 RESULTS = "results.json"
 _HINT = "give the results.json of a report"
 
@@ -45,7 +45,7 @@ def read_results(file: Path) -> Evidence:
     try:
         found = as_evidence(stated) if major == "1" else stated
         return decode(Evidence, found, run_of(file.parent))
-    except (CodecError, KeyError, TypeError, AttributeError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         why = f"no {error}" if isinstance(error, KeyError) else error
         raise UsageError(f"{file}: not the results of a run: {why}", hint=_HINT) from error
 

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from mipkd.core.codec import encode
 from mipkd.core.measurement import ImageScore
 from mipkd.core.study import SetScores, Study
+from mipkd.core.texts import write_text
 from pipeline.bench.stats import Estimate, mean_over_seeds, mean_over_seeds_and_images
 from pipeline.report.curves import read_rows, series
 from pipeline.report.plots import COLOURS, Curve, Span, lines, spans
@@ -95,9 +96,10 @@ def write_study(study: Study, out: Path) -> Path:
     partial.mkdir(parents=True, exist_ok=True)
     facts = {"study": encode(study), "lines": encode(table)}
     (partial / "study.json").write_text(json.dumps(facts, indent=1, allow_nan=False))
-    (partial / "study.md").write_text(markdown(study))
+    write_text(partial / "study.md", markdown(study))
     page = environment(html=True).get_template("study.html.j2")
-    (partial / "index.html").write_text(
+    write_text(
+        partial / "index.html",
         page.render(
             s=study,
             head=_head(study),
@@ -108,7 +110,7 @@ def write_study(study: Study, out: Path) -> Path:
             config=tomli_w.dumps(study.config),
             repeats=REPEATS,
             notes=_notes(study, table),
-        )
+        ),
     )
     replace_folder(out, partial)
     return out / "index.html"

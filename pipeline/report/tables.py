@@ -19,10 +19,12 @@ from pipeline.report.wording import (
     as_size,
     in_ms,
     interval,
+    kernels,
     listed,
     megabytes,
     milliseconds,
     number,
+    precision_label,
     signed,
     thousands,
     three_digits,
@@ -66,7 +68,8 @@ class ImagesUsed:
 def main_table(evidence: Evidence, figures: Figures) -> Table:
     """Target x precision: size, latency, speed-up, quality, drop."""
     sizes, metrics = sizes_of(evidence.measurements), scored_metrics(evidence.measurements)
-    head = ["Target", "Model", "On disk"]
+    told = any(m.kernels for m in evidence.measurements)
+    head = ["Target", "Model", *(["Convolutions run"] if told else []), "On disk"]
     head += [f"p50 ms at {as_size(*size)}" for size in sizes]
     head += ["× teacher", "× own FP32", *(f"{m.title} {m.unit}".rstrip() for m in metrics)]
     head += ["Mean drop dB", "Worst drop dB"]
@@ -75,9 +78,10 @@ def main_table(evidence: Evidence, figures: Figures) -> Table:
     for m, found in _sort_measurements(evidence, figures):
         ships = m.role == "student" and (m.target, m.precision) in shipped
         kind = "shipped" if ships else m.kind if m.kind == "reference" else _role(m)
-        cells = [*_names(m), *_medians(found, sizes), *_speed(found)]
+        cells = [*_names(m), *([kernels(m)] if told else []), megabytes(m.size_bytes)]
+        cells += [*_medians(found, sizes), *_speed(found)]
         rows.append(Row(kind, [*cells, *_means(found, metrics), *_drops(found)]))
-    return Table(head, rows, first=2)
+    return Table(head, rows, first=3 if told else 2)
 
 
 def devices(measurements: Iterable[Measurement]) -> list[str]:
@@ -105,7 +109,7 @@ def latency_table(evidence: Evidence, figures: Figures) -> Table:
             few = " *" if 0 < len(raw.samples_s) < 100 else ""
             cells = [
                 m.target,
-                f"{m.role} {m.precision}",
+                f"{m.role} {precision_label(m)}",
                 as_size(*one.size),
                 "INVALID" if one.invalid_because else str(len(raw.samples_s)),
                 _with_ends(one.p50_ms),
@@ -259,13 +263,14 @@ def _role(m: Measurement) -> str:
 
 def _model(m: Measurement) -> str:
     """The student by its precision alone."""
-    return m.precision if m.role == "student" else f"{m.role} {m.precision}"
+    label = precision_label(m)
+    return label if m.role == "student" else f"{m.role} {label}"
 
 
 def _names(m: Measurement) -> list[str]:
-    model = m.role if m.role == "bicubic" else f"{m.role} {m.precision}"
+    model = m.role if m.role == "bicubic" else f"{m.role} {precision_label(m)}"
     target = f"{m.target} (simulated)" if m.kind == "simulated" else m.target
-    return [target, model, megabytes(m.size_bytes)]
+    return [target, model]
 
 
 def _medians(found: ModelFigures, sizes: list[tuple[int, int]]) -> list[str]:

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from mipkd.core.health import BODY_GRADIENT
+from mipkd.core.precision import order_of
 
 if TYPE_CHECKING:
+    from mipkd.core.measurement import Measurement
     from mipkd.core.records import QuantPlan
     from pipeline.bench.stats import Estimate
 
@@ -88,6 +90,20 @@ def health(name: str, value: float) -> str:
 def megabytes(size_bytes: int | None) -> str:
     """Size on disk in MB of 10^6 bytes."""
     return f"{size_bytes / 1e6:.2f} MB" if size_bytes else NONE
+
+
+def precision_label(m: Measurement) -> str:
+    """The precision that runs, and the one that was asked for where that is another."""
+    return m.precision if m.executes == m.precision else f"{m.executes} (asked: {m.precision})"
+
+
+def kernels(m: Measurement) -> str:
+    """Such as "11 of 13 in int8, 2 in bf16"; a dash where the runtime does not tell."""
+    if not m.kernels:
+        return NONE
+    first = m.executes
+    others = [f"{m.kernels[p]} in {p}" for p in sorted(m.kernels, key=order_of) if p != first]
+    return ", ".join([f"{m.kernels[first]} of {sum(m.kernels.values())} in {first}", *others])
 
 
 def float_layers(plan: QuantPlan) -> str:

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mipkd.core.evidence import Evidence
+from mipkd.core.texts import write_text
 from pipeline.report import charts, tables, wording
 from pipeline.report.crops import find_exhibits
 from pipeline.report.figures import Figures, compute_figures
@@ -29,9 +30,9 @@ def write(evidence: Evidence, out: Path) -> Path:
     partial.mkdir(parents=True)
     write_results(evidence, figures, partial / RESULTS, run_of(out))
     tests = junit(evidence.name, evidence.created, evidence.verdict.gates)
-    (partial / "junit.xml").write_text(tests)
-    (partial / "report.md").write_text(_render("report.md.j2", evidence, figures))
-    (partial / "index.html").write_text(_page(evidence, figures))
+    write_text(partial / "junit.xml", tests)
+    write_text(partial / "report.md", _render("report.md.j2", evidence, figures))
+    write_text(partial / "index.html", _page(evidence, figures))
     replace_folder(out, partial)
     return out / "index.html"
 

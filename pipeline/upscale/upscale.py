@@ -34,6 +34,7 @@ _SMALL, _TRIED = (
     16,
     256,
 )  # LR pixels a side of images that show how much memory a pixel takes
+_ROUNDING = 1  # level: sums in another order may fall to the one beside
 _MOST = 1024  # LR pixels a side of a tile: larger ones are no faster
 
 OnProgress = Callable[[int, int], None]  # rows done, rows in all
@@ -134,11 +135,18 @@ def _runs_here(target: Target) -> bool:
     return not target.why_not() and not target.simulated
 
 
-def describe_tiles(model: manifest.Model) -> str:
-    """How tiles of this model compare with the whole, in words."""
+def describe_tiles(model: manifest.Model, levels: int | None) -> str:
+    """How tiles of this model compare with the whole, in words.
+
+    `levels`: the largest difference that was seen; None where none was looked for.
+    """
+    margin = f"margin {model.margin} LR pixels"
+    seen = "" if levels is None else f", up to {levels} level{'s' * (levels != 1)} from one piece"
     if model.inexact_because:
-        return f"tiles not exact, margin {model.margin} LR pixels ({model.inexact_because})"
-    return f"tiles exact, margin {model.margin} LR pixels"
+        return f"tiles not exact{seen}, {margin} ({model.inexact_because})"
+    if levels is not None and levels > _ROUNDING:
+        return f"tiles not exact{seen}, {margin}: this runtime computes them in another way"
+    return f"tiles exact{' but for rounding' if levels else ''}, {margin}"
 
 
 def upscale_all(
@@ -161,7 +169,10 @@ def upscale_all(
     """
     least = _smallest_side(model.margin, model.multiple)
     if side is not None and side < least:
-        raise UsageError(f"--tile: {side} is too small for this net", hint=f"at least {least}")
+        raise UsageError(
+            f"--tile: {side} is too small for this net",
+            hint=f"at least {least}, margins of {model.margin} included",
+        )
     out.mkdir(parents=True, exist_ok=True)
     cutter = _Cutter(model, model.built(bundle), memory_bytes, side)
     with closing(find(model.target).open(cutter.built)) as session:
@@ -196,18 +207,24 @@ class _Cutter:
         self.built = built
         self._model, self._memory_bytes, self._side = model, memory_bytes, side
         self._looked, self._per_pixel, self._left, self._size = False, 0, 0, (0, 0)
+        self._knows_memory = side is not None
 
     def look(self, picture: Picture) -> int | None:
-        """Find out what a pixel takes, once, and what cutting this picture changes in levels; in
-        a session of its own, for one keeps the memory of all that it ran."""
-        if self._looked:
+        """Find out what a pixel takes, once, and what cutting changes in levels, on the first
+        picture that is cut; in a session of its own, for one keeps the memory of all it ran."""
+        if self._looked or (self._knows_memory and not self._cuts(picture)):
             return None
-        self._looked = True
         with closing(find(self._model.target).open(self.built)) as session:
-            if self._side is None:
+            if not self._knows_memory:
                 self._per_pixel = _bytes_per_pixel(session, self._model)
                 self._left = self._memory_bytes - (memory.resident_bytes() or 0)
+                self._knows_memory = True
+            self._looked = self._cuts(picture)
             return difference(session, picture.rgb_HWC, self.tiling(picture), self._model.scale)
+
+    def _cuts(self, picture: Picture) -> bool:
+        longest: int = max(picture.rgb_HWC.shape[:2])
+        return longest > self.tiling(picture).side
 
     def tiling(self, picture: Picture) -> Tiling:
         """For pictures of that width.

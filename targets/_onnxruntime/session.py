@@ -1,10 +1,15 @@
-"""Sessions on ONNX Runtime's CPU provider, and the precision that it executes."""
+"""Sessions on ONNX Runtime's CPU provider, and the kernels that it runs."""
 
 from __future__ import annotations
 
+import json
+import re
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from targets.base import Session
 
@@ -13,7 +18,12 @@ if TYPE_CHECKING:
 
     from targets.base import FloatArray
 
-_INT8 = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "QGemm")
+_INT8 = re.compile(
+    "^(QLinearConv|QLinearMatMul|ConvInteger|MatMulInteger.*|QGemm|Dynamic.*MatMul)$"
+)
+_FLOAT = re.compile("^(Fused)?(Conv|ConvTranspose|MatMul|Gemm)$")
+_TYPES = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+_SIDE = 32  # LR pixels of the image that kernels are counted on
 
 
 class OrtSession(Session):
@@ -34,17 +44,30 @@ class OrtSession(Session):
         self._session = None
 
 
-def executed_precision(file: Path) -> str:
-    """The precision of ONNX Runtime's optimised graph: "int8" if it holds 8-bit kernels."""
-    import onnx
-
+def count_kernels(file: Path, options: Mapping[str, str], multiple: int) -> dict[str, int]:
+    """The convolutions and matrix products that one image runs, by precision, from a profile."""
+    side = -(-_SIDE // multiple) * multiple
     with tempfile.TemporaryDirectory() as folder:
-        optimised = Path(folder) / "optimised.onnx"
-        settings = _settings({})
-        settings.optimized_model_filepath = str(optimised)
-        _load(file, settings)
-        nodes = onnx.load(optimised, load_external_data=False).graph.node
-    return "int8" if any(node.op_type in _INT8 for node in nodes) else "fp32"
+        settings = _settings(options)
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(Path(folder) / "kernels")
+        session = _load(file, settings)
+        image = session.get_inputs()[0]
+        kind = np.uint8 if image.type == "tensor(uint8)" else np.float32
+        session.run(None, {image.name: np.zeros((1, 3, side, side), kind)})
+        events = json.loads(Path(session.end_profiling()).read_text())
+    ran = [event["args"] for event in events if event["name"].endswith("_kernel_time")]
+    return dict(Counter(filter(None, map(_precision_of, ran))))
+
+
+def _precision_of(kernel: Mapping[str, Any]) -> str:
+    """That of a convolution or matrix product; "" of another kernel."""
+    if _INT8.match(kernel["op_name"]):
+        return "int8"
+    if not _FLOAT.match(kernel["op_name"]):
+        return ""
+    (kind,) = kernel["input_type_shape"][0]
+    return _TYPES.get(kind, str(kind))
 
 
 def _settings(options: Mapping[str, str]) -> Any:

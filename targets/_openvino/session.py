@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,25 +145,27 @@ class ThroughputSession(Session):
         self._compiler.close()
 
 
-def executed_precision(file: Path, device: str, options: dict[str, str], multiple: int) -> str:
-    """The precision of the compiled model: "int8" if any of its products has 8 bits.
+def count_kernels(
+    file: Path, device: str, options: dict[str, str], multiple: int
+) -> dict[str, int]:
+    """The compiled model's convolutions and matrix products by the precision that they run in.
 
-    Else the type of most of them; "" where the device does not tell.
+    Empty where the device does not tell.
     """
     side = -(-_SIDE // multiple) * multiple
-    found: list[str] = []
+    found: Counter[str] = Counter()
 
     def read(model: Any) -> None:
         for op in model.get_runtime_model().get_ordered_ops():
             facts = op.get_rt_info()
             if "layerType" in facts and facts["layerType"].astype(str) in _PRODUCTS:
                 kind = facts["runtimePrecision"].astype(str)
-                found.append(_PRECISION.get(kind, kind))
+                found[_PRECISION.get(kind, kind)] += 1
 
     given = {name: value for name, value in options.items() if name != CACHE}
     with contextlib.suppress(RuntimeError):  # a device need not tell
         Compiler(file, device, given | {SHAPES: "fixed"}, read).at((1, 3, side, side))
-    return "int8" if "int8" in found else max(found, key=found.count, default="")
+    return dict(found)
 
 
 def _requests(model: Any) -> list[Any]:

@@ -55,7 +55,7 @@ def test_tiles_equal_the_whole_where_the_reach_is_known(spec: str, tmp_path: Pat
     arch, hyper = student.choose_without_teacher(spec, 2)
     net = arch.make(hyper).eval().to_deployed()
     graph = export(net, out=tmp_path, metadata={}, role="student", family=arch.name)
-    found = find_receptive_field(graph.file)
+    found = find_receptive_field(graph.file, graph.multiple)
     assert found.inexact_because == ""
     session, tiling = TorchSession(net), Tiling(2 * found.radius + 9, found.radius, 1)
     lr = np.random.default_rng(0).integers(0, 256, (70, 51, 3), dtype=np.uint8)
@@ -73,8 +73,8 @@ def test_tiles_equal_the_whole_where_the_reach_is_known(spec: str, tmp_path: Pat
 @pytest.mark.parametrize(
     ("spec", "sizes", "why"),
     [
-        ("rcan:g2b2", {}, "global pooling"),
-        ("swinir:c12r1", {"layers": 2}, "attention"),
+        ("rcan:g2b2", {}, "looks at the whole image"),
+        ("swinir:c12r1", {"layers": 2}, "places of the image"),
         ("rlfn:c16b2m16", {}, "coarser grid"),
     ],
 )
@@ -84,7 +84,7 @@ def test_what_no_margin_makes_exact_is_told(
     arch, hyper = student.choose_without_teacher(spec, 2)
     net = arch.make(replace(hyper, **sizes)).eval()
     graph = export(net, out=tmp_path, metadata={}, role="student", family=arch.name)
-    found = find_receptive_field(graph.file)
+    found = find_receptive_field(graph.file, graph.multiple)
     assert why in found.inexact_because
 
 
@@ -93,7 +93,7 @@ def test_the_reach_is_what_one_pixel_changes(tmp_path: Path) -> None:
     arch, hyper = student.choose_without_teacher("edsr:c8b2", 3)
     net = arch.make(hyper).eval()
     graph = export(net, out=tmp_path, metadata={}, role="student", family=arch.name)
-    found = find_receptive_field(graph.file)
+    found = find_receptive_field(graph.file, graph.multiple)
     lr = torch.rand(1, 3, 41, 41)
     other = lr.clone()
     other[..., 20, 20] += 0.5

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from PIL import Image
 
 from mipkd.core.images import read_rgb
 from pipeline.bundle import manifest
+from pipeline.upscale import upscale as work
 
 Finished = Any  # the record of conftest.py
 Command = Callable[..., Any]
@@ -35,13 +38,34 @@ def test_tiles_are_those_of_the_whole_picture(
         words = (photos, "-o", tmp_path / out, "--target", "cpu", "--precision", "fp32")
         said = ended("upscale", once.bundle, *words, "--tile", side)
         assert said.code == 0, said.err
-        assert "tiles exact, margin" in said.out
+        assert re.search("tiles exact( but for rounding)?, margin", said.out)
+        assert "not exact" not in said.out
     tiled, whole = (read_rgb(tmp_path / out / "wide.png").astype(int) for out in ("tiled", "whole"))
     assert tiled.shape == (220, 300, 3)
     assert np.abs(tiled - whole).max() <= 1
     assert np.abs(tiled - whole).mean() < 1e-3
     with Image.open(tmp_path / "tiled" / "small.png") as small:
         assert (small.mode, small.size) == ("LA", (66, 42))
+
+
+def test_the_first_picture_that_is_cut_is_compared_with_one_piece(
+    once: Finished, photos: Path, tmp_path: Path
+) -> None:
+    (photos / "wide.jpg").rename(photos / "then_wide.jpg")  # behind "small.png", which is one tile
+    (photos / "small.png").rename(photos / "first_small.png")
+    model = work.choose_model(once.bundle, "cpu", "fp32")
+    made = work.upscale_all(
+        once.bundle,
+        model,
+        work.list_pictures([photos], tmp_path / "out"),
+        tmp_path / "out",
+        memory_bytes=2**31,
+        side=60,
+        notify=lambda done, whole: None,
+    )
+    levels = {one.source.stem: one.levels for one in made}
+    assert levels["first_small"] is None
+    assert levels["then_wide"] in (0, 1)
 
 
 def test_one_bad_picture_is_told_and_the_others_are_made(
@@ -74,3 +98,23 @@ def test_what_cannot_be_done_is_one_line(
     damaged.write_bytes(damaged.read_bytes()[:-1])
     code, said = refused(bundle=finished.bundle)
     assert (code, "is changed" in said) == (2, True)
+
+
+def test_tiles_are_called_exact_or_not_but_never_both() -> None:
+    files = {"file": "m", "size_bytes": 1, "options": {}, "notes": (), "versions": {}}
+    local = manifest.Model(
+        target="cpu", precision="fp32", kind="measured", scale=2, multiple=1, margin=7,
+        inexact_because="", **files,
+    )  # fmt: skip
+    everywhere = replace(local, inexact_because="Softmax: it looks at the whole image")
+    said = {
+        (model.inexact_because, levels): work.describe_tiles(model, levels)
+        for model in (local, everywhere)
+        for levels in (None, 0, 1, 39)
+    }
+    for (why, levels), text in said.items():
+        exact = not why and levels in (None, 0, 1)
+        assert text.startswith("tiles exact" if exact else "tiles not exact"), text
+        assert ("up to" in text) == (not exact and levels is not None)
+    assert "up to 39 levels from one piece" in said["", 39]
+    assert said["", 1] == "tiles exact but for rounding, margin 7 LR pixels"

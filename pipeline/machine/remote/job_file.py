@@ -11,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import IO, Any
 import numpy as np
 
 from mipkd.core import codec
+from mipkd.core.codec import CodecError
 from mipkd.core.errors import UsageError
 from mipkd.core.measurement import Measurement
 from mipkd.core.records import Built, TargetInfo
@@ -32,6 +35,22 @@ RESULTS, SEAL = "results.json", "seal"
 JOB = "job.json"
 _RETRY = "make the kit anew and run it again on the device"
 
+# What zipfile, numpy and our own reading raise on damaged bytes.
+DAMAGED = (
+    zipfile.BadZipFile,
+    zipfile.LargeZipFile,
+    zlib.error,
+    struct.error,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    NotImplementedError,  # a kind of compression
+    RuntimeError,  # encrypted
+    SyntaxError,  # numpy's own header
+    TypeError,
+    ValueError,
+)
 Outputs = dict[tuple[int, int], ByteArray]  # by number of model and image
 
 
@@ -45,6 +64,17 @@ class StoredJob:
     images: tuple[str, ...]  # names
     settings: BenchSettings
     files: Mapping[str, str]  # sha256 of each
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is read of a `job.json`."""
+
+    target: str
+    models: tuple[Built, ...]
+    images: tuple[str, ...]
+    settings: BenchSettings
+    files: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -96,7 +126,7 @@ def read_job(folder: Path) -> StoredJob:
     """
     try:
         job = parse_job((folder / JOB).read_bytes(), folder)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise UsageError(f"job: {folder}: no job in it: {error}", hint=_RETRY) from error
     for name, wanted in job.files.items():
         file = folder / name
@@ -105,21 +135,20 @@ def read_job(folder: Path) -> StoredJob:
     return job
 
 
-def parse_job(text: bytes, folder: Path) -> StoredJob:
-    """The job that a `job.json` in `folder` states.
+def parse_job(text: bytes, folder: Path, where: str = "job") -> StoredJob:
+    """The job that a `job.json` in `folder` states; `where` it was found is said of a bad one.
 
     Raises:
-        UsageError: another version wrote it.
+        UsageError: it is damaged, or another version wrote it.
     """
-    stated = json.loads(text)
-    _check_schema("job", stated)
+    try:
+        stated = codec.parse_json(text)
+        _check_schema(where, stated)
+        asked = codec.decode(_Asked, stated, folder)
+    except (CodecError, LookupError, TypeError) as error:
+        raise UsageError(f"{where}: damaged: {error}", hint=_RETRY) from error
     return StoredJob(
-        id=hash_of(text),
-        target=stated["target"],
-        builts=codec.decode(tuple[Built, ...], stated["models"], folder),
-        images=tuple(stated["images"]),
-        settings=codec.decode(BenchSettings, stated["settings"]),
-        files=stated["files"],
+        hash_of(text), asked.target, asked.models, asked.images, asked.settings, asked.files
     )
 
 
@@ -160,7 +189,7 @@ def read_results(file: Path | IO[bytes]) -> tuple[StoredResults, Outputs]:
     try:
         with zipfile.ZipFile(file) as packed:
             text, seal = packed.read(RESULTS), packed.read(SEAL).decode()
-            stated = json.loads(text)
+            stated = codec.parse_json(text)
             _check_schema(str(name), stated)
             if seal != _seal(stated["job"], text):
                 raise UsageError(f"{name}: {RESULTS} in it was changed", hint=_RETRY)
@@ -174,7 +203,7 @@ def read_results(file: Path | IO[bytes]) -> tuple[StoredResults, Outputs]:
         return codec.decode(StoredResults, stated), outputs
     except OSError as error:
         raise UsageError(f"{name}: cannot be read: {error.strerror or error}") from error
-    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+    except DAMAGED as error:
         raise UsageError(f"{name}: no results of a kit: {error}", hint=_RETRY) from error
 
 
