@@ -48,11 +48,11 @@ class Loss:
 
     mean_db: float
     worst_db: float
-    margin_db: float = 0.0  # what the mean over other photos may be higher
+    margin_db: float = 0.0  # what the mean over another set of images may be higher
 
     @property
     def upper_db(self) -> float:
-        """The upper end of the mean's interval: one side of 95 %, over photos."""
+        """The mean that other images should keep under: one side of 95 %."""
         return self.mean_db + self.margin_db
 
 
@@ -187,11 +187,12 @@ def search(
             tried[floats] = Candidate(floats, evaluate(floats), sum_work(harms.operations, floats))
         return tried[floats]
 
-    shift, held = Loss(0, 0), bounds
+    shift, held, ops = Loss(0, 0), bounds, harms.operations
     for _ in range(tries):
         floats = harms.choose(held, forced=forced, shift=shift)
-        if floats in tried:
-            break
+        kept = _kept(tried.values(), bounds)
+        if floats in tried or (kept and sum_work(ops, floats) >= kept[0].work):
+            break  # nothing of less work is foretold
         one = attempt(floats)
         shift = _difference(one.loss, harms.foretell(floats))
         if bounds.hold(one.loss):
@@ -292,10 +293,15 @@ def _best(tried: Iterable[Candidate], bounds: Bounds) -> Candidate:
     """Of those that surely keep the bounds and were confirmed the one of least work, else the one
     that loses least."""
     every = list(tried)
-    kept = [one for one in every if bounds.hold(one.loss) and is_kept(one, bounds)]
-    if kept:
-        return min(kept, key=lambda one: (one.work, bounds.share(one.loss)))
+    if kept := _kept(every, bounds):
+        return kept[0]
     return min(every, key=lambda one: (_most(one, bounds), one.work))
+
+
+def _kept(tried: Iterable[Candidate], bounds: Bounds) -> list[Candidate]:
+    """Those that surely keep the bounds and were confirmed, the one of least work first."""
+    kept = [one for one in tried if bounds.hold(one.loss) and is_kept(one, bounds)]
+    return sorted(kept, key=lambda one: (one.work, bounds.share(one.loss)))
 
 
 def _most(one: Candidate, bounds: Bounds) -> float:

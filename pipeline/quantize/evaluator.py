@@ -29,11 +29,12 @@ from targets.base import ByteArray, Session, Tuner, upscale
 log = logging.getLogger(__name__)
 
 _FLOOR = 255**2 / 10 ** (UNSEEN_DB / 10)  # the same as a mean squared error
-_FOR_HARMS = 14  # crops of photos on which harms are measured, beside the pages
+_FOR_HARMS = 10  # crops of photos on which harms are measured, beside the pages
 _CLEARLY = 0.9  # of the time of a finer precision
 _CLOSE = 0.1  # a ratio so near to that is measured again, longer
 _FEW = 0.02  # of the work: so little may as well be computed in the finest precision
-_SURE = 0.95  # one side of the interval of a mean over photos
+_SURE = 0.95  # one side of what the mean over another set may be higher
+_SET = 14  # images of a usual test set, for which a bound is to hold
 
 Planes = list[npt.NDArray[np.float32]]
 
@@ -260,11 +261,11 @@ def _mse(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
 
 
 def _margin(drops: Sequence[float]) -> float:
-    """What the mean over other photos may be higher, by Student's t; 0 for a single photo."""
+    """What the mean over a test set may be higher, by Student's t; 0 for a single photo."""
     from scipy.stats import t
 
     count = len(drops)
     if count < 2:
         return 0.0
     quantile = float(t.ppf(_SURE, count - 1))
-    return quantile * statistics.stdev(drops) / math.sqrt(count)
+    return quantile * statistics.stdev(drops) * math.sqrt(1 / count + 1 / _SET)

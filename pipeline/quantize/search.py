@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 Decibels = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 _PACE = BenchSettings(
-    warmup_s=0.1, min_time_s=0.8, min_samples=16, max_time_s=10.0, attempts=1, max_drift=9.0
+    warmup_s=0.1, min_time_s=0.4, min_samples=8, max_time_s=10.0, attempts=1, max_drift=9.0
 )
 _NO_HELP = "%s: training on has not helped INT8: left out"
 
@@ -87,7 +87,7 @@ class SearchInputs:
     tuned: Ref[QatStudent] | None = None
 
 
-@stage(version=12, resumes=True, apart=True)
+@stage(version=13, resumes=True, apart=True)
 def search(inputs: SearchInputs, *, out: Path) -> QuantPlan:
     """How to quantise the graph.
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from mipkd.core.records import PatchSet, QuantPlan, QuantScheme
 
 # Recipes for ranges of activations, the usual one first.
-CLIPPED, WHOLE, AVERAGED = "clipped", "whole", "averaged"
-RANGE_ESTIMATORS = (CLIPPED, WHOLE, AVERAGED)
+CLIPPED, WHOLE = "clipped", "whole"
+RANGE_ESTIMATORS = (CLIPPED, WHOLE)
 LEARNED = "learned"
 _CLIPPED = 1e-5  # share of values that a clipped range leaves out
 _PLACED_FOR = ("GPU", "NPU")  # devices whose quantisers NNCF places otherwise than for a CPU
@@ -97,8 +97,8 @@ class NncfInt8:
 
 def _advanced_parameters(estimator: str, *, saturates: bool) -> Any:
     """How a range comes from the patches: "clipped", of each patch all but 1 value in 100,000 and
-    over all patches the widest; "whole", the least and the greatest value; "averaged", NNCF's own:
-    the mean of the patches' ranges, which clips whatever is brighter. "learned" ones are set
+    over all patches the widest; "whole", the least and the greatest value. NNCF's own means of the
+    patches' ranges clip whatever is brighter and took RLFN twice the floats. "learned" ones are set
     afterwards, and biases are as trained.
 
     NNCF gives the first convolution weights of 7 bits unless it is told that nothing saturates.
