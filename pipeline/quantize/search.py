@@ -38,6 +38,7 @@ Decibels = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _PACE = BenchSettings(
     warmup_s=0.1, min_time_s=0.4, min_samples=8, max_time_s=10.0, attempts=1, max_drift=9.0
 )
+_POINTS = 5  # of the front: each has to be timed
 _NO_HELP = "%s: training on has not helped INT8: left out"
 
 
@@ -47,7 +48,7 @@ class QuantizeConfig(HoldoutConfig):
     search: bool = True  # without it each target's fixed recipe
     max_drop_db: Decibels = 0.05  # PSNR-Y below the target's own FP32, mean over the holdout
     max_worst_drop_db: Decibels = 0.3  # the same, on the crop that loses most
-    tries: int = Field(12, ge=1)  # choices of floats tried to find the one of least work
+    tries: int = Field(8, ge=1)  # choices of floats tried to find the one of least work
     size: tuple[int, int] = (128, 128)  # LR height and width at which times are measured
     float: tuple[str, ...] = ()  # operations of the ONNX graph that stay float in any case
 
@@ -57,7 +58,7 @@ class QuantizeConfig(HoldoutConfig):
         if isinstance(stated, Mapping) and "limit_s" in stated:
             raise ValueError(
                 "limit_s is no more: a busy machine would end at other layers; "
-                "--set quantize.tries=12"
+                "--set quantize.tries=16"
             )
         return stated
 
@@ -296,9 +297,11 @@ def _best_ranges(evaluator: Evaluator, bounds: Bounds) -> str:
 def _measure_front(
     evaluator: Evaluator, ranges: str, found: Found, size: tuple[int, int]
 ) -> tuple[FrontPoint, ...]:
-    """The Pareto front by work, each candidate timed; everything in INT8 comes first."""
-    front = [one.floats for one in found.pareto]
-    times = evaluator.times_ms(ranges, front, size, _PACE)
+    """The best and some more of the Pareto front by work, each timed."""
+    every = found.pareto
+    spread = {round(n * (len(every) - 1) / (_POINTS - 1)) for n in range(_POINTS)}
+    drawn = [one for n, one in enumerate(every) if n in spread or one == found.best]
+    times = evaluator.times_ms(ranges, [one.floats for one in drawn], size, _PACE)
     return tuple(
         FrontPoint(
             ms=ms,
@@ -307,7 +310,7 @@ def _measure_front(
             floats=len(one.floats),
             chosen=one.floats == found.best.floats,
         )
-        for one, ms in zip(found.pareto, times, strict=True)
+        for one, ms in zip(drawn, times, strict=True)
     )
 
 

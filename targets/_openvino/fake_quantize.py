@@ -8,7 +8,7 @@ and bias from the model that was quantised. Nothing is calibrated again.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,13 +51,23 @@ def is_quantized(model: Any) -> bool:
 
 def operations(model: Any) -> list[Any]:
     """The operations of a quantised model that compute in INT8, in order."""
-    return [
-        op
-        for op in model.get_ordered_ops()
-        if op.get_type_name() not in (*_SOURCES, *_FOLLOWERS)
-        and not _is_weight(op)
-        and any(_is_rounded(op.input_value(i)) for i in range(op.get_input_size()))
-    ]
+    found: list[Any] = []
+    weights, rounded = (
+        set[str](),
+        set[str](),
+    )  # names: to ask each anew takes longer than to compile
+    for op in model.get_ordered_ops():
+        kind, name = op.get_type_name(), op.get_friendly_name()
+        sources = [op.input_value(i).get_node() for i in range(op.get_input_size())]
+        named = [(one.get_type_name(), one.get_friendly_name()) for one in sources]
+        reads_rounded = any(source in rounded for _, source in named)
+        if _prepares_constants(named, weights):
+            weights.add(name)
+        elif kind == _FAKE or (kind in _FOLLOWERS and reads_rounded):
+            rounded.add(name)
+        elif kind not in (*_SOURCES, *_FOLLOWERS) and reads_rounded:
+            found.append(op)
+    return found
 
 
 def name_of(op: Any) -> str:
@@ -233,22 +243,19 @@ def _quantizer(entry: Any) -> Any:
     return source if source.get_type_name() == _FAKE and not _is_weight(source) else None
 
 
-def _is_rounded(value: Any) -> bool:
-    """Whether a tensor comes from a FakeQuantize, through followers or not."""
-    source = value.get_node()
-    if source.get_type_name() == _FAKE:
-        return not _is_weight(source)
-    inputs = [source.input_value(i) for i in range(source.get_input_size())]
-    return source.get_type_name() in _FOLLOWERS and any(_is_rounded(i) for i in inputs)
-
-
 def _is_weight(op: Any) -> bool:
     """Whether an operation only prepares constants: weights on their way from INT8."""
     inputs = [op.input_value(i).get_node() for i in range(op.get_input_size())]
+    known = {one.get_friendly_name() for one in inputs if _is_weight(one)}
+    return _prepares_constants([(i.get_type_name(), i.get_friendly_name()) for i in inputs], known)
+
+
+def _prepares_constants(inputs: Sequence[tuple[str, str]], weights: Collection[str]) -> bool:
+    """`_is_weight` by kinds and names of the inputs, `weights` among them."""
     return (
         bool(inputs)
-        and all(one.get_type_name() == "Constant" or _is_weight(one) for one in inputs[:1])
-        and all(one.get_type_name() in ("Constant", "Convert") or _is_weight(one) for one in inputs)
+        and all(kind == "Constant" or name in weights for kind, name in inputs[:1])
+        and all(kind in ("Constant", "Convert") or name in weights for kind, name in inputs)
     )
 
 

@@ -122,7 +122,7 @@ def test_a_busy_machine_ends_at_the_same_floats(
 def test_seconds_are_refused_with_what_takes_their_place() -> None:
     with pytest.raises(UsageError, match="limit_s is no more") as caught:
         load({}, sets=["quantize.limit_s=200"])
-    assert caught.value.hint == "--set quantize.tries=12"
+    assert caught.value.hint == "--set quantize.tries=16"
 
 
 def test_layers_asked_for_stay_float_and_unknown_ones_are_refused(
