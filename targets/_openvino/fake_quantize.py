@@ -246,8 +246,11 @@ def _quantizer(entry: Any) -> Any:
 def _is_weight(op: Any) -> bool:
     """Whether an operation only prepares constants: weights on their way from INT8."""
     inputs = [op.input_value(i).get_node() for i in range(op.get_input_size())]
-    known = {one.get_friendly_name() for one in inputs if _is_weight(one)}
-    return _prepares_constants([(i.get_type_name(), i.get_friendly_name()) for i in inputs], known)
+    return (
+        bool(inputs)
+        and all(one.get_type_name() == "Constant" or _is_weight(one) for one in inputs[:1])
+        and all(one.get_type_name() in ("Constant", "Convert") or _is_weight(one) for one in inputs)
+    )
 
 
 def _prepares_constants(inputs: Sequence[tuple[str, str]], weights: Collection[str]) -> bool:
