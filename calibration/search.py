@@ -46,6 +46,7 @@ class Loss:
     mean_db: float
     worst_db: float
     margin_db: float = 0.0  # what the mean over another set of images may be higher
+    added_mse: float = 0.0  # squared error more, in levels of Y, mean over the photos
 
     @property
     def upper_db(self) -> float:

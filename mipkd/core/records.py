@@ -229,6 +229,7 @@ class QuantPlan:
     operations: int = 0  # that INT8 could compute
     size: tuple[int, int] = (0, 0)  # LR at which costs were measured
     fixed: bool = False  # nothing was searched: the target's own recipe
+    added_mse: float | None = None  # squared error more than FP32's, in levels of Y, on those crops
     tuned: QatStudent | None = None  # what is quantised in place of the graph, on grids of its own
 
     @property

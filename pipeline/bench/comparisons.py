@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 
+from mipkd.core.images import UNSEEN_DB
 from mipkd.core.measurement import REFERENCE, Latency, Measurement
 from mipkd.core.precision import FLOATS
 from mipkd.metrics.base import Metric, list_metrics
@@ -12,6 +14,7 @@ from pipeline.bench.stats import Estimate, ratio_of_medians
 
 NOT_MEASURED = "not measured on the device; its pixels were simulated on this machine"
 _COLOURS = ("red", "green", "blue")
+_LEAST_LEFT = 0.3  # of an image's error, where rounding happens to mend some
 
 Size = tuple[int, int]  # LR height, width
 
@@ -100,6 +103,18 @@ def drop_by_image(
     if ours.keys() != theirs.keys():
         return {}
     return {image: loss(ours[image], theirs[image]) for image in ours}
+
+
+def foretell_drop(added_mse: float, base: Measurement | None) -> float | None:
+    """The mean PSNR-Y in dB that so much more squared error costs the images that `base` scored.
+
+    The better an image is upscaled, the more dB the same noise costs it: a test set may lose twice
+    what other photos lose.
+    """
+    psnrs = _by_image(base, "psnr_y").values()
+    errors = [255**2 / 10 ** (min(psnr, UNSEEN_DB) / 10) for psnr in psnrs]
+    drops = [10 * math.log10(max(1 + added_mse / error, _LEAST_LEFT)) for error in errors]
+    return statistics.fmean(drops) if drops else None
 
 
 def _by_image(m: Measurement | None, metric: str) -> dict[str, float]:

@@ -72,7 +72,9 @@ class Crops:
         """PSNR-Y lost: mean over the photos, worst of the pages too."""
         drops = [one - other for one, other in zip(before, after, strict=True)]
         of_photos = drops[: self._photos]
-        return Loss(statistics.fmean(of_photos), max(drops), _margin(of_photos))
+        pairs = list(zip(before, after, strict=True))[: self._photos]
+        added = statistics.fmean(_as_mse(other) - _as_mse(one) for one, other in pairs)
+        return Loss(statistics.fmean(of_photos), max(drops), _margin(of_photos), added)
 
     def _upscale(self, session: Session, number: int) -> npt.NDArray[np.float32]:
         lr_HWC = self._lr[number]
@@ -258,6 +260,10 @@ def _list_ms(ms: dict[str, float]) -> str:
 
 def _mse(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
     return float(np.mean((a - b) ** 2, dtype=np.float64))
+
+
+def _as_mse(psnr_db: float) -> float:
+    return float(255**2 / 10 ** (psnr_db / 10))
 
 
 def _margin(drops: Sequence[float]) -> float:

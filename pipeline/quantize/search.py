@@ -127,6 +127,7 @@ def search(inputs: SearchInputs, *, out: Path) -> QuantPlan:
         floats=_float_layers(evaluator.operations, floats, forced, harms, front),
         drop_db=confirmed.mean_db,
         worst_db=confirmed.worst_db,
+        added_mse=confirmed.added_mse,
         met=found.bounds_met,
         max_drop_db=config.max_drop_db,
         max_worst_db=config.max_worst_drop_db,
@@ -217,6 +218,7 @@ def _by_recipe(inputs: SearchInputs, out: Path) -> QuantPlan:
         floats=(),
         drop_db=confirmed.mean_db,
         worst_db=confirmed.worst_db,
+        added_mse=confirmed.added_mse,
         met=config.bounds.hold(replace(confirmed, margin_db=0.0)),  # as the gate asks
         max_drop_db=config.max_drop_db,
         max_worst_db=config.max_worst_drop_db,

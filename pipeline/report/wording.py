@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mipkd.core.measurement import Measurement
     from mipkd.core.records import QuantPlan
     from pipeline.bench.stats import Estimate
+    from pipeline.report.figures import ModelFigures
 
 NONE = "–"
 
@@ -119,6 +120,17 @@ def float_layers(plan: QuantPlan) -> str:
         f"{how}Predicted loss against the target's own FP32: {loss} of {photos} crops of photos "
         f"and {pages} drawn pages on which nothing was calibrated or chosen, {kept}."
     )
+
+
+def foretold(plan: QuantPlan, models: Sequence[ModelFigures]) -> str:
+    """What that means for the test images, in words; "" where nobody knows."""
+    asked = ("student", plan.target, "int8")
+    found = next((m for m in models if (m.role, m.target, m.precision) == asked), None)
+    drop = found.quality["psnr_y"].mean_drop if found and "psnr_y" in found.quality else None
+    if found is None or found.foretold_drop is None or drop is None:
+        return ""
+    figures = f"{number(found.foretold_drop, 3)} dB foretold, {number(drop, 3)} measured"
+    return f"As much noise on the test images, by how well each is upscaled: {figures}."
 
 
 def gigabytes(size_bytes: int) -> str:

@@ -469,12 +469,16 @@ def test_float_layers_are_shown_with_their_reasons_and_the_front(
         front=front,
         operations=54,
         size=(128, 128),
+        added_mse=0.5,
     )
     page = write(make(plans=(plan,)), tmp_path / "latest")
     html, text = page.read_text(), page.with_name("report.md").read_text()
     for shown in (html, text):
         assert "1 of 54 operations stay float, computed in bf16; ranges: whole" in shown
         assert "first convolution: &lt;harm" in shown
+        assert re.search(
+            r"how well each is upscaled: 0\.\d{3} dB foretold, -?0\.\d{3} measured", shown
+        )
     assert "openvino: PSNR-Y lost, on the crops chosen on, against latency at LR 128×128" in html
     assert "1 float, built" in html
     assert read_results(page.with_name("results.json")).plans[0].floats[0].name == "node_conv2d"
