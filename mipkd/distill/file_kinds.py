@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickletools
 import re
 import zipfile
 from pathlib import Path
@@ -11,6 +12,8 @@ _STATE_HINT = "give a state dict saved by torch.save, or a .safetensors file"
 _DOWNLOAD_HINT = "download the file itself: the link led to a page about it, or to a sign-in"
 _LOAD_HINT = "load it where you trust it and save its state_dict, best as .safetensors"
 _START = 4096  # bytes that are looked at
+_MOST_CODE = 2**24  # bytes of a pickle, which names tensors and does not hold them
+_HARMLESS = r"torch\.(?!nn\.|jit\.)|collections\.|numpy\.|argparse\.Namespace|_codecs\."
 
 # (offset, bytes, what it is, hint)
 _SIGNS: tuple[tuple[int, bytes, str, str], ...] = (
@@ -64,6 +67,37 @@ def describe_file(path: Path) -> tuple[str, str]:
     if not start.strip(b"\0"):
         return f"{size} bytes of zeros", "download or copy it again"
     return _describe_text(start) or (f"{size} bytes of no format that is known", _STATE_HINT)
+
+
+def find_code(path: Path) -> str:
+    """The first function that a pickle, bare or in torch's archive, would call beside what makes
+    tensors; "" where none is found. Nothing is called: its opcodes are only listed.
+
+    torch itself stops at an opcode that it does not know, before it sees what the pickle asks for.
+    """
+    texts: list[str] = []
+    try:
+        for opcode, found, _ in pickletools.genops(_pickle_in(path)):
+            if isinstance(found, str) and opcode.name != "GLOBAL":
+                texts.append(found)
+            name = str(found).replace(" ", ".") if opcode.name == "GLOBAL" else ""
+            if opcode.name == "STACK_GLOBAL":
+                name = ".".join(texts[-2:])
+            if name and not re.match(_HARMLESS, name):
+                return name
+    except (ValueError, OSError, KeyError, zipfile.BadZipFile, NotImplementedError, RuntimeError):
+        return ""  # damaged, or no pickle
+    return ""
+
+
+def _pickle_in(path: Path) -> bytes:
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            return file.read(_MOST_CODE)
+    with zipfile.ZipFile(path) as archive:
+        name = next((n for n in archive.namelist() if n.endswith("data.pkl")), "")
+        with archive.open(name) as file:
+            return file.read(_MOST_CODE)
 
 
 def _describe_zip(path: Path, size: int) -> tuple[str, str]:

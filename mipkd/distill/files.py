@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mipkd.core.errors import UsageError
-from mipkd.distill.file_kinds import describe_file, describe_folder
+from mipkd.distill.file_kinds import describe_file, describe_folder, find_code
 
 _LICENCES = ("licence", "license", "modelspec.license")
 _KNOWN = "give a .pth, .pt or .safetensors file"
@@ -162,10 +162,11 @@ def hash_weights(path: Path) -> str:
 
 def _explain(path: Path, error: Exception) -> UsageError:
     """What torch refused: a pickle that asks for code, or no checkpoint at all."""
-    asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+    said = re.search(r"GLOBAL ([\w.]+)", str(error))
+    asked = said[1] if said else find_code(path)
     if isinstance(error, pickle.UnpicklingError) and asked:
-        is_module = asked[1].startswith("torch.nn.")
-        kind = f"a whole module, {asked[1]}" if is_module else asked[1]
+        is_module = asked.startswith("torch.nn.")
+        kind = f"a whole module, {asked}" if is_module else asked
         return UsageError(
             f"{path}: refused: the pickle holds code, not only tensors: {kind}",
             hint="load it where you trust it and save its state_dict, best as .safetensors",

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calibration.search import Harms, Loss, float_share
+from mipkd.core.errors import StageError
 from mipkd.core.images import UNSEEN_DB, luma
 from mipkd.core.records import Holdout
 from pipeline.bench.latency import BenchSettings, compare
@@ -221,6 +222,9 @@ class Evaluator:
     ) -> dict[str, float]:
         multiples = dict.fromkeys(sessions, self._multiple)
         found = compare(sessions, size, settings, multiples=multiples)
+        for one in found.values():
+            if not one.samples_s:
+                raise StageError(f"int8: a candidate cannot be timed: {one.invalid_because}")
         return {n: statistics.median(one.samples_s) * 1e3 for n, one in found.items()}
 
     def _session(self, ranges: str, floats: Iterable[str]) -> Session:

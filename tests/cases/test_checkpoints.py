@@ -6,6 +6,7 @@ import argparse
 import gzip
 import logging
 import os
+import pickle
 import re
 import tarfile
 import zipfile
@@ -240,6 +241,14 @@ FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "code": (
         lambda p: torch.save({"params": Code()}, p),
+        "holds code, not only tensors: posix.sys",
+    ),
+    "code that torch's reader does not reach": (
+        lambda p: torch.save({"params": Code()}, p, pickle_protocol=4),
+        "holds code, not only tensors: posix.sys",
+    ),
+    "bare code": (
+        lambda p: p.write_bytes(pickle.dumps({"params": Code()}, protocol=4)),
         "holds code, not only tensors: posix.sys",
     ),
 }
