@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,16 +11,18 @@ import numpy.typing as npt
 
 from mipkd.core.errors import UsageError
 
+_MASK = re.compile(r"(?:^|[._/])(?:\w*_)?mask(?:$|[._/\d])", re.IGNORECASE)
+
 
 def check_finite(where: object, weights: Iterable[tuple[str, npt.NDArray[Any]]]) -> None:
     """Refuse floating-point weights that hold NaN or infinity; `where` is the file they are in.
 
-    Infinite may be a bound (one number) and a mask (else zeros).
+    A mask of attention is none of these: minus infinity among zeros, and no kernel.
 
     Raises:
         UsageError: names the first such tensor, and how many of its values are bad.
     """
-    bad = [(name, values) for name, values in weights if not _is_finite(values)]
+    bad = [(name, values) for name, values in weights if not _is_finite(name, values)]
     if not bad:
         return
     name, values = bad[0]
@@ -33,11 +36,12 @@ def check_finite(where: object, weights: Iterable[tuple[str, npt.NDArray[Any]]])
     )
 
 
-def _is_finite(values: npt.NDArray[Any]) -> bool:
+def _is_finite(name: str, values: npt.NDArray[Any]) -> bool:
     if values.dtype.kind not in "fcV":  # V: bfloat16 and float8 of ml_dtypes
         return True
     finite = np.isfinite(values)
     if finite.all():
         return True
-    is_mask = values.ndim > 1 and finite.any() and not values[finite].any()
-    return bool((values.ndim == 0 or is_mask) and not np.isnan(values).any())
+    if not bool(np.isneginf(values[~finite]).all()) or not finite.any() or values[finite].any():
+        return False
+    return values.ndim in (2, 3) or (values.ndim > 3 and bool(_MASK.search(name)))

@@ -154,11 +154,15 @@ def _read(path: Path) -> Any:
 
 
 def _weights(model: Any) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    """Every constant by its name."""
-    yield from ((t.name, numpy_helper.to_array(t)) for t in model.graph.initializer)
+    """Every constant by its name, but one number that is infinite: a bound of Clip or Where."""
+    held = [(t.name, t) for t in model.graph.initializer]
     for node in model.graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
-            yield node.output[0], numpy_helper.to_array(node.attribute[0].t)
+            held.append((node.output[0], node.attribute[0].t))
+    arrays = ((name, numpy_helper.to_array(tensor)) for name, tensor in held)
+    for name, values in arrays:
+        if values.ndim or values.dtype.kind not in "fV" or not np.isinf(values):
+            yield name, values
 
 
 def _check_opset(model: Any, path: Path) -> None:
