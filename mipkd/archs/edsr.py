@@ -118,6 +118,7 @@ _BASICSR = {
 }
 
 
+_SELDOM = (0.5, 0.3, 0.25, 0.2)  # residual scales
 _Hyper = Hyper  # for annotations inside Family, which has a field of that name
 
 
@@ -152,8 +153,10 @@ class Family(Arch):
         return replace(hyper, **fields), settled  # type: ignore[arg-type]
 
     def unsettled(self, hyper: _Hyper) -> list[_Hyper]:
-        others = (0.1, 1.0) if hyper.res_scale == 0.1 else (1.0, 0.1)
-        return [tried for r in others for tried in list_ranges(replace(hyper, res_scale=r))]
+        usual = (0.1, 1.0) if hyper.res_scale == 0.1 else (1.0, 0.1)
+        found = [tried for r in usual for tried in list_ranges(replace(hyper, res_scale=r))]
+        shifted = [replace(hyper, image_range=r, mean=DIV2K_MEAN) for r in (255.0, 1.0)]
+        return found + [replace(h, res_scale=r) for r in _SELDOM for h in shifted]
 
     def make(self, hyper: _Hyper) -> EDSR:
         return EDSR(hyper)

@@ -116,7 +116,8 @@ def settle(
     images: ProbeImages | None,
 ) -> tuple[Any, dict[str, str]]:
     """The hyper-parameters among `guesses` that upscale the images best, and how each fact is
-    known now. The first is the layout's own; it stays unless another is clearly better."""
+    known now. The first is the layout's own; what it assumes stays unless another is clearly
+    better."""
     own = guesses[0]
     open_facts = [fact for fact, how in settled.items() if is_open({fact: how})]
     if not open_facts or len(guesses) == 1:
@@ -130,10 +131,11 @@ def settle(
     bicubic_db = _mean([_score_bicubic(pair) for pair in images.pairs])
     best = max(tried, key=lambda guess: tried[guess])
     suits = tried[best] > bicubic_db
-    is_assumed = all(settled[fact] != "unknown" for fact in open_facts)
-    lead_db = _LEAD_DB if suits else _LEAD_OF_BAD_DB
-    if is_assumed and own in tried and tried[best] < tried[own] + lead_db:
-        best = own
+    assumed = [fact for fact in open_facts if settled[fact] != "unknown"]
+    usual = [g for g in tried if all(getattr(g, f) == getattr(own, f) for f in assumed)]
+    best_usual = max(usual, key=lambda guess: tried[guess], default=best)
+    if tried[best] < tried[best_usual] + (_LEAD_DB if suits else _LEAD_OF_BAD_DB):
+        best = best_usual
     figures = _describe(best, tried, bicubic_db, images)
     if not suits:
         log.warning("no known setting suits this checkpoint: the best %s", figures)
