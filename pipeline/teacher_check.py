@@ -28,12 +28,15 @@ def check_teacher(
     found = run.step(compare_teacher, CompareTeacherInputs(teacher, images)).record
     if found and found.images:
         on = f"{found.images} images of {found.source}"
-        refuse_worse_than_bicubic(f"{file}", found.teacher_db, found.bicubic_db, on)
+        look = f"mipkd-pipeline doctor {file} says how it was read, "
+        refuse_worse_than_bicubic(f"{file}", found.teacher_db, found.bicubic_db, on, look=look)
         log.info("teacher: %.2f dB, bicubic %.2f dB, on %s", found.teacher_db, found.bicubic_db, on)
 
 
-def refuse_worse_than_bicubic(name: str, teacher_db: float, bicubic_db: float, on: str) -> None:
-    """Refuse a net that bicubic beats.
+def refuse_worse_than_bicubic(
+    name: str, teacher_db: float, bicubic_db: float, on: str, *, look: str = ""
+) -> None:
+    """Refuse a net that bicubic beats; `look` begins the hint with where more is told of it.
 
     Raises:
         UnsupportedError: it does.
@@ -43,7 +46,6 @@ def refuse_worse_than_bicubic(name: str, teacher_db: float, bicubic_db: float, o
     raise UnsupportedError(
         f"{name}: no better than bicubic: {teacher_db:.2f} dB, bicubic {bicubic_db:.2f} dB, on "
         f"{on}: it is misread, not trained, or trained for images that are degraded otherwise",
-        hint=f"mipkd-pipeline doctor {name} says how it was read, --set identify.image_range=1 "
-        "and the like change that; nets that invent detail, like Real-ESRGAN, lose by right: "
+        hint=f"{look}--set identify.image_range=1 and the like change how it is read; nets that invent detail, like Real-ESRGAN, lose by right: "
         "--set identify.accept_worse_than_bicubic=true",
     )
