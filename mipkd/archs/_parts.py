@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mipkd.archs.base import StateDict
-from mipkd.core.errors import UsageError
+from mipkd.core.errors import UnsupportedError, UsageError
 
 # Mean RGB of DIV2K's 800 training images in [0, 1], which EDSR and RCAN subtract.
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
@@ -33,8 +33,17 @@ def make_upsampler(channels: int, scale: int, *, direct: bool) -> nn.Sequential:
 
 
 def read_upsampler(state: StateDict, channels: int) -> tuple[int, bool]:
-    """Scale and whether the upsampler is direct, from `up.0`, `up.2`, ... and `last`."""
+    """Scale and whether the upsampler is direct, from `up.0`, `up.2`, ... and `last`.
+
+    Raises:
+        UnsupportedError: there is none.
+    """
     outputs = [int(v.shape[0]) for k, v in state.items() if re.fullmatch(r"up\.\d+\.weight", k)]
+    if not outputs:
+        raise UnsupportedError(
+            "the upsampler is missing: its first kernel, tail.0.0.weight or upsample.0.weight, is "
+            "not there"
+        )
     if "last.weight" not in state:
         return round((outputs[0] / 3) ** 0.5), True
     return round((outputs[0] // channels) ** (len(outputs) / 2)), False

@@ -11,6 +11,7 @@ _ONNX_HINT = "a finished student as an ONNX graph is given with --model"
 _STATE_HINT = "give a state dict saved by torch.save, or a .safetensors file"
 _DOWNLOAD_HINT = "download the file itself: the link led to a page about it, or to a sign-in"
 _LOAD_HINT = "load it where you trust it and save its state_dict, best as .safetensors"
+_RESAVE_HINT = "load it where you trust it and write what it holds with torch.save"
 _START = 4096  # bytes that are looked at
 _MOST_CODE = 2**24  # bytes of a pickle, which names tensors and does not hold them
 _HARMLESS = r"torch\.(?!nn\.|jit\.)|collections\.|numpy\.|argparse\.Namespace|_codecs\."
@@ -61,6 +62,8 @@ def describe_file(path: Path) -> tuple[str, str]:
     if start.startswith(b"PK"):
         return _describe_zip(path, size)
     if re.match(rb"\x80[\x02-\x05]", start):
+        if _is_plain_pickle(path):
+            return "a plain pickle, not one of torch.save", _RESAVE_HINT
         return f"a pickle that is cut short or damaged, {size} bytes", "download or copy it again"
     if _is_onnx(path, start):
         return "an ONNX graph", _ONNX_HINT
@@ -69,23 +72,41 @@ def describe_file(path: Path) -> tuple[str, str]:
     return _describe_text(start) or (f"{size} bytes of no format that is known", _STATE_HINT)
 
 
+def _is_plain_pickle(path: Path) -> bool:
+    """Whether one whole pickle is all of the file: torch.save's old format has several."""
+    try:
+        with path.open("rb") as file:
+            for _ in pickletools.genops(file):
+                pass
+            return not file.read(1)
+    except (ValueError, OSError, RuntimeError, MemoryError, OverflowError):
+        return False
+
+
 def find_code(path: Path) -> str:
     """The first function that a pickle, bare or in torch's archive, would call beside what makes
     tensors; "" where none is found. Nothing is called: its opcodes are only listed.
 
     torch itself stops at an opcode that it does not know, before it sees what the pickle asks for.
     """
-    texts: list[str] = []
+    texts: list[str] = []  # as they come to the stack
+    memo: list[str] = []
+    last = ""  # what the opcode before put there
     try:
         for opcode, found, _ in pickletools.genops(_pickle_in(path)):
-            if isinstance(found, str) and opcode.name != "GLOBAL":
-                texts.append(found)
+            if opcode.name == "MEMOIZE":
+                memo.append(last)
+                continue
+            last = found if isinstance(found, str) and opcode.name != "GLOBAL" else ""
+            if opcode.name in ("BINGET", "LONG_BINGET") and memo:
+                last = memo[int(found or 0)]
+            texts += [last] if last else []
             name = str(found).replace(" ", ".") if opcode.name == "GLOBAL" else ""
             if opcode.name == "STACK_GLOBAL":
                 name = ".".join(texts[-2:])
             if name and not re.match(_HARMLESS, name):
                 return name
-    except (ValueError, OSError, KeyError, zipfile.BadZipFile, NotImplementedError, RuntimeError):
+    except (ValueError, OSError, LookupError, zipfile.BadZipFile, NotImplementedError, RuntimeError):
         return ""  # damaged, or no pickle
     return ""
 

@@ -37,6 +37,7 @@ _PLAIN: list[Any] = [
     *(np.ndarray, np.zeros(1).__reduce__()[0]),  # and numpy's own way to make one
     np.float64(0).__reduce__()[0],  # numpy's `scalar`, wherever this numpy has it
 ]
+_TENSOR_IN_PLAIN_PICKLE = "torch.storage._load_from_bytes"
 # What torch's reader was seen to raise, or can, on files with damaged bytes.
 _DAMAGED = (
     ArithmeticError,
@@ -164,7 +165,8 @@ def _explain(path: Path, error: Exception) -> UsageError:
     """What torch refused: a pickle that asks for code, or no checkpoint at all."""
     said = re.search(r"GLOBAL ([\w.]+)", str(error))
     asked = said[1] if said else find_code(path)
-    if isinstance(error, pickle.UnpicklingError) and asked:
+    is_code = bool(asked) and asked != _TENSOR_IN_PLAIN_PICKLE
+    if isinstance(error, pickle.UnpicklingError) and is_code:
         is_module = asked.startswith("torch.nn.")
         kind = f"a whole module, {asked}" if is_module else asked
         return UsageError(

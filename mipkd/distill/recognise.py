@@ -17,7 +17,8 @@ from mipkd.core.errors import MipkdError, MissingError, UnsupportedError, UsageE
 from mipkd.core.finite import check_finite
 from mipkd.distill.files import StoredHyper, read_content
 from mipkd.distill.spandrel_reader import ForeignNet, NotKnownError, read_foreign
-from mipkd.distill.unwrap import Candidate, list_candidates
+from mipkd.distill.reparametrised import describe_halves
+from mipkd.distill.unwrap import Candidate, is_lone_number, list_candidates
 
 _DERIVED = {f"{sign}_mean.{part}" for sign in ("sub", "add") for part in ("weight", "bias")}
 _ASKED = 8  # candidates that spandrel is asked about
@@ -79,6 +80,9 @@ def recognise(path: Path, *, blocks: str | None = None) -> OurNet | Foreign:
         unknown = ours_refused[0].what if ours_refused else _describe_unknown(candidates)
         if foreign := _read_foreign(some, header, path, blocks, unknown, spandrel_refused):
             return foreign
+    if halves := describe_halves(candidates[0].state):
+        what, hint = halves
+        raise UnsupportedError(f"{path}: {what}", hint=hint)
     # What it knows and we do not take says most; then that it is missing.
     raise min(spandrel_refused, key=lambda error: isinstance(error, NotKnownError))
 
@@ -92,7 +96,7 @@ def _read_ours(arch: Arch, one: Candidate, header: StoredHyper, path: Path) -> O
     if not any(all(key in one.state for key in keys) for keys in arch.signs.values()):
         return None
     state = _as_floats(one, path)
-    _check_not_zero(state, path)
+    _check_not_zero(state, f"{path}: {one.place}")
     try:
         found = arch.canonical(state)
         if found is None:
@@ -127,7 +131,7 @@ def _read_foreign(
             if not refused:  # else it is of what lies beside the net
                 raise
         else:
-            _check_not_zero(state, path)
+            _check_not_zero(state, f"{path}: {one.place}")
             return Foreign(found, state, one, header.licence)
     return None
 
@@ -139,13 +143,14 @@ def _as_floats(one: Candidate, path: Path) -> dict[str, Tensor]:
         UsageError: a tensor has no values, or such as no net can compute with.
     """
     state = {
-        key: _as_float(value, f"{path}: {one.prefix}{key}") for key, value in one.state.items()
+        key: _as_float(value, f"{path}: {one.place}{key}") for key, value in one.state.items()
     }
-    check_finite(path, ((one.prefix + key, value.numpy()) for key, value in state.items()))
+    inside = ((k, v) for k, v in state.items() if not is_lone_number(k, v))
+    check_finite(path, ((one.place + key, value.numpy()) for key, value in inside))
     return state
 
 
-def _check_not_zero(state: StateDict, path: Path) -> None:
+def _check_not_zero(state: StateDict, where: str) -> None:
     """Refuse a net that nobody trained; a few of its kernels may be zero.
 
     Raises:
@@ -154,7 +159,7 @@ def _check_not_zero(state: StateDict, path: Path) -> None:
     kernels = [v for k, v in state.items() if v.ndim > 1 and k not in _DERIVED]
     if kernels and not any(bool(value.any()) for value in kernels):
         raise UsageError(
-            f"{path}: all {len(kernels)} kernels in it are zero",
+            f"{where}all {len(kernels)} kernels in it are zero",
             hint="it holds no trained net: give another checkpoint",
         )
 
@@ -255,5 +260,17 @@ def _describe_unknown(candidates: Sequence[Candidate]) -> str:
     if not share:
         return f"unknown architecture: no family of ours has {next(iter(candidates[0].state))!r}"
     missing = next((key for key in keys if key not in one.state), None)
-    first = f"its key {missing!r} is not there" if missing else "other keys do not fit"
+    first = f"its key {missing!r} is not there" if missing else _name_misfit(closest, keys, one)
     return f"unknown architecture; the nearest is {closest.name}, but {first}"
+
+
+def _name_misfit(arch: Arch, keys: Sequence[str], one: Candidate) -> str:
+    """The first key of a candidate that the family has no name for beside its signs."""
+    signs = {key: one.state[key] for key in keys}
+    for key, value in one.state.items():
+        try:
+            if arch.canonical({**signs, key: value}) is None:
+                return f"it has no {key!r}"
+        except (UnsupportedError, *_MISFIT):
+            pass  # a key of its own that says nothing alone
+    return "other keys do not fit"

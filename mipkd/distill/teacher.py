@@ -200,6 +200,13 @@ def _set_range(net: HookedNet, facts: _Foreign) -> SRNet:
 
 def _say_taken(path: Path, taken: Candidate) -> dict[str, str]:
     """Which tensors of a file the net is made of, as a fact, unless it is all of them."""
+    if taken.averaged_list:
+        log.warning(
+            "%s: holds averaged weights as a list, which cannot be told apart: took %s, not %s",
+            path.name,
+            taken.taken_from or "those with names",
+            taken.averaged_list,
+        )
     if not taken.taken_from:
         return {}
     log.info("%s: weights taken from %s", path.name, taken.taken_from)

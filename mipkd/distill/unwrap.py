@@ -4,7 +4,8 @@ Trainers wrap a state dict in mappings (`params_ema`, `state_dict`, `model`), pu
 its keys (`module.` of DataParallel, `_orig_mod.` of torch.compile, `model.` of Lightning,
 `generator.` of MMagic) and store others beside it (a discriminator, the optimiser). No list of
 these is complete: every mapping that holds tensors, and every prefix in it, is a candidate, and the
-first that a network family recognises is the net. Averaged weights (EMA) come before others.
+first that a network family recognises is the net. Averaged weights (EMA) come before others, by
+the innermost name that tells.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import re
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,10 @@ _MOST_CANDIDATES = 64
 _LAYERS = re.compile(
     r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
-_AVERAGED = re.compile(r"(?:^|[^a-z])(?:ema|swa|averaged?)(?:$|[^a-z])", re.IGNORECASE)
+# Of the words of a name.
+_AVERAGED = re.compile(r"(?:ema[a-z]*|swa|avg|averaged?|polyak|shadow|target)\d*")
+_RAW = re.compile(r"(?:online|raw|student)\d*")  # what is averaged
+_COUNTERS = ("total_ops", "total_params")  # of thop, in each layer
 _BESIDE = re.compile(  # what is stored beside the net
     r"(?:^|[^a-z])(?:d|net_?d|dis|discriminators?|critic|optim\w*|sched\w*|lr_sched\w*|scaler|loss\w*"
     r"|perceptual\w*|vgg\w*|lpips|metric\w*|feature_extractor|degrad\w*|\w*step\w*|epoch|iter\w*"
@@ -49,6 +53,12 @@ class Candidate:
     prefix: str  # before its keys, with the dot
     layers: tuple[str, ...]  # of torch, taken out of its keys
     left_out: tuple[str, ...]  # keys of the same mapping without that prefix
+    averaged_list: str = ""  # where the file has averaged weights without names, if these are not
+
+    @property
+    def place(self) -> str:
+        """What comes before its keys in a message."""
+        return "".join(f"{name} > " for name in self.wrappers) + self.prefix
 
     @property
     def taken_from(self) -> str:
@@ -89,21 +99,58 @@ def list_candidates(content: Any, path: Path) -> list[Candidate]:
             f"{path}: no tensors in it under names{inside}",
             hint="give a state dict, bare or in mappings like params_ema, state_dict or model",
         )
-    return sorted((one for one in found if one.state), key=_rank)[:_MOST_CANDIDATES]
+    unnamed = _find_averaged_list(content)
+    ranked = sorted((one for one in found if one.state), key=_rank)[:_MOST_CANDIDATES]
+    return [one if _is_averaged(one) else replace(one, averaged_list=unnamed) for one in ranked]
 
 
-def _rank(one: Candidate) -> tuple[bool, bool, int, int]:
+def _rank(one: Candidate) -> tuple[bool, list[int], int, int]:
     """Nets before what is beside them, then averaged ones, whole before parts, and large ones."""
-    name = ".".join((*one.wrappers, one.prefix))
-    beside = any(_BESIDE.search(part) for part in (*one.wrappers, *one.prefix.split(".")))
+    beside = any(_BESIDE.search(name) for name in _names_around(one))
+    told = [_tell_average(name) for name in reversed(_names_around(one))]
     size = sum(value.numel() for value in one.state.values())
-    return beside, not _AVERAGED.search(name), one.prefix.count("."), -size
+    depth = _DEEPEST + _MOST_PREFIXES + 2
+    return beside, told + [1] * (depth - len(told)), one.prefix.count("."), -size
+
+
+def _names_around(one: Candidate) -> list[str]:
+    return [*one.wrappers, *one.prefix.split(".")[:-1]]
+
+
+def _is_averaged(one: Candidate) -> bool:
+    return any(not _tell_average(name) for name in _names_around(one))
+
+
+def _tell_average(name: str) -> int:
+    """0: an average's name; 2: of what is averaged; 1: neither."""
+    words = re.split(r"[\W_]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower())
+    if any(_AVERAGED.fullmatch(word) for word in words):
+        return 0
+    return 2 if any(_RAW.fullmatch(word) for word in words) else 1
+
+
+def _find_averaged_list(content: Any) -> str:
+    """Where averaged weights are in a list, without their names; "" if nowhere."""
+    for names, one in _walk(content):
+        if not isinstance(one, list | tuple) or sum(_as_tensor(v) is not None for v in one) < 2:
+            continue
+        is_net = not any(_BESIDE.search(name) for name in names)
+        if is_net and any(not _tell_average(name) for name in names):
+            return " > ".join(names)
+    return ""
 
 
 def _find_states(content: Any) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
-    """Each mapping that holds tensors under names, breadth first, and the names around it.
+    """Each mapping that holds tensors under names, and the names around it."""
+    for names, one in _walk(content):
+        if tensors := _tensors_in(one):
+            yield names, tensors
 
-    A mapping is looked at once: one that holds itself ends.
+
+def _walk(content: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Each mapping and list, breadth first, and the names around it.
+
+    Each is looked at once: one that holds itself ends.
     """
     queue: deque[tuple[tuple[str, ...], Any]] = deque([((), content)])
     seen: dict[int, Any] = {}  # kept, so that no id is used again
@@ -112,15 +159,18 @@ def _find_states(content: Any) -> Iterator[tuple[tuple[str, ...], dict[str, Tens
         if id(one) in seen or len(names) > _DEEPEST:
             continue
         seen[id(one)] = one
-        if tensors := _tensors_in(one):
-            yield names, tensors
+        yield names, one
         queue += [((*names, str(name)), inner) for name, inner in _children(one)]
 
 
 def _tensors_in(one: Any) -> dict[str, Tensor]:
     if not isinstance(one, Mapping):
         return {}
-    named = ((k, _as_tensor(v)) for k, v in one.items() if isinstance(k, str))
+    named = (
+        (key, _as_tensor(value))
+        for key, value in one.items()
+        if isinstance(key, str) and key.rpartition(".")[2] not in _COUNTERS
+    )
     return {key: value for key, value in named if value is not None}
 
 
@@ -154,13 +204,23 @@ def _strip_prefixes(
         state = {name.removeprefix(prefix): tensors[key] for name, key in inside.items()}
         others = tuple(name for name in named if name not in inside)
         yield Candidate(state, wrappers, prefix, layers, others)
-        if beside := {key for key in state if _BESIDE.search(key.partition(".")[0])}:
+        if beside := {key for key, value in state.items() if _is_beside(key, value)}:
             rest = {key: value for key, value in state.items() if key not in beside}
             yield Candidate(
                 rest, wrappers, prefix, layers, (*others, *(prefix + key for key in beside))
             )
         if prefix.count(".") < _MOST_PREFIXES:
             queue += [f"{prefix}{first}." for first in _first_parts(state)]
+
+
+def _is_beside(key: str, value: Tensor) -> bool:
+    """Whether a tensor among a net's may be none of its own: by its name, or one lone number."""
+    return bool(_BESIDE.search(key.partition(".")[0])) or is_lone_number(key, value)
+
+
+def is_lone_number(key: str, value: Tensor) -> bool:
+    """Whether it is one number that is in no layer, like a best score."""
+    return "." not in key and value.numel() == 1
 
 
 def _first_parts(state: Iterable[str]) -> list[str]:
