@@ -46,6 +46,7 @@ def refuse_worse_than_bicubic(
     raise UnsupportedError(
         f"{name}: no better than bicubic: {teacher_db:.2f} dB, bicubic {bicubic_db:.2f} dB, on "
         f"{on}: it is misread, not trained, or trained for images that are degraded otherwise",
-        hint=f"{look}--set identify.image_range=1 and the like change how it is read; nets that invent detail, like Real-ESRGAN, lose by right: "
+        hint=f"{look}--set identify.image_range=1 and the like change how it is read; nets that "
+        "invent detail, like Real-ESRGAN, lose by right: "
         "--set identify.accept_worse_than_bicubic=true",
     )

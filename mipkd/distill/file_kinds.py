@@ -106,7 +106,14 @@ def find_code(path: Path) -> str:
                 name = ".".join(texts[-2:])
             if name and not re.match(_HARMLESS, name):
                 return name
-    except (ValueError, OSError, LookupError, zipfile.BadZipFile, NotImplementedError, RuntimeError):
+    except (
+        ValueError,
+        OSError,
+        LookupError,
+        zipfile.BadZipFile,
+        NotImplementedError,
+        RuntimeError,
+    ):
         return ""  # damaged, or no pickle
     return ""
 

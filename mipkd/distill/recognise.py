@@ -16,8 +16,8 @@ from mipkd.archs.base import Arch, SRNet, StateDict, load_archs
 from mipkd.core.errors import MipkdError, MissingError, UnsupportedError, UsageError
 from mipkd.core.finite import check_finite
 from mipkd.distill.files import StoredHyper, read_content
-from mipkd.distill.spandrel_reader import ForeignNet, NotKnownError, read_foreign
 from mipkd.distill.reparametrised import describe_halves
+from mipkd.distill.spandrel_reader import ForeignNet, NotKnownError, read_foreign
 from mipkd.distill.unwrap import Candidate, is_lone_number, list_candidates
 
 _DERIVED = {f"{sign}_mean.{part}" for sign in ("sub", "add") for part in ("weight", "bias")}
@@ -142,9 +142,7 @@ def _as_floats(one: Candidate, path: Path) -> dict[str, Tensor]:
     Raises:
         UsageError: a tensor has no values, or such as no net can compute with.
     """
-    state = {
-        key: _as_float(value, f"{path}: {one.place}{key}") for key, value in one.state.items()
-    }
+    state = {key: _as_float(value, f"{path}: {one.place}{key}") for key, value in one.state.items()}
     inside = ((k, v) for k, v in state.items() if not is_lone_number(k, v))
     check_finite(path, ((one.place + key, value.numpy()) for key, value in inside))
     return state

@@ -45,7 +45,11 @@ def trained() -> State:
 
 
 def tenth(state: State) -> State:
-    return {k: v * 10 if ".body.2." in k else v for k, v in state.items()}
+    return rescaled(state, 0.1)
+
+
+def rescaled(state: State, res_scale: float) -> State:
+    return {k: v / res_scale if ".body.2." in k else v for k, v in state.items()}
 
 
 def basicsr(state: State, image_range: float) -> State:
@@ -100,8 +104,10 @@ def ended() -> Command:
         (tenth(trained()), 0.1),
         (basicsr(trained(), 255), 1.0),
         (basicsr(tenth(trained()), 255), 0.1),
+        (rescaled(trained(), 0.25), 0.25),
+        (basicsr(rescaled(trained(), 0.5), 255), 0.5),
     ],
-    ids=["as assumed", "tenth", "basicsr", "basicsr tenth"],
+    ids=["as assumed", "tenth", "basicsr", "basicsr tenth", "quarter", "basicsr half"],
 )
 def test_photos_confirm_what_a_layout_assumes_or_refuse_it(
     state: State, res_scale: float, tmp_path: Path
@@ -118,7 +124,7 @@ def test_photos_confirm_what_a_layout_assumes_or_refuse_it(
     assert model.hyper["mean"] == pytest.approx((0.4488, 0.4371, 0.404))
     told = model.settled["res_scale"]
     assert re.search(r"on 5 images of the sample photos: [\d.]+ dB, .*, bicubic", told)
-    assert ("was refused" if res_scale == 0.1 else "confirmed") in told
+    assert ("was refused" if res_scale != 1 else "confirmed") in told
 
 
 def test_an_option_is_not_probed(tmp_path: Path) -> None:
@@ -157,6 +163,7 @@ def test_doctor_says_that_bicubic_beats_a_checkpoint(
     assert said.code == 3
     assert "a.pth: no better than bicubic: " in said.err
     assert ACCEPT[1] in said.err
+    assert "pipeline doctor" not in said.err
     assert ended("doctor", tmp_path / "a.pth", "--images", photos, *ACCEPT).code == 0
 
 
@@ -169,6 +176,7 @@ def test_nothing_learns_from_a_teacher_that_bicubic_beats(
     said = ended(command, *words, *(("--target", "cpu") if command == "run" else ()))
     assert said.code == 3, said.err
     assert "no better than bicubic: " in said.err
+    assert "pipeline doctor" in said.err
     assert not list((tmp_path / "out").glob("distill/*"))
 
 
