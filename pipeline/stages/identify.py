@@ -20,7 +20,7 @@ class IdentifyInputs:
     photos: Source | None
 
 
-@stage(version=2)
+@stage(version=3)
 def identify(inputs: IdentifyInputs, *, out: Path) -> Model:
     """The model in a checkpoint; its weights are copied into `out` as safetensors."""
     photos = inputs.photos.path if inputs.photos else None
