@@ -136,7 +136,7 @@ def branching(path: Path, factor: Array | None = None) -> Path:
     branches = {
         "then_branch": helper.make_graph(if_large, "then", [], [info("large")], held),
         "else_branch": helper.make_graph(
-            [node("Add", "lr a", "small")], "else", [], [info("small")]
+            [node("Mul", "lr a", "small")], "else", [], [info("small")]
         ),
     }
     nodes = [
