@@ -248,7 +248,7 @@ def estimate_work(*, macs: int, values: int) -> float:
     From its multiply-adds and the values that it reads and writes: a clock would tell another
     number on a busy machine, and other layers would be chosen there.
     """
-    return values + macs / _MACS_PER_VALUE if macs else max(1.0, values * _POINTWISE)
+    return max(1.0, values + macs / _MACS_PER_VALUE if macs else values * _POINTWISE)
 
 
 def sum_work(operations: Iterable[Operation], floats: Collection[str]) -> float:

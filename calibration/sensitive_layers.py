@@ -73,7 +73,7 @@ def refuse_nothing_quantized(kinds: Iterable[str]) -> None:
     """
     if _PRODUCTS.isdisjoint(kinds):
         raise UnsupportedError(
-            "int8: nothing to quantise: every layer is one of those that stay float",
+            "int8: nothing to quantise: no convolution or matrix product would compute in it",
             hint="build the model in a float precision: --precision",
         )
 

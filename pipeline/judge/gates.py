@@ -86,7 +86,7 @@ def judge(
     gates = (
         *_judge_bicubic(config, measurements),
         *(gate for m in students(measurements) for gate in _judge_model(config, m, measurements)),
-        *(gate for plan in plans for gate in _judge_search(plan)),
+        *(gate for plan in _built(plans, failures) for gate in _judge_search(plan)),
         *_judge_gains(config, measurements, failures),
         *_judge_failures(config, measurements, failures),
     )
@@ -176,6 +176,12 @@ def _judge_tint(config: GateConfig, m: Measurement, base: Measurement | None) ->
     )
 
 
+def _built(plans: Sequence[QuantPlan], failures: Sequence[Failure]) -> list[QuantPlan]:
+    """Without those of which no INT8 was built: they are judged as failures."""
+    lost = {f.target for f in failures if (f.role, f.precision) == ("student", "int8")}
+    return [plan for plan in plans if plan.target not in lost]
+
+
 def _judge_search(plan: QuantPlan) -> Iterator[Gate]:
     """What the best INT8 that a search found, or a fixed recipe, loses on photos held out."""
     for name, figure, bound in (
@@ -250,7 +256,7 @@ def _judge_gain(name: str, one: TargetGain, found: DistillationGain, bound: floa
 
 
 def _remarks(measurements: Sequence[Measurement]) -> Iterator[str]:
-    """What was only simulated; INT8 that runs in float, or is not faster than a float precision."""
+    """What was only simulated; INT8 that runs in float, or may not be faster than one."""
     for target in simulated_targets(measurements):
         yield f"{target}: {NOT_MEASURED}"
     on = students(measurements)
@@ -269,7 +275,8 @@ def _remarks(measurements: Sequence[Measurement]) -> Iterator[str]:
             if pair and pair[0].low <= 1.0
         ]
         if slow:
-            yield f"{int8.target}: INT8 is not faster than a float precision: {', '.join(slow)}"
+            than = "INT8 is not surely faster than a float precision"
+            yield f"{int8.target}: {than}: {', '.join(slow)}"
 
 
 def _judge_failures(

@@ -17,6 +17,8 @@ from pipeline.bench.comparisons import (
     valid_sizes,
 )
 
+_FASTEST = "the fastest that passes every gate"
+
 
 def recommend(
     measurements: Sequence[Measurement], gates: Sequence[Gate], failures: Sequence[Failure] = ()
@@ -52,6 +54,8 @@ def _recommend_for(target: str, on: Sequence[Measurement], gates: Sequence[Gate]
     tied = [m for m in passing if (r := speedup(m, fastest, size)) and r.low <= 1.0]
     best = max(tied, key=lambda m: (mean_of(m) or 0.0, m is fastest))
     if best is fastest:
-        return Recommendation(target, best.precision, "the fastest that passes every gate")
+        others = " and ".join(m.precision for m in tied if m is not best)
+        why = f"as fast as {others}, with no lower PSNR" if others else _FASTEST
+        return Recommendation(target, best.precision, why)
     why = f"as fast as {fastest.precision}, with a higher PSNR"
     return Recommendation(target, best.precision, why)

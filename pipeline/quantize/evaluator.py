@@ -253,9 +253,10 @@ def _whole_lines(file: Path) -> Iterable[tuple[str, Any]]:
     for line in file.read_text().splitlines():
         try:
             key, value = json.loads(line)
-        except ValueError:
+        except (ValueError, TypeError):
             continue
-        yield key, value
+        if isinstance(key, str):
+            yield key, value
 
 
 def _list_ms(ms: dict[str, float]) -> str:

@@ -93,8 +93,21 @@ def _works(model: Any) -> dict[str, float]:
         made = sizes.get(node.output[0], 0)
         values = made + sum(sizes.get(name, 0) for name in node.input)
         kernel = next((weights[name] for name in node.input[1:2] if name in weights), ())
-        works[node.name] = estimate_work(macs=made * math.prod(kernel[1:]), values=values)
+        macs = _macs(node, kernel, made, sizes.get(node.input[0], 0))
+        works[node.name] = estimate_work(macs=macs, values=values)
     return works
+
+
+def _macs(node: Any, weights: tuple[int, ...], made: int, read: int) -> int:
+    """Multiply-adds of a node with weights, from how many values it makes and reads."""
+    if not weights:
+        return 0
+    if node.op_type == "ConvTranspose":  # each value read goes to so many that are made
+        return read * math.prod(weights[1:])
+    if node.op_type == "Conv":
+        return made * math.prod(weights[1:])
+    turned = any(a.name == "transB" and a.i for a in node.attribute)
+    return made * (weights[-1] if turned else weights[-2] if len(weights) > 1 else weights[0])
 
 
 def _with_fixed_size(model: Any) -> Any:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _SIDE = 64  # LR pixels at which their work is counted
+_TRANSPOSED = ("ConvolutionBackpropData", "GroupConvolutionBackpropData")
 
 
 class OvTuner:
@@ -110,12 +111,19 @@ def _with_fixed_size(model: Any) -> Any:
 def _work(op: Any) -> float:
     """How much longer an operation takes as a float, from its shapes."""
     sizes = [_size(op.input_value(i)) for i in range(op.get_input_size())]
-    made = _size(op.output(0))
-    if op.get_type_name() in CONVOLUTIONS:  # weights: (groups,) out, in, kernel
-        weights = op.input_value(1).get_partial_shape()
-        reads = [side.get_length() for side in list(weights)[-3:] if side.is_static]
-        return estimate_work(macs=made * math.prod(reads), values=made + sizes[0])
-    return estimate_work(macs=0, values=made + sum(sizes))
+    made, kind, macs = _size(op.output(0)), op.get_type_name(), 0
+    if op.get_input_size() > 1:
+        weights = [
+            side.get_length() for side in op.input_value(1).get_partial_shape() if side.is_static
+        ]
+        if kind in CONVOLUTIONS:  # (groups,) out, in, kernel
+            macs = made * math.prod(weights[-3:])
+        elif kind in _TRANSPOSED:  # (groups,) in, out, kernel
+            macs = sizes[0] * math.prod(weights[-3:])
+        elif kind == "MatMul" and weights:
+            turned = op.get_attributes().get("transpose_b", False)
+            macs = made * (weights[-1] if turned else weights[-2]) if len(weights) > 1 else made
+    return estimate_work(macs=macs, values=made + (sizes[0] if macs else sum(sizes)))
 
 
 def _size(output: Any) -> int:

@@ -22,11 +22,12 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With a folder `shown` of test images in it."""
+    """A folder `train` of photos and one, `shown`, of test images."""
     folder = tmp_path_factory.mktemp("photos")
-    (folder / "shown").mkdir()
+    for name in ("train", "shown"):
+        (folder / name).mkdir()
     rng = np.random.default_rng(0)
-    for name in ("0", "1", "2", "shown/0"):
+    for name in ("train/0", "train/1", "train/2", "shown/0"):
         coarse = rng.integers(0, 256, (9, 11, 3), dtype=np.uint8)
         write_png(folder / f"{name}.png", resize_bicubic(coarse, (96, 88)))
     return folder
@@ -64,7 +65,8 @@ def studied(
 ) -> list[str]:
     settings = {"batch": 4, "patch": 16, "precision": "'fp32'", "validate_every": 25, **settings}
     sets = [f"--set=distill.{name}={value}" for name, value in settings.items()]
-    where = ["--teacher", str(teacher), "--data", str(photos), "--val", str(photos / "shown")]
+    where = ["--teacher", str(teacher), "--data", str(photos / "train")]
+    where += ["--val", str(photos / "shown")]
     sets.append("--set=identify.accept_worse_than_bicubic=true")  # the teacher is not trained
     chosen = ["--student", "edsr:c8b2", "--methods", methods, "--seeds", "1"]
     return ["study", *where, *chosen, "--steps", str(steps), *sets]

@@ -197,7 +197,7 @@ def test_int8_no_faster_than_bf16_is_remarked_not_failed() -> None:
     int8 = measurement("student", "cpu", "int8", ms=2.2, lost_db=(0.05, 0.05, 0.05))
     verdict = judge(GateConfig(), (BICUBIC, STUDENT, TEACHER, FP32, bf16, int8), ())
     assert verdict.outcome is Outcome.PASS
-    said = "cpu: INT8 is not faster than a float precision: 0.9"
+    said = "cpu: INT8 is not surely faster than a float precision: 0.9"
     assert len(verdict.remarks) == 1
     assert verdict.remarks[0].startswith(said)
     assert "x bf16" in verdict.remarks[0]
