@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from mipkd.core.errors import UnsupportedError, UsageError
 from mipkd.core.images import ByteArray
 from mipkd.core.records import Graph
 from mipkd.export.as_float32 import cast_to_float32, other_floats
-from mipkd.export.foreign_graph import Original, Rewriting, inputs_of, open_model, open_original
+from mipkd.export.foreign_graph import Original, Rewriting, inputs_of, name_nodes, open_original
 from mipkd.export.image_range import Pair, probe_range, with_unit_range
 from mipkd.export.onnx import PRODUCER
 from mipkd.export.opset import LEAST, opset_of, raise_opset
@@ -54,7 +53,7 @@ def adopt(
     original = open_original(path)
     steps = _rewrite(original)
     model = steps[-1].model
-    known, run = _told_multiple(model), open_model(model)
+    known, run = _told_multiple(model), [original.open_after(step) for step in steps][-1]
     found, multiple = _scale_and_multiple(run, path, (known,) if known else _MULTIPLES)
     if scale and scale != found:
         raise UsageError(f"{path}: its scale is x{found}, adopt.scale asks for x{scale}")
@@ -92,6 +91,10 @@ def _rewrite(original: Original) -> list[Rewriting]:
     """The model after each step that it needs; the last has free sizes."""
     model, path, steps = original.model, original.path, list[Rewriting]()
     bound = EXACT
+    if model.functions:
+        model = _inline_functions(model, path)
+        hint = "export it without functions of its own"
+        steps.append(Rewriting("inlining its functions", model, bound, hint))
     if others := other_floats(model):
         kinds, bound = " and ".join(others), ONE_LEVEL
         log.info("%s: its %s is cast to float32", path.name, kinds)
@@ -112,6 +115,25 @@ def _rewrite(original: Original) -> list[Rewriting]:
     return [*steps, Rewriting("making height and width dynamic", freed, bound, hint)]
 
 
+def _inline_functions(model: Any, path: Path) -> Any:
+    """A copy without functions of its own: what rewrites and quantises looks into none.
+
+    Raises:
+        UnsupportedError: one stays.
+    """
+    from onnx import inliner
+
+    hint = "export it without functions of its own"
+    try:
+        inlined = inliner.inline_local_functions(model, True)
+    except Exception as error:  # the inliner raises RuntimeError and more, of no common base
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UnsupportedError(f"{path}: its functions stay: {why}", hint=hint) from error
+    if names := [function.name for function in inlined.functions]:
+        raise UnsupportedError(f"{path}: its functions stay: {', '.join(names)}", hint=hint)
+    return inlined
+
+
 def _with_free_sizes(model: Any) -> Any:
     """A copy with dynamic height and width, no weights among its inputs, and names for nodes."""
     copy = type(model)()
@@ -128,19 +150,8 @@ def _with_free_sizes(model: Any) -> Any:
     del copy.graph.input[:]
     copy.graph.input.append(image)
     copy.ir_version = max(copy.ir_version, _IR)
-    _name_nodes(copy.graph)
+    name_nodes(copy.graph)
     return copy
-
-
-def _name_nodes(graph: Any) -> None:
-    """Give each node a name of its own: quantisers know operations by it."""
-    names = Counter(node.name for node in graph.node)
-    for number, node in enumerate(graph.node):
-        if not node.name or names[node.name] > 1:
-            node.name = f"{node.op_type}_{number}"
-            while names[node.name]:
-                node.name += "_"
-            names[node.name] += 1
 
 
 def _scale_and_multiple(run: Run, path: Path, multiples: Sequence[int]) -> tuple[int, int]:

@@ -6,6 +6,7 @@ Shapes: N batch, C channels, H W low-res size, S scale. Images: float32 in [0, 1
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,13 @@ from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 from onnx.external_data_helper import uses_external_data
 
-from mipkd.core.errors import UnsupportedError, UsageError
+from mipkd.core.errors import MipkdError, UnsupportedError, UsageError
 from mipkd.core.finite import check_finite
 from mipkd.export.as_float32 import other_floats
 from mipkd.export.onnx import open_session
-from mipkd.export.opset import largest_opset, operators_in, opset_of
+from mipkd.export.opset import LEAST, graphs_in, largest_opset, nodes_in, operators_in, opset_of
 from mipkd.export.parity import (
+    EXACT,
     FloatArray,
     Run,
     find_first_difference,
@@ -37,6 +39,8 @@ from mipkd.export.parity import (
 _QUANTIZED = re.compile("[Qq]uantize|Integer|^QLinear|^QGemm$|NBits$")
 _RGB = "known: float of shape [N, 3, H, W], RGB"
 _FLOATS = ("float", "float16", "double")
+_RANDOM = re.compile("^(Bernoulli|Multinomial|Random.*|Dropout)$")
+_OWN = ("", "ai.onnx")
 
 
 @dataclass(frozen=True)
@@ -65,21 +69,54 @@ class Original:
         """Compare the model after each step with the file, which takes images in `image_range`.
 
         Raises:
-            UnsupportedError: one differs; names the step and the first operator that does.
+            UnsupportedError: one differs or cannot be run, named by its step and, if it differs,
+                the first operator that does; or the file gives another image each time.
         """
         came = in_unit_range(self.run, image_range)
         ranges = [1.0 if one.in_unit_range else image_range for one in steps]
         runs = [
-            in_unit_range(open_model(one.model), theirs)
+            in_unit_range(self.open_after(one), theirs)
             for one, theirs in zip(steps, ranges, strict=True)
         ]
-        for lr_NCHW in (self._fit(one) for one in images):
+        for number, lr_NCHW in enumerate(self._fit(one) for one in images):
             expected = came(lr_NCHW)
+            if number == 0:
+                self._check_repeats(expected, came(lr_NCHW))
             for after, run, theirs in zip(steps, runs, ranges, strict=True):
-                gap = relative_gap(expected, run(lr_NCHW))
+                try:
+                    gap = relative_gap(expected, run(lr_NCHW))
+                except Exception as error:  # onnxruntime has no public base class
+                    raise self._cannot("run", after, error) from error
                 if gap > after.bound and gap > rounding_of(came, lr_NCHW):
                     both = (lr_NCHW * np.float32(one) for one in (image_range, theirs))
                     raise self._refusal(after, gap, *both)
+
+    def open_after(self, after: Rewriting) -> Run:
+        """The model after a step as a function.
+
+        Raises:
+            UnsupportedError: ONNX Runtime does not open it; names the step.
+        """
+        try:
+            return open_model(after.model)
+        except Exception as error:  # onnxruntime has no public base class
+            raise self._cannot("open", after, error) from error
+
+    def _cannot(self, verb: str, after: Rewriting, error: Exception) -> UnsupportedError:
+        what = (
+            f"{self.path}: after {after.step} ONNX Runtime cannot {verb} it: {_first_line(error)}"
+        )
+        return UnsupportedError(what, hint=after.hint)
+
+    def _check_repeats(self, once: FloatArray, again: FloatArray) -> None:
+        if relative_gap(once, again) <= EXACT:
+            return
+        kinds = sorted({kind for _, kind in operators_in(self.model) if _RANDOM.match(kind)})
+        holds = f": it holds {', '.join(kinds)}" if kinds else ""
+        raise UnsupportedError(
+            f"{self.path}: it gives another image each time{holds}",
+            hint="export it in eval mode, without what is random",
+        )
 
     def _refusal(
         self, after: Rewriting, gap: float, lr_before: FloatArray, lr_after: FloatArray
@@ -108,8 +145,10 @@ def open_original(path: Path) -> Original:
         UnsupportedError: of another kind.
     """
     model = _read(path)
+    for graph in graphs_in(model):  # ONNX Runtime refuses two nodes of one name
+        name_nodes(graph)
     try:
-        run = runner(open_session(str(path)))
+        run = open_model(model)
     except Exception as error:  # onnxruntime has no public base class
         raise _explain_refusal(path, model, error) from error
     sides = list(inputs_of(model)[0].type.tensor_type.shape.dim)[2:]
@@ -120,6 +159,18 @@ def open_original(path: Path) -> Original:
 def open_model(model: Any) -> Run:
     """A model in memory as a function."""
     return runner(open_session(model.SerializeToString()))
+
+
+def name_nodes(graph: Any) -> None:
+    """Give each node a name of its own, in UTF-8: quantisers know operations by it."""
+    names = Counter(node.name for node in graph.node)
+    for number, node in enumerate(graph.node):
+        if not node.name or not isinstance(node.name, str) or names[node.name] > 1:
+            name = f"{node.op_type}_{number}"
+            while names[name]:
+                name += "_"
+            node.name = name
+            names[name] += 1
 
 
 def inputs_of(model: Any) -> list[Any]:
@@ -143,26 +194,63 @@ def _read(path: Path) -> Any:
     try:
         model = onnx.load(path)
         _check_opset(model, path)
+        _check_names(model, path)
         onnx.checker.check_model(model)
-    except (OSError, DecodeError, ValueError, onnx.checker.ValidationError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UsageError(f"{path}: not an ONNX graph: {first}") from error
-    check_finite(path, _weights(model))
-    _check_ends(model, path)
-    _check_operators(model, path)
+        _check_types(model, path)
+        check_finite(path, _weights(model))
+        _check_ends(model, path)
+        _check_operators(model, path)
+    except MipkdError:
+        raise
+    except Exception as error:  # whatever a reader of broken headers meets
+        why = _first_line(error) or type(error).__name__
+        raise UsageError(f"{path}: not an ONNX graph: {why}") from error
     return model
 
 
 def _weights(model: Any) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    """Every constant by its name, but one number that is infinite: a bound of Clip or Where."""
-    held = [(t.name, t) for t in model.graph.initializer]
-    for node in model.graph.node:
-        if node.op_type == "Constant" and node.attribute[0].name == "value":
-            held.append((node.output[0], node.attribute[0].t))
-    arrays = ((name, numpy_helper.to_array(tensor)) for name, tensor in held)
-    for name, values in arrays:
+    """Every constant by its name, those of branches and functions included, but one number that is
+    infinite: a bound of Clip or Where."""
+    held = [(t.name, t) for graph in graphs_in(model) for t in graph.initializer]
+    for node in nodes_in(model):
+        value = next((a for a in node.attribute if a.name == "value"), None)
+        if node.op_type == "Constant" and node.domain in _OWN and value is not None:
+            held.append((node.output[0], value.t))
+    for name, values in ((name, numpy_helper.to_array(tensor)) for name, tensor in held):
         if values.ndim or values.dtype.kind not in "fV" or not np.isinf(values):
             yield name, values
+
+
+def _check_names(model: Any, path: Path) -> None:
+    """
+    Raises:
+        UsageError: protobuf gives a name as bytes, as it is no UTF-8.
+    """
+    names: list[Any] = [name for one in nodes_in(model) for name in (*one.input, *one.output)]
+    for graph in graphs_in(model):
+        held = (*graph.input, *graph.output, *graph.initializer)
+        names += [graph.name, *(one.name for one in held)]
+    names += [text for one in model.metadata_props for text in (one.key, one.value)]
+    if bad := [name for name in names if not isinstance(name, str)]:
+        raise UsageError(
+            f"{path}: a tensor's name is no UTF-8: {bad[0]!r}",
+            hint="export it with names in ASCII",
+        )
+
+
+def _check_types(model: Any, path: Path) -> None:
+    """
+    Raises:
+        UsageError: a weight of a type that ONNX has not.
+    """
+    held = [tensor for graph in graphs_in(model) for tensor in graph.initializer]
+    held += [a.t for one in nodes_in(model) for a in one.attribute if a.HasField("t")]
+    for tensor in held:
+        if tensor.data_type not in onnx.TensorProto.DataType.values():
+            raise UsageError(
+                f"{path}: not an ONNX graph: {tensor.name or 'a constant'} is of data type "
+                f"{tensor.data_type}, which ONNX has not"
+            )
 
 
 def _check_opset(model: Any, path: Path) -> None:
@@ -196,13 +284,18 @@ def _check_ends(model: Any, path: Path) -> None:
         shape = [d.dim_value or d.dim_param or "?" for d in tensor.shape.dim]
         # An output's shape may be unknown until the graph runs.
         is_image = whose == "output" or (len(shape) == 4 and shape[1] == 3)
-        kind = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+        kind = _type_name(tensor.elem_type)
         if not is_image or kind not in _FLOATS:
             channels_last = len(shape) == 4 and shape[3] == 3
             raise UnsupportedError(
                 f"{path}: its {whose} is {kind} of shape {shape}",
                 hint=f"it is NHWC: transpose it; {_RGB}" if channels_last else _RGB,
             )
+
+
+def _type_name(kind: int) -> str:
+    known = kind in onnx.TensorProto.DataType.values()
+    return onnx.TensorProto.DataType.Name(kind).lower() if known else f"data type {kind}"
 
 
 def _check_operators(model: Any, path: Path) -> None:
@@ -221,11 +314,17 @@ def _check_operators(model: Any, path: Path) -> None:
 
 def _explain_refusal(path: Path, model: Any, error: Exception) -> UnsupportedError:
     """Why ONNX Runtime does not open a file that is an ONNX graph."""
-    foreign = sorted({domain for domain, _ in operators_in(model)} - {"", "ai.onnx"})
-    hint = "export it with ONNX's own operators"
+    foreign = sorted({domain for domain, _ in operators_in(model)} - set(_OWN))
+    why, opset, hint = _first_line(error), opset_of(model), "report the graph"
     if others := [kind for kind in other_floats(model) if kind != "float16"]:
         hint = f"it holds {' and '.join(others)}: export it in float32"
     elif foreign:
-        hint += f", without those of {', '.join(foreign)}"
-    why = str(error).splitlines()[0].rpartition("] : ")[2]
+        hint = f"export it with ONNX's own operators, without those of {', '.join(foreign)}"
+    elif opset < LEAST and "NOT_IMPLEMENTED" in str(error):
+        hint = f"its opset is {opset}: export it with opset {LEAST} or later"
     return UnsupportedError(f"{path}: ONNX Runtime cannot run it: {why}", hint=hint)
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, without the head that ONNX Runtime gives its own."""
+    return next(iter(str(error).splitlines()), "").rpartition("] : ")[2]

@@ -14,6 +14,7 @@ from onnx import helper
 from mipkd.core.errors import UnsupportedError
 from mipkd.core.images import ByteArray, psnr_y
 from mipkd.export.foreign_graph import inputs_of, open_model
+from mipkd.export.opset import graphs_in, nodes_in
 from mipkd.export.parity import in_unit_range
 
 log = logging.getLogger(__name__)
@@ -63,14 +64,31 @@ def with_unit_range(model: Any, image_range: float) -> Any:
         return copy
     graph = copy.graph
     image, result = inputs_of(copy)[0].name, graph.output[0].name
-    for name, value in (("to_range", image_range), ("from_range", 1 / image_range)):
+    taken = _names_in(copy)
+    to_range, from_range = (_fresh(name, taken) for name in ("to_range", "from_range"))
+    for name, value in ((to_range, image_range), (from_range, 1 / image_range)):
         graph.initializer.append(helper.make_tensor(name, onnx.TensorProto.FLOAT, [], [value]))
-    inner = {image: f"{image}_in_range", result: f"{result}_in_range"}
-    for node in graph.node:
+    inner = {end: _fresh(f"{end}_in_range", taken) for end in (image, result)}
+    for node in nodes_in(copy):  # branches read the image too
         node.input[:] = [inner.get(name, name) for name in node.input]
         node.output[:] = [inner.get(name, name) for name in node.output]
-    first = helper.make_node("Mul", [image, "to_range"], [inner[image]], "to_range_mul")
-    last = helper.make_node("Mul", [inner[result], "from_range"], [result], "from_range_mul")
-    graph.node.insert(0, first)
-    graph.node.append(last)
+    first, last = (_fresh(f"{name}_mul", taken) for name in ("to_range", "from_range"))
+    graph.node.insert(0, helper.make_node("Mul", [image, to_range], [inner[image]], first))
+    graph.node.append(helper.make_node("Mul", [inner[result], from_range], [result], last))
     return copy
+
+
+def _names_in(model: Any) -> set[str]:
+    """Names of all tensors and nodes."""
+    names = {name for one in nodes_in(model) for name in (one.name, *one.input, *one.output)}
+    for graph in graphs_in(model):
+        names |= {one.name for one in (*graph.input, *graph.output, *graph.initializer)}
+    return names
+
+
+def _fresh(name: str, taken: set[str]) -> str:
+    """A name that is not taken yet; it is from here on."""
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name

@@ -28,11 +28,15 @@ def graphs_in(model: Any) -> Iterator[Any]:
         yield from _inner(nodes)
 
 
+def nodes_in(model: Any) -> Iterator[Any]:
+    """Every node, those of branches and functions included."""
+    for holder in (*graphs_in(model), *model.functions):
+        yield from holder.node
+
+
 def operators_in(model: Any) -> set[tuple[str, str]]:
     """Domain and kind of every node, those of branches and functions included."""
-    nodes = [node for graph in graphs_in(model) for node in graph.node]
-    nodes += [node for function in model.functions for node in function.node]
-    return {(node.domain, node.op_type) for node in nodes}
+    return {(node.domain, node.op_type) for node in nodes_in(model)}
 
 
 def raise_opset(model: Any) -> Any:

@@ -141,7 +141,7 @@ class AdoptInputs:
     baseline: str = ""
 
 
-@stage(version=2, apart=True)
+@stage(version=3, apart=True)
 def adopt(inputs: AdoptInputs, *, out: Path) -> Graph:
     """Any ONNX graph with one image in and one out, brought to our range and dynamic sizes."""
     images = inputs.images.path if inputs.images else None

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from targets._onnx.names import namer, with_branches
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -23,23 +25,27 @@ def give_uint8_io(file: Path) -> None:
 
     model = onnx.load(file)
     graph = model.graph
-    image, result = graph.input[0], graph.output[0]
-    lr, sr = f"{image.name}_float", f"{result.name}_float"
-    for node in graph.node:
-        for names, old, new in ((node.input, image.name, lr), (node.output, result.name, sr)):
-            names[:] = [new if name == old else name for name in names]
-        node.input[:] = [sr if name == result.name else name for name in node.input]
-    for name, value in (("uint8_white", 255.0), ("uint8_least", 0.0), ("uint8_most", 1.0)):
+    image, result, new = graph.input[0], graph.output[0], namer(graph)
+    lr, sr = new(f"{image.name}_float"), new(f"{result.name}_float")
+    renamed = {image.name: lr, result.name: sr}
+    for node in (one for outer in graph.node for one in with_branches(outer)):
+        for names in (node.input, node.output):
+            names[:] = [renamed.get(name, name) for name in names]
+    white, least, most = (new(f"uint8_{name}") for name in ("white", "least", "most"))
+    for name, value in ((white, 255.0), (least, 0.0), (most, 1.0)):
         graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), name))
+    read, scale, clip, levels, rounded, write = (
+        new(f"uint8_{name}") for name in ("in", "range", "clip", "levels", "round", "out")
+    )
     first = [
-        helper.make_node("Cast", [image.name], ["uint8_in"], "uint8_in", to=TensorProto.FLOAT),
-        helper.make_node("Div", ["uint8_in", "uint8_white"], [lr], "uint8_range"),
+        helper.make_node("Cast", [image.name], [read], read, to=TensorProto.FLOAT),
+        helper.make_node("Div", [read, white], [lr], scale),
     ]
     last = [
-        helper.make_node("Clip", [sr, "uint8_least", "uint8_most"], ["uint8_clip"], "uint8_clip"),
-        helper.make_node("Mul", ["uint8_clip", "uint8_white"], ["uint8_levels"], "uint8_levels"),
-        helper.make_node("Round", ["uint8_levels"], ["uint8_round"], "uint8_round"),
-        helper.make_node("Cast", ["uint8_round"], [result.name], "uint8_out", to=TensorProto.UINT8),
+        helper.make_node("Clip", [sr, least, most], [clip], clip),
+        helper.make_node("Mul", [clip, white], [levels], levels),
+        helper.make_node("Round", [levels], [rounded], rounded),
+        helper.make_node("Cast", [rounded], [result.name], write, to=TensorProto.UINT8),
     ]
     nodes = [*first, *graph.node, *last]
     del graph.node[:]

@@ -12,6 +12,7 @@ from typing import Any
 
 from mipkd.core.errors import StageError
 from mipkd.core.records import QuantParams
+from targets._onnx.names import with_branches
 
 _Q, _DQ = "QuantizeLinear", "DequantizeLinear"
 
@@ -145,9 +146,8 @@ def _bypass(model: Any, still: set[str]) -> None:
     for node in list(model.graph.node):
         if node.name in still:
             continue
-        for index, name in enumerate(node.input):
-            if name in raw:
-                node.input[index] = raw[name]
+        for one in with_branches(node):
+            one.input[:] = [raw.get(name, name) for name in one.input]
         if node.op_type == _DQ and node.output[0] in outputs and node.output[0] in raw:
             name = node.output[0]
             node.output[0] = f"{name}_rounded"
@@ -160,7 +160,7 @@ def _drop_unread(model: Any) -> None:
     nodes = []
     for node in reversed(graph.node):
         if read & set(node.output):
-            read |= set(node.input)
+            read |= {name for one in with_branches(node) for name in one.input}
             nodes.append(node)
     constants = [t for t in graph.initializer if t.name in read]
     for field, kept in ((graph.node, reversed(nodes)), (graph.initializer, constants)):

@@ -125,3 +125,46 @@ def fsrcnn(path: Path) -> Path:
     sizes = {"strides": [2, 2], "pads": [4] * 4, "output_padding": [1, 1]}
     nodes.append(node("ConvTranspose", f"{made} up", "sr", name="up", **sizes))
     return save(path, nodes, arrays)
+
+
+def branching(path: Path, factor: Array | None = None) -> Path:
+    """Large images take one branch of an If, others another; both read what is outside them."""
+    info = helper.make_empty_tensor_value_info
+    factor = np.full((3, 1, 1), 0.5, np.float32) if factor is None else factor
+    held = [numpy_helper.from_array(factor.astype(np.float32), "factor")]
+    if_large = [node("Mul", "lr factor", "scaled"), node("Add", "scaled a", "large")]
+    branches = {
+        "then_branch": helper.make_graph(if_large, "then", [], [info("large")], held),
+        "else_branch": helper.make_graph(
+            [node("Mul", "lr a", "small")], "else", [], [info("small")]
+        ),
+    }
+    nodes = [
+        node("Conv", "lr first", "a", name="first"),
+        node("Shape", "lr", "shape"),
+        node("Gather", "shape two", "height", axis=0),
+        node("Greater", "height limit", "is_large"),
+        node("If", "is_large", "x", name="if", **branches),
+        node("Conv", "x second", "y", name="second"),
+        *doubled("y"),
+    ]
+    eye = np.eye(3, dtype=np.float32)[..., None, None]
+    arrays = {"first": eye * np.float32(0.5), "second": eye, "wide": repeat_weight()}
+    return save(path, nodes, arrays | {"two": np.array(2), "limit": np.array(16)})
+
+
+def with_function(path: Path) -> Path:
+    """A graph whose first node is a function of its own, which rounds to float16."""
+    body = [
+        node("Cast", "f_in", "f_half", to=TensorProto.FLOAT16),
+        node("Mul", "f_half f_half", "f_square"),
+        node("Cast", "f_square", "f_out", to=TensorProto.FLOAT),
+    ]
+    opsets = [helper.make_opsetid("", 17)]
+    square = helper.make_function("own", "Square", ["f_in"], ["f_out"], body, opsets)
+    nodes = [node("Square", "lr", "x", domain="own"), *doubled("x")]
+    model = onnx.load(save(path, nodes, {"wide": repeat_weight()}))
+    model.functions.append(square)
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    onnx.save(model, path)
+    return path
