@@ -22,13 +22,26 @@ _FULL = 65535
 # be black to the eye; those of 13 bits and more look like dark photos, and are taken as such.
 _NARROW = (255, 1023, 4095)
 _BITS_PER_SAMPLE, _MAX_SAMPLE, _MAX_SAMPLE_FLOAT = 258, 281, 341  # TIFF tags
+_PHOTOMETRIC, _PLANAR = 262, 284
 # How Pillow names words of 16 bits, and the name by which it reads their lower bytes instead.
 _OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
 
 
 def is_deep(image: Image.Image) -> bool:
     """Whether the samples of a file that was opened, and not loaded, have more than 8 bits."""
+    _refuse_planes(image)
     return image.mode.startswith("I") or _lower_bytes(image) is not None
+
+
+def _refuse_planes(image: Image.Image) -> None:
+    """
+    Raises:
+        ValueError: colours of 16 bits lie one plane after the other, which Pillow misreads.
+    """
+    tags = getattr(image, "tag_v2", {})
+    bits = _greatest(tags.get(_BITS_PER_SAMPLE))
+    if tags.get(_PLANAR) == 2 and isinstance(bits, int) and bits > 8 and len(image.getbands()) > 1:
+        raise ValueError("its 16-bit colours lie in planes; save it with interleaved colours")
 
 
 def read_deep(image: Image.Image, path: Path) -> tuple[Image.Image, str]:
@@ -41,8 +54,11 @@ def read_deep(image: Image.Image, path: Path) -> tuple[Image.Image, str]:
 
     stated = _stated_maximum(image)
     orientation = image.getexif().get(0x0112)
+    inverted = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0  # white is 0
     values, alpha = _samples(image, path)
     eight, note = _to_eight_bits(values, stated)
+    if inverted:
+        eight = (255 - eight).astype(np.uint8)
     found = Image.fromarray(eight)
     if alpha is not None:
         found.putalpha(Image.fromarray(alpha))

@@ -18,7 +18,7 @@ from mipkd.core.errors import UsageError
 from mipkd.core.folders import LeftOut, walk_images
 from mipkd.core.images import size_of
 from mipkd.core.names import unique_names
-from mipkd.core.set_names import Facts, folder_kind, read_names
+from mipkd.core.set_names import Facts, folder_kind, is_scale_folder, read_names
 
 _UP = 3  # folders: RCAN's `HR/Set5/x4` has its LR images three above
 _SCALES = range(2, 9)
@@ -67,8 +67,9 @@ def find_set(source: Path, scale: int) -> ImageSet:
 
     Raises:
         UsageError: no such folder, no image in it, or some of its HR images alone have LR ones
-            in a published layout.
+            in a published layout, or it is the LR half of a set.
     """
+    _refuse_lr_half(source)
     found = _gather(source)
     left_out = list(found.left_out)
     photos, lows = _split(found.files, left_out)
@@ -80,6 +81,23 @@ def find_set(source: Path, scale: int) -> ImageSet:
         Member(name, one.path, pairs.get(one.path)) for name, one in zip(names, photos, strict=True)
     )
     return ImageSet(members, tuple(left_out))
+
+
+def _refuse_lr_half(source: Path) -> None:
+    """
+    Raises:
+        UsageError: a folder of LR images beside that of their HR ones.
+    """
+    root = source.absolute()
+    half = next((one for one in (root, root.parent) if folder_kind(one.name) == "lr"), None)
+    if half is None or (half != root and not is_scale_folder(root.name)):
+        return
+    beside = sorted(one for one in half.parent.iterdir() if folder_kind(one.name) == "hr")
+    if high := next((one for one in beside if one.is_dir()), None):
+        raise UsageError(
+            f"{source}: it holds the LR images of {high}",
+            hint=f"give {half.parent}, which holds both, or {high}",
+        )
 
 
 def hash_folder(folder: Path) -> str:
