@@ -32,11 +32,6 @@ _HR_WORDS = {
 }
 _LR_WORDS = {"low", "lowres", "low_res", "low_resolution", "input", "noisy"}
 
-_SRF = re.compile(r"image_srf_(?P<scale>[2-8])")
-_HR_WORDS = ("original", "originals", "high", "highres", "high_res", "high_resolution")
-_HR_WORDS += ("ground_truth", "groundtruth", "target", "clean")
-_LR_WORDS = ("low", "lowres", "low_res", "low_resolution", "input", "noisy")
-
 _SRF = r"(?:[_-](?:srf[_-]|x)(?P<srf>[2-8]))?"
 _STEM_HR = re.compile(
     rf"(?P<base>.+?){_SRF}(?:[._-]| \(?){_WORD_HR}(?:[_-]?x?(?P<scale>[2-8]))?\)?", re.I
