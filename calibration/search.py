@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from calibration.sensitive_layers import PRODUCTS
+
 FloatArray = npt.NDArray[np.float64]
 Evaluate = Callable[[frozenset[str]], "Loss"]  # of a candidate, by the names of its floats
 
@@ -98,7 +100,7 @@ class Harms:
         """The floats of least work found with which the bounds should hold; `shift` is added to
         what is foretold.
 
-        Beside `forced` at least one operation stays in INT8.
+        Beside `forced` at least one product stays in INT8: without any nothing is quantised.
         """
         found = [self._choose(bounds, aim, forced, shift or Loss(0, 0)) for aim in _AIMS]
         works = [(over > 0, sum_work(self.operations, floats)) for floats, over in found]
@@ -122,8 +124,12 @@ class Harms:
             return np.asarray(np.maximum(0, mean / (part * bounds.mean_db) - 1) + over)
 
         total = self.added[~float_now].sum(0)
-        while excess(total, aim) > 0 and (~float_now).sum() > 1:
-            (left,) = np.nonzero(~float_now)
+        products = np.array([op.kind in PRODUCTS for op in self.operations])
+        while excess(total, aim) > 0:
+            last = (products & ~float_now).sum() == 1
+            (left,) = np.nonzero(~float_now & ~(products & last))
+            if not len(left) or (~float_now).sum() == 1:
+                break
             mended = excess(total, aim) - excess(total - self.added[left], aim)
             chosen = left[int(np.argmax(mended / work[left]))]
             float_now[chosen] = True

@@ -20,7 +20,7 @@ ATTENTION_FLOAT = "window attention and its MLPs stay float: INT8 holds convolut
 _POINTWISE = {"Sub", "Subtract", "Mul", "Multiply", "Add", "Div", "Divide", "Clip", "Clamp"}
 _PASSED = _POINTWISE | {"DepthToSpace", "Identity", "Cast", "Convert", "Pad"}
 _CONVOLUTIONS = {"Conv", "Convolution"}
-_PRODUCTS = _CONVOLUTIONS | {
+PRODUCTS = _CONVOLUTIONS | {
     *("ConvTranspose", "Gemm", "MatMul"),
     *("GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData"),
 }
@@ -71,7 +71,7 @@ def refuse_nothing_quantized(kinds: Iterable[str]) -> None:
     Raises:
         UnsupportedError: no product would be computed in INT8.
     """
-    if _PRODUCTS.isdisjoint(kinds):
+    if PRODUCTS.isdisjoint(kinds):
         raise UnsupportedError(
             "int8: nothing to quantise: no convolution or matrix product would compute in it",
             hint="build the model in a float precision: --precision",

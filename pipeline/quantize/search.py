@@ -88,7 +88,7 @@ class SearchInputs:
     tuned: Ref[QatStudent] | None = None
 
 
-@stage(version=13, resumes=True, apart=True)
+@stage(version=14, resumes=True, apart=True)
 def search(inputs: SearchInputs, *, out: Path) -> QuantPlan:
     """How to quantise the graph.
 

@@ -138,13 +138,24 @@ def test_the_front_falls_in_loss_as_it_grows_in_work() -> None:
 def test_an_operation_that_helps_stays_in_int8() -> None:
     """Its rounding happens to bring the image nearer to the truth."""
     lucky = Harms(
-        [Operation("lucky", "Add", 0.1), Operation("conv", "Conv", 1.0)],
+        [Operation("lucky", "Add", 0.1), *(Operation(n, "Conv", 1.0) for n in ("conv", "last"))],
         np.ones(2),
-        np.array([[-0.01, -0.01], [0.02, 0.02]]),
+        np.array([[-0.01, -0.01], [0.02, 0.02], [0.0, 0.0]]),
         photos=2,
     )
     assert lucky.choose(Bounds(0.05, 1.0)) == set()
     assert lucky.choose(Bounds(1e-6, 1.0)) == {"conv"}
+
+
+def test_the_last_convolution_stays_in_int8_whatever_it_harms() -> None:
+    """Additions alone in INT8 are nothing quantised."""
+    two = Harms(
+        [Operation("conv", "Conv", 1.0), Operation("add", "Add", 1.0)],
+        np.ones(2),
+        np.array([[0.5, 0.5], [0.001, 0.001]]),
+        photos=2,
+    )
+    assert "conv" not in two.choose(Bounds(1e-6, 1e-6))
 
 
 def test_a_convolution_costs_more_than_an_addition_of_its_size() -> None:
