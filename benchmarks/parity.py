@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from mipkd.core.errors import MipkdError
@@ -25,8 +24,7 @@ from mipkd.core.records import TestSet
 from mipkd.distill import teacher as teachers
 from mipkd.distill.data import prepare_tests
 from mipkd.distill.teacher import TeacherOptions, identify
-from mipkd.export.onnx import open_session
-from mipkd.export.parity import noise_images, runner
+from mipkd.export.parity import levels_apart
 from pipeline.stage import ready
 from pipeline.stages.export import ExportConfig, ExportInputs, export
 
@@ -125,14 +123,7 @@ def _levels(name: str, out: Path) -> int:
     tests: TestSet = prepare_tests(None, scale=model.scale, out=out / "tests")
     inputs = ExportInputs(ExportConfig(parity_images=1), ready(model), None, ready(tests))
     graph = export.function(inputs, out=out)
-    net, run = teachers.load(model).eval(), runner(open_session(str(graph.file)))
-    most = 0
-    for lr_NCHW in noise_images(graph.multiple, net.smallest):
-        with torch.inference_mode():
-            ours = net(torch.from_numpy(lr_NCHW)).numpy()
-        one, other = (np.rint(np.clip(sr, 0, 1) * 255).astype(int) for sr in (ours, run(lr_NCHW)))
-        most = max(most, int(np.abs(one - other).max()))
-    return most
+    return levels_apart(teachers.load(model).eval(), graph)
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calibration.sensitive_layers import PRODUCTS
+from mipkd.core.images import psnr_lost
 
 FloatArray = npt.NDArray[np.float64]
 Evaluate = Callable[[frozenset[str]], "Loss"]  # of a candidate, by the names of its floats
@@ -25,7 +26,6 @@ _SLACK = 1 / 30  # of all work: a tenth of the time of everything in INT8, 1 % a
 _PARTS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the bounds, to lose less for that
 _AIMS = (1.0, 0.8, 0.6, 0.4)  # shares of the bounds: each way to them ends at other floats
 _LEAST_BOUND = 0.1  # of the bounds: below it a bound is only noise
-_LEAST_LEFT = 0.3  # of a crop's error: a sum of gains may foretell less than nothing
 _MACS_PER_VALUE = 64  # multiply-adds that take as long as moving a value
 _POINTWISE = 0.25  # of a value's time: what computes value by value is fused with its neighbours
 _FLOAT_OVER_INT8 = 4  # how much longer a float takes, by bytes moved and by lanes of a register
@@ -88,7 +88,8 @@ class Harms:
     def foretell(self, floats: Collection[str]) -> Loss:
         """What a candidate should lose."""
         left = [op.name not in floats for op in self.operations]
-        return self._as_loss(self._drops(self.added[left].sum(0)))
+        drops = psnr_lost(self.added[left].sum(0), self.errors)
+        return Loss(float(drops[: self.photos].mean()), float(drops.max()))
 
     def alone(self, name: str) -> Loss:
         """What one operation alone in INT8 loses."""
@@ -118,7 +119,7 @@ class Harms:
         free, work = ~float_now, np.array([op.work for op in self.operations])
 
         def excess(added_KN: FloatArray, part: float = 1.0) -> FloatArray:
-            drops = self._drops(added_KN)
+            drops = psnr_lost(added_KN, self.errors)
             mean = drops[..., : self.photos].mean(-1) + shift.upper_db
             over = np.maximum(0, (drops + shift.worst_db) / (part * bounds.worst_db) - 1).sum(-1)
             return np.asarray(np.maximum(0, mean / (part * bounds.mean_db) - 1) + over)
@@ -141,12 +142,6 @@ class Harms:
                 total = total + self.added[one]
         names = [op.name for op, chosen in zip(self.operations, float_now, strict=True) if chosen]
         return frozenset(names), float(excess(total))
-
-    def _drops(self, added_KN: FloatArray) -> FloatArray:
-        return np.asarray(10 * np.log10(np.maximum(1 + added_KN / self.errors, _LEAST_LEFT)))
-
-    def _as_loss(self, drops: FloatArray) -> Loss:
-        return Loss(float(drops[: self.photos].mean()), float(drops.max()))
 
 
 @dataclass(frozen=True)
@@ -182,7 +177,7 @@ def search(
     all.
 
     They keep them on the crops searched on, with the mean's margin, and on those that `confirm`
-    looks at, where nothing is chosen. `forced` are floats in any case. At most `tries` candidates
+    looks at, which can only refuse one. `forced` are floats in any case. At most `tries` candidates
     are evaluated to find the least work, then those that the front is drawn through.
     """
     tried: dict[frozenset[str], Candidate] = {}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mipkd.core.errors import UnsupportedError
+from mipkd.core.images import psnr_of
 from targets._onnxruntime.session import OrtSession
 from targets.base import Target, upscale
 
@@ -46,7 +47,7 @@ def check_pixels(target: Target, built: Built, graph: Graph, photos: Sequence[By
             gap = np.abs(expected - found)
             if exact and gap.max() > max(_LEVELS, _rounding_levels(reference, lr_HWC, graph)):
                 raise _refusal(built, lr_HWC, f"{gap.max()} levels of 255")
-            psnr_db = 10 * np.log10(255**2 / max(float(np.mean(np.square(gap))), 1e-9))
+            psnr_db = psnr_of(float(np.mean(np.square(gap))))
             if not exact and psnr_db < _LEAST_DB:
                 raise _refusal(built, lr_HWC, f"{psnr_db:.1f} dB")
 

@@ -38,6 +38,7 @@ _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b
 UNSEEN_DB = 45.0  # PSNR of an error of 1.4 levels of 255: nobody sees what is lost above
 PSNR_OF_EQUAL_DB = 100.0  # stands for infinity, which JSON cannot hold
 SSIM_WINDOW = 11
+_LEAST_LEFT = 0.3  # of an error: a sum of gains may foretell less than nothing
 _BLOCK = 2**16  # values resized at a time, so that they stay in the processor's cache
 # What Pillow was seen to raise, or can, on files with damaged bytes.
 _DAMAGED = (
@@ -275,8 +276,22 @@ def psnr_y(a_HWC: ByteArray, b_HWC: ByteArray, *, border: int) -> float:
         UsageError: sizes differ, or nothing is left inside the border.
     """
     a, b = _planes(a_HWC, b_HWC, border, least=1)
-    mse = float(np.mean((a - b) ** 2))
+    return psnr_of(float(np.mean((a - b) ** 2)))
+
+
+def psnr_of(mse: float) -> float:
+    """PSNR in dB of a mean squared error in levels of 255; no error gives 100."""
     return min(PSNR_OF_EQUAL_DB, 10 * math.log10(255**2 / mse)) if mse else PSNR_OF_EQUAL_DB
+
+
+def mse_of(psnr_db: float) -> float:
+    """The mean squared error in levels of 255 that has a PSNR in dB."""
+    return float(255**2 / 10 ** (psnr_db / 10))
+
+
+def psnr_lost(added_mse: Plane | float, mse: Plane) -> Plane:
+    """What more squared error costs, in dB; less costs below 0, and at most 5 dB are won."""
+    return np.asarray(10 * np.log10(np.maximum(1 + added_mse / mse, _LEAST_LEFT)))
 
 
 def ssim_y(a_HWC: ByteArray, b_HWC: ByteArray, *, border: int) -> float:

@@ -148,7 +148,7 @@ class Holdout:
     pages: int  # drawn pages with letters, flat colours and gradients; the last ones
     size: tuple[int, int]  # LR
     scale: int  # HR over LR
-    confirming_lr: Path | None = None  # as many of other photos, and other pages: none chosen on
+    confirming_lr: Path | None = None  # as many of other photos, and other pages: they confirm
     confirming_hr: Path | None = None  # their HR crops
 
 
@@ -219,7 +219,7 @@ class QuantPlan:
     ranges: str  # name of the recipe for ranges of activations
     rest: str  # precision of what stays float
     floats: tuple[FloatLayer, ...]  # operations that stay float
-    drop_db: float | None  # predicted: on crops of the holdout that nothing was chosen on
+    drop_db: float | None  # predicted: on crops of the holdout that only confirm
     worst_db: float | None  # the same on the crop that loses most
     met: bool  # whether the bounds hold on the holdout
     max_drop_db: float = 0.0  # the bounds

@@ -71,6 +71,17 @@ def check_parity(net: SRNet, graph: Graph, images: Sequence[ByteArray], *, bound
     return largest
 
 
+def levels_apart(net: SRNet, graph: Graph) -> int:
+    """By how many levels of 255 a graph's images of noise are from its net's, at most."""
+    run, most = runner(open_session(str(graph.file))), 0
+    for lr_NCHW in noise_images(graph.multiple, net.smallest):
+        with torch.inference_mode():
+            ours = net(torch.from_numpy(lr_NCHW)).numpy()
+        one, other = (np.rint(np.clip(sr, 0, 1) * 255).astype(int) for sr in (ours, run(lr_NCHW)))
+        most = max(most, int(np.abs(one - other).max()))
+    return most
+
+
 def noise_images(multiple: int, least: int = 1) -> list[FloatArray]:
     """White noise in [0, 1] of three sizes: odd numbers of the multiple."""
     rng = np.random.default_rng(0)

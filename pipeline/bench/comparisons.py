@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 
-from mipkd.core.images import UNSEEN_DB
+import numpy as np
+
+from mipkd.core.images import UNSEEN_DB, mse_of, psnr_lost
 from mipkd.core.measurement import REFERENCE, Latency, Measurement
 from mipkd.core.precision import FLOATS
 from mipkd.metrics.base import Metric, list_metrics
@@ -14,7 +15,6 @@ from pipeline.bench.stats import Estimate, ratio_of_medians
 
 NOT_MEASURED = "not measured on the device; its pixels were simulated on this machine"
 _COLOURS = ("red", "green", "blue")
-_LEAST_LEFT = 0.3  # of an image's error, where rounding happens to mend some
 
 Size = tuple[int, int]  # LR height, width
 
@@ -112,9 +112,8 @@ def foretell_drop(added_mse: float, base: Measurement | None) -> float | None:
     what other photos lose.
     """
     psnrs = _by_image(base, "psnr_y").values()
-    errors = [255**2 / 10 ** (min(psnr, UNSEEN_DB) / 10) for psnr in psnrs]
-    drops = [10 * math.log10(max(1 + added_mse / error, _LEAST_LEFT)) for error in errors]
-    return statistics.fmean(drops) if drops else None
+    errors = np.array([mse_of(min(psnr_db, UNSEEN_DB)) for psnr_db in psnrs])
+    return float(psnr_lost(added_mse, errors).mean()) if len(errors) else None
 
 
 def _by_image(m: Measurement | None, metric: str) -> dict[str, float]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mipkd.core.errors import MipkdError, MissingError, UnsupportedError
-from mipkd.core.images import read_rgb
+from mipkd.core.images import psnr_of, read_rgb
 from mipkd.core.precision import Tolerance
 from mipkd.core.records import Built
 from pipeline.bench.models import make_pixels
@@ -94,13 +94,11 @@ class _Compared:
 
     def of(self, model: Model, *, simulated: bool) -> Replayed:
         """All of them together."""
-        mean_square = self._squares / self._values
-        psnr_db = 10 * np.log10(255**2 / mean_square) if mean_square else 100.0
         return Replayed(
             model,
             images=len(self._golden),
             levels=self._levels,
             share=self._differing / self._values,
-            psnr_db=min(100.0, float(psnr_db)),
+            psnr_db=psnr_of(self._squares / self._values),
             simulated=simulated,
         )

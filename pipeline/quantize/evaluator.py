@@ -22,14 +22,14 @@ import numpy.typing as npt
 
 from calibration.search import Harms, Loss, float_share
 from mipkd.core.errors import StageError
-from mipkd.core.images import UNSEEN_DB, luma
+from mipkd.core.images import UNSEEN_DB, luma, mse_of
 from mipkd.core.records import Holdout
 from pipeline.bench.latency import BenchSettings, compare
 from targets.base import ByteArray, Session, Tuner, upscale
 
 log = logging.getLogger(__name__)
 
-_FLOOR = 255**2 / 10 ** (UNSEEN_DB / 10)  # the same as a mean squared error
+_FLOOR = mse_of(UNSEEN_DB)
 _FOR_HARMS = 10  # crops of photos on which harms are measured, beside the pages
 _CLEARLY = 0.9  # of the time of a finer precision
 _CLOSE = 0.1  # a ratio so near to that is measured again, longer
@@ -60,22 +60,18 @@ class Crops:
         """The crops on which harms are measured: some of the photos', all pages."""
         return [*range(self.few_photos), *range(self._photos, len(self._lr))]
 
-    def errors(self, session: Session, some: Sequence[int]) -> list[float]:
-        """The mean squared errors of some crops, at least what nobody sees."""
-        return [max(_mse(self._upscale(session, n), self.truth[n]), _FLOOR) for n in some]
-
-    def psnrs(self, session: Session) -> list[float]:
-        """PSNR-Y of each crop in dB, at most `UNSEEN_DB`."""
-        errors = self.errors(session, range(len(self._lr)))
-        return [10 * float(np.log10(255**2 / error)) for error in errors]
+    def errors(self, session: Session, some: Sequence[int] | None = None) -> list[float]:
+        """The mean squared error of each crop, or of some, at least what nobody sees."""
+        numbers = range(len(self._lr)) if some is None else some
+        return [max(_mse(self._upscale(session, n), self.truth[n]), _FLOOR) for n in numbers]
 
     def loss(self, before: Sequence[float], after: Sequence[float]) -> Loss:
-        """PSNR-Y lost: mean over the photos, worst of the pages too."""
-        drops = [one - other for one, other in zip(before, after, strict=True)]
-        of_photos = drops[: self._photos]
-        pairs = list(zip(before, after, strict=True))[: self._photos]
-        added = statistics.fmean(_as_mse(other) - _as_mse(one) for one, other in pairs)
-        return Loss(statistics.fmean(of_photos), max(drops), _margin(of_photos), added)
+        """PSNR-Y lost between two lists of errors: mean over the photos, worst of the pages too."""
+        one, other = np.array(before), np.array(after)
+        drops = 10 * np.log10(other / one)
+        of_photos = drops[: self._photos].tolist()
+        added = float((other - one)[: self._photos].mean())
+        return Loss(statistics.fmean(of_photos), float(drops.max()), _margin(of_photos), added)
 
     def _upscale(self, session: Session, number: int) -> npt.NDArray[np.float32]:
         lr_HWC = self._lr[number]
@@ -108,7 +104,7 @@ class Evaluator:
     def hold_against(self, session: Session) -> None:
         """Make a session's quality, the target's own FP32, what losses are counted from."""
         for name, crops in (("fp32", self._crops), ("fp32 confirming", self._confirming)):
-            self._fp32[crops] = self._known(name, partial(crops.psnrs, session))
+            self._fp32[crops] = self._known(name, partial(crops.errors, session))
 
     def settle_rest(self, size: tuple[int, int], settings: BenchSettings) -> None:
         """Compute floats in the fastest precision, a coarser one only if it is clearly faster.
@@ -164,7 +160,7 @@ class Evaluator:
 
         def measure() -> dict[str, float]:
             with closing(self._session(ranges, names)) as session:
-                loss = crops.loss(self._fp32[crops], crops.psnrs(session))
+                loss = crops.loss(self._fp32[crops], crops.errors(session))
             log.info(
                 "%s: %d of %d operations float: %.4f dB lost (at most %.4f), worst crop %.3f",
                 kind, len(names), len(self._every), loss.mean_db, loss.upper_db, loss.worst_db,
@@ -265,10 +261,6 @@ def _list_ms(ms: dict[str, float]) -> str:
 
 def _mse(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
     return float(np.mean((a - b) ** 2, dtype=np.float64))
-
-
-def _as_mse(psnr_db: float) -> float:
-    return float(255**2 / 10 ** (psnr_db / 10))
 
 
 def _margin(drops: Sequence[float]) -> float:

@@ -1,4 +1,4 @@
-"""Choose which layers INT8 leaves float on a target, by what each loses and costs there."""
+"""Choose which layers INT8 leaves float on a target, by what each loses there and its work."""
 
 import difflib
 import logging
@@ -13,10 +13,9 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from calibration import search as core
-from calibration.search import Bounds, Candidate, Found, Harms, Loss, Operation
+from calibration.search import Bounds, Candidate, Found, Harms, Operation
 from mipkd.core.errors import UsageError
 from mipkd.core.records import (
-    Built,
     FloatLayer,
     FrontPoint,
     Graph,
@@ -26,7 +25,8 @@ from mipkd.core.records import (
     QuantPlan,
 )
 from pipeline.bench.latency import BenchSettings
-from pipeline.quantize.evaluator import Crops, Evaluator
+from pipeline.quantize.evaluator import Evaluator
+from pipeline.quantize.fixed_recipe import NO_HELP, measure_recipe
 from pipeline.quantize.hold_out import HoldoutConfig
 from pipeline.stage import Ref, stage
 from targets.base import BuildRequest, Feature, find
@@ -39,7 +39,6 @@ _PACE = BenchSettings(
     warmup_s=0.1, min_time_s=0.4, min_samples=8, max_time_s=10.0, attempts=1, max_drift=9.0
 )
 _POINTS = 5  # of the front: each has to be timed
-_NO_HELP = "%s: training on has not helped INT8: left out"
 
 
 class QuantizeConfig(HoldoutConfig):
@@ -88,7 +87,7 @@ class SearchInputs:
     tuned: Ref[QatStudent] | None = None
 
 
-@stage(version=14, resumes=True, apart=True)
+@stage(version=15, resumes=True, apart=True)
 def search(inputs: SearchInputs, *, out: Path) -> QuantPlan:
     """How to quantise the graph.
 
@@ -103,7 +102,7 @@ def search(inputs: SearchInputs, *, out: Path) -> QuantPlan:
         if config.float:
             family = inputs.graph.value.family
             log.warning("%s: its recipe for %s leaves out quantize.float", target, family)
-        return _by_recipe(inputs, out)
+        return _plan_recipe(inputs, out)
     forced = frozenset(op.name for op in evaluator.operations) & frozenset(config.float)
     if tuned:
         chosen, forced = _with_tuned(inputs, tuned, evaluator, forced, out)
@@ -161,7 +160,7 @@ def _with_tuned(
     log.info(message, target, len(trained_as_float), *figures)
     if inputs.config.bounds.share(losses[1]) < inputs.config.bounds.share(losses[0]):
         return trained, forced - trained_as_float
-    log.warning(_NO_HELP, target)
+    log.warning(NO_HELP, target)
     return evaluator, forced
 
 
@@ -182,44 +181,22 @@ def _search(
     return found, harms
 
 
-def _by_recipe(inputs: SearchInputs, out: Path) -> QuantPlan:
-    """What the target's fixed recipe loses on the holdout; nothing is searched."""
-    config, target = inputs.config, inputs.target
-    graph, patches, held = inputs.graph.value, inputs.patches.value, inputs.holdout.value
+def _plan_recipe(inputs: SearchInputs, out: Path) -> QuantPlan:
+    """The target's fixed recipe, with what it loses."""
+    config, held = inputs.config, inputs.holdout.value
+    graph, patches = inputs.graph.value, inputs.patches.value
     tuned = inputs.tuned.value if inputs.tuned else None
-    chosen = find(target)
-    halves = [Crops(held, multiple=graph.multiple, confirming=late) for late in (False, True)]
-
-    def psnrs(built: Built) -> list[list[float]]:
-        with closing(chosen.open(built)) as session:
-            return [crops.psnrs(session) for crops in halves]
-
-    def losses(request: BuildRequest) -> list[Loss]:
-        after = psnrs(chosen.build(request))
-        return [crops.loss(*pair) for crops, *pair in zip(halves, fp32, after, strict=True)]
-
-    fp32 = psnrs(chosen.build(BuildRequest(graph, "fp32", out / "fp32", patches)))
-    on, confirmed = losses(BuildRequest(graph, "int8", out / "int8", patches))
-    message = "%s: INT8 by its fixed recipe loses %.3f dB on the holdout, worst crop %.3f"
-    log.info(message, target, confirmed.mean_db, confirmed.worst_db)
-    if tuned:
-        request = BuildRequest(tuned.graph, "int8", out / "tuned", patches, scheme=tuned.rounding)
-        trained, trained_confirmed = losses(request)
-        log.info("%s: trained on %.3f, %.3f", target, trained.mean_db, trained.worst_db)
-        if config.bounds.share(trained) < config.bounds.share(on):
-            confirmed = trained_confirmed
-        else:
-            log.warning(_NO_HELP, target)
-            tuned = None
+    of = (inputs.target, graph, tuned, patches, held)
+    loss, tuned = measure_recipe(*of, config.bounds, out)
     return QuantPlan(
-        target=target,
+        target=inputs.target,
         ranges="",
         rest="",
         floats=(),
-        drop_db=confirmed.mean_db,
-        worst_db=confirmed.worst_db,
-        added_mse=confirmed.added_mse,
-        met=config.bounds.hold(replace(confirmed, margin_db=0.0)),  # as the gate asks
+        drop_db=loss.mean_db,
+        worst_db=loss.worst_db,
+        added_mse=loss.added_mse,
+        met=config.bounds.hold(replace(loss, margin_db=0.0)),  # as the gate asks
         max_drop_db=config.max_drop_db,
         max_worst_db=config.max_worst_drop_db,
         holdout=held,

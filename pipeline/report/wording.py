@@ -118,7 +118,7 @@ def float_layers(plan: QuantPlan) -> str:
     photos, pages = (held.photos, held.pages) if held else (0, 0)
     return (
         f"{how}Predicted loss against the target's own FP32: {loss} of {photos} crops of photos "
-        f"and {pages} drawn pages on which nothing was calibrated or chosen, {kept}."
+        f"and {pages} drawn pages, not calibrated on, that could only refuse a choice, {kept}."
     )
 
 

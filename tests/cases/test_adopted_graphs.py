@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
+from graph_makers import deconvolution, doubled, half_inside, node, repeat_weight, save
 from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import convert_model_to_external_data
 
@@ -23,9 +23,6 @@ from mipkd.export.image_range import Pair
 from mipkd.export.onnx import open_session
 from mipkd.export.opset import largest_opset
 from mipkd.export.parity import runner
-
-sys.path.insert(0, str(Path(__file__).parent))
-from graph_makers import deconvolution, doubled, half_inside, node, repeat_weight, save
 
 SIZES = ((13, 21), (27, 9), (35, 31))
 SCALES = np.array([1, 1, 2, 2], np.float32)

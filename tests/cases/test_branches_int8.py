@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from graph_makers import branching
 
 from mipkd.core.records import Graph, PatchSet
 from mipkd.export.adopt_onnx import adopt
@@ -17,9 +17,6 @@ from targets._onnx.uint8_io import give_uint8_io
 from targets._onnx.unquantize import operations, restore_floats
 from targets._onnxruntime.quantize import OrtInt8, prepare_graph, quantize_graph
 from targets.base import BuildRequest
-
-sys.path.insert(0, str(Path(__file__).parent))
-from graph_makers import branching
 
 SIZES = [(9, 11), (31, 20)]  # one for either branch
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from graph_makers import deconvolution, fsrcnn, half_inside
 
 from mipkd.core.errors import UnsupportedError
 from mipkd.core.images import ByteArray
@@ -22,9 +22,6 @@ from pipeline.stages import build as stage
 from targets._parity import check_pixels
 from targets.base import BuildRequest, Target, find
 from targets.cpu import Cpu
-
-sys.path.insert(0, str(Path(__file__).parent))
-from graph_makers import deconvolution, fsrcnn, half_inside
 
 
 def usable(name: str) -> Target:

@@ -12,7 +12,6 @@ import tarfile
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +19,15 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from checkpoint_makers import ASIS, TRAINED, State, tiny, under
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mipkd.archs import edsr
 from mipkd.core.errors import MipkdError, UnsupportedError, UsageError
-from mipkd.distill.teacher import TeacherOptions, identify
+from mipkd.distill.teacher import identify
 from mipkd.export.adopt_onnx import adopt
-
-State = dict[str, Tensor]
-
-ASIS = TeacherOptions()
-TRAINED = Path(str(files("pipeline"))) / "presets" / "teacher_x2.safetensors"
-
-
-def tiny(seed: int = 0) -> State:
-    torch.manual_seed(seed)
-    return edsr.ARCH.original(edsr.EDSR(edsr.Hyper(scale=2, channels=8, blocks=2)))
-
-
-def under(prefix: str, state: State) -> State:
-    return {prefix + key: value for key, value in state.items()}
 
 
 def other(count: int = 3) -> State:

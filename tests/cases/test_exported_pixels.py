@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 import torch
@@ -17,9 +16,8 @@ from mipkd.archs._branches import merge_branches
 from mipkd.archs._hooked import BlockSequence, HookedNet
 from mipkd.archs.base import SRNet
 from mipkd.core import plugins
-from mipkd.core.records import Graph
-from mipkd.export.onnx import edit_graph, export, export_traced, open_session
-from mipkd.export.parity import noise_images, runner
+from mipkd.export.onnx import edit_graph, export, export_traced
+from mipkd.export.parity import levels_apart
 from mipkd.export.pixel_shuffle import replace_pixel_shuffle
 
 NETS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -38,16 +36,6 @@ def made(name: str, scale: int) -> tuple[SRNet, str]:
     torch.manual_seed(scale)
     net: SRNet = arch.make(replace(arch.shrink(arch.paper(scale), budget), **others))
     return net.eval(), family
-
-
-def levels_apart(net: SRNet, graph: Graph) -> int:
-    run, most = runner(open_session(str(graph.file))), 0
-    for lr_NCHW in noise_images(graph.multiple, net.smallest):
-        with torch.inference_mode():
-            ours = net(torch.from_numpy(lr_NCHW)).numpy()
-        one, other = (np.rint(np.clip(sr, 0, 1) * 255).astype(int) for sr in (ours, run(lr_NCHW)))
-        most = max(most, int(np.abs(one - other).max()))
-    return most
 
 
 @pytest.mark.slow

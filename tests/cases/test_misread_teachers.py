@@ -6,37 +6,22 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from checkpoint_makers import ASIS, TRAINED, State, tiny, under
 from safetensors.torch import load_file
-from torch import Tensor
 from typer.testing import CliRunner
 
-from mipkd.archs import edsr
 from mipkd.core.images import resize_bicubic, write_png
 from mipkd.distill.probe import choose_photos
 from mipkd.distill.teacher import TeacherOptions, identify
 from pipeline import cli
 
-State = dict[str, Tensor]
 Command = Callable[..., Any]  # runs one
-
-ASIS = TeacherOptions()
-TRAINED = Path(str(files("pipeline"))) / "presets" / "teacher_x2.safetensors"
-
-
-def tiny(seed: int = 0) -> State:
-    torch.manual_seed(seed)
-    return edsr.ARCH.original(edsr.EDSR(edsr.Hyper(scale=2, channels=8, blocks=2)))
-
-
-def under(prefix: str, state: State) -> State:
-    return {prefix + key: value for key, value in state.items()}
 
 
 def trained() -> State:

@@ -12,24 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from torch import Tensor
+from checkpoint_makers import State, tiny, under
 
 from mipkd.archs import edsr
 from mipkd.core.errors import UnsupportedError, UsageError
 from mipkd.core.finite import check_finite
 from mipkd.distill.probe import choose_photos, settle
 from mipkd.distill.teacher import TeacherOptions, identify
-
-State = dict[str, Tensor]
-
-
-def tiny(seed: int = 0) -> State:
-    torch.manual_seed(seed)
-    return edsr.ARCH.original(edsr.EDSR(edsr.Hyper(scale=2, channels=8, blocks=2)))
-
-
-def under(prefix: str, state: State) -> State:
-    return {prefix + key: value for key, value in state.items()}
 
 
 def look(path: Path, content: Any) -> tuple[Any, State]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from graph_makers import branching, doubled, node, repeat_weight, save, with_function
 from onnx import TensorProto, helper
 
 from mipkd.core.errors import UnsupportedError, UsageError
@@ -19,9 +19,6 @@ from mipkd.export.adopt_onnx import adopt
 from mipkd.export.image_range import Pair, with_unit_range
 from mipkd.export.onnx import open_session
 from mipkd.export.parity import FloatArray, rounding_of, runner
-
-sys.path.insert(0, str(Path(__file__).parent))
-from graph_makers import branching, doubled, node, repeat_weight, save, with_function
 
 LR = np.random.default_rng(5).random((1, 3, 13, 21), np.float32)
 

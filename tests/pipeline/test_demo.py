@@ -19,9 +19,7 @@ def test_the_demo_teaches_a_student_that_beats_bicubic_and_its_teachers_speed(
     assert "smoke run on sample photos: not a result" in ended.stdout
     results = json.loads((tmp_path / "runs/demo/report/latest/results.json").read_text())
     gates = results["verdict"]["gates"]
-    # What the search for INT8 ends with hangs on what layers cost, which other programs disturb.
-    failed = {gate["name"] for gate in gates if gate["outcome"] == "FAIL"}
-    assert failed <= {"holdout drop", "holdout worst drop"}
+    assert [gate["name"] for gate in gates if gate["outcome"] == "FAIL"] == []
     assert next(g["figure"] for g in gates if g["name"] == "gain over bicubic") > 0.5
     speed = [g for g in gates if g["name"] == "speed-up over teacher"]
     assert speed or any(g["name"] == "measured" for g in gates)  # the latter: INVALID, and why

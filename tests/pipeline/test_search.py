@@ -155,7 +155,7 @@ def test_a_loss_that_nobody_sees_counts_as_none(tmp_path: Path) -> None:
         np.save(tmp_path / f"{name}.npy", np.full((1, side, side, 3), 128, np.uint8))
     files = (tmp_path / "lr.npy", tmp_path / "hr.npy")
     crops = Crops(Holdout(*files, "", "grey", 1, 0, (16, 16), 2), multiple=1)
-    equal, near, far = (crops.psnrs(Brighter(levels)) for levels in (0, 1, 4))
+    equal, near, far = (crops.errors(Brighter(levels)) for levels in (0, 1, 4))
     assert crops.loss(equal, near) == Loss(0.0, 0.0)  # 100 dB and 49
     assert crops.loss(near, far).worst_db == pytest.approx(45 - 37.4, abs=0.2)
 
