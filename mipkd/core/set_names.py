@@ -12,28 +12,34 @@ from typing import Literal
 
 Kind = Literal["hr", "lr", ""]
 
-_WORD_HR = r"(?:hr|gt)"
+_WORD_HR = r"(?:hr|gt|hq)"
+_WORD_LR = r"(?:lr|lq)"
 _HOW = r"(?:bicubic|bic|bi|bd|dn|unknown|mild|difficult|wild)"  # the LR image was made
 _FOLDER_HR = re.compile(
     rf"(?:(?P<set>.+)[_-])?{_WORD_HR}(?:[_-]?mod[_-]?\d+)?"
     r"(?:[_-]?x(?P<scale>[2-8]))?(?:[_-]sub)?"
 )
 _FOLDER_LR = re.compile(
-    rf"(?:(?P<set>.+)[_-])?lr[_-]?(?P<how>{_HOW})?"
-    r"(?:[_-]?x?(?P<scale>[2-8]))?(?:[_-]sub)?"
+    rf"(?:(?P<set>.+)[_-])?{_WORD_LR}[_-]?(?P<how>{_HOW})?"
+    r"(?:[_-]?x?(?P<scale>[2-8])x?)?(?:[_-]sub)?"
 )
-_FOLDER_FIRST = re.compile(rf"(?P<word>{_WORD_HR}|lr(?:[_-]?{_HOW})?)[_-](?P<set>[a-z].*)")
+_FOLDER_FIRST = re.compile(rf"(?P<word>{_WORD_HR}|{_WORD_LR}(?:[_-]?{_HOW})?)[_-](?P<set>[a-z].*)")
 _FOLDER_SCALE = re.compile(r"x(?P<scale>[2-8])(?:[_-]sub)?|(?P<scale2>[2-8])x")
 _FOLDER_SRF = re.compile(r"image_srf_(?P<scale>[2-8])")
-_HR_WORDS = ("original", "originals", "high", "highres", "high_res")
-_LR_WORDS = ("low", "lowres", "low_res")
+_HR_WORDS = ("original", "originals", "high", "highres", "highresolution", "groundtruth")
+_LR_WORDS = ("low", "lowres", "lowresolution")
+_APART = r"(?:[_-]|[. ]+\(?)"  # "bird_HR", "bird.HR", "bird (HR)"
 
 _SRF = r"(?:[_-](?:srf[_-]|x)(?P<srf>[2-8]))?"
-_STEM_HR = re.compile(rf"(?P<base>.+?){_SRF}[_-]{_WORD_HR}(?:[_-]?x?(?P<scale>[2-8]))?", re.I)
-_STEM_LR = re.compile(
-    rf"(?P<base>.+?){_SRF}[_-]lr(?:[_-]?(?P<how>{_HOW}))?(?:[_-]?x?(?P<scale>[2-8]))?", re.I
+_STEM_HR = re.compile(
+    rf"(?P<base>.+?){_SRF}{_APART}{_WORD_HR}(?:[_-]?x?(?P<scale>[2-8]))?\)?", re.I
 )
-_STEM_FIRST = re.compile(r"(?P<word>hr|gt|lr)[_-](?P<base>.+)", re.I)
+_STEM_LR = re.compile(
+    rf"(?P<base>.+?){_SRF}{_APART}{_WORD_LR}(?:[_-]?(?P<how>{_HOW}))?"
+    r"(?:[_-]?x?(?P<scale>[2-8])x?)?\)?",
+    re.I,
+)
+_STEM_FIRST = re.compile(rf"(?P<word>{_WORD_HR}|{_WORD_LR})[_-](?P<base>.+)", re.I)
 _JOINED = re.compile(r"(?P<base>.*[a-z0-9])(?P<word>HR|GT|LR)")  # "birdLR", by its capitals
 # DIV2K adds a letter for the degradation: 0801x4m.
 _STEM_SCALE = re.compile(r"(?P<base>.+?)[_-]?x(?P<scale>[2-8])(?:[mdw]\d?)?", re.I)
@@ -56,6 +62,7 @@ class Facts:
     # Where only a scale at the end says that it may be LR, such as "birdx4": the image's key.
     maybe_lr_of: tuple[str, ...] = ()
     by_other_method: bool = False
+    by_pixels: bool = False  # whether no name says what it is, and size and content do
 
 
 def read_names(file: PurePath) -> Facts:
@@ -103,8 +110,9 @@ def folder_kind(name: str) -> Kind:
 
 def _read_folder(name: str, *, inside: bool) -> _Part:
     folded = name.casefold()
-    if folded in _HR_WORDS or folded in _LR_WORDS:
-        return _Part("", "hr" if folded in _HR_WORDS else "lr")
+    word = re.sub("[ _-]", "", folded)
+    if word in _HR_WORDS or word in _LR_WORDS:
+        return _Part("", "hr" if word in _HR_WORDS else "lr")
     if found := _FOLDER_SRF.fullmatch(folded):
         return _Part("", "lr", int(found["scale"]))
     if inside and (found := _FOLDER_SCALE.fullmatch(folded)):
@@ -118,7 +126,7 @@ def _read_folder(name: str, *, inside: bool) -> _Part:
     if found := _JOINED.fullmatch(name):
         return _Part(found["base"], "lr" if found["word"] == "LR" else "hr")
     if found := _FOLDER_FIRST.fullmatch(folded):
-        kind = "lr" if found["word"].startswith("lr") else "hr"
+        kind = "lr" if found["word"].startswith("l") else "hr"
         return _Part(name[-len(found["set"]) :], kind)
     return _Part(name)
 
@@ -134,7 +142,7 @@ def _read_stem(stem: str, folder: Kind) -> _Part:
         return _Part(found["base"], "lr", int(found["srf"]), "other")
     for pattern in (_STEM_FIRST, _JOINED):
         if found := pattern.fullmatch(stem):
-            return _Part(found["base"], "lr" if found["word"].casefold() == "lr" else "hr")
+            return _Part(found["base"], "lr" if found["word"].casefold().startswith("l") else "hr")
     if folder != "hr":
         for pattern in (_STEM_SCALE, _STEM_SCALE_FIRST):
             if found := pattern.fullmatch(stem):

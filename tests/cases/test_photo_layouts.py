@@ -1,0 +1,73 @@
+"""LR images by any name: words of other sets, sizes and content alone, an LR folder given itself."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mipkd.core.errors import UsageError
+from mipkd.core.image_sets import find_set
+from mipkd.core.images import downscale, resize_bicubic
+
+NAMES = ("bird", "head", "woman")
+
+
+def draw(file: Path, seed: int, scale: int = 1, size: tuple[int, int] = (96, 128)) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    coarse = np.random.default_rng(seed).integers(0, 256, (8, 9, 3), dtype=np.uint8)
+    image = resize_bicubic(coarse, size)
+    Image.fromarray(downscale(image, scale) if scale > 1 else image).save(file)
+
+
+def draw_set(root: Path, hr: str, lr: str, scale: int = 4) -> None:
+    for seed, name in enumerate(NAMES):
+        draw(root / f"{hr.format(name)}.png", seed)
+        draw(root / f"{lr.format(name)}.png", seed, scale)
+
+
+FOLDERS = (
+    "H L,HQ LQ,GT LQ,gt input,trainH trainL,testH testL,validH validL,clean noisy,target input,"
+    "ground_truth low_resolution,HR X4,HR 4x,HR bicubic_4x,HR LR/4,HR LR/bicubic/x4,hr lr_4x,"
+    "a/sharp a/blurred"
+).split(",")
+STEMS = (
+    "{}_gt {}_lq,{}_high {}_low,{}_H {}_L,{}_target {}_input,{} {}_bicubic_x4,{}.HR {}.LR,"
+    "{}-(HR) {}-(LR),target_{} input_{},H/{}_H L/{}_L,HR/{} X4/{}x4"
+).split(",")
+
+
+@pytest.mark.parametrize(
+    "named", [*(f"{a}/{{}} {b}/{{}}" for a, b in map(str.split, FOLDERS)), *STEMS]
+)
+def test_an_lr_image_is_never_measured_as_hr(tmp_path: Path, named: str) -> None:
+    hr, lr = (
+        named.replace("-(", " (").replace(") ", ")\n").split("\n")
+        if "(" in named
+        else named.split()
+    )
+    draw_set(tmp_path, hr, lr)
+    pairs = [(m.hr, m.lr) for m in find_set(tmp_path, 4).members]
+    assert sorted(pairs) == [
+        (tmp_path / f"{hr.format(n)}.png", tmp_path / f"{lr.format(n)}.png") for n in NAMES
+    ]
+
+
+def test_of_two_unnamed_scales_the_one_asked_for_is_taken(tmp_path: Path) -> None:
+    draw_set(tmp_path, "big/{}", "half/{}", 2)
+    draw_set(tmp_path, "big/{}", "quarter/{}", 4)
+    for scale, folder in ((2, "half"), (4, "quarter")):
+        found = find_set(tmp_path, scale).members
+        assert [m.lr and m.lr.parent.name for m in found] == [folder] * 3
+
+
+def test_photos_of_one_name_are_no_pairs_unless_sizes_and_content_agree(tmp_path: Path) -> None:
+    for seed, name in enumerate(NAMES):
+        draw(tmp_path / "clean" / f"{name}.png", seed)
+        draw(tmp_path / "noisy" / f"{name}.png", seed)  # of the same size
+        draw(tmp_path / "H" / f"DSC_{seed}.png", 10 + seed)
+        draw(tmp_path / "L" / f"DSC_{seed}.png", 20 + seed, 2)  # another photo
+    assert [m.lr for m in find_set(tmp_path, 2).members] == [None] * 12
