@@ -7,6 +7,7 @@ in. What is LR of an image beside it is never taken for a photo.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,9 +18,11 @@ from pathlib import Path, PurePath
 from mipkd.core.errors import UsageError
 from mipkd.core.folders import LeftOut, walk_images
 from mipkd.core.images import size_of
-from mipkd.core.names import unique_names
-from mipkd.core.set_names import folder_kind, read_names
+from mipkd.core.names import printable, unique_names
+from mipkd.core.set_names import Kind, folder_kind, is_lr_part, read_names
 from mipkd.core.twins import File, mark_twins, scale_between
+
+log = logging.getLogger(__name__)
 
 _UP = 3  # folders: RCAN's `HR/Set5/x4` has its LR images three above
 
@@ -56,10 +59,11 @@ def find_set(source: Path, scale: int) -> ImageSet:
     """The HR images of a folder with their LR ones of a scale.
 
     Raises:
-        UsageError: no such folder, no image in it, or some of its HR images alone have LR ones
-            in a published layout.
+        UsageError: no such folder, no image in it, it holds the LR images of a set, or some of
+            its HR images alone have LR ones in a published layout.
     """
     found = _gather(source)
+    _check_not_lr(source.absolute())
     left_out = list(found.left_out)
     photos, lows = _split(mark_twins(found.files), left_out)
     photos = _of_scale(photos, scale, left_out)
@@ -90,6 +94,25 @@ def hash_folder(folder: Path) -> str:
     for left in found.left_out:
         digest.update(os.fsencode(left.file) + left.reason.encode())
     return digest.hexdigest()
+
+
+def _check_not_lr(source: Path) -> None:
+    """Say where a folder holds LR images, such as "LRbicx4" or "LR_bicubic/X4".
+
+    Raises:
+        UsageError: the HR images of the set are beside it.
+    """
+    for folder in (source, *source.parents)[: _UP + 1]:
+        if folder_kind(folder.name) == "lr":
+            if any(_files_of(one) for one in _folders_of(folder.parent, "hr")):
+                raise UsageError(
+                    f"{source}: holds the LR images of a set, not its HR ones",
+                    hint=f"give the set's folder: {folder.parent}",
+                )
+            log.warning("%s: holds LR images by its name; they are taken as HR", printable(source))
+            return
+        if not is_lr_part(folder.name):
+            return
 
 
 def _gather(source: Path) -> _Gathered:
@@ -134,8 +157,12 @@ def _owns_lr(folder: Path) -> bool:
 
 
 def _lr_folders(base: Path) -> list[Path]:
+    return _folders_of(base, "lr")
+
+
+def _folders_of(base: Path, kind: Kind) -> list[Path]:
     try:
-        found = [one for one in base.iterdir() if folder_kind(one.name) == "lr" and one.is_dir()]
+        found = [one for one in base.iterdir() if folder_kind(one.name) == kind and one.is_dir()]
     except OSError:
         return []
     return sorted(found)

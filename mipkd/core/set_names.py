@@ -108,6 +108,12 @@ def folder_kind(name: str) -> Kind:
     return _read_folder(name, inside=False).kind
 
 
+def is_lr_part(name: str) -> bool:
+    """Whether a folder in one of LR images would tell their scale or how they were made: "X4"."""
+    part = re.compile(rf"{_FOLDER_SCALE.pattern}|[2-8]|{_HOW}")
+    return bool(part.fullmatch(name.casefold()))
+
+
 def _read_folder(name: str, *, inside: bool) -> _Part:
     folded = name.casefold()
     word = re.sub("[ _-]", "", folded)

@@ -71,3 +71,17 @@ def test_photos_of_one_name_are_no_pairs_unless_sizes_and_content_agree(tmp_path
         draw(tmp_path / "H" / f"DSC_{seed}.png", 10 + seed)
         draw(tmp_path / "L" / f"DSC_{seed}.png", 20 + seed, 2)  # another photo
     assert [m.lr for m in find_set(tmp_path, 2).members] == [None] * 12
+
+
+@pytest.mark.parametrize("lr", ["LRbicx4", "LR_bicubic/X4", "LR", "LQ", "LR/4"])
+def test_a_sets_lr_folder_is_refused_beside_its_hr_and_named_without(
+    tmp_path: Path, lr: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    draw_set(tmp_path, "HR/{}", f"{lr}/{{}}")
+    with pytest.raises(UsageError, match="holds the LR images") as refused:
+        find_set(tmp_path / lr, 4)
+    assert str(tmp_path) in refused.value.hint
+    (tmp_path / "HR").rename(tmp_path / "elsewhere")
+    with caplog.at_level(logging.WARNING):
+        assert len(find_set(tmp_path / lr, 4).members) == 3
+    assert "holds LR images by its name" in caplog.text

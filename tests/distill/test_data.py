@@ -76,7 +76,8 @@ def test_of_many_skipped_photos_the_first_are_named_and_all_are_kept(
     assert len(store.skipped) == 50
     *first, last = (record.getMessage() for record in caplog.records)
     assert [one.split(":")[0] for one in first] == [f"skipped broken-0{n}.jpg" for n in range(3)]
-    assert last == f"{photos}: left out: 50 unreadable; results.json names them"
+    named = ", ".join(f"broken-0{n}.jpg" for n in range(3))
+    assert last == f"{photos}: left out: 50 unreadable: {named}, ..."
 
 
 def test_photos_all_smaller_than_a_patch_are_refused_with_their_size(
