@@ -95,7 +95,7 @@ def _grey_and_alpha(
     """Both of a PNG: four bytes a pixel, which are read as if they were four channels."""
     opened.tile = [tile._replace(args="RGBA") for tile in getattr(opened, "tile", [])]  # type: ignore[attr-defined]
     both = np.asarray(opened.convert("RGBA")).astype(np.uint16)
-    values: npt.NDArray[np.uint16] = both[..., ::2] << 8 | both[..., 1::2]
+    values = (both[..., ::2] << 8 | both[..., 1::2]).astype(np.uint16)
     return values[..., 0], values[..., 1]
 
 
