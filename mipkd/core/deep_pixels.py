@@ -21,27 +21,26 @@ _FULL = 65535
 # A photo whose brightest sample is under a sixteenth of the range would have 16 levels of 255 and
 # be black to the eye; those of 13 bits and more look like dark photos, and are taken as such.
 _NARROW = (255, 1023, 4095)
-_BITS_PER_SAMPLE, _MAX_SAMPLE, _MAX_SAMPLE_FLOAT = 258, 281, 341  # TIFF tags
-_PHOTOMETRIC, _PLANAR = 262, 284
+# TIFF tags
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLES_PER_PIXEL, _PLANAR = 258, 262, 277, 284
+_MAX_SAMPLE, _MAX_SAMPLE_FLOAT = 281, 341
+_MIN_IS_WHITE, _SEPARATE = 0, 2  # values of two of them
+_GREY_ALPHA = "LA;16B"
 # How Pillow names words of 16 bits, and the name by which it reads their lower bytes instead.
 _OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether the samples of a file that was opened, and not loaded, have more than 8 bits."""
-    _refuse_planes(image)
-    return image.mode.startswith("I") or _lower_bytes(image) is not None
+    """Whether the samples of a file that was opened, and not loaded, have more than 8 bits.
 
-
-def _refuse_planes(image: Image.Image) -> None:
-    """
     Raises:
-        ValueError: colours of 16 bits lie one plane after the other, which Pillow misreads.
+        ValueError: they have, in planes, which Pillow takes for pixels of 8 bits.
     """
     tags = getattr(image, "tag_v2", {})
-    bits = _greatest(tags.get(_BITS_PER_SAMPLE))
-    if tags.get(_PLANAR) == 2 and isinstance(bits, int) and bits > 8 and len(image.getbands()) > 1:
-        raise ValueError("its 16-bit colours lie in planes; save it with interleaved colours")
+    bits, planar = _greatest(tags.get(_BITS_PER_SAMPLE)), tags.get(_PLANAR) == _SEPARATE
+    if planar and isinstance(bits, int) and bits > 8 and tags.get(_SAMPLES_PER_PIXEL, 1) > 1:
+        raise ValueError(f"its {bits}-bit channels lie in planes; save it chunky (interleaved)")
+    return image.mode.startswith("I") or _is_grey_alpha(image) or _lower_bytes(image) is not None
 
 
 def read_deep(image: Image.Image, path: Path) -> tuple[Image.Image, str]:
@@ -54,14 +53,15 @@ def read_deep(image: Image.Image, path: Path) -> tuple[Image.Image, str]:
 
     stated = _stated_maximum(image)
     orientation = image.getexif().get(0x0112)
-    inverted = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0  # white is 0
+    inverted = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _MIN_IS_WHITE
     values, alpha = _samples(image, path)
-    eight, note = _to_eight_bits(values, stated)
-    if inverted:
-        eight = (255 - eight).astype(np.uint8)
-    found = Image.fromarray(eight)
+    full, note = _find_range(values, stated)
+    eight = _to_eight_bits(values, full)
+    found = Image.fromarray(255 - eight if inverted else eight)
     if alpha is not None:
-        found.putalpha(Image.fromarray(alpha))
+        found.putalpha(
+            Image.fromarray(_to_eight_bits(alpha, full if alpha.max() <= full else _FULL))
+        )
     if orientation and image.getexif().get(0x0112):  # TIFFs are upright once they are loaded
         found.getexif()[0x0112] = orientation
         ImageOps.exif_transpose(found, in_place=True)
@@ -70,7 +70,7 @@ def read_deep(image: Image.Image, path: Path) -> tuple[Image.Image, str]:
 
 def _samples(
     image: Image.Image, path: Path
-) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint8] | None]:
+) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint16] | None]:
     """Samples of 16 bits, (H, W) or (H, W, 3), and alpha where there is some."""
     from PIL import Image
 
@@ -80,11 +80,27 @@ def _samples(
             raise ValueError("its pixels have more than 16 bits; save it with 8 or 16")
         return grey.astype(np.uint16), None
     with Image.open(path) as again:  # Pillow keeps one byte a sample: read the other one too
+        if _is_grey_alpha(again):
+            return _grey_and_alpha(again)
         again.tile = _lower_bytes(again) or []
         low = np.asarray(again)
     high = np.asarray(image)
-    values = high[..., :3].astype(np.uint16) << 8 | low[..., :3]
-    return values, high[..., 3] if high.shape[2] == 4 else None
+    values = high.astype(np.uint16) << 8 | low
+    return values[..., :3], values[..., 3] if values.shape[2] == 4 else None
+
+
+def _grey_and_alpha(
+    opened: Image.Image,
+) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint16]]:
+    """Both of a PNG: four bytes a pixel, which are read as if they were four channels."""
+    opened.tile = [tile._replace(args="RGBA") for tile in getattr(opened, "tile", [])]  # type: ignore[attr-defined]
+    both = np.asarray(opened.convert("RGBA")).astype(np.uint16)
+    values = (both[..., ::2] << 8 | both[..., 1::2]).astype(np.uint16)
+    return values[..., 0], values[..., 1]
+
+
+def _is_grey_alpha(image: Image.Image) -> bool:
+    return any(tile.args == _GREY_ALPHA for tile in getattr(image, "tile", []))
 
 
 def _lower_bytes(image: Image.Image) -> list[_Tile] | None:
@@ -116,18 +132,21 @@ def _greatest(value: object) -> object:
     return max(value) if isinstance(value, tuple) and value else value
 
 
-def _to_eight_bits(
-    values: npt.NDArray[np.uint16], stated: int
-) -> tuple[npt.NDArray[np.uint8], str]:
-    """Samples over their range times 255, and what was assumed about the range."""
-    highest, full, note = int(values.max()), _FULL, ""
+def _find_range(values: npt.NDArray[np.uint16], stated: int) -> tuple[int, str]:
+    """The greatest value that samples can have, and what was assumed about it."""
+    highest = int(values.max())
     if highest <= stated:
-        full = stated
-    elif 0 < highest <= _NARROW[-1] and not _was_scaled(values):
-        full = next(most for most in _NARROW if highest <= most)
-        bits = full.bit_length()
-        note = f"the brightest of its 16-bit samples is {highest}: read as {bits} bits"
-    return np.rint(values * (255 / full)).astype(np.uint8), note
+        return stated, ""
+    if not 0 < highest <= _NARROW[-1] or _was_scaled(values):
+        return _FULL, ""
+    full = next(most for most in _NARROW if highest <= most)
+    bits = full.bit_length()
+    return full, f"the brightest of its 16-bit samples is {highest}: read as {bits} bits"
+
+
+def _to_eight_bits(values: npt.NDArray[np.uint16], full: int) -> npt.NDArray[np.uint8]:
+    eight: npt.NDArray[np.uint8] = np.rint(values * (255 / full)).astype(np.uint8)
+    return eight
 
 
 def _was_scaled(values: npt.NDArray[np.uint16]) -> bool:

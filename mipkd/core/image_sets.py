@@ -7,6 +7,7 @@ in. What is LR of an image beside it is never taken for a photo.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,11 +18,13 @@ from pathlib import Path, PurePath
 from mipkd.core.errors import UsageError
 from mipkd.core.folders import LeftOut, walk_images
 from mipkd.core.images import size_of
-from mipkd.core.names import unique_names
-from mipkd.core.set_names import Facts, folder_kind, is_scale_folder, read_names
+from mipkd.core.names import printable, unique_names
+from mipkd.core.set_names import Kind, folder_kind, is_lr_part, read_names
+from mipkd.core.twins import File, mark_twins, scale_between
+
+log = logging.getLogger(__name__)
 
 _UP = 3  # folders: RCAN's `HR/Set5/x4` has its LR images three above
-_SCALES = range(2, 9)
 
 Key = tuple[str, ...]
 
@@ -43,22 +46,12 @@ class ImageSet:
     left_out: tuple[LeftOut, ...]
 
 
-@dataclass(frozen=True)
-class _File:
-    """A file and what its path tells; `mine` where it lies in the folder that was given."""
-
-    path: Path
-    shown: PurePath  # from that folder
-    mine: bool
-    facts: Facts
-
-
 @dataclass
 class _Gathered:
     """The files of a folder and, if it is the HR part of a set, of the LR parts beside it."""
 
     base: Path
-    files: list[_File] = field(default_factory=list)
+    files: list[File] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
 
 
@@ -66,38 +59,22 @@ def find_set(source: Path, scale: int) -> ImageSet:
     """The HR images of a folder with their LR ones of a scale.
 
     Raises:
-        UsageError: no such folder, no image in it, or some of its HR images alone have LR ones
-            in a published layout, or it is the LR half of a set.
+        UsageError: no such folder, no image in it, it holds the LR images of a set, or some of
+            its HR images alone have LR ones in a published layout.
     """
-    _refuse_lr_half(source)
     found = _gather(source)
+    _check_not_lr(source.absolute())
     left_out = list(found.left_out)
-    photos, lows = _split(found.files, left_out)
+    photos, lows = _split(mark_twins(found.files), left_out)
     photos = _of_scale(photos, scale, left_out)
     pairs = _match(lows, photos, scale, left_out)
-    _check_complete(photos, pairs)
+    by_pixels = {low.path for low in lows if low.facts.by_pixels}
+    _check_complete(photos, {hr: lr for hr, lr in pairs.items() if lr not in by_pixels})
     names = unique_names([one.facts.shown for one in photos])
     members = tuple(
         Member(name, one.path, pairs.get(one.path)) for name, one in zip(names, photos, strict=True)
     )
     return ImageSet(members, tuple(left_out))
-
-
-def _refuse_lr_half(source: Path) -> None:
-    """
-    Raises:
-        UsageError: a folder of LR images beside that of their HR ones.
-    """
-    root = source.absolute()
-    half = next((one for one in (root, root.parent) if folder_kind(one.name) == "lr"), None)
-    if half is None or (half != root and not is_scale_folder(root.name)):
-        return
-    beside = sorted(one for one in half.parent.iterdir() if folder_kind(one.name) == "hr")
-    if high := next((one for one in beside if one.is_dir()), None):
-        raise UsageError(
-            f"{source}: it holds the LR images of {high}",
-            hint=f"give {half.parent}, which holds both, or {high}",
-        )
 
 
 def hash_folder(folder: Path) -> str:
@@ -119,6 +96,25 @@ def hash_folder(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def _check_not_lr(source: Path) -> None:
+    """Say where a folder holds LR images, such as "LRbicx4" or "LR_bicubic/X4".
+
+    Raises:
+        UsageError: the HR images of the set are beside it.
+    """
+    for folder in (source, *source.parents)[: _UP + 1]:
+        if folder_kind(folder.name) == "lr":
+            if any(_files_of(one) for one in _folders_of(folder.parent, "hr")):
+                raise UsageError(
+                    f"{source}: holds the LR images of a set, not its HR ones",
+                    hint=f"give the set's folder: {folder.parent}",
+                )
+            log.warning("%s: holds LR images by its name; they are taken as HR", printable(source))
+            return
+        if not is_lr_part(folder.name):
+            return
+
+
 def _gather(source: Path) -> _Gathered:
     """The images under a folder, and under folders of LR images that belong to it."""
     walked, root = walk_images(source), source.absolute()
@@ -128,13 +124,13 @@ def _gather(source: Path) -> _Gathered:
         shown = file.relative_to(source)
         facts = read_names((root / shown).relative_to(base))
         facts = replace(facts, shown=read_names(shown).shown)
-        found.files.append(_File(file, shown, True, facts))
+        found.files.append(File(file, shown, True, facts))
     for folder in _lr_folders(base) if base != root else ():
         for file in _files_of(folder):
             facts = read_names(file.relative_to(base))
             if facts.kind == "lr":
                 beside = PurePath(os.path.relpath(file, root))
-                found.files.append(_File(file, beside, False, facts))
+                found.files.append(File(file, beside, False, facts))
     return found
 
 
@@ -161,8 +157,12 @@ def _owns_lr(folder: Path) -> bool:
 
 
 def _lr_folders(base: Path) -> list[Path]:
+    return _folders_of(base, "lr")
+
+
+def _folders_of(base: Path, kind: Kind) -> list[Path]:
     try:
-        found = [one for one in base.iterdir() if folder_kind(one.name) == "lr" and one.is_dir()]
+        found = [one for one in base.iterdir() if folder_kind(one.name) == kind and one.is_dir()]
     except OSError:
         return []
     return sorted(found)
@@ -175,13 +175,13 @@ def _files_of(folder: Path) -> list[Path]:
         return []  # no image in it
 
 
-def _split(files: Sequence[_File], left_out: list[LeftOut]) -> tuple[list[_File], list[_File]]:
+def _split(files: Sequence[File], left_out: list[LeftOut]) -> tuple[list[File], list[File]]:
     """Photos, and what is LR of one of them."""
     photos = [one for one in files if one.facts.kind != "lr"]
     pool = _by_key(photos)
     structured = {one.facts.place for one in photos if one.facts.kind == "hr"}
-    lows: list[_File] = []
-    lone: list[_File] = []
+    lows: list[File] = []
+    lone: list[File] = []
     for one in (one for one in files if one.facts.kind == "lr"):
         known = any(key in pool for key in one.facts.keys)
         (lows if known or one.facts.place in structured else lone).append(one)
@@ -194,7 +194,7 @@ def _split(files: Sequence[_File], left_out: list[LeftOut]) -> tuple[list[_File]
     return _drop_beside(photos, left_out), lows
 
 
-def _is_small_twin(one: _File, pool: dict[Key, list[_File]]) -> bool:
+def _is_small_twin(one: File, pool: dict[Key, list[File]]) -> bool:
     """Whether names and sizes say that it is LR of another one: "birdx4" of "bird", or "bird" of
     "bird_HR"."""
     facts = one.facts
@@ -205,10 +205,10 @@ def _is_small_twin(one: _File, pool: dict[Key, list[_File]]) -> bool:
     else:
         return False
     sizes = [size_of(other.path) for other in others]
-    return any(not min(size) or _scale_between(size, size_of(one.path)) for size in sizes)
+    return any(not min(size) or scale_between(size, size_of(one.path)) for size in sizes)
 
 
-def _drop_beside(photos: list[_File], left_out: list[LeftOut]) -> list[_File]:
+def _drop_beside(photos: list[File], left_out: list[LeftOut]) -> list[File]:
     """A set's HR images alone, where its root has a folder of that name."""
     if not any(p.mine and p.shown.parts[0].casefold() in ("hr", "gt") for p in photos):
         return photos
@@ -217,7 +217,7 @@ def _drop_beside(photos: list[_File], left_out: list[LeftOut]) -> list[_File]:
     return kept
 
 
-def _of_scale(photos: list[_File], scale: int, left_out: list[LeftOut]) -> list[_File]:
+def _of_scale(photos: list[File], scale: int, left_out: list[LeftOut]) -> list[File]:
     """Of the HR images that are there once for each scale the ones of this scale."""
     pool, kept = _by_key(photos), []
     # BasicSR: `GTmod12` holds those of `original` again, cropped. SelfExSR: `image_SRF_4` too, by
@@ -238,7 +238,7 @@ def _of_scale(photos: list[_File], scale: int, left_out: list[LeftOut]) -> list[
     return kept
 
 
-def _is_original(one: _File) -> bool:
+def _is_original(one: File) -> bool:
     return one.path.parent.name.casefold() == "original"
 
 
@@ -249,7 +249,7 @@ def hash_file(file: Path) -> str:
 
 
 def _match(
-    lows: Sequence[_File], photos: Sequence[_File], scale: int, left_out: list[LeftOut]
+    lows: Sequence[File], photos: Sequence[File], scale: int, left_out: list[LeftOut]
 ) -> dict[Path, Path]:
     """For HR images their LR ones; the others are counted."""
     pool, pairs = _by_key(photos), dict[Path, Path]()
@@ -263,13 +263,13 @@ def _match(
     return pairs
 
 
-def _partner(low: _File, pool: dict[Key, list[_File]]) -> _File | None:
+def _partner(low: File, pool: dict[Key, list[File]]) -> File | None:
     facts = low.facts
     keys = (facts.maybe_lr_of,) if facts.maybe_lr_of else facts.keys
     return next(chain.from_iterable(pool.get(key, []) for key in keys), None)
 
 
-def _why_not(low: _File, hr: _File | None, scale: int) -> str:
+def _why_not(low: File, hr: File | None, scale: int) -> str:
     """Why an LR image is not used; "" where it is."""
     if hr is None:
         return "LR without its HR"
@@ -280,19 +280,11 @@ def _why_not(low: _File, hr: _File | None, scale: int) -> str:
     high, small = size_of(hr.path), size_of(low.path)
     if small == tuple(side // scale for side in high) and min(small):
         return ""
-    between = _scale_between(high, small)
+    between = scale_between(high, small)
     return "LR of another scale" if between not in (0, scale) else "LR whose size does not fit"
 
 
-def _scale_between(high: tuple[int, int], low: tuple[int, int]) -> int:
-    """The whole factor between two sizes, edges cropped or rounded up; 0 where there is none."""
-    for scale in _SCALES:
-        if all(h // scale <= s <= -(-h // scale) for h, s in zip(high, low, strict=True)):
-            return scale
-    return 0
-
-
-def _check_complete(photos: Sequence[_File], pairs: dict[Path, Path]) -> None:
+def _check_complete(photos: Sequence[File], pairs: dict[Path, Path]) -> None:
     """Refuse a set whose LR images have a folder of their own in which some are missing.
 
     Raises:
@@ -314,7 +306,7 @@ def _is_apart(hr: Path, pairs: dict[Path, Path]) -> bool:
     return hr in pairs and pairs[hr].parent != hr.parent
 
 
-def _by_key(files: Sequence[_File]) -> dict[Key, list[_File]]:
+def _by_key(files: Sequence[File]) -> dict[Key, list[File]]:
     found = defaultdict(list)
     for one in files:
         found[one.facts.keys[0]].append(one)

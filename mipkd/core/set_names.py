@@ -12,7 +12,8 @@ from typing import Literal
 
 Kind = Literal["hr", "lr", ""]
 
-_WORD_HR, _WORD_LR = r"(?:hr|gt|hq)", r"(?:lr|lq)"
+_WORD_HR = r"(?:hr|gt|hq)"
+_WORD_LR = r"(?:lr|lq)"
 _HOW = r"(?:bicubic|bic|bi|bd|dn|unknown|mild|difficult|wild)"  # the LR image was made
 _FOLDER_HR = re.compile(
     rf"(?:(?P<set>.+)[_-])?{_WORD_HR}(?:[_-]?mod[_-]?\d+)?"
@@ -24,31 +25,25 @@ _FOLDER_LR = re.compile(
 )
 _FOLDER_FIRST = re.compile(rf"(?P<word>{_WORD_HR}|{_WORD_LR}(?:[_-]?{_HOW})?)[_-](?P<set>[a-z].*)")
 _FOLDER_SCALE = re.compile(r"x(?P<scale>[2-8])(?:[_-]sub)?|(?P<scale2>[2-8])x")
-_FOLDER_LETTER = re.compile(r"(?:(?P<set>train|test|valid|val)[_-]?)?(?P<letter>[hl])")  # KAIR
 _FOLDER_SRF = re.compile(r"image_srf_(?P<scale>[2-8])")
-_HR_WORDS = {
-    *("original", "originals", "high", "highres", "high_res", "high_resolution"),
-    *("ground_truth", "groundtruth", "target", "clean"),
-}
-_LR_WORDS = {"low", "lowres", "low_res", "low_resolution", "input", "noisy"}
+_HR_WORDS = ("original", "originals", "high", "highres", "highresolution", "groundtruth")
+_LR_WORDS = ("low", "lowres", "lowresolution")
+_APART = r"(?:[_-]|[. ]+\(?)"  # "bird_HR", "bird.HR", "bird (HR)"
 
 _SRF = r"(?:[_-](?:srf[_-]|x)(?P<srf>[2-8]))?"
 _STEM_HR = re.compile(
-    rf"(?P<base>.+?){_SRF}(?:[._-]| \(?){_WORD_HR}(?:[_-]?x?(?P<scale>[2-8]))?\)?", re.I
+    rf"(?P<base>.+?){_SRF}{_APART}{_WORD_HR}(?:[_-]?x?(?P<scale>[2-8]))?\)?", re.I
 )
 _STEM_LR = re.compile(
-    rf"(?P<base>.+?){_SRF}(?:[._-]| \(?){_WORD_LR}(?:[_-]?(?P<how>{_HOW}))?"
-    r"(?:[_-]?x?(?P<scale>[2-8]))?\)?",
+    rf"(?P<base>.+?){_SRF}{_APART}{_WORD_LR}(?:[_-]?(?P<how>{_HOW}))?"
+    r"(?:[_-]?x?(?P<scale>[2-8])x?)?\)?",
     re.I,
 )
-_STEM_FIRST = re.compile(r"(?P<word>hr|gt|hq|lr|lq)[_-](?P<base>.+)", re.I)
-_JOINED = re.compile(r"(?P<base>.*[a-z0-9])(?P<word>HR|GT|HQ|LR|LQ)")  # "birdLR", by its capitals
+_STEM_FIRST = re.compile(rf"(?P<word>{_WORD_HR}|{_WORD_LR})[_-](?P<base>.+)", re.I)
+_JOINED = re.compile(r"(?P<base>.*[a-z0-9])(?P<word>HR|GT|LR)")  # "birdLR", by its capitals
 # DIV2K adds a letter for the degradation: 0801x4m.
-_STEM_SCALE = re.compile(
-    r"(?P<base>.+?)(?:[_-](?:bicubic|bic))?[_-]?x(?P<scale>[2-8])(?:[mdw]\d?)?", re.I
-)
+_STEM_SCALE = re.compile(r"(?P<base>.+?)[_-]?x(?P<scale>[2-8])(?:[mdw]\d?)?", re.I)
 _STEM_SCALE_FIRST = re.compile(r"(?P<base>.+?)[_-](?P<scale>[2-8])x", re.I)
-_STEM_WEAK = re.compile(r"(?P<base>.+?)[._-](?:(?P<low>low|l|input)|high|h|target)", re.I)
 # SelfExSR publishes what other methods made beside each pair.
 _STEM_OTHER = re.compile(r"(?P<base>.+?)[_-]srf[_-](?P<srf>[2-8])[_-](?P<method>.+)", re.I)
 
@@ -67,6 +62,7 @@ class Facts:
     # Where only a scale at the end says that it may be LR, such as "birdx4": the image's key.
     maybe_lr_of: tuple[str, ...] = ()
     by_other_method: bool = False
+    by_pixels: bool = False  # whether no name says what it is, and size and content do
 
 
 def read_names(file: PurePath) -> Facts:
@@ -82,12 +78,8 @@ def read_names(file: PurePath) -> Facts:
     place, by_folder = tuple(rest), bool(kind) and not stem.kind
     # "linux2" in a folder of LR images is that of "linux2" before it is that of "linu".
     bases = (file.stem, stem.rest) if kind == "lr" and by_folder else (stem.rest,)
-    weak = _STEM_WEAK.fullmatch(file.stem) if not (stem.kind or kind) else None
     maybe = bool(stem.scale and not stem.kind and not kind)
     bases = (file.stem,) if maybe else bases
-    if weak:  # words that photos have too: sizes decide
-        maybe, stem = bool(weak["low"]), _Part(weak["base"])
-        bases = (file.stem,) if maybe else (weak["base"],)
     return Facts(
         kind=stem.kind or kind,
         scale=0 if maybe else scale if by_folder else stem.scale or scale,
@@ -116,15 +108,17 @@ def folder_kind(name: str) -> Kind:
     return _read_folder(name, inside=False).kind
 
 
-def is_scale_folder(name: str) -> bool:
-    """Whether a folder's name is only a scale, such as "X4"."""
-    return _FOLDER_SCALE.fullmatch(name.casefold()) is not None
+def is_lr_part(name: str) -> bool:
+    """Whether a folder in one of LR images would tell their scale or how they were made: "X4"."""
+    part = re.compile(rf"{_FOLDER_SCALE.pattern}|[2-8]|{_HOW}")
+    return bool(part.fullmatch(name.casefold()))
 
 
 def _read_folder(name: str, *, inside: bool) -> _Part:
     folded = name.casefold()
-    if folded in _HR_WORDS or folded in _LR_WORDS:
-        return _Part("", "hr" if folded in _HR_WORDS else "lr")
+    word = re.sub("[ _-]", "", folded)
+    if word in _HR_WORDS or word in _LR_WORDS:
+        return _Part("", "hr" if word in _HR_WORDS else "lr")
     if found := _FOLDER_SRF.fullmatch(folded):
         return _Part("", "lr", int(found["scale"]))
     if inside and (found := _FOLDER_SCALE.fullmatch(folded)):
@@ -135,18 +129,12 @@ def _read_folder(name: str, *, inside: bool) -> _Part:
             groups = found.groupdict()
             rest = name[: len(groups["set"] or "")]
             return _Part(rest, kind, int(groups["scale"] or 0), groups.get("how") or "")
-    if found := _FOLDER_LETTER.fullmatch(folded):
-        return _Part(found["set"] or "", "lr" if found["letter"] == "l" else "hr")
     if found := _JOINED.fullmatch(name):
-        return _Part(found["base"], _kind_of(found["word"]))
+        return _Part(found["base"], "lr" if found["word"] == "LR" else "hr")
     if found := _FOLDER_FIRST.fullmatch(folded):
-        kind = _kind_of(found["word"])
+        kind = "lr" if found["word"].startswith("l") else "hr"
         return _Part(name[-len(found["set"]) :], kind)
     return _Part(name)
-
-
-def _kind_of(word: str) -> Kind:
-    return "lr" if word[0] in "lL" else "hr"
 
 
 def _read_stem(stem: str, folder: Kind) -> _Part:
@@ -160,7 +148,7 @@ def _read_stem(stem: str, folder: Kind) -> _Part:
         return _Part(found["base"], "lr", int(found["srf"]), "other")
     for pattern in (_STEM_FIRST, _JOINED):
         if found := pattern.fullmatch(stem):
-            return _Part(found["base"], _kind_of(found["word"]))
+            return _Part(found["base"], "lr" if found["word"].casefold().startswith("l") else "hr")
     if folder != "hr":
         for pattern in (_STEM_SCALE, _STEM_SCALE_FIRST):
             if found := pattern.fullmatch(stem):

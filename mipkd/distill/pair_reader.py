@@ -120,10 +120,9 @@ class PairReader:
             log.warning("%s: %d files like these", label, len(self._notes))
         if counts := self.left_out():
             say = log.info if counts.keys() <= set(_EXPECTED) else log.warning
-            first = ", ".join(str(one.file) for one in self._left_out[:_NAMED])
+            first = ", ".join(printable(str(one.file)) for one in self._left_out[:_NAMED])
             more = ", ..." if len(self._left_out) > _NAMED else ""
-            said = f"{say_reasons(counts)}: {printable(first)}{more}"
-            say("%s: left out: %s", label, said)
+            say("%s: left out: %s: %s%s", label, say_reasons(counts), first, more)
 
     @contextmanager
     def explain_full_disk(self, out: Path) -> Iterator[None]:

@@ -121,12 +121,8 @@ PAIRS = {  # HR, LR
     "GT": ("{0}_gt.png", "{0}_lrx2.png"),
     "another format": ("{0}_HR.png", "{0}_LR.bmp"),
     "quality": ("{0}_gt.png", "{0}_lq.png"),
-    "words of photos too": ("{0}_high.png", "{0}_low.png"),
-    "letters": ("{0}_H.png", "{0}_L.png"),
-    "input and target": ("{0}_target.png", "{0}_input.png"),
     "brackets": ("{0} (HR).png", "{0} (LR).png"),
     "dots": ("{0}.HR.png", "{0}.LR.png"),
-    "how and scale": ("{0}.png", "{0}_bicubic_x2.png"),
 }
 LAYOUTS = {  # HR folder and file, LR folder and file
     "EDSR": ("HR", "{0}.png", "LR_bicubic/X2/{0}x2.png"),
@@ -136,10 +132,8 @@ LAYOUTS = {  # HR folder and file, LR folder and file
     "RCAN": ("HR/Set5/x2", "{0}_HR_x2.png", "LR/LRBI/Set5/x2/{0}_LRBI_x2.png"),
     "KAIR": ("HR/x2", "{0}.png", "LR/x2/{0}.png"),
     "plain": ("hr", "{0}.png", "lr/{0}.png"),
-    "KAIR, in letters": ("trainH", "{0}.png", "trainL/{0}.png"),
     "quality": ("GT", "{0}.png", "LQ/{0}.png"),
     "in words": ("ground_truth", "{0}.png", "low_resolution/{0}.png"),
-    "target": ("target", "{0}.png", "input/{0}.png"),
     "scale last": ("hr", "{0}.png", "lr_2x/{0}.png"),
     "original": ("original", "{0}.png", "image_SRF_2/{0}.png"),
     "original, marked": ("original", "img_{0}.png", "image_SRF_2/img_{0}_SRF_2_LR.png"),
@@ -228,22 +222,6 @@ def test_lr_images_of_another_degradation_give_way_to_bicubic(tmp_path: Path) ->
     found = find_set(tmp_path, 2)
     assert found.members[0].lr == tmp_path / "D_LR_bicubic/X2/1x2.png"
     assert folders.count_reasons(list(found.left_out)) == {"another LR of a pair": 2}
-
-
-@pytest.mark.parametrize("half", ["LR_bicubic/X2", "LR_bicubic", "LQ", "trainL"])
-def test_the_lr_half_of_a_set_is_no_set(tmp_path: Path, half: str) -> None:
-    high = "trainH" if half == "trainL" else "HR"
-    draw_pair(tmp_path / high / "1.png", tmp_path / half / "1.png", 1)
-    with pytest.raises(UsageError, match="it holds the LR images of") as caught:
-        prepare_tests(tmp_path / half, scale=2, out=tmp_path / "tests")
-    assert str(tmp_path / high) in caught.value.hint
-
-
-def test_words_that_photos_have_too_need_sizes_that_fit(tmp_path: Path) -> None:
-    for n, name in enumerate(("bridge_high", "bridge_low", "sea_l", "sea_h")):
-        draw_pair(tmp_path / "set" / f"{name}.png", tmp_path / "other" / f"{name}.png", n)
-    tests = prepare_tests(tmp_path / "set", scale=2, out=tmp_path / "tests")
-    assert len(load_tests(tests)) == 4
 
 
 def test_names_that_only_look_like_pairs_are_photos(tmp_path: Path) -> None:
