@@ -1,20 +1,24 @@
-"""Work that may crash, in a process of its own: its death is an error like any other.
+"""Work that may crash or never end, in a process of its own: its death is an error like any other.
 
 A quantiser, a converter or a runtime is native code, and a graph that nobody tried before can end
-it by a signal or by want of memory.
+it by a signal or by want of memory. A stranger's file can make any reader of it work for ever, or
+ask for all memory there is: `Limits` end that.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import multiprocessing
 import os
 import pickle
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from logging.handlers import QueueHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 _PATIENCE_S = 5.0  # until a process that was told to end is killed
+_LOOK_S = 0.02  # between looks at its memory: in that time it can take 0.1 GB more
 _REASONS = {
     "SIGSEGV": "segmentation fault in native code",
     "SIGABRT": "native code gave up",
@@ -39,6 +44,25 @@ _REASONS = {
 }
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What one call may take, and which option of the user's raises it; None: no limit.
+
+    Time counts from when the process has imported the function. Memory is what the process holds,
+    without the files that it maps; it is not limited where the system does not tell (neither Linux
+    nor psutil).
+    """
+
+    seconds: float | None = None
+    memory_bytes: int | None = None
+    raise_seconds: str = ""  # such as "--set limits.seconds=..."
+    raise_memory: str = ""
+
+
+class LimitError(StageError):
+    """A call took more time or memory than its limits allow, and was ended."""
+
+
 class Worker:
     """A process that makes one call after the other; after its death the next call starts anew.
 
@@ -46,7 +70,8 @@ class Worker:
     function's module, 0.4 s for a build and 2 s more where NNCF or torch is needed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()  # of each call; may be replaced between calls
         self.peak_bytes: int | None = None  # of the process, during the last call
         self._process: Any = None
         self._pipe: Connection[Any, Any] | None = None
@@ -69,17 +94,23 @@ class Worker:
             what: the work, for messages.
 
         Raises:
+            LimitError: it took more than its limits allow; says which, and what raises it.
             StageError: the process died; says by which signal.
             Exception: the function's own.
         """
         try:
             pipe = self._start()
             pipe.send((function, args, _levels()))
+            until = math.inf
             while True:
+                self._wait(what, pipe, until)
                 kind, value = pipe.recv()
-                if kind != "log":
+                if kind == "log":
+                    logging.getLogger(value.name).handle(value)
+                elif kind == "started":
+                    until = time.monotonic() + (self.limits.seconds or math.inf)
+                else:
                     break
-                logging.getLogger(value.name).handle(value)
         except (EOFError, ConnectionError) as error:
             raise self._explain_death(what) from error
         except BaseException:  # Ctrl-C too: the process does not hear it
@@ -89,6 +120,19 @@ class Worker:
             raise value
         result, self.peak_bytes = value
         return result  # type: ignore[no-any-return]
+
+    def _wait(self, what: str, pipe: Connection[Any, Any], until: float) -> None:
+        """Until there is something to receive, or the process took too much."""
+        most, limits = self.limits.memory_bytes or math.inf, self.limits
+        while True:
+            if most < math.inf and (memory.held_bytes(self._process.pid) or 0) > most:
+                what = f"{what}: it took more than {_as_size(int(most))} of memory and was ended"
+                raise LimitError(what, hint=_explain_limit(limits.raise_memory))
+            if time.monotonic() > until:
+                what = f"{what}: not done after {limits.seconds:g} s, it was ended"
+                raise LimitError(what, hint=_explain_limit(limits.raise_seconds))
+            if pipe.poll(_LOOK_S):
+                return
 
     def close(self) -> None:
         """End the process, if it runs."""
@@ -133,6 +177,21 @@ class Worker:
         return StageError(f"{what}: its process died of {name}{reason}", hint=hint)
 
 
+def _as_size(count: int) -> str:
+    return f"{count / 2**30:.3g} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def _explain_limit(option: str) -> str:
+    why = "a file that asks for so much may be damaged, or made to do harm"
+    return f"{why}; if you trust it: {option}" if option else why
+
+
+def call_apart(what: str, limits: Limits, function: Callable[..., R], *args: Any) -> R:
+    """One call in a process of its own, which ends after it; as `Worker.call`."""
+    with Worker(limits) as worker:
+        return worker.call(what, function, *args)
+
+
 class _ToParent(QueueHandler):
     """Sends what is logged through the pipe."""
 
@@ -165,7 +224,8 @@ def _serve(pipe: Connection[Any, Any]) -> None:
 
 def _answer(pipe: Connection[Any, Any], send: Callable[[str, Any], None]) -> None:
     try:
-        function, args, levels = pipe.recv()
+        function, args, levels = pipe.recv()  # imports what the function needs
+        send("started", None)
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
         memory.reset_peak()

@@ -20,8 +20,25 @@ def resident_bytes() -> int | None:
     return _status("VmRSS")
 
 
-def _status(name: str) -> int | None:
+def held_bytes(process: int) -> int | None:
+    """What another process holds now, on Linux without the files that it maps; None: unknown."""
+    own = [_status(name, str(process)) for name in ("RssAnon", "RssShmem", "VmSwap")]
+    known = [size for size in own if size is not None]
+    return sum(known) if known else _resident_elsewhere(process)
+
+
+def _resident_elsewhere(process: int) -> int | None:
+    try:
+        import psutil
+    except ImportError:
+        return None
+    with suppress(psutil.Error):
+        return int(psutil.Process(process).memory_info().rss)
+    return None
+
+
+def _status(name: str, process: str = "self") -> int | None:
     with suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith(name)).split()[1]) * 1024
     return None

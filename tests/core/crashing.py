@@ -44,3 +44,12 @@ def tell() -> None:
 def wait(note: str) -> None:
     Path(note).write_text(str(os.getpid()))
     time.sleep(600)
+
+
+def never_end() -> None:
+    while True:
+        pass
+
+
+def take(size: int) -> int:
+    return len(bytes(size).replace(b"\0", b"1"))

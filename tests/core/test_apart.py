@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mipkd.core.apart import Worker
+from mipkd.core.apart import LimitError, Limits, Worker, call_apart
 from mipkd.core.errors import StageError, UnsupportedError
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that the other process finds this module
@@ -73,6 +73,25 @@ def test_what_is_logged_arrives_in_order_and_at_the_levels_set_here(
         worker.call("work", crashing.tell)
         assert [r.getMessage() for r in caplog.records] == ["first 1", "second"]
         assert {r.name for r in caplog.records} == {"crashing"}
+
+
+def test_what_never_ends_is_ended_and_the_next_call_works() -> None:
+    limits = Limits(seconds=0.5, raise_seconds="--set limits.seconds=9")
+    with Worker(limits) as worker:
+        with pytest.raises(LimitError, match=r"work: not done after 0\.5 s") as caught:
+            worker.call("work", crashing.never_end)
+        assert "--set limits.seconds=9" in caught.value.hint
+        worker.limits = Limits()
+        assert worker.call("work", crashing.add, 1, 2) == 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory as Linux counts it")
+def test_what_takes_too_much_memory_is_ended() -> None:
+    limits = Limits(memory_bytes=2**28, raise_memory="--memory")
+    with pytest.raises(LimitError, match="more than 256 MiB of memory") as caught:
+        call_apart("work", limits, crashing.take, 2**32)
+    assert "--memory" in caught.value.hint
+    assert call_apart("work", limits, crashing.take, 2**20) == 2**20
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
