@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 R = TypeVar("R")
+Take = Callable[[Any], None]
+Send = Callable[[str, Any], None]
 
 _PATIENCE_S = 5.0  # until a process that was told to end is killed
 _LOOK_S = 0.02  # between looks at its memory: in that time it can take 0.1 GB more
@@ -48,9 +50,9 @@ _REASONS = {
 class Limits:
     """What one call may take, and which option of the user's raises it; None: no limit.
 
-    Time counts from when the process has imported the function. Memory is what the process holds,
-    without the files that it maps; it is not limited where the system does not tell (neither Linux
-    nor psutil).
+    Time counts from when the process has imported the function, and anew from each `report` of it.
+    Memory is what the process holds, without the files that it maps; it is not limited where the
+    system does not tell (neither Linux nor psutil).
     """
 
     seconds: float | None = None
@@ -87,11 +89,14 @@ class Worker:
     ) -> None:
         self.close()
 
-    def call(self, what: str, function: Callable[..., R], *args: Any) -> R:
+    def call(
+        self, what: str, function: Callable[..., R], *args: Any, take: Take | None = None
+    ) -> R:
         """What the function gives; it, its arguments and its result are pickled.
 
         Args:
             what: the work, for messages.
+            take: is given what the function reports; it may replace `limits` for what comes.
 
         Raises:
             LimitError: it took more than its limits allow; says which, and what raises it.
@@ -107,10 +112,12 @@ class Worker:
                 kind, value = pipe.recv()
                 if kind == "log":
                     logging.getLogger(value.name).handle(value)
-                elif kind == "started":
-                    until = time.monotonic() + (self.limits.seconds or math.inf)
-                else:
+                    continue
+                if kind not in ("started", "report"):
                     break
+                if kind == "report" and take:
+                    take(value)
+                until = time.monotonic() + (self.limits.seconds or math.inf)
         except (EOFError, ConnectionError) as error:
             raise self._explain_death(what) from error
         except BaseException:  # Ctrl-C too: the process does not hear it
@@ -177,6 +184,18 @@ class Worker:
         return StageError(f"{what}: its process died of {name}{reason}", hint=hint)
 
 
+def report(value: object = None) -> None:
+    """Give a value to whoever called what works here, whose time starts anew; nothing elsewhere."""
+    _send("report", value)
+
+
+def _ignore(kind: str, value: object) -> None:
+    """There is nobody to send to."""
+
+
+_send: Send = _ignore  # in a worker's process, to the other one
+
+
 def _as_size(count: int) -> str:
     return f"{count / 2**30:.3g} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
@@ -195,7 +214,7 @@ def call_apart(what: str, limits: Limits, function: Callable[..., R], *args: Any
 class _ToParent(QueueHandler):
     """Sends what is logged through the pipe."""
 
-    def __init__(self, send: Callable[[str, Any], None]) -> None:
+    def __init__(self, send: Send) -> None:
         super().__init__(None)  # type: ignore[arg-type]  # there is no queue
         self._send = send
 
@@ -216,13 +235,15 @@ def _serve(pipe: Connection[Any, Any]) -> None:
         with lock:
             pipe.send((kind, value))
 
+    global _send  # so that the function need not be handed it
+    _send = send
     logging.root.handlers[:] = [_ToParent(send)]
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
             _answer(pipe, send)
 
 
-def _answer(pipe: Connection[Any, Any], send: Callable[[str, Any], None]) -> None:
+def _answer(pipe: Connection[Any, Any], send: Send) -> None:
     try:
         function, args, levels = pipe.recv()  # imports what the function needs
         send("started", None)

@@ -7,6 +7,7 @@ import os
 import time
 from pathlib import Path
 
+from mipkd.core.apart import report
 from mipkd.core.errors import UnsupportedError
 
 
@@ -53,3 +54,10 @@ def never_end() -> None:
 
 def take(size: int) -> int:
     return len(bytes(size).replace(b"\0", b"1"))
+
+
+def count_slowly(most: int) -> int:
+    for number in range(most):
+        report(number)
+        time.sleep(0.4)
+    return most

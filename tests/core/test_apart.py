@@ -85,6 +85,24 @@ def test_what_never_ends_is_ended_and_the_next_call_works() -> None:
         assert worker.call("work", crashing.add, 1, 2) == 3
 
 
+def test_reports_arrive_and_time_counts_from_the_last_of_them() -> None:
+    found: list[int] = []
+    with Worker(Limits(seconds=2)) as worker:
+        assert worker.call("work", crashing.count_slowly, 7, take=found.append) == 7
+    assert found == [*range(7)]
+    crashing.report("nobody asked")
+
+
+def test_limits_may_change_with_a_report() -> None:
+    with Worker(Limits(seconds=60)) as worker:
+
+        def take(_: int) -> None:
+            worker.limits = Limits(seconds=0.1)
+
+        with pytest.raises(LimitError, match=r"not done after 0\.1 s"):
+            worker.call("work", crashing.count_slowly, 7, take=take)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="memory as Linux counts it")
 def test_what_takes_too_much_memory_is_ended() -> None:
     limits = Limits(memory_bytes=2**28, raise_memory="--memory")
