@@ -22,6 +22,7 @@ from pipeline.bundle.golden import BundleConfig
 from pipeline.config_values import as_usage_error, assignments, merge_settings
 from pipeline.judge.gates import GateConfig
 from pipeline.judge.regression import BaselineConfig
+from pipeline.limits import LimitsConfig
 from pipeline.machine.base import DeviceConfig
 from pipeline.quantize.qat import QatConfig
 from pipeline.quantize.search import QuantizeConfig
@@ -51,6 +52,7 @@ class Config(BaseModel):
     compare: tuple[str, ...] = ()  # rivals of the student: methods, or files of finished ones
     out: Path | None = None
 
+    limits: LimitsConfig = Field(default_factory=LimitsConfig)
     identify: TeacherOptions = Field(default_factory=TeacherOptions)
     adopt: AdoptConfig = Field(default_factory=AdoptConfig)
     fit: FitConfig = Field(default_factory=FitConfig)

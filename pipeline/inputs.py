@@ -13,7 +13,7 @@ from mipkd.export.foreign_graph import external_files
 from pipeline.config import Config
 from pipeline.context import RunContext
 from pipeline.run import Run, hash_file
-from pipeline.stage import Ref, Source
+from pipeline.stage import NotInKey, Ref, Source
 from pipeline.stages.calibrate import CalibrateInputs, calibrate
 from pipeline.stages.export import AdoptInputs, adopt
 from pipeline.stages.identify import IdentifyInputs, identify
@@ -105,7 +105,8 @@ def identify_checkpoint(
         return None
     options, scale = on.config.identify, on.config.scale
     options = options.model_copy(update={"scale": scale}) if scale else options
-    inputs = IdentifyInputs(options, source_of_file(file), role, photos)
+    limits = NotInKey(on.config.limits)
+    inputs = IdentifyInputs(options, source_of_file(file), role, photos, limits)
     return on.run.step(identify, inputs, label=label)
 
 
@@ -116,7 +117,8 @@ def adopt_graph(
     if file is None:
         return None
     source, weights = source_of_file(file), tuple(map(source_of_file, external_files(file)))
-    inputs = AdoptInputs(on.config.adopt, source, weights, images, baseline)
+    limits = NotInKey(on.config.limits)
+    inputs = AdoptInputs(on.config.adopt, source, weights, images, baseline, limits)
     return on.run.step(adopt, inputs, label=baseline)
 
 

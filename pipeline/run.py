@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 
 from mipkd.core import codec, memory
-from mipkd.core.apart import Worker
+from mipkd.core.apart import Limits, Worker
 from mipkd.core.errors import MipkdError, StageError, UsageError
 from pipeline.stage import I, R, Ref, Stage, call_by_name, differences, digest, fingerprint_step
 
@@ -182,6 +182,7 @@ class Run:
             return stage.function(inputs, out=out), memory.peak_bytes()
         with ExitStack() as stack:
             worker = self._worker or stack.enter_context(Worker())
+            worker.limits = stage.limits(inputs) if stage.limits else Limits()
             what = f"{stage.name} {label}".strip()
             module = stage.function.__module__
             record: R = worker.call(what, call_by_name, module, stage.name, inputs, out)

@@ -16,6 +16,8 @@ from typing import Any, Generic, Protocol, TypeVar, get_type_hints
 
 from pydantic_core import to_jsonable_python
 
+from mipkd.core.apart import Limits
+
 I = TypeVar("I")  # noqa: E741 - of a stage `I -> R`
 I_contra = TypeVar("I_contra", contravariant=True)
 R = TypeVar("R")
@@ -76,6 +78,7 @@ class Stage(Generic[I_contra, R_co]):
     resumes: bool  # finds its own way in a `.partial` folder that an earlier start left
     retry_if: Callable[[Any], bool] | None = None  # whether a record is made anew next time
     apart: bool = False  # native code may crash: it works in a process of its own
+    limits: Callable[[Any], Limits] | None = None  # of that process, by the inputs
 
     @property
     def returns(self) -> Any:
@@ -88,13 +91,17 @@ def stage(
     resumes: bool = False,
     retry_if: Callable[[Any], bool] | None = None,
     apart: bool = False,
+    limits: Callable[[Any], Limits] | None = None,
 ) -> Callable[[StageFunction[I, R]], Stage[I, R]]:
     """Make a stage of a function; its name is the function's.
 
     A record of which `retry_if` is true is used, but made anew the next time. What works `apart` is
-    found by its name in its module, and its inputs can be pickled.
+    found by its name in its module, and its inputs can be pickled; so does what has `limits`.
     """
-    return lambda function: Stage(function.__name__, version, function, resumes, retry_if, apart)
+    apart = apart or limits is not None
+    return lambda function: Stage(
+        function.__name__, version, function, resumes, retry_if, apart, limits
+    )
 
 
 def call_by_name(module: str, name: str, inputs: Any, out: Path) -> Any:

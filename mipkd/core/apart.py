@@ -59,6 +59,7 @@ class Limits:
     memory_bytes: int | None = None
     raise_seconds: str = ""  # such as "--set limits.seconds=..."
     raise_memory: str = ""
+    later: Limits | None = None  # in their place from the first `report` on
 
 
 class LimitError(StageError):
@@ -96,28 +97,30 @@ class Worker:
 
         Args:
             what: the work, for messages.
-            take: is given what the function reports; it may replace `limits` for what comes.
+            take: is given what the function reports.
 
         Raises:
             LimitError: it took more than its limits allow; says which, and what raises it.
             StageError: the process died; says by which signal.
             Exception: the function's own.
         """
+        limits, until = self.limits, math.inf
         try:
             pipe = self._start()
             pipe.send((function, args, _levels()))
-            until = math.inf
             while True:
-                self._wait(what, pipe, until)
+                self._wait(what, pipe, limits, until)
                 kind, value = pipe.recv()
                 if kind == "log":
                     logging.getLogger(value.name).handle(value)
                     continue
                 if kind not in ("started", "report"):
                     break
-                if kind == "report" and take:
-                    take(value)
-                until = time.monotonic() + (self.limits.seconds or math.inf)
+                if kind == "report":
+                    limits = limits.later or limits
+                    if take:
+                        take(value)
+                until = time.monotonic() + (limits.seconds or math.inf)
         except (EOFError, ConnectionError) as error:
             raise self._explain_death(what) from error
         except BaseException:  # Ctrl-C too: the process does not hear it
@@ -128,9 +131,9 @@ class Worker:
         result, self.peak_bytes = value
         return result  # type: ignore[no-any-return]
 
-    def _wait(self, what: str, pipe: Connection[Any, Any], until: float) -> None:
+    def _wait(self, what: str, pipe: Connection[Any, Any], limits: Limits, until: float) -> None:
         """Until there is something to receive, or the process took too much."""
-        most, limits = self.limits.memory_bytes or math.inf, self.limits
+        most = limits.memory_bytes or math.inf
         while True:
             if most < math.inf and (memory.held_bytes(self._process.pid) or 0) > most:
                 what = f"{what}: it took more than {_as_size(int(most))} of memory and was ended"

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mipkd.archs._hooked import HookedNet
 from mipkd.archs.base import Arch, SRNet, arch_names, gmacs, load_arch, params
+from mipkd.core.apart import report
 from mipkd.core.errors import UsageError
 from mipkd.core.records import Model
 from mipkd.distill.files import hash_weights, write_state
@@ -50,6 +51,7 @@ def identify(
         MissingError: none of ours, and spandrel is not installed.
     """
     found = recognise(path, blocks=options.blocks)
+    report()  # it was read
     if isinstance(found, Foreign):
         return _describe_foreign(path, found, role=role, options=options, probe=probe)
     arch = found.arch

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mipkd.core.apart import report
 from mipkd.core.errors import UnsupportedError, UsageError
 from mipkd.core.images import ByteArray
 from mipkd.core.records import Graph
@@ -187,6 +188,7 @@ def _ratios(run: Run, sizes: Sequence[tuple[int, int]]) -> set[float]:
     found: set[float] = set()
     for height, width in sizes:
         shape = run(np.zeros((1, 3, height, width), np.float32)).shape
+        report()  # it can be run
         if len(shape) != 4 or shape[1] != 3:
             raise ValueError(f"its output has shape {list(shape)}, not [N, 3, H, W]")
         found |= {shape[2] / height, shape[3] / width}

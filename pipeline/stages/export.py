@@ -2,13 +2,13 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from mipkd.core.apart import Worker
+from mipkd.core.apart import Limits, Worker
 from mipkd.core.errors import StageError
 from mipkd.core.records import Distilled, Graph, Model, TestSet, model_of
 from mipkd.distill import teacher as teachers
@@ -16,7 +16,8 @@ from mipkd.distill.data import load_tests, probe_images
 from mipkd.export import adopt_onnx, onnx
 from mipkd.export.parity import check_parity
 from mipkd.export.pixel_shuffle import replace_pixel_shuffle
-from pipeline.stage import Ref, Source, stage
+from pipeline.limits import LimitsConfig
+from pipeline.stage import NotInKey, Ref, Source, stage
 
 log = logging.getLogger(__name__)
 
@@ -139,9 +140,14 @@ class AdoptInputs:
     weights: tuple[Source, ...]
     images: Source | None
     baseline: str = ""
+    limits: NotInKey[LimitsConfig] = field(default_factory=lambda: NotInKey(LimitsConfig()))
 
 
-@stage(version=3, apart=True)
+def _limits(inputs: AdoptInputs) -> Limits:
+    return inputs.limits.value.of(*(one.path for one in (inputs.source, *inputs.weights)))
+
+
+@stage(version=3, limits=_limits)
 def adopt(inputs: AdoptInputs, *, out: Path) -> Graph:
     """Any ONNX graph with one image in and one out, brought to our range and dynamic sizes."""
     images = inputs.images.path if inputs.images else None

@@ -1,13 +1,15 @@
 """Say what a checkpoint is, and keep its weights."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from mipkd.core.apart import Limits
 from mipkd.core.records import Model
 from mipkd.distill import teacher
 from mipkd.distill.probe import choose_photos
 from mipkd.distill.teacher import TeacherOptions
-from pipeline.stage import Source, stage
+from pipeline.limits import LimitsConfig
+from pipeline.stage import NotInKey, Source, stage
 
 
 @dataclass(frozen=True)
@@ -18,9 +20,14 @@ class IdentifyInputs:
     checkpoint: Source
     role: str
     photos: Source | None
+    limits: NotInKey[LimitsConfig] = field(default_factory=lambda: NotInKey(LimitsConfig()))
 
 
-@stage(version=3)
+def _limits(inputs: IdentifyInputs) -> Limits:
+    return inputs.limits.value.of(inputs.checkpoint.path)
+
+
+@stage(version=3, limits=_limits)
 def identify(inputs: IdentifyInputs, *, out: Path) -> Model:
     """The model in a checkpoint; its weights are copied into `out` as safetensors."""
     photos = inputs.photos.path if inputs.photos else None

@@ -93,14 +93,11 @@ def test_reports_arrive_and_time_counts_from_the_last_of_them() -> None:
     crashing.report("nobody asked")
 
 
-def test_limits_may_change_with_a_report() -> None:
-    with Worker(Limits(seconds=60)) as worker:
-
-        def take(_: int) -> None:
-            worker.limits = Limits(seconds=0.1)
-
-        with pytest.raises(LimitError, match=r"not done after 0\.1 s"):
-            worker.call("work", crashing.count_slowly, 7, take=take)
+def test_other_limits_may_hold_from_the_first_report_on() -> None:
+    limits = Limits(seconds=60, later=Limits(seconds=0.1))
+    with pytest.raises(LimitError, match=r"not done after 0\.1 s"):
+        call_apart("work", limits, crashing.count_slowly, 7)
+    assert call_apart("work", limits, crashing.add, 1, 2) == 3
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory as Linux counts it")
