@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from mipkd.core import plugins
+from mipkd.core.apart import Limits, call_apart
 from mipkd.metrics.base import list_metrics
 from pipeline.machine.base import DeviceConfig, connect
 from targets.base import every
 
 if TYPE_CHECKING:
     from mipkd.archs.base import SRNet
+    from mipkd.distill.teacher import TeacherOptions
 
 
 def examine_machine(config: DeviceConfig | None = None) -> dict[str, Any]:
@@ -77,17 +79,26 @@ def _describe_target(one: dict[str, Any]) -> str:
 def examine_checkpoint(file: Path, images: Path | None, sets: Sequence[str]) -> dict[str, Any]:
     """Architecture, scale, sizes and how each fact is known; with images, PSNR and SSIM.
 
-    `--set identify.image_range=255` and the like settle what the file cannot tell.
+    `--set identify.image_range=255` and the like settle what the file cannot tell. It is read in a
+    process of its own, within `[limits]`.
     """
+    from pipeline.config import load
+
+    config = load({"teacher": file}, sets=sets)
+    # Once it is read, how long its net takes on the user's images is the user's own choice.
+    limits = replace(config.limits.of(file), later=Limits())
+    return call_apart(f"doctor {file}", limits, _examine, file, images, config.identify)
+
+
+def _examine(file: Path, images: Path | None, options: TeacherOptions) -> dict[str, Any]:
     from mipkd.distill import teacher as teachers
     from mipkd.distill.probe import choose_photos
     from mipkd.distill.supported_losses import list_supported
-    from pipeline.config import load
 
     model, net = teachers.identify(
         file,
         role="teacher",
-        options=load({"teacher": file}, sets=sets).identify,
+        options=options,
         probe=lambda scale: choose_photos(None, images, scale=scale),
     )
     named = ("sha256", "arch", "scale", "layout", "hyper", "settled", "params", "gmacs", "licence")

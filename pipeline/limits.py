@@ -13,16 +13,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mipkd.core.apart import Limits
 
-_TRIAL_S, _WHOLE_S = 12.0, 900.0
+_TRIAL_S, _WHOLE_S = 10.0, 900.0
 _BYTES_A_SECOND = 5e6  # of a slow disk, and of a graph that a slow processor optimises
 # Beside a few hundred MiB of libraries: copies of the weights, and features of a small image.
-_TRIAL_GIB, _WHOLE_GIB, _COPIES = 0.75, 4.0, 16
+_TRIAL_GIB, _WHOLE_GIB, _COPIES = 0.5, 4.0, 16
 
 
 class LimitsConfig(BaseModel):
     """Bounds of reading a checkpoint, and of running a graph, beside what the file's size adds.
 
-    None: a few seconds and 0.75 GiB to read it or to run it once, much more for what comes after.
+    None: a few seconds and 0.5 GiB to read it or to run it once, much more for what comes after.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

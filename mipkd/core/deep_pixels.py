@@ -79,7 +79,8 @@ def _samples(
         if grey.min() < 0 or grey.max() > _FULL:
             raise ValueError("its pixels have more than 16 bits; save it with 8 or 16")
         return grey.astype(np.uint16), None
-    with Image.open(path) as again:  # Pillow keeps one byte a sample: read the other one too
+    # Pillow keeps one byte a sample: read the other one too.
+    with Image.open(path, formats=[image.format or ""]) as again:
         if _is_grey_alpha(again):
             return _grey_and_alpha(again)
         again.tile = _lower_bytes(again) or []

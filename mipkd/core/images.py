@@ -32,9 +32,21 @@ log = logging.getLogger(__name__)
 ByteArray = npt.NDArray[np.uint8]
 Plane = npt.NDArray[np.float64]
 
-MOST_PIXELS = 500_000_000  # of a file: 3.5 GB while it is read; the largest sensors have 200e6
+MOST_PIXELS = 500_000_000  # of a file; the largest sensors have 200e6
+# Bytes that a pixel takes while it is read: as it is decoded, as RGB, and as an array; with alpha,
+# or 16 bits a channel, once more each.
+_BYTES_PER_PIXEL, _BYTES_PER_DEEP_PIXEL = 12, 24
+# What no photo is packed to, looked at where there are so many that it matters.
+_MANY_PIXELS, _MOST_PIXELS_A_BYTE = 2**25, 30
+# Formats that only hold pixels: for PostScript Pillow starts a program. TGA has no sign of its own
+# and comes last.
+_FORMATS = (
+    *("PNG", "JPEG", "MPO", "BMP", "DIB", "WEBP", "TIFF", "AVIF", "HEIF", "GIF", "PPM"),
+    *("JPEG2000", "PCX", "SGI", "ICO", "TGA"),
+)
 # Of what an ISO media file begins with: those of HEIC, and not of AVIF, which Pillow reads.
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_TILE_SIDES = (322, 323)  # TIFF tags: a tile may be larger than the image
 UNSEEN_DB = 45.0  # PSNR of an error of 1.4 levels of 255: nobody sees what is lost above
 PSNR_OF_EQUAL_DB = 100.0  # stands for infinity, which JSON cannot hold
 SSIM_WINDOW = 11
@@ -83,17 +95,15 @@ def read_photo(path: Path) -> Reading:
     Raises:
         UsageError: the file cannot be read or decoded, or has more pixels than `MOST_PIXELS`.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import ImageOps, UnidentifiedImageError
 
-    Image.MAX_IMAGE_PIXELS = None  # large photos are what we are for; `_check_size` is our limit
-    _register_heif(path)
     note = ""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 _check_whole(image, path)
-                _check_size(image)
+                _check_size(image, path)
                 deep, pages = is_deep(image), _further_pages(image)
                 image.load()
                 if deep:
@@ -111,6 +121,36 @@ def read_photo(path: Path) -> Reading:
         raise UsageError(f"{path}: cannot be read as an image: {why}") from error
 
 
+def open_image(path: Path) -> Image.Image:
+    """An image file whose header was read, and no pixels; only of formats that hold nothing else.
+
+    Raises:
+        UsageError: it is HEIC, whose reader is not installed.
+        OSError: the file cannot be read, or is of no such format; and what Pillow raises on damage.
+    """
+    from PIL import Image
+
+    Image.MAX_IMAGE_PIXELS = None  # large photos are what we are for; `_check_size` is our limit
+    _register_heif(path)
+    Image.init()
+    return Image.open(path, formats=[one for one in _FORMATS if one in Image.OPEN])
+
+
+def bytes_to_read(path: Path) -> int:
+    """About the most memory that reading an image takes, as its header tells; 0 when it cannot be
+    read."""
+    with suppress(*_DAMAGED, UsageError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with open_image(path) as image:
+            return _bytes_to_read(image)
+    return 0
+
+
+def _bytes_to_read(image: Image.Image) -> int:
+    plain = image.mode in ("1", "L", "P", "RGB", "YCbCr") and not image.has_transparency_data
+    return image.width * image.height * (_BYTES_PER_PIXEL if plain else _BYTES_PER_DEEP_PIXEL)
+
+
 def pixels_in(path: Path) -> int:
     """Height times width as the file's header tells; 0 when it cannot be read."""
     height, width = size_of(path)
@@ -119,12 +159,9 @@ def pixels_in(path: Path) -> int:
 
 def size_of(path: Path) -> tuple[int, int]:
     """Height and width as the file's header tells; zeros when it cannot be read."""
-    from PIL import Image
-
     with suppress(*_DAMAGED, UsageError), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _register_heif(path)
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return image.height, image.width
     return 0, 0
 
@@ -152,11 +189,17 @@ def _register_heif(path: Path) -> None:
     register_heif_opener()
 
 
-def _check_size(image: Image.Image) -> None:
-    """Refuse more pixels than anyone has, before memory is taken."""
-    if image.width * image.height > MOST_PIXELS:
-        size = f"{image.width}x{image.height} pixels"
+def _check_size(image: Image.Image, path: Path) -> None:
+    """Refuse more pixels than anyone has, or than a photo of so few bytes can have, before memory
+    is taken."""
+    pixels, size = image.width * image.height, f"{image.width}x{image.height} pixels"
+    tags = getattr(image, "tag_v2", {})
+    tile = math.prod(side for tag in _TILE_SIDES if isinstance(side := tags.get(tag, 1), int))
+    if max(pixels, tile) > MOST_PIXELS:
         raise ValueError(f"{size} are more than {MOST_PIXELS // 10**6} megapixels; cut it in parts")
+    stored = path.stat().st_size
+    if max(pixels, tile) > max(_MANY_PIXELS, _MOST_PIXELS_A_BYTE * stored):
+        raise ValueError(f"{size} in {stored} bytes are no photo; cut it in parts")
 
 
 def _further_pages(image: Image.Image) -> int:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mipkd.core.archives import check_inflation
 from mipkd.core.errors import UsageError
 from mipkd.distill.file_kinds import describe_file, describe_folder, find_code
 
@@ -80,6 +81,7 @@ def read_content(path: Path) -> tuple[Any, StoredHyper]:
         length = _length_of_header(path)
         if length:
             return _read_safetensors(path, length)
+        check_inflation(path)
         with path.open("rb") as file:  # by its name, torch would choose another reader
             return _load_pickle(file), StoredHyper()
     except UsageError:

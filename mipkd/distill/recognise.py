@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
@@ -23,6 +23,8 @@ from mipkd.distill.unwrap import Candidate, is_lone_number, list_candidates
 _DERIVED = {f"{sign}_mean.{part}" for sign in ("sub", "add") for part in ("weight", "bias")}
 _ASKED = 8  # candidates that spandrel is asked about
 _SAVE = "save the trained weights: torch.save(net.state_dict(), FILE)"
+_FEW_VALUES = 2**22
+_MOST_VALUES_A_BYTE = 16  # quantised to 4 bits, and packed well, they have two and a few
 # What reading sizes from tensors of another net's shapes can raise, or making a net of them.
 _MISFIT = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
@@ -142,10 +144,24 @@ def _as_floats(one: Candidate, path: Path) -> dict[str, Tensor]:
     Raises:
         UsageError: a tensor has no values, or such as no net can compute with.
     """
+    _check_size(one.state, path)
     state = {key: _as_float(value, f"{path}: {one.place}{key}") for key, value in one.state.items()}
     inside = ((k, v) for k, v in state.items() if not is_lone_number(k, v))
     check_finite(path, ((one.place + key, value.numpy()) for key, value in inside))
     return state
+
+
+def _check_size(state: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse tensors that repeat a few stored values, or hardly any, before they are copied.
+
+    Raises:
+        UsageError: they have many more values than the file has room for.
+    """
+    values, size = sum(value.numel() for value in state.values()), path.stat().st_size
+    if values > max(_FEW_VALUES, _MOST_VALUES_A_BYTE * size):
+        raise UsageError(
+            f"{path}: its tensors claim {values} values, in a file of {size} bytes", hint=_SAVE
+        )
 
 
 def _check_not_zero(state: StateDict, where: str) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from mipkd.core.deep_pixels import is_deep
 from mipkd.core.errors import UsageError
-from mipkd.core.images import ByteArray, read_rgb
+from mipkd.core.images import ByteArray, bytes_to_read, open_image, read_rgb, size_of
 from pipeline.upscale.png import profile_chunk
 
 if TYPE_CHECKING:
@@ -37,21 +37,28 @@ class Picture:
         return (1 if self.grey else 3) + (self.alpha_HW1 is not None)
 
 
-def read_picture(file: Path) -> Picture:
-    """A picture of 8 bits a channel.
+def read_picture(file: Path, memory_bytes: int | None = None) -> Picture:
+    """A picture of 8 bits a channel, if reading it takes no more than `memory_bytes`.
 
     Raises:
         UsageError: it cannot be read, or holds what would be lost: 16 bits, CMYK, frames.
     """
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     if not file.is_file():
         raise UsageError(f"{file}: no such file", hint="give images, or folders of images")
+    needed = bytes_to_read(file)
+    if memory_bytes is not None and needed > memory_bytes:
+        height, width = size_of(file)
+        raise UsageError(
+            f"{file}: reading {width}x{height} pixels takes {needed / 2**30:.1f} GiB, "
+            f"{max(0, memory_bytes) / 2**30:.1f} GiB are left of --memory",
+            hint="raise --memory, or cut the picture",
+        )
     plain = read_rgb(file)  # says what is wrong with a damaged file
-    Image.MAX_IMAGE_PIXELS = None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with Image.open(file) as image:
+        with open_image(file) as image:
             if why := _refuse(file, image):
                 raise UsageError(f"{file}: {why}", hint="convert it to 8 bits RGB first")
             image.load()

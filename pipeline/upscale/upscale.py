@@ -179,7 +179,7 @@ def upscale_all(
         for asked in pictures:
             file, result = asked.file, out / asked.result
             try:
-                picture = read_picture(file)
+                picture = read_picture(file, cutter.bytes_left())
                 if file.resolve() == result.resolve():
                     raise UsageError(f"{file}: would be overwritten", hint="give another --out")
                 levels = cutter.look(picture)
@@ -209,6 +209,10 @@ class _Cutter:
         self._looked, self._per_pixel, self._left, self._size = False, 0, 0, (0, 0)
         self._knows_memory = side is not None
 
+    def bytes_left(self) -> int:
+        """What a picture may take while it is read."""
+        return self._memory_bytes - (memory.resident_bytes() or 0)
+
     def look(self, picture: Picture) -> int | None:
         """Find out what a pixel takes, once, and what cutting changes in levels, on the first
         picture that is cut; in a session of its own, for one keeps the memory of all it ran."""
@@ -217,7 +221,7 @@ class _Cutter:
         with closing(find(self._model.target).open(self.built)) as session:
             if not self._knows_memory:
                 self._per_pixel = _bytes_per_pixel(session, self._model)
-                self._left = self._memory_bytes - (memory.resident_bytes() or 0)
+                self._left = self.bytes_left()
                 self._knows_memory = True
             self._looked = self._cuts(picture)
             return difference(session, picture.rgb_HWC, self.tiling(picture), self._model.scale)

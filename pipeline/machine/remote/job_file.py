@@ -22,6 +22,7 @@ from typing import IO, Any
 import numpy as np
 
 from mipkd.core import codec
+from mipkd.core.archives import check_inflation
 from mipkd.core.codec import CodecError
 from mipkd.core.errors import UsageError
 from mipkd.core.measurement import Measurement
@@ -187,6 +188,7 @@ def read_results(file: Path | IO[bytes]) -> tuple[StoredResults, Outputs]:
     """
     name = getattr(file, "name", file)
     try:
+        check_inflation(file, name)
         with zipfile.ZipFile(file) as packed:
             text, seal = packed.read(RESULTS), packed.read(SEAL).decode()
             stated = codec.parse_json(text)
