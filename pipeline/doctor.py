@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mipkd.core import plugins
 from mipkd.core.apart import Limits, call_apart
+from mipkd.core.names import printable
 from mipkd.metrics.base import list_metrics
 from pipeline.machine.base import DeviceConfig, connect
 from targets.base import every
@@ -57,11 +58,11 @@ def describe_machine(found: dict[str, Any]) -> str:
     memory = f"{size / 2**30:.0f} GiB" if size else "memory unknown"
     wide = max(map(len, targets))
     lines = [
-        f"{host['cpu']}, {host['cores']} cores, {memory}, {host['system']}",
+        printable(f"{host['cpu']}, {host['cores']} cores, {memory}, {host['system']}"),
         f"fast arithmetic: {', '.join(host['features']) or 'none known'}",
         "",
         f"{'target':<{wide}}  here  precisions, or what is missing; how to get it",
-        *(f"{name:<{wide}}  {_describe_target(one)}" for name, one in targets.items()),
+        *(printable(f"{name:<{wide}}  {_describe_target(one)}") for name, one in targets.items()),
         "",
         "use them: mipkd-pipeline run --target NAME,NAME; what each is: docs/targets.md",
     ]
@@ -168,5 +169,5 @@ def describe(found: dict[str, Any], indent: str = "") -> str:
             lines += [f"{indent}{name}:", describe(value, indent + "  ")]
         elif value not in ("", [], {}, None):
             shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
-            lines.append(f"{indent}{name}: {shown}")
+            lines.append(f"{indent}{name}: {printable(str(shown))}")
     return "\n".join(lines)

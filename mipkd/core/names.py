@@ -14,13 +14,19 @@ from pathlib import PurePath
 
 _LONGEST = 120  # bytes of UTF-8: file systems allow 255, and suffixes and folders are to come
 _RESERVED = '<>:"|?*\\/%'  # what Windows does not take, and our own escape
-# Characters that turn or break a line of text wherever it is shown.
-_TURNING = frozenset("\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+# Kinds of characters that steer a terminal, break or turn a line, or are not seen at all: controls,
+# formats, lone surrogates, separators of lines and paragraphs. Of the formats, scripts need three.
+_ODD = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
+_WRITTEN = frozenset("\u00ad\u200c\u200d")
 
 
-def printable(text: str | PurePath) -> str:
-    r"""A name or path as it can be printed: `\xe9` for a byte that is no UTF-8, `\n` for a line."""
-    return "".join(_escape(one) if _is_odd(one) else one for one in str(text))
+def printable(text: str | PurePath, *, keep: str = "") -> str:
+    r"""Text from outside as it can be shown: `\xe9` for a byte that is no UTF-8, `\n` for a line.
+
+    Whatever comes from a file, a device or a library goes through here before it reaches a
+    terminal, a log or a page; `keep` is what stays as it is, such as line ends.
+    """
+    return "".join(_escape(one) if _is_odd(one) and one not in keep else one for one in str(text))
 
 
 def unique_names(files: Sequence[PurePath]) -> list[str]:
@@ -58,7 +64,7 @@ def _folded(name: str) -> str:
 
 
 def _is_odd(one: str) -> bool:
-    return unicodedata.category(one) in ("Cc", "Cs") or one in _TURNING
+    return unicodedata.category(one) in _ODD and one not in _WRITTEN
 
 
 def _escape(one: str) -> str:

@@ -6,6 +6,8 @@ import re
 import shlex
 from collections.abc import Sequence
 
+from markupsafe import Markup
+
 from mipkd.core.evidence import Evidence
 from mipkd.core.records import Model
 from pipeline.bench.comparisons import NOT_MEASURED
@@ -13,8 +15,9 @@ from pipeline.bundle import manifest
 from pipeline.bundle.provenance import command, source, without_paths
 from pipeline.report import wording
 from pipeline.report.figures import Figures, ModelFigures
+from pipeline.report.markup import code
 from pipeline.report.tables import Row, Table, images_used, sizes_of
-from pipeline.report.write import cell, environment
+from pipeline.report.write import environment
 
 _UNSEEN = "not measured on the device"
 _NON_COMMERCIAL = re.compile(
@@ -26,22 +29,24 @@ def card(
     evidence: Evidence, figures: Figures, models: Sequence[manifest.Model], golden: str
 ) -> str:
     """`README.md` of a bundle; `golden` is an image that it holds."""
-    template = environment(html=False)
-    template.filters["cell"] = cell
-    text = template.get_template("card.md.j2").render(
-        r=evidence,
-        f=figures,
-        w=wording,
-        models=models,
-        table=_table(evidence, figures, models),
-        photos=source(evidence.photos) if evidence.photos else "",
-        tests=source(evidence.tests),
-        detail=images_used(evidence)[0].detail,
-        command=shlex.join(command(evidence)),
-        warning=licence_warning(_root(evidence)),
-        golden=golden,
-        unseen=[m for m in models if m.kind == "simulated"],
-        not_measured=NOT_MEASURED,
+    text = (
+        environment(html=False)
+        .get_template("card.md.j2")
+        .render(
+            r=evidence,
+            f=figures,
+            w=wording,
+            models=models,
+            table=_table(evidence, figures, models),
+            photos=source(evidence.photos) if evidence.photos else "",
+            tests=source(evidence.tests),
+            detail=images_used(evidence)[0].detail,
+            command=shlex.join(command(evidence)),
+            warning=licence_warning(_root(evidence)),
+            golden=golden,
+            unseen=[m for m in models if m.kind == "simulated"],
+            not_measured=NOT_MEASURED,
+        )
     )
     return str(without_paths(text))
 
@@ -81,7 +86,7 @@ def _table(evidence: Evidence, figures: Figures, models: Sequence[manifest.Model
         host = (m and m.host) or evidence.host
         where = {"measured": f"{host.cpu}, {host.cores} cores", "simulated": _UNSEEN}
         target = f"{model.target} (simulated)" if model.kind == "simulated" else model.target
-        cells = [target, model.precision, f"`{model.file}`"]
+        cells = [target, model.precision, Markup(f"`{code(model.file)}`".replace("|", "\\|"))]
         cells += [wording.megabytes(model.size_bytes), *_speed(found, size, model.kind)]
         cells += _pixels(found)
         rows.append(Row(model.kind, [*cells, where.get(model.kind, "failed, see below")]))

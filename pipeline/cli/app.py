@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 
 from mipkd.core.errors import MipkdError, StageError, UsageError
 from pipeline.cli import bundle, doctor, run, runs, study
-from pipeline.cli.terminal import ROOMS, print_any_name, set_logging
+from pipeline.cli.terminal import ROOMS, print_any_name, say, set_logging
 
 log = logging.getLogger(__name__)
 
@@ -158,6 +158,6 @@ def _say_usage(error: Any) -> int:
 
 
 def _say(what: str, hint: str) -> None:
-    typer.echo(f"error: {what}", err=True)
+    say(f"error: {what}", err=True)
     if hint:
-        typer.echo(f"hint: {hint}", err=True)
+        say(f"hint: {hint}", err=True)

@@ -9,15 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from mipkd.core import codec
 from mipkd.core.errors import MissingError, StageError
 from mipkd.core.evidence import Outcome
-from mipkd.core.names import printable
 from mipkd.core.texts import write_text
-from pipeline.cli.terminal import EXIT, Verbose, print_wide, set_logging
+from pipeline.cli.terminal import (
+    EXIT,
+    PlainConsole,
+    Verbose,
+    print_wide,
+    say,
+    say_lines,
+    set_logging,
+)
 
 if TYPE_CHECKING:
     from pipeline.bundle.replay import Replayed
@@ -52,9 +58,9 @@ def upscale(
 
     pictures = work.list_pictures(images, out)
     model = work.choose_model(bundle, target, precision)
-    typer.echo(f"{model.target} {model.precision}, x{model.scale}")
+    say(f"{model.target} {model.precision}, x{model.scale}")
     failed, levels = 0, list[int | None]()
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with Progress(console=PlainConsole(stderr=True), transient=True) as bar:
         task = bar.add_task("rows")
         made = work.upscale_all(
             bundle,
@@ -68,14 +74,14 @@ def upscale(
         for one in made:
             if one.file is None:
                 failed += 1
-                typer.echo(f"FAILED  {printable(one.why)}", err=True)
+                say(f"FAILED  {one.why}", err=True)
             else:
                 rate = one.seconds / one.megapixels
-                typer.echo(f"{printable(one.file)}  {one.seconds:.1f} s, {rate:.2f} s a megapixel")
+                say(f"{one.file}  {one.seconds:.1f} s, {rate:.2f} s a megapixel")
                 levels.append(one.levels)
     if levels:
         seen = [n for n in levels if n is not None]
-        typer.echo(work.describe_tiles(model, max(seen, default=None)))
+        say(work.describe_tiles(model, max(seen, default=None)))
     if failed:
         raise StageError(f"upscale: {failed} of {len(pictures)} images failed")
 
@@ -90,25 +96,25 @@ def verify(bundle: Bundle, verbose: Verbose = False) -> None:
     manifest.check_models(stated)
     wrong = manifest.problems(bundle, stated)
     for problem in wrong:
-        typer.echo(f"{problem.what.upper()}  {problem.file}")
+        say(f"{problem.what.upper()}  {problem.file}")
     good = len(stated.files) - sum(problem.file in stated.files for problem in wrong)
-    typer.echo(f"files: {good} of {len(stated.files)} are as they were written")
+    say(f"files: {good} of {len(stated.files)} are as they were written")
     well, ran = True, 0
     for one in replay(bundle, stated, wrong):
         name = f"{one.model.target} {one.model.precision}"
         well = well and one.well
         if one.failed:
-            typer.echo(f"FAILED  {name}: {one.failed}")
+            say(f"FAILED  {name}: {one.failed}")
         elif one.why_not:
-            typer.echo(f"not replayed  {name}: {one.why_not}")
+            say(f"not replayed  {name}: {one.why_not}")
         else:
             ran += 1
-            typer.echo(f"{'same' if one.well else 'DIFFERS'}  {name}: {_apart(one)}")
-    typer.echo(f"replayed: {ran} of {len(stated.models)} models on this machine")
+            say(f"{'same' if one.well else 'DIFFERS'}  {name}: {_apart(one)}")
+    say(f"replayed: {ran} of {len(stated.models)} models on this machine")
     if wrong or not well:
-        typer.echo("verify: FAIL")
+        say("verify: FAIL")
         raise typer.Exit(EXIT[Outcome.FAIL])
-    typer.echo("verify: PASS")
+    say("verify: PASS")
 
 
 def bench(
@@ -151,9 +157,9 @@ def bench(
     for failure in found.failures:
         table.add_row(failure.target, failure.precision, "", "", "not measured", "", "")
     print_wide(table)
-    typer.echo(f"on {found.host.cpu}, {found.host.cores} cores")
+    say(f"on {found.host.cpu}, {found.host.cores} cores")
     for line in dict.fromkeys(_remarks(found)):
-        typer.echo(line)
+        say(line)
     if as_json:
         as_json.write_text(json.dumps({"schema": 2, **codec.encode(found)}, indent=1))
     if not found.measurements:
@@ -192,19 +198,19 @@ def check(
     from pipeline.report import markdown
 
     if update_baseline:
-        typer.echo(set_baseline(bundle, baseline, reason))
+        say_lines(set_baseline(bundle, baseline, reason))
         return
     found = checked(bundle)
     if baseline and not found.problems:
         settings = settings_with(bundle, sets or ())
         found = compare_with_baseline(found, bundle, baseline, settings.baseline, settings.bench)
     for problem in found.problems:
-        typer.echo(f"{problem.what.upper()}  {problem.file}")
+        say(f"{problem.what.upper()}  {problem.file}")
     for gate in () if found.problems else found.gates:
-        typer.echo(f"{gate.outcome.value:<8}{gate_line(gate)}")
-    typer.echo(f"check: {found.outcome.value}")
+        say(f"{gate.outcome.value:<8}{gate_line(gate)}")
+    say(f"check: {found.outcome.value}")
     if github:
-        typer.echo("\n".join(markdown.github_lines(found.gates)))
+        typer.echo("\n".join(markdown.github_lines(found.gates)))  # escaped as GitHub reads them
     name = found.manifest.name
     if summary:
         with summary.open("a") as file:
@@ -227,11 +233,11 @@ def kit(
     from pipeline.bundle.kit import kit_name, make_kit
 
     made = make_kit(bundle, target, out or Path(kit_name(target)))
-    typer.echo(f"kit: {made.file} ({made.file.stat().st_size / 1e6:.1f} MB)")
-    typer.echo(f"models: {', '.join(made.models)}; {made.images} images")
+    say(f"kit: {made.file} ({made.file.stat().st_size / 1e6:.1f} MB)")
+    say(f"models: {', '.join(made.models)}; {made.images} images")
     if not made.whole:
-        typer.echo("the run is not beside the bundle: golden images only, and no teacher")
-    typer.echo(three_steps(made.file, bundle.resolve().parent if made.whole else None))
+        say("the run is not beside the bundle: golden images only, and no teacher")
+    say_lines(three_steps(made.file, bundle.resolve().parent if made.whole else None))
 
 
 def collect(
@@ -249,9 +255,9 @@ def collect(
     brought, evidence = collected(results, run)
     host = next(m.host for m in brought.measurements if m.host)
     print_wide(summarize(evidence))
-    typer.echo(f"{brought.target}: measured on {host.cpu}, {host.cores} cores ({host.system})")
-    typer.echo(f"report: {report_folder(run) / 'index.html'}")
-    typer.echo(f"bundle: {bundle_folder(run)}")
+    say(f"{brought.target}: measured on {host.cpu}, {host.cores} cores ({host.system})")
+    say(f"report: {report_folder(run) / 'index.html'}")
+    say(f"bundle: {bundle_folder(run)}")
     raise typer.Exit(EXIT[evidence.verdict.outcome])
 
 
@@ -260,8 +266,8 @@ def explain_kits(run: Path, targets: list[str]) -> None:
     from pipeline.bundle.kit import kit_name
 
     for target in targets:
-        typer.echo(f"{target} was not measured on the device. To measure it there:")
-        typer.echo(three_steps(run / kit_name(target), run))
+        say(f"{target} was not measured on the device. To measure it there:")
+        say_lines(three_steps(run / kit_name(target), run))
 
 
 def three_steps(kit: Path, run: Path | None) -> str:

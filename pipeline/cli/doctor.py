@@ -11,7 +11,7 @@ import typer
 
 from mipkd.core.errors import UsageError
 from pipeline.cli import options as o
-from pipeline.cli.terminal import Verbose, set_logging
+from pipeline.cli.terminal import Verbose, say_lines, set_logging
 
 if TYPE_CHECKING:
     from pipeline.machine.base import DeviceConfig
@@ -38,7 +38,7 @@ def doctor(
     else:
         found = doctor.examine_machine(_load_device(device, sets or ()))
     render = doctor.describe if file else doctor.describe_machine
-    typer.echo(json.dumps(found, indent=2) if as_json else render(found))
+    say_lines(json.dumps(found, indent=2) if as_json else render(found))
     if file:
         doctor.check_quality(found, sets or ())
 

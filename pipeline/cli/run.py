@@ -10,7 +10,7 @@ import typer
 
 from pipeline.cli import options as o
 from pipeline.cli.bundle import explain_kits
-from pipeline.cli.terminal import EXIT, Verbose, print_wide, set_logging
+from pipeline.cli.terminal import EXIT, Verbose, print_wide, say, set_logging
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -67,8 +67,8 @@ def run(settings: Config) -> None:
     with here.lock():
         evidence = run_pipeline(settings, here, command=o.command_line())
     print_wide(summarize(evidence))
-    typer.echo(f"report: {report_folder(here.root) / 'index.html'}")
-    typer.echo(f"bundle: {bundle_folder(here.root)}")
+    say(f"report: {report_folder(here.root) / 'index.html'}")
+    say(f"bundle: {bundle_folder(here.root)}")
     explain_kits(here.root, kit_targets(evidence))
     raise typer.Exit(EXIT[evidence.verdict.outcome])
 
@@ -83,6 +83,6 @@ def plan(settings: Config) -> None:
     for event in here.events:
         verb = "skip" if event.remembered else "run "
         why = ", ".join(filter(None, (event.why, event.note)))
-        typer.echo(f"{verb}  {event.stage + ' ' + event.label:<32} {why}")
+        say(f"{verb}  {event.stage + ' ' + event.label:<32} {why}")
     todo = sum(not e.remembered for e in here.events)
-    typer.echo(f"{todo} of {len(here.events)} steps would run, in {here.root}")
+    say(f"{todo} of {len(here.events)} steps would run, in {here.root}")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from pipeline.cli.terminal import Verbose, print_wide, set_logging
+from pipeline.cli.terminal import Verbose, print_wide, say, set_logging
 
 
 def register(app: typer.Typer) -> None:
@@ -29,7 +29,7 @@ def report(
     if len(folders) == 1:
         from pipeline.publish import report_again
 
-        typer.echo(f"report: {report_again(folders[0])}")
+        say(f"report: {report_again(folders[0])}")
         return
     from pipeline.report import comparison
 
@@ -39,7 +39,7 @@ def report(
     for row in found.rows:
         shown.add_row(*row.cells)
     print_wide(shown)
-    typer.echo(f"comparison: {comparison.write_page(seen, out)}")
+    say(f"comparison: {comparison.write_page(seen, out)}")
 
 
 def history(
@@ -62,5 +62,5 @@ def history(
         shown.add_row(run, target, precision, size, str(len(series)), *figures, last.verdict)
     print_wide(shown)
     for name, line in work.describe_changes(found):
-        typer.echo(f"changed  {name}: {line}")
-    typer.echo(f"history: {work.write_page(found, out or folder / 'history.html')}")
+        say(f"changed  {name}: {line}")
+    say(f"history: {work.write_page(found, out or folder / 'history.html')}")

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from pipeline.cli import options as o
-from pipeline.cli.terminal import Verbose, print_wide, set_logging
+from pipeline.cli.terminal import Verbose, print_wide, say, set_logging
 
 
 def train(
@@ -34,8 +34,8 @@ def train(
     with here.lock():
         found = train_from_photos(settings, here, arch)
     net = found.distilled
-    typer.echo(f"{net.psnr_y_db:.3f} dB PSNR-Y after {net.steps} steps, {net.seconds:.0f} s")
-    typer.echo(f"checkpoint: {found.checkpoint}")
+    say(f"{net.psnr_y_db:.3f} dB PSNR-Y after {net.steps} steps, {net.seconds:.0f} s")
+    say(f"checkpoint: {found.checkpoint}")
 
 
 def study(
@@ -77,5 +77,5 @@ def study(
     for row in rows:
         table.add_row(*row)
     print_wide(table)
-    typer.echo(f"report: {here.root / 'report' / 'latest' / 'index.html'}")
+    say(f"report: {here.root / 'report' / 'latest' / 'index.html'}")
     raise typer.Exit(7 if found.missing else 0)

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from mipkd.core.evidence import Evidence, Gate, Outcome
 from mipkd.core.measurement import BY_KIT, Measurement
+from mipkd.core.names import printable
 from pipeline.bench.comparisons import mean_of, p50_s, simulated_targets, speedup
 from pipeline.bench.distillation_gain import compare_with
 from pipeline.cli.terminal import COLOURS
@@ -44,20 +45,20 @@ def summarize(evidence: Evidence) -> Group:
     lines += [_outcome_line(gate.outcome, gate_line(gate)) for gate in stopped]
     for rival in evidence.rivals:
         found = compare_with(rival.name, evidence.measurements)
-        lines.append(Text(f"gain    {gain_sentence(found, rival, evidence.student)}"))
-    lines += [Text(f"note    {where}") for where in dict.fromkeys(_elsewhere(evidence))]
-    lines += [Text(f"note    {remark}") for remark in evidence.verdict.remarks]
+        lines.append(_line(f"gain    {gain_sentence(found, rival, evidence.student)}"))
+    lines += [_line(f"note    {where}") for where in dict.fromkeys(_elsewhere(evidence))]
+    lines += [_line(f"note    {remark}") for remark in evidence.verdict.remarks]
     for one in evidence.verdict.recommended:
         if not one.simulated:
             what = one.precision or "nothing"
-            lines.append(Text(f"ship    {one.target}: {what}: {one.reason}"))
+            lines.append(_line(f"ship    {one.target}: {what}: {one.reason}"))
     for failure in evidence.failures:
         what = f"{failure.target} {failure.precision}{whose(failure.role)}: {failure.what}"
-        lines.append(Text(f"FAILED  {what}", "red"))
+        lines.append(_line(f"FAILED  {what}", "red"))
     verdict = evidence.verdict.outcome
     unseen = simulated_targets(evidence.measurements)
     but = f"; not measured on the device: {', '.join(unseen)}" if unseen else ""
-    end = Text(f"verdict: {verdict.value}{but}", f"bold {COLOURS[verdict]}")
+    end = _line(f"verdict: {verdict.value}{but}", f"bold {COLOURS[verdict]}")
     smoke = Text("smoke run on sample photos: not a result", "yellow") if evidence.smoke else ""
     return Group(table, *lines, end, smoke)
 
@@ -78,7 +79,12 @@ def gate_line(gate: Gate) -> str:
 
 
 def _outcome_line(outcome: Outcome, text: str) -> Text:
-    return Text.assemble((f"{outcome.value:<8}", COLOURS[outcome]), text)
+    return Text.assemble((f"{outcome.value:<8}", COLOURS[outcome]), _line(text))
+
+
+def _line(text: str, style: str = "") -> Text:
+    """One line, whatever is in it."""
+    return Text(printable(text), style)
 
 
 def _latency(evidence: Evidence, m: Measurement) -> tuple[str, str, str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from mipkd.core.evidence import Gate, Outcome
+from mipkd.core.names import printable
+from pipeline.report.markup import cell
 
 _MARK = {Outcome.PASS: "✅", Outcome.FAIL: "❌", Outcome.INVALID: "⚠️"}
 _COLUMNS = ("", "Model", "What", "Figure", "Bound", "Why")
@@ -14,7 +16,7 @@ def table(title: str, outcome: Outcome, gates: Sequence[Gate]) -> str:
     """The verdict, what stopped it, and all gates folded away below."""
     stopped = [gate for gate in gates if gate.outcome is not Outcome.PASS]
     kept = len(gates) - len(stopped)
-    lines = [f"### {_MARK[outcome]} {title}: {outcome.value}", ""]
+    lines = [f"### {_MARK[outcome]} {cell(title)}: {outcome.value}", ""]
     lines += [f"{kept} of {len(gates)} gates pass."]
     if stopped:
         lines += ["", *_rows(stopped)]
@@ -37,8 +39,7 @@ def _rows(gates: Sequence[Gate]) -> Iterator[str]:
     for gate in gates:
         bound = "" if gate.figure is None else f"{gate.bound:g} {gate.unit}"
         cells = (gate.subject, gate.name, _figure(gate), bound, gate.reason)
-        shown = (cell.strip().replace("|", "\\|").replace("\n", " ") for cell in cells)
-        yield f"| {_MARK[gate.outcome]} | " + " | ".join(shown) + " |"
+        yield f"| {_MARK[gate.outcome]} | " + " | ".join(map(cell, cells)) + " |"
 
 
 def _figure(gate: Gate) -> str:
@@ -46,5 +47,5 @@ def _figure(gate: Gate) -> str:
 
 
 def _escape(text: str) -> str:
-    """As GitHub reads workflow commands."""
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    """As GitHub reads workflow commands, on one line."""
+    return printable(" ".join(text.split())).replace("%", "%25")

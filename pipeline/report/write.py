@@ -16,6 +16,7 @@ from pipeline.report.crops import find_exhibits
 from pipeline.report.figures import Figures, compute_figures
 from pipeline.report.gain_tables import draw_gains, gain_table, list_unknown
 from pipeline.report.junit import junit
+from pipeline.report.markup import cell, code, in_html
 from pipeline.report.results_file import RESULTS, SCHEMA_VERSION, run_of, write_results
 
 
@@ -69,7 +70,6 @@ def _page(evidence: Evidence, figures: Figures) -> str:
 
 def _render(template: str, evidence: Evidence, figures: Figures, **more: object) -> str:
     found = environment(html=template.endswith(".html.j2"))
-    found.filters["cell"] = cell
     return found.get_template(template).render(
         r=evidence,
         f=figures,
@@ -88,17 +88,15 @@ def _render(template: str, evidence: Evidence, figures: Figures, **more: object)
 
 
 def environment(*, html: bool) -> Environment:
-    """Where the templates are; `html` escapes what is put into them."""
-    return Environment(
+    """Where the templates are; what is put into them is escaped as HTML, or else as Markdown."""
+    found = Environment(
         loader=PackageLoader("pipeline", "report"),
-        autoescape=html,
+        autoescape=True,  # so that macros, whose text is ours, give Markup
+        finalize=in_html if html else cell,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-
-
-def cell(text: str) -> str:
-    """Text that cannot break out of a cell of a Markdown table."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    found.filters.update(cell=cell, code=code)
+    return found

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,16 +68,13 @@ def _family(process: int) -> list[int]:
     """A process and all that it started, as Linux tells."""
     found = [process]
     for one in found:
-        for task in Path("/proc").glob(f"{one}/task/*/children"):
-            try:
-                found += map(int, task.read_text().split())
-            except OSError:
-                continue
+        with suppress(OSError):  # it has ended
+            for task in Path(f"/proc/{one}/task").iterdir():
+                found += map(int, (task / "children").read_text().split())
     return found
 
 
 def _resident(process: int) -> int:
-    try:
+    with suppress(OSError):
         return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * 4096
-    except OSError:
-        return 0
+    return 0
