@@ -33,6 +33,7 @@ from pipeline.stages.fit import FitConfig
 from pipeline.study import StudyConfig
 
 _TEACHER = "teacher_x2.safetensors"  # of the demo
+_MOST_BYTES = 2**16  # of a configuration: reading deep names takes time by the square of it
 _PATHS = ("teacher", "model", "data", "val", "out")
 
 
@@ -140,6 +141,8 @@ def _preset(name: str) -> dict[str, Any]:
 def _read(file: Path) -> dict[str, Any]:
     """A TOML file's settings; relative paths in it start at its own folder."""
     try:
+        if (size := file.stat().st_size) > _MOST_BYTES:
+            raise UsageError(f"--config: {file} has {size} bytes; known: up to {_MOST_BYTES}")
         written = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"--config: cannot read {file}: {error.strerror}") from error

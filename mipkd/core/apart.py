@@ -263,6 +263,8 @@ def _answer(pipe: Connection[Any, Any], send: Send) -> None:
 
 def _as_portable(error: Exception) -> Exception:
     """The error, or one of ours with its words: those of native code cannot be pickled."""
+    if isinstance(error, MemoryError):
+        return StageError(f"not enough memory: {error}".rstrip(": "))
     try:
         same: Exception = pickle.loads(pickle.dumps(error))
     except Exception:

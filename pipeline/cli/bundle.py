@@ -48,16 +48,22 @@ def upscale(
     tile: Annotated[
         int | None, typer.Option(help="LR pixels a side of a tile; default: what fits.", min=1)
     ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Settings of [limits]: limits.seconds=60."),
+    ] = None,
     verbose: Verbose = False,
 ) -> None:
     """Upscale pictures of any size with a bundle's model."""
     set_logging(verbose)
     from rich.progress import Progress
 
+    from pipeline.bundle.trial import limits_with, try_models
     from pipeline.upscale import upscale as work
 
     pictures = work.list_pictures(images, out)
     model = work.choose_model(bundle, target, precision)
+    try_models(bundle, [model], limits_with(sets or ()))
     say(f"{model.target} {model.precision}, x{model.scale}")
     failed, levels = 0, list[int | None]()
     with Progress(console=PlainConsole(stderr=True), transient=True) as bar:
@@ -130,7 +136,7 @@ def bench(
     ] = None,
     sets: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Settings of [bench] and [device]: bench.min_time_s=5."),
+        typer.Option("--set", help="Settings of [bench], [device], [limits]: bench.min_time_s=5."),
     ] = None,
     verbose: Verbose = False,
 ) -> None:
@@ -139,6 +145,7 @@ def bench(
     from pipeline.bundle import manifest
     from pipeline.bundle.kit import settings_of
     from pipeline.bundle.timing import time_bundle
+    from pipeline.bundle.trial import try_asked
     from pipeline.config import load
     from pipeline.machine.base import connect
 
@@ -147,6 +154,8 @@ def bench(
     flags = {"bench": codec.encode(settings_of(bundle)), "device": {"address": device}}
     config = load(flags, sets=sets or ())
     with connect(config.device) as machine:
+        if not machine.address:
+            try_asked(bundle, stated, wanted, config.limits)
         found = time_bundle(bundle, stated, wanted, config.bench, machine)
     table = Table("target", "precision", "size MB", "LR", "p50 ms", "p90 ms", "samples")
     for m in found.measurements:

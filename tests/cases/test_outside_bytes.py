@@ -51,7 +51,7 @@ def test_a_name_in_latin_1_is_printed_in_any_terminal(encoding: str, tmp_path: P
     settings = {**os.environ, "PYTHONIOENCODING": f"{encoding}:strict"}
     said = subprocess.run([sys.executable, *words], capture_output=True, env=settings, check=False)
     assert said.returncode == 2
-    assert (b"caf?" if encoding == "ascii" else b"caf\\udce9") in said.stderr
+    assert b"caf\\xe9" in said.stderr
     assert said.stderr.startswith(b"error: ")
     assert b"Traceback" not in said.stderr
 
@@ -66,7 +66,7 @@ def test_tables_and_pages_hold_names_that_are_no_text(
     table.add_row(LATIN)
     print_wide(table)
     sys.stdout.flush()
-    assert b"caf\\udce9" in data.getvalue()
+    assert b"caf\\xe9" in data.getvalue()
     write_text(tmp_path / "page.html", f"<p>{LATIN}</p>")
     assert (tmp_path / "page.html").read_bytes() == b"<p>caf\\udce9</p>"
 

@@ -46,6 +46,7 @@ DAMAGED = (
     AttributeError,
     EOFError,
     LookupError,
+    MemoryError,  # a shape that no machine holds
     NotImplementedError,  # a kind of compression
     RuntimeError,  # encrypted
     SyntaxError,  # numpy's own header
