@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,6 @@ _OURS = {str(multiple) for multiple in range(1, 257)}  # what the metadata of ou
 _IR = 8  # the least of an adopted file: before 4, weights are listed among the inputs
 _COMPARED = 3  # real images, at most `_SIDE` pixels a side
 _SIDE = 64
-_MOST_NODES = 100_000  # after inlining: the largest nets have a tenth of that
 
 
 def adopt(
@@ -127,8 +125,6 @@ def _inline_functions(model: Any, path: Path) -> Any:
     from onnx import inliner
 
     hint = "export it without functions of its own"
-    if (count := _count_inlined(model)) > _MOST_NODES:
-        raise UnsupportedError(f"{path}: its functions hold {count:.3g} operators", hint=hint)
     try:
         inlined = inliner.inline_local_functions(model, True)
     except Exception as error:  # the inliner raises RuntimeError and more, of no common base
@@ -137,27 +133,6 @@ def _inline_functions(model: Any, path: Path) -> Any:
     if names := [function.name for function in inlined.functions]:
         raise UnsupportedError(f"{path}: its functions stay: {', '.join(names)}", hint=hint)
     return inlined
-
-
-def _count_inlined(model: Any) -> float:
-    """How many operators a model holds once each call of a function is its body; infinite where a
-    function calls itself."""
-    bodies = {(f.domain, f.name): f.node for f in model.functions}
-    known: dict[tuple[str, str], float] = {}
-
-    def count(nodes: Any) -> float:
-        return sum(count_one(node.domain, node.op_type) for node in nodes)
-
-    def count_one(domain: str, name: str) -> float:
-        key = (domain, name)
-        if key not in bodies:
-            return 1
-        if key not in known:
-            known[key] = math.inf  # until it is known: within itself
-            known[key] = count(bodies[key])
-        return known[key]
-
-    return count(model.graph.node)
 
 
 def _with_free_sizes(model: Any) -> Any:

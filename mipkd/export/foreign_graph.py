@@ -23,7 +23,15 @@ from mipkd.core.errors import MipkdError, UnsupportedError, UsageError
 from mipkd.core.finite import check_finite
 from mipkd.export.as_float32 import other_floats
 from mipkd.export.onnx import open_session
-from mipkd.export.opset import LEAST, graphs_in, largest_opset, nodes_in, operators_in, opset_of
+from mipkd.export.opset import (
+    LEAST,
+    count_inlined,
+    graphs_in,
+    largest_opset,
+    nodes_in,
+    operators_in,
+    opset_of,
+)
 from mipkd.export.parity import (
     EXACT,
     FloatArray,
@@ -41,6 +49,7 @@ _RGB = "known: float of shape [N, 3, H, W], RGB"
 _FLOATS = ("float", "float16", "double")
 _RANDOM = re.compile("^(Bernoulli|Multinomial|Random.*|Dropout)$")
 _OWN = ("", "ai.onnx")
+_MOST_NODES = 100_000  # with those of functions, each time: the largest nets have a tenth of that
 
 
 @dataclass(frozen=True)
@@ -194,6 +203,11 @@ def _read(path: Path) -> Any:
     try:
         model = onnx.load(path)
         _check_opset(model, path)
+        if (count := count_inlined(model)) > _MOST_NODES:
+            raise UnsupportedError(
+                f"{path}: its functions hold {count:.3g} operators",
+                hint="export it without functions of its own",
+            )
         _check_names(model, path)
         onnx.checker.check_model(model)
         _check_types(model, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -98,3 +99,24 @@ def _opens(opset: int) -> bool:
     except Exception:  # onnxruntime has no public base class
         return False
     return True
+
+
+def count_inlined(model: Any) -> float:
+    """How many operators a model holds once each call of a function is its body; infinite where a
+    function calls itself."""
+    bodies = {(f.domain, f.name): f.node for f in model.functions}
+    known: dict[tuple[str, str], float] = {}
+
+    def count(nodes: Any) -> float:
+        return sum(count_one(node.domain, node.op_type) for node in nodes)
+
+    def count_one(domain: str, name: str) -> float:
+        key = (domain, name)
+        if key not in bodies:
+            return 1
+        if key not in known:
+            known[key] = math.inf  # until it is known: within itself
+            known[key] = count(bodies[key])
+        return known[key]
+
+    return count(model.graph.node)

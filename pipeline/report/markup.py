@@ -16,8 +16,8 @@ from mipkd.core.names import printable
 # addresses, which it makes links of.
 _SPECIAL = re.compile(r"[\\`*\[\]|]|~(?=~)|(?<![^\W_])_|_(?![^\W_])")
 _REFERENCE = re.compile(r"&(?=#?\w+;)")
-_BLOCK = re.compile(r"^(?=#|>|[-+]\s|\d+[.)]\s)")
-_ADDRESS = re.compile(r"(?i)(?<=http|ttps)(?=://)|\b(www)(?=\.)")
+_BLOCK = re.compile(r"^(\d*)(?=[#>]|[-+]\s|[.)]\s)")
+_ADDRESS = re.compile(r"(?i)(?:(?<=http:)|(?<=https:)|(?<=ftp:))(?=//)|(?<=\bwww)(?=\.)")
 
 
 def cell(text: object) -> Markup:
@@ -26,7 +26,7 @@ def cell(text: object) -> Markup:
         return text
     one_line = printable(" ".join(str(text).split()))
     escaped = _SPECIAL.sub(r"\\\g<0>", _REFERENCE.sub("&amp;", one_line)).replace("<", "&lt;")
-    return Markup(_BLOCK.sub("\u200b", _ADDRESS.sub("\\1\u200b", escaped)))
+    return Markup(_BLOCK.sub(r"\1\\", _ADDRESS.sub(r"\\", escaped)))
 
 
 def code(text: object) -> Markup:

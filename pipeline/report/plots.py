@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from mipkd.core.names import printable
+
 COLOURS = 6
 _WIDTH, _HEIGHT = 520, 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 14, 46
@@ -205,7 +207,7 @@ def _mark(p: Point, across: _Axis, up: _Axis) -> str:
             f'<line class="whisker c{p.colour}" x1="{x:.1f}" y1="{y:.1f}" '
             f'x2="{across.at(p.reach):.1f}" y2="{y:.1f}"/>'
         )
-    return f"<g>{whisker}{shape}<title>{escape(p.name)}</title></g>"
+    return f"<g>{whisker}{shape}<title>{_escape(p.name)}</title></g>"
 
 
 # Where a label may stand: offset of its anchor from the mark, and which end the anchor is.
@@ -259,11 +261,16 @@ def _overlap(a: _Box, b: _Box) -> float:
 def _text(x: float, y: float, text: str, anchor: str, look: str, more: str = "") -> str:
     return (
         f'<text class="{look}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" {more}>'
-        f"{escape(text)}</text>"
+        f"{_escape(text)}</text>"
     )
 
 
 def _svg(title: str, *layers: Sequence[str]) -> str:
     drawn = "".join(part for layer in layers for part in layer)
-    view = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}"'
+    view = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{_escape(title)}"'
     return f"<svg {view}>{drawn}</svg>"
+
+
+def _escape(text: str) -> str:
+    """Text from outside within SVG."""
+    return escape(printable(text))

@@ -234,9 +234,9 @@ def overflowing_shape(folder: Path) -> Path:
 
 
 def empty_tensors(folder: Path) -> Path:
-    """Two hundred thousand tensors without a value, whose other sides are huge."""
+    """Sixty thousand tensors without a value, whose other sides are huge."""
     one = {"dtype": "F32", "shape": [0, 2**31], "data_offsets": [0, 0]}
-    header = json.dumps({f"a.{number}.weight": one for number in range(200_000)})
+    header = json.dumps({f"a.{number}.weight": one for number in range(60_000)})
     return _safetensors(folder / "empty_tensors.safetensors", header.encode())
 
 
@@ -602,6 +602,18 @@ def tiff(folder: Path) -> Path:
     return path
 
 
+def tiff_tile(folder: Path) -> Path:
+    """8 x 8 pixels in a tile of 65520 x 65520."""
+    data, side = zlib.compress(bytes(64)), 65520
+    tags = [(256, 4, 1, 8), (257, 4, 1, 8), (258, 3, 1, 8), (259, 3, 1, 8), (262, 3, 1, 1)]
+    tags += [(277, 3, 1, 1), (322, 4, 1, side), (323, 4, 1, side)]
+    tags += [(324, 4, 1, 8), (325, 4, 1, len(data))]
+    table = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    path = folder / "tiff_tile.tif"
+    path.write_bytes(struct.pack("<2sHI", b"II", 42, 8 + len(data)) + data + table + bytes(4))
+    return path
+
+
 def tiff_in_a_ring(folder: Path) -> Path:
     """Pages whose last is followed by the first."""
     from PIL import Image
@@ -650,6 +662,7 @@ IMAGES: Sequence[Maker] = (
     gif,
     bmp,
     tiff,
+    tiff_tile,
     webp,
     postscript,
     portable_pixmap,
@@ -756,12 +769,12 @@ CONFIGS: Mapping[str, str] = {
 
 
 def results_bomb(folder: Path) -> Path:
-    """A megabyte whose results.json would be a gigabyte."""
+    """0.2 MB whose results.json would be 200 MB."""
     path = folder / "results_bomb.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr("seal", "0")
         with packed.open("results.json", "w", force_zip64=True) as entry:
-            for _ in range(1000):
+            for _ in range(200):
                 entry.write(b" " * 10**6)
     return path
 

@@ -1,0 +1,211 @@
+"""Files made to stop or fill the machine are refused; all of them run in benchmarks/hostile.py."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from pathlib import Path
+
+import hostile_makers as makers
+import numpy as np
+import pytest
+from checkpoint_makers import TRAINED
+from measured import Measured, measure
+from PIL import Image
+
+from mipkd.core import memory
+from mipkd.core.apart import LimitError
+from mipkd.core.archives import check_inflation
+from mipkd.core.errors import MipkdError, UnsupportedError, UsageError
+from mipkd.core.images import bytes_to_read, read_rgb, size_of
+from mipkd.distill.files import read_content
+from mipkd.distill.recognise import recognise
+from mipkd.export.adopt_onnx import adopt
+from pipeline import config, doctor
+from pipeline.bundle.manifest import Model
+from pipeline.bundle.trial import try_models
+from pipeline.limits import LimitsConfig
+from pipeline.machine.kit import Kit
+from pipeline.upscale.pictures import read_picture
+
+MOST_S, MOST_BYTES = 60, 2**30  # of a command, on a busy machine; alone each is under 20 s
+
+
+def check_refusal(found: Measured) -> None:
+    assert found.code in (2, 3, 5), found.err
+    assert len(found.complaints) == 1, found.err
+    assert "Traceback" not in found.err
+    assert "a bug of" not in found.err
+    assert found.peak_bytes < MOST_BYTES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [makers.inflated_pickle, makers.many_keys, makers.sparse])
+def test_doctor_refuses_a_checkpoint(make: makers.Maker, tmp_path: Path) -> None:
+    file = make(tmp_path)
+    check_refusal(measure("doctor", file, folder=tmp_path, limit_s=MOST_S))
+    assert [*tmp_path.iterdir()] == [file]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [makers.endless_scan, makers.functions_of_functions])
+def test_a_run_refuses_a_graph(make: makers.Maker, tmp_path: Path) -> None:
+    words = ("run", "--model", make(tmp_path), "--target", "cpu", "--out", tmp_path / "run")
+    check_refusal(measure(*words, folder=tmp_path, limit_s=MOST_S))
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (makers.holds_itself, "no tensors"),
+        (makers.nested_dicts, "no tensors"),
+        (makers.many_laughs, "no tensors"),
+        (makers.many_keys, "more than 50000 tensors"),
+        (makers.empty_tensors, "more than 50000 tensors"),
+        (makers.expanded, "claim 10000"),
+        (makers.expanded_half, "values, in a file of"),
+        (makers.sparse, "claim 10000"),
+        (makers.bytearray_of, "damaged"),
+        (makers.array_of, "damaged"),
+        (makers.code_in_pickle, "os.system"),
+        (makers.nested_header, "damaged"),
+        (makers.overflowing_shape, "damaged"),
+    ],
+)
+def test_a_checkpoint_is_refused_before_it_takes_memory(
+    make: makers.Maker, says: str, tmp_path: Path
+) -> None:
+    file = make(tmp_path)
+    memory.reset_peak()
+    before = memory.peak_bytes() or 0
+    with pytest.raises(MipkdError, match=says):
+        recognise(file)
+    assert (memory.peak_bytes() or 0) - before < 2**29
+
+
+def test_an_archive_that_would_grow_a_hundredfold_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "net.pth"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
+        for number in range(10):
+            packed.writestr(f"archive/data/{number}", bytes(10**7))
+    with pytest.raises(UsageError, match="bytes that claims to hold 100000000"):
+        read_content(file)
+    noise = np.random.default_rng(0).bytes(2**20)
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("archive/data/0", noise)
+    check_inflation(file)
+    file.write_bytes(noise)
+    check_inflation(file)  # it is none
+
+
+@pytest.mark.parametrize("make", makers.RESULTS)
+def test_what_a_kit_brought_back_is_refused(make: makers.Maker, tmp_path: Path) -> None:
+    file = make(tmp_path)
+    with pytest.raises(UsageError, match=file.name):
+        Kit(file)
+    assert [*tmp_path.iterdir()] == [file]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(makers.png_of_a_header, makers.jpeg, makers.gif, makers.bmp, makers.tiff),
+        *(makers.postscript, makers.portable_pixmap),
+    ],
+)
+def test_an_image_is_refused_by_its_header(make: makers.Maker, tmp_path: Path) -> None:
+    file = make(tmp_path)
+    memory.reset_peak()
+    before = memory.peak_bytes() or 0
+    with pytest.raises(UsageError, match="cannot be read as an image"):
+        read_rgb(file)
+    assert (memory.peak_bytes() or 0) - before < 2**28
+    assert [*tmp_path.iterdir()] == [file]
+
+
+def test_a_tile_that_is_larger_than_its_image_counts(tmp_path: Path) -> None:
+    file = makers.tiff_tile(tmp_path)
+    assert size_of(file) == (8, 8)
+    with pytest.raises(UsageError, match="megapixels"):
+        read_rgb(file)
+
+
+def test_a_picture_is_held_against_the_memory_before_it_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "large.png"
+    Image.new("RGB", (1000, 800)).save(file)
+    needed = bytes_to_read(file)
+    assert needed >= 3 * 1000 * 800
+    assert read_picture(file, needed).rgb_HWC.shape == (800, 1000, 3)
+    with pytest.raises(UsageError, match=r"reading 1000x800 pixels takes .* of --memory") as caught:
+        read_picture(file, needed - 1)
+    assert "--memory" in caught.value.hint
+    Image.new("RGBA", (1000, 800)).save(file)
+    assert bytes_to_read(file) > needed
+
+
+@pytest.mark.parametrize("text", makers.CONFIGS.values(), ids=makers.CONFIGS)
+def test_a_configuration_is_refused(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match="config"):
+        config.load({}, file=file)
+
+
+def test_functions_that_hold_each_other_are_counted_before_they_are_inlined(
+    tmp_path: Path,
+) -> None:
+    file = makers.functions_of_functions(tmp_path)
+    with pytest.raises(UnsupportedError, match="its functions hold 1e\\+12 operators"):
+        adopt(file, scale=None, image_range=None, probe=lambda scale: [], out=tmp_path)
+
+
+def model_of(make: makers.Maker, bundle: Path) -> Model:
+    """A bundle's only model, of a hostile graph."""
+    home = bundle / "model" / "cpu-fp32"
+    home.mkdir(parents=True)
+    shutil.move(make(bundle), home / "model.onnx")
+    place = "model/cpu-fp32/model.onnx"
+    return Model("cpu", "fp32", "measured", place, 4, 2, 1, {}, (), {}, 7, "")
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (makers.endless_loop, "cpu fp32: not done after 1"),
+        (makers.endless_scan, "cpu fp32: it took more than 512 MiB of memory"),
+        (makers.slow_products, "cpu fp32: (not done after|it took more)"),
+        (makers.pad_where_it_runs, "cpu fp32: (it took more|cannot be run)"),
+    ],
+)
+def test_a_model_of_a_bundle_is_ended_by_its_limits(
+    make: makers.Maker, says: str, tmp_path: Path
+) -> None:
+    model = model_of(make, tmp_path)
+    with pytest.raises(MipkdError, match=says):
+        try_models(tmp_path, [model], LimitsConfig(seconds=1.5))
+
+
+def test_a_good_model_passes_its_trial(tmp_path: Path) -> None:
+    try_models(tmp_path, [model_of(makers.good_graph, tmp_path)], LimitsConfig())
+
+
+def test_limits_follow_the_size_of_the_files_and_the_settings(tmp_path: Path) -> None:
+    small, large = tmp_path / "small", tmp_path / "large"
+    small.write_bytes(b"1")
+    large.write_bytes(bytes(10**7))
+    least, most = LimitsConfig().of(small), LimitsConfig().of(small, large)
+    for one, other in ((least, most), (least, least.later)):
+        assert other is not None
+        assert one.seconds < other.seconds  # type: ignore[operator]
+        assert one.memory_bytes < other.memory_bytes  # type: ignore[operator]
+    asked = LimitsConfig(seconds=500, memory_gib=3).of(small)
+    assert round(asked.seconds or 0) == 500
+    assert asked.memory_bytes == 3 * 2**30 + 16
+    loaded = config.load({}, sets=["limits.seconds=7", "limits.memory_gib=2"]).limits
+    assert loaded == LimitsConfig(seconds=7, memory_gib=2)
+
+
+def test_reading_beyond_the_limits_says_what_raises_them() -> None:
+    with pytest.raises(LimitError, match=r"doctor .*: not done after") as caught:
+        doctor.examine_checkpoint(TRAINED, None, ["limits.seconds=1e-6", "limits.memory_gib=9"])
+    assert "--set limits.seconds=N" in caught.value.hint
