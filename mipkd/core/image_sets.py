@@ -17,7 +17,7 @@ from pathlib import Path, PurePath
 
 from mipkd.core.errors import UsageError
 from mipkd.core.folders import LeftOut, walk_images
-from mipkd.core.images import size_of
+from mipkd.core.image_headers import size_of
 from mipkd.core.names import printable, unique_names
 from mipkd.core.set_names import Kind, folder_kind, is_lr_part, read_names
 from mipkd.core.twins import File, mark_twins, scale_between

@@ -13,7 +13,8 @@ from itertools import permutations
 from pathlib import Path, PurePath
 
 from mipkd.core.errors import UsageError
-from mipkd.core.images import read_photo, size_of
+from mipkd.core.image_headers import size_of
+from mipkd.core.images import read_photo
 from mipkd.core.likeness import MOST_APART, hash_image
 from mipkd.core.set_names import Facts
 

@@ -16,14 +16,9 @@ import numpy as np
 
 from mipkd.core.errors import StageError, UsageError
 from mipkd.core.folders import LeftOut, count_reasons, readable_suffixes, say_reasons
+from mipkd.core.image_headers import pixels_in
 from mipkd.core.image_sets import ImageSet, Member, find_set, hash_file
-from mipkd.core.images import (
-    ByteArray,
-    crop_to_multiple,
-    downscale,
-    pixels_in,
-    read_photo,
-)
+from mipkd.core.images import ByteArray, crop_to_multiple, downscale, read_photo
 from mipkd.core.names import printable, unique_names
 from mipkd.core.samples import sample_photos, sample_tests
 

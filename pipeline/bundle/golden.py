@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mipkd.core.images import pixels_in
+from mipkd.core.image_headers import pixels_in
 from mipkd.core.measurement import Measurement
 from mipkd.core.records import TestSet
 from pipeline.bench.pixels import output_file

@@ -12,7 +12,8 @@ import numpy as np
 
 from mipkd.core.deep_pixels import is_deep
 from mipkd.core.errors import UsageError
-from mipkd.core.images import ByteArray, bytes_to_read, open_image, read_rgb, size_of
+from mipkd.core.image_headers import bytes_to_read, open_image, size_of
+from mipkd.core.images import ByteArray, read_rgb
 from pipeline.upscale.png import profile_chunk
 
 if TYPE_CHECKING:

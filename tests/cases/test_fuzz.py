@@ -21,7 +21,8 @@ from PIL import Image
 from safetensors.torch import save as save_safetensors
 
 from mipkd.core.errors import MipkdError
-from mipkd.core.images import pixels_in, read_rgb
+from mipkd.core.image_headers import pixels_in
+from mipkd.core.images import read_rgb
 from mipkd.core.measurement import Host
 from mipkd.core.records import Built, TargetInfo
 from mipkd.distill.teacher import TeacherOptions, identify

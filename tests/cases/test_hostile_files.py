@@ -17,7 +17,8 @@ from mipkd.core import memory
 from mipkd.core.apart import LimitError
 from mipkd.core.archives import check_inflation
 from mipkd.core.errors import MipkdError, UnsupportedError, UsageError
-from mipkd.core.images import bytes_to_read, read_rgb, size_of
+from mipkd.core.image_headers import bytes_to_read, size_of
+from mipkd.core.images import read_rgb
 from mipkd.distill.files import read_content
 from mipkd.distill.recognise import recognise
 from mipkd.export.adopt_onnx import adopt

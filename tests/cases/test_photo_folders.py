@@ -21,15 +21,9 @@ from typer.testing import CliRunner
 from mipkd.core import folders, names
 from mipkd.core.errors import UsageError
 from mipkd.core.folders import list_images
+from mipkd.core.image_headers import MOST_PIXELS, pixels_in
 from mipkd.core.image_sets import find_set, hash_folder
-from mipkd.core.images import (
-    MOST_PIXELS,
-    downscale,
-    pixels_in,
-    read_photo,
-    read_rgb,
-    resize_bicubic,
-)
+from mipkd.core.images import downscale, read_photo, read_rgb, resize_bicubic
 from mipkd.core.photos import open_photos
 from mipkd.core.records import Photos
 from mipkd.distill.data import load_tests, prepare_photos, prepare_tests

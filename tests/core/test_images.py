@@ -13,12 +13,12 @@ from PIL import Image
 
 from mipkd.core.errors import UsageError
 from mipkd.core.folders import list_images
+from mipkd.core.image_headers import pixels_in
 from mipkd.core.image_sets import hash_folder
 from mipkd.core.images import (
     crop_to_multiple,
     downscale,
     luma,
-    pixels_in,
     psnr_y,
     read_rgb,
     resize_bicubic,
