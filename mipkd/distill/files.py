@@ -38,6 +38,7 @@ _PLAIN: list[Any] = [
     *(np.ndarray, np.zeros(1).__reduce__()[0]),  # and numpy's own way to make one
     np.float64(0).__reduce__()[0],  # numpy's `scalar`, wherever this numpy has it
 ]
+MOST_TENSORS = 50_000  # of one file: the largest nets have a tenth of that
 _TENSOR_IN_PLAIN_PICKLE = "torch.storage._load_from_bytes"
 # What torch's reader was seen to raise, or can, on files with damaged bytes.
 _DAMAGED = (
@@ -109,10 +110,24 @@ def _read_safetensors(path: Path, length: int) -> tuple[dict[str, Tensor], Store
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
+            check_count(len(file.keys()), path)
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise _not_a_checkpoint(path, *_explain_safetensors(path, length, error)) from error
     return state, _read_header(path, header)
+
+
+def check_count(tensors: int, path: Path) -> None:
+    """Refuse more tensors than any net has.
+
+    Raises:
+        UsageError: there are.
+    """
+    if tensors > MOST_TENSORS:
+        raise UsageError(
+            f"{path}: more than {MOST_TENSORS} tensors in it",
+            hint="save the state dict of the net alone: torch.save(net.state_dict(), FILE)",
+        )
 
 
 def _explain_safetensors(path: Path, length: int, error: Exception) -> tuple[str, str]:

@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 
 from mipkd.core.errors import UsageError
+from mipkd.distill.files import check_count
 
 _DEEPEST = 16  # mappings inside each other
 _MOST_MAPPINGS = 10_000
 _MOST_PREFIXES = 6  # one after the other
 _MOST_CANDIDATES = 64
-_MOST_TENSORS = 50_000  # of one file: the largest nets have a tenth of that
 # Layers that torch puts around a module, or into it, and that no net has.
 _LAYERS = re.compile(
     r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
@@ -94,11 +94,7 @@ def list_candidates(content: Any, path: Path) -> list[Candidate]:
     count = 0
     for wrappers, tensors in _find_states(content):
         count += len(tensors)
-        if count > _MOST_TENSORS:
-            raise UsageError(
-                f"{path}: more than {_MOST_TENSORS} tensors in it",
-                hint="save the state dict of the net alone: torch.save(net.state_dict(), FILE)",
-            )
+        check_count(count, path)
         found += islice(_strip_prefixes(wrappers, tensors), _MOST_CANDIDATES)
     if not found:
         kind = type(content).__name__

@@ -425,18 +425,6 @@ def functions_of_functions(folder: Path) -> Path:
     return folder / "functions_of_functions.onnx"
 
 
-def nested_branches(folder: Path) -> Path:
-    """Thirty If inside each other, as deep as protobuf reads."""
-    value = helper.make_tensor_value_info
-    inner = helper.make_graph([node("Identity", "lr", "y0")], "b0", [], [value("y0", 1, None)])
-    other = helper.make_graph([node("Identity", "lr", "z")], "z", [], [value("z", 1, None)])
-    for number in range(1, 30):
-        made = node("If", "go", f"y{number}", then_branch=inner, else_branch=other)
-        inner = helper.make_graph([made], f"b{number}", [], [value(f"y{number}", 1, None)])
-    nodes = [node("If", "go", "same", then_branch=inner, else_branch=other)]
-    return _graph(folder, "nested_branches", nodes, {"go": np.array(True)})
-
-
 def declared_weight(folder: Path) -> Path:
     """A weight of 10^10 values, of which the file holds one."""
     path = _graph(folder, "declared_weight", [node("Identity", "lr", "same")])
@@ -497,7 +485,6 @@ GRAPHS: Sequence[Maker] = (
     slow_products,
     slow_convolution,
     functions_of_functions,
-    nested_branches,
     declared_weight,
     sparse_weight,
     weights_elsewhere,

@@ -152,11 +152,15 @@ def test_a_configuration_is_refused(text: str, tmp_path: Path) -> None:
         config.load({}, file=file)
 
 
-def test_functions_that_hold_each_other_are_counted_before_they_are_inlined(
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    ("make", "count"),
+    [(makers.functions_of_functions, r"1e\+12"), (makers.many_nodes, r"5e\+04")],
+)
+def test_operators_are_counted_before_anything_opens_them(
+    make: makers.Maker, count: str, tmp_path: Path
 ) -> None:
-    file = makers.functions_of_functions(tmp_path)
-    with pytest.raises(UnsupportedError, match="its functions hold 1e\\+12 operators"):
+    file = make(tmp_path)
+    with pytest.raises(UnsupportedError, match=f"it holds {count} operators"):
         adopt(file, scale=None, image_range=None, probe=lambda scale: [], out=tmp_path)
 
 
