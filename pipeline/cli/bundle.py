@@ -20,7 +20,6 @@ from mipkd.core.texts import write_text
 from pipeline.cli.terminal import EXIT, Verbose, print_wide, set_logging
 
 if TYPE_CHECKING:
-    from pipeline.bundle.replay import Replayed
     from pipeline.bundle.timing import Timings
 
 Bundle = Annotated[Path, typer.Argument(help="Folder bundle/ of a finished run.")]
@@ -84,7 +83,7 @@ def verify(bundle: Bundle, verbose: Verbose = False) -> None:
     """Check a bundle's files, then replay its golden images here."""
     set_logging(verbose)
     from pipeline.bundle import manifest
-    from pipeline.bundle.replay import replay
+    from pipeline.judge.check import verify_models
 
     stated = manifest.read(bundle)
     manifest.check_models(stated)
@@ -94,16 +93,18 @@ def verify(bundle: Bundle, verbose: Verbose = False) -> None:
     good = len(stated.files) - sum(problem.file in stated.files for problem in wrong)
     typer.echo(f"files: {good} of {len(stated.files)} are as they were written")
     well, ran = True, 0
-    for one in replay(bundle, stated, wrong):
+    for one, gates in verify_models(bundle, stated, wrong):
         name = f"{one.model.target} {one.model.precision}"
-        well = well and one.well
-        if one.failed:
-            typer.echo(f"FAILED  {name}: {one.failed}")
-        elif one.why_not:
+        if one.why_not:
             typer.echo(f"not replayed  {name}: {one.why_not}")
-        else:
-            ran += 1
-            typer.echo(f"{'same' if one.well else 'DIFFERS'}  {name}: {_apart(one)}")
+            continue
+        ran += not one.failed
+        faults = [gate for gate in gates if gate.outcome is not Outcome.PASS]
+        well = well and not faults
+        for gate in faults or gates[:1]:
+            verb = "FAILED" if one.failed else "DIFFERS" if faults else "same"
+            what = "" if gate.name == "replay" else f"{gate.name}: "
+            typer.echo(f"{verb}  {name}: {what}{gate.reason}")
     typer.echo(f"replayed: {ran} of {len(stated.models)} models on this machine")
     if wrong or not well:
         typer.echo("verify: FAIL")
@@ -283,22 +284,6 @@ def _short(path: Path) -> str:
     """From the working folder where it lies below it."""
     path = path.resolve()
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-
-
-def _apart(one: Replayed) -> str:
-    bound = one.tolerance
-    found = (
-        "every value equal"
-        if not one.levels
-        else f"up to {one.levels} levels apart, {one.share:.2%} of values, {one.psnr_db:.1f} dB"
-    )
-    where = "simulated here" if one.simulated else "ran here"
-    if one.simulated != (one.model.kind == "simulated"):
-        where += f", the bundle's was {one.model.kind}"
-    return (
-        f"{found}; bound {bound.levels} level{'s' * (bound.levels > 1)}, {bound.psnr_db:.0f} dB; "
-        f"{one.images} images, {where}"
-    )
 
 
 def _remarks(found: Timings) -> Iterator[str]:
