@@ -72,8 +72,15 @@ def replay(
                 yield worker.call(what, replay_model, bundle, model, lr, names, outputs, settings)
             except (MissingError, UnsupportedError) as error:
                 yield Replayed(model, why_not=error.what)
-            except MipkdError as error:  # one model's failure is a row
-                yield Replayed(model, failed=error.what)
+            except Exception as error:  # one model's failure is a row
+                yield Replayed(model, failed=_last_line(error))
+
+
+def _last_line(error: Exception) -> str:
+    """What went wrong in one line; a runtime's own message comes after where it was raised."""
+    what = error.what if isinstance(error, MipkdError) else str(error)
+    lines = [line for line in what.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
 
 
 def replay_model(

@@ -29,6 +29,8 @@ from targets.base import ByteArray, find
 # Kernels of another CPU round otherwise, to either side: the mean of a channel stays.
 _MOST_SHIFT = 0.25  # levels
 _TILE_BELOW_DB = 6.0  # twice the error that the whole may have
+# On noise and pure colours RLFN x4 in BF16 is 10 dB further from another CPU's than on photos.
+_PROBES_BELOW_DB = 12.0
 # RLFN x4 with all of it in INT8 has 29 dB on its worst tile of Set14: below, a part is not drawn.
 _LEAST_TILE_DB = 20.0
 _SLOWER = 1.5  # times the recorded median: two days on one machine are apart by 1.15
@@ -48,38 +50,43 @@ def judge_replayed(bundle: Path, one: Replayed, recorded: Measurement | None) ->
     yield from _judge_speed(name, one, recorded)
 
 
-def describe(one: Replayed, found: Difference) -> str:
+def describe(one: Replayed, found: Difference, probes: Difference) -> str:
     """How far the outputs are from the golden ones, and where they were made."""
     what = "every value equal"
     if found.levels:
         what = f"up to {found.levels} levels apart, {found.share:.2%} of values, "
         what += f"{found.psnr_db:.1f} dB"
-    where = "simulated here" if one.simulated else "ran here"
+    bound, where = one.tolerance, "simulated here" if one.simulated else "ran here"
     if one.simulated != (one.model.kind == "simulated"):
         where += f", the bundle's was {one.model.kind}"
-    bound = one.tolerance
     most = f"{bound.levels} level{'s' * (bound.levels > 1)}, {bound.psnr_db:.0f} dB"
-    return f"{what}; bound {most}; {found.images} images, {where}"
+    images = f"{found.images} images"
+    if probes.images:
+        images += f", {probes.images} probes ({probes.psnr_db:.0f} dB)"
+    return f"{what}; bound {most}; {images}, {where}"
 
 
 def _judge_pixels(name: str, one: Replayed, bundle: Path) -> Gate:
     """Whether a model still gives its golden outputs."""
-    bound = one.tolerance
     golden = golden_folder(bundle, one.model.target, one.model.precision)
+    pairs = list(_pairs(one.outputs, golden))
+    photos = names_in(bundle / GOLDEN / HR) or [image for image, _, _ in pairs]
     try:
-        found = compare_images(_pairs(one.outputs, golden))
+        found = compare_images(pair for pair in pairs if pair[0] in photos)
+        probes = compare_images(pair for pair in pairs if pair[0] not in photos)
     except StageError as error:
         return _gate("replay", name, Outcome.FAIL, error.what)
-    faults = []
+    bound, faults = one.tolerance, []
     if found.levels > bound.levels or found.psnr_db < bound.psnr_db:
-        faults.append(describe(one, found))
+        faults.append(describe(one, found, probes))
     if found.shift > _MOST_SHIFT:
         faults.append(f"a tint: {found.shifted} levels in the mean, bound {_MOST_SHIFT:g}")
-    least = bound.psnr_db - _TILE_BELOW_DB
-    if found.tile_db < least:
-        faults.append(f"a tile: {found.tile}: {found.tile_db:.1f} dB, bound {least:g} dB")
+    for of, more_db in ((found, 0.0), (probes, _PROBES_BELOW_DB)):
+        least = bound.psnr_db - _TILE_BELOW_DB - more_db
+        if of.tile_db < least:
+            faults.append(f"a tile: {of.tile}: {of.tile_db:.1f} dB, bound {least:g} dB")
     outcome = Outcome.FAIL if faults else Outcome.PASS
-    reason = "; ".join(faults) or describe(one, found)
+    reason = "; ".join(faults) or describe(one, found, probes)
     return Gate("replay", name, outcome, float(found.levels), bound.levels, "levels", reason)
 
 
