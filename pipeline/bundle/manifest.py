@@ -16,6 +16,7 @@ from pipeline.run import hash_file
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+SIGNATURE = "manifest.json.sig"  # of it, so it cannot be listed in it
 _HINT = "give the folder bundle/ of a run, whole"
 
 Kind = Literal["measured", "simulated", "not measured"]
@@ -175,7 +176,7 @@ def _names(folder: Path) -> Iterator[str]:
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder)
         cached = name.parts[0] == "model" and "engines" in name.parts[2:-1]
-        if not file.is_dir() and name.as_posix() != MANIFEST and not cached:
+        if not file.is_dir() and name.as_posix() not in (MANIFEST, SIGNATURE) and not cached:
             yield name.as_posix()
 
 

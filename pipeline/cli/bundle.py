@@ -80,14 +80,26 @@ def upscale(
         raise StageError(f"upscale: {failed} of {len(pictures)} images failed")
 
 
-def verify(bundle: Bundle, verbose: Verbose = False) -> None:
+def verify(
+    bundle: Bundle,
+    signer: Annotated[
+        str | None, typer.Option(help="Fail unless this one signed it, such as ann@example.org.")
+    ] = None,
+    allowed_signers: Annotated[
+        Path, typer.Option(help="Whose keys are whose, in OpenSSH's format.")
+    ] = Path("~/.ssh/allowed_signers"),
+    verbose: Verbose = False,
+) -> None:
     """Check a bundle's files, then replay its golden images here."""
     set_logging(verbose)
     from pipeline.bundle import manifest
     from pipeline.bundle.replay import replay
+    from pipeline.cli.sign import tell_signature
 
+    signed = tell_signature(bundle, signer, allowed_signers.expanduser())  # before all is read
     stated = manifest.read(bundle)
     manifest.check_models(stated)
+    typer.echo(signed)
     wrong = manifest.problems(bundle, stated)
     for problem in wrong:
         typer.echo(f"{problem.what.upper()}  {problem.file}")
