@@ -115,7 +115,8 @@ def _ask(words: list[str], stated: bytes) -> tuple[int, str, str]:
         )
     except subprocess.TimeoutExpired:
         return -1, "", f"ssh-keygen took over {_LIMIT_S:.0f} s"
-    return ran.returncode, *(text.decode(errors="replace") for text in (ran.stdout, ran.stderr))
+    out, said = (text.decode(errors="replace") for text in (ran.stdout, ran.stderr))
+    return ran.returncode, out, said
 
 
 def _first_line(said: str) -> str:

@@ -99,12 +99,12 @@ def verify(
     signed = tell_signature(bundle, signer, allowed_signers.expanduser())  # before all is read
     stated = manifest.read(bundle)
     manifest.check_models(stated)
-    typer.echo(signed)
     wrong = manifest.problems(bundle, stated)
     for problem in wrong:
         typer.echo(f"{problem.what.upper()}  {problem.file}")
     good = len(stated.files) - sum(problem.file in stated.files for problem in wrong)
     typer.echo(f"files: {good} of {len(stated.files)} are as they were written")
+    typer.echo(signed)
     well, ran = True, 0
     for one in replay(bundle, stated, wrong):
         name = f"{one.model.target} {one.model.precision}"
