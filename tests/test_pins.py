@@ -1,4 +1,4 @@
-"""What CI, Docker and the gate install is what it was when it was read: versions, hashes, commits."""
+"""What CI, Docker and the gate install is as it was read: versions, hashes, commits, digests."""
 
 from __future__ import annotations
 

@@ -25,7 +25,9 @@ PREDICATE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "urn:mipkd-pipeline:run:v1"  # what the parameters mean: docs/trust.md
 BUILDER = "urn:mipkd-pipeline:local"  # the machine of whoever typed the command
 _OF_IMAGES = "every image's content, and how they were prepared"
-_PATHS = ("teacher", "model", "data", "val", "out")  # in a configuration
+_OF_THE_CLOCK = ("name", "plans", "seconds", "warnings")  # what two equal runs do not share
+_TIMED = ("plans", "seconds")  # wherever they are: a search holds what it measured
+_PATHS = ("teacher", "model", "data", "val")  # in a configuration
 _OF_THE_WAY = ("address", "ssh_config")  # to a device
 _DEVICE = re.compile(r"\b(?!https?:)[a-z][\w+-]*://[^\s'\",;]*[^\s'\",;:.]")
 _ABSOLUTE = re.compile(r"(?<![\w.:/~])/(?:[^\s'\"/:,]+/)+(?=[^\s'\"/:,])")
@@ -76,7 +78,10 @@ def provenance(evidence: Evidence, program: str, files: Mapping[str, File]) -> d
                     "id": BUILDER,
                     "version": {"mipkd-pipeline": program} | commit,
                 },
-                "metadata": _times(evidence),
+                "metadata": {
+                    "finishedOn": evidence.created.replace("+00:00", "Z"),
+                    "mipkd_run": run_facts(evidence),
+                },
             },
         },
     }
@@ -89,28 +94,46 @@ def _config(evidence: Evidence) -> dict[str, Any]:
     config = dict(evidence.config)
     config |= {name: PurePath(config[name]).name for name in _PATHS if config.get(name)}
     config |= {"compare": [PurePath(rival).name for rival in config.get("compare", ())]}
+    config.pop("out", None)
     if device := config.get("device"):
         config["device"] = {name: device[name] for name in device if name not in _OF_THE_WAY}
     return config
 
 
-def _internal(evidence: Evidence) -> dict[str, Any]:
-    """What the run made and found on its way to the models."""
-    rivals = tuple(replace(rival, plans=_without_crops(rival.plans)) for rival in evidence.rivals)
-    rest = replace(evidence, plans=_without_crops(evidence.plans), rivals=rivals)
-    names = ["name", "smoke", "distilled", "graph", "failures", "warnings", "not_measured"]
-    names += ["plans", "rivals"] + (["student"] if evidence.distilled else [])
-    stated = {name: _encode(getattr(rest, name)) for name in names}
-    for made in (stated, *stated["rivals"]):
-        if made["distilled"]:  # the model stands beside it
-            del made["distilled"]["seconds"], made["distilled"]["model"]
-    if evidence.calibration:
-        stated["calibration"] = _encode(evidence.calibration) | {
-            "source": source(evidence.calibration)
-        }
+def run_facts(evidence: Evidence) -> dict[str, Any]:
+    """What differs between two runs of the same inputs: times, and what was chosen by them."""
+    plain = replace(evidence, plans=_without_crops(evidence.plans))
+    stated = {name: _encode(getattr(plain, name)) for name in _OF_THE_CLOCK}
+    trained = evidence.distilled
+    rivals = {rival.name: _encode(_without_crops(rival.plans)) for rival in evidence.rivals}
     return stated | {
-        "versions": {m.target: m.versions for m in evidence.measurements if m.versions}
+        "training_seconds": trained.seconds if trained else None,
+        "plans_of_rivals": rivals,
     }
+
+
+def _internal(evidence: Evidence) -> dict[str, Any]:
+    """What the run made and found on its way to the models, without times."""
+    names = ["smoke", "distilled", "graph", "failures", "not_measured", "calibration", "rivals"]
+    names += ["student"] if evidence.distilled else []
+    stated = {name: _encode(getattr(evidence, name)) for name in names}
+    for made in (stated, *stated["rivals"]):
+        if made["distilled"]:
+            del made["distilled"]["model"]  # it stands beside it
+    if evidence.calibration:
+        stated["calibration"]["source"] = source(evidence.calibration)
+    stated["versions"] = {m.target: m.versions for m in evidence.measurements if m.versions}
+    plain: dict[str, Any] = _without_times(stated)
+    return plain
+
+
+def _without_times(stated: Any) -> Any:
+    """JSON without times, which `run_facts` gives."""
+    if isinstance(stated, list):
+        return [_without_times(one) for one in stated]
+    if not isinstance(stated, dict):
+        return stated
+    return {n: _without_times(one) for n, one in stated.items() if n not in _TIMED}
 
 
 def _dependencies(evidence: Evidence, files: Mapping[str, File]) -> Iterator[dict[str, Any]]:
@@ -135,14 +158,6 @@ def _resource(name: str, sha256: str, about: Mapping[str, Any] | None = None) ->
     stated: dict[str, Any] = {"name": name, "digest": {"sha256": sha256}}
     annotations = {name: one for name, one in (about or {}).items() if name != "sha256"}
     return stated | ({"annotations": annotations} if annotations else {})
-
-
-def _times(evidence: Evidence) -> dict[str, Any]:
-    seconds = dict(evidence.seconds)
-    for rival in evidence.rivals:
-        if rival.distilled:
-            seconds[f"compared: {rival.name}"] = rival.distilled.seconds
-    return {"finishedOn": evidence.created.replace("+00:00", "Z"), "mipkd_seconds": seconds}
 
 
 def _encode(value: Any) -> Any:
@@ -181,6 +196,7 @@ def _plain(stated: dict[str, Any]) -> dict[str, Any]:
     config = build["externalParameters"]["config"]
     return {
         **build["internalParameters"],
+        **stated["predicate"]["runDetails"]["metadata"]["mipkd_run"],
         "tests": {**tests["annotations"], **tests["digest"]},
         "config": config,
         "gates": config.get("gates", {}),

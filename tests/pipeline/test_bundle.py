@@ -119,7 +119,8 @@ def test_no_path_of_the_maker_is_handed_on_whatever_its_letters(once: Finished) 
     given = {one["name"]: one.get("annotations", {}) for one in build["resolvedDependencies"]}
     assert given["student"]["file"] == "student.safetensors"
     assert build["externalParameters"]["config"]["device"] == {"tries": 3}
-    assert build["internalParameters"]["rivals"][0]["plans"][0]["holdout"] is None
+    (kept,) = provenance.run_facts(moved)["plans_of_rivals"]["plain"]
+    assert kept["holdout"] is None
 
 
 def test_a_manifest_from_before_precisions_were_read_back_keeps_its_seal(
