@@ -39,12 +39,12 @@ def sbom(evidence: Evidence, models: Sequence[Packed], files: Mapping[str, File]
     python = _package("python", platform.python_version(), (), kind="generic")
     made = {name: _installed(one) for name, one in packages.items()}
     licence = (evidence.teacher or evidence.student).licence
-    given = [_weights(model) for model in _given(evidence)]
+    given = {model.sha256: _weights(model) for model in _given(evidence)}
     packed = [part for model in models for part in _packed(model, files, licence)]
     whole = Component(
-        name=evidence.name, type=ComponentType.MACHINE_LEARNING_MODEL, bom_ref="bundle"
+        name=printable(evidence.name), type=ComponentType.MACHINE_LEARNING_MODEL, bom_ref="bundle"
     )
-    parts = [*made.values(), python, *given, *packed]
+    parts = [*made.values(), python, *given.values(), *packed]
     bom = Bom(metadata=BomMetaData(component=whole), components=parts)
     bom.register_dependency(whole, parts)
     for name, needed in needs.items():
@@ -138,7 +138,7 @@ def _weights(model: Model) -> Component:
     return Component(
         name=printable(model.file.name),
         type=ComponentType.MACHINE_LEARNING_MODEL,
-        bom_ref=f"given:{model.role}:{model.sha256}",
+        bom_ref=f"given:{model.sha256}",
         description=f"weights of the {model.role}, {model.arch} x{model.scale}",
         hashes=[HashType(alg=HashAlgorithm.SHA_256, content=model.sha256)],
         licenses=_licences(model.licence),

@@ -56,19 +56,28 @@ def sign(bundle: Path, key: Path) -> Path:
     made = subprocess.run(words, input=stated, stdout=subprocess.PIPE)
     if made.returncode or not made.stdout:
         raise StageError(f"bundle sign: ssh-keygen did not sign with {key}", hint="it says why")
-    partial = signature_of(bundle).with_suffix(".partial")
-    partial.write_bytes(made.stdout)
-    partial.replace(signature_of(bundle))
+    _write(made.stdout, signature_of(bundle))
     return signature_of(bundle)
+
+
+def _write(signature: bytes, file: Path) -> None:
+    partial = file.with_name(file.name + ".partial")
+    try:
+        partial.write_bytes(signature)
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def verify_signature(bundle: Path, signer: str, allowed_signers: Path) -> Signed:
     """Whether the manifest is as `signer` signed it, by a key that the file says is theirs.
 
     Raises:
-        UsageError: no bundle, no file of signers.
+        UsageError: no bundle, no name, no file of signers.
         MissingError: no ssh-keygen.
     """
+    if not signer.strip():
+        raise UsageError("--signer: no name", hint="give one that stands in --allowed-signers")
     stated = bundle / manifest.MANIFEST
     if not stated.is_file():
         raise UsageError(f"{stated}: no bundle", hint="give the folder bundle/ of a run, whole")

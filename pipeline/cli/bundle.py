@@ -86,8 +86,9 @@ def verify(
         str | None, typer.Option(help="Fail unless this one signed it, such as ann@example.org.")
     ] = None,
     allowed_signers: Annotated[
-        Path, typer.Option(help="Whose keys are whose, in OpenSSH's format.")
-    ] = Path("~/.ssh/allowed_signers"),
+        Path | None,
+        typer.Option(help="Whose keys are whose; default ~/.ssh/allowed_signers, as of OpenSSH."),
+    ] = None,
     verbose: Verbose = False,
 ) -> None:
     """Check a bundle's files, then replay its golden images here."""
@@ -96,7 +97,7 @@ def verify(
     from pipeline.bundle.replay import replay
     from pipeline.cli.sign import tell_signature
 
-    signed = tell_signature(bundle, signer, allowed_signers.expanduser())  # before all is read
+    signed = tell_signature(bundle, signer, allowed_signers)  # before all is read
     stated = manifest.read(bundle)
     manifest.check_models(stated)
     wrong = manifest.problems(bundle, stated)

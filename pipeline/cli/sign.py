@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mipkd.core.errors import UsageError
 from mipkd.core.evidence import Outcome
 from mipkd.core.names import printable
 from pipeline.cli.terminal import EXIT, Verbose, set_logging
@@ -35,19 +36,23 @@ def sign(
     typer.echo(f"signed: {printable(made)}, namespace {signature.NAMESPACE}")
 
 
-def tell_signature(bundle: Path, signer: str | None, allowed_signers: Path) -> str:
+def tell_signature(bundle: Path, signer: str | None, allowed_signers: Path | None) -> str:
     """A line on a bundle's signature; no program is started where no signer was asked for.
 
     Raises:
         Exit: a signer was asked for, and this is not their signature.
+        UsageError: signers were named and none was asked for, or as of `verify_signature`.
     """
     from pipeline.bundle import signature
 
+    if signer is None and allowed_signers:
+        raise UsageError("--allowed-signers: no --signer", hint="say who must have signed")
     if signer is None:
         signed = signature.signature_of(bundle).is_file()
         how = "signed, not checked: --signer WHO --allowed-signers FILE"
         return f"signature: {how if signed else 'not signed'}"
-    found = signature.verify_signature(bundle, signer, allowed_signers)
+    known = allowed_signers or Path("~/.ssh/allowed_signers")
+    found = signature.verify_signature(bundle, signer, known.expanduser())
     if not found.good:
         typer.echo(f"signature: FAIL: {found.what}")
         typer.echo("verify: FAIL")

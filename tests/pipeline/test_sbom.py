@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from importlib.metadata import requires, version
 from pathlib import Path
@@ -14,10 +17,12 @@ from cyclonedx.validation.json import JsonStrictValidator
 from packaging.requirements import Requirement
 
 from mipkd.core.evidence import Evidence
+from mipkd.core.records import Rival
 from pipeline.bundle import manifest
 from pipeline.bundle.sbom import list_packages, sbom
 from pipeline.report.results_file import read_results
 
+ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"
 MODEL = manifest.Model(
     *("openvino", "int8", "measured", "model/openvino-int8/model.xml", 9, 4, 1),
@@ -52,8 +57,31 @@ def test_it_keeps_to_the_schema(evidence: Evidence) -> None:
 
 def test_it_is_the_same_for_equal_runs(evidence: Evidence) -> None:
     later = replace(evidence, created="2030-01-01T00:00:00+00:00", seconds={})
-    assert sbom(evidence, [MODEL], FILES) == sbom(later, [MODEL], FILES)
-    assert not {"serialNumber"} & json.loads(sbom(evidence, [MODEL], FILES)).keys()
+    made = sbom(evidence, [MODEL], FILES)
+    assert made == sbom(later, [MODEL], FILES)
+    assert "serialNumber" not in json.loads(made)
+    code = (
+        "from tests.pipeline import test_sbom as t\n"
+        "import sys\n"
+        "evidence = t.read_results(t.GOLDEN / 'results-1.6.json')\n"
+        "sys.stdout.write(t.sbom(evidence, [t.MODEL], t.FILES))"
+    )
+    for seed in ("1", "2"):  # which order sets have
+        env = {**os.environ, "PYTHONHASHSEED": seed}
+        ran = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=ROOT
+        )
+        assert ran.stdout == made, ran.stderr
+
+
+def test_a_file_that_was_given_twice_is_in_it_once(evidence: Evidence) -> None:
+    given = replace(evidence, distilled=None, rivals=())
+    twins = tuple(Rival(name, given.student, None, ()) for name in ("one", "other"))
+    text = sbom(replace(given, rivals=twins), [MODEL], FILES)
+    assert complaint(text) is None
+    assert text.count(given.student.sha256) == sbom(given, [MODEL], FILES).count(
+        given.student.sha256
+    )
 
 
 def test_it_names_every_package_that_ours_ask_for(evidence: Evidence) -> None:

@@ -158,7 +158,7 @@ def test_without_a_signer_no_program_is_started(
         "from pipeline.cli.sign import tell_signature\n"
         "from pathlib import Path\n"
         "sys.addaudithook(hook)\n"
-        "print(tell_signature(Path(sys.argv[1]), None, Path('none')))\n"
+        "print(tell_signature(Path(sys.argv[1]), None, None))\n"
     )
     ran = subprocess.run(
         [sys.executable, "-c", code, str(bundle)],
@@ -177,6 +177,13 @@ def test_what_is_not_there_is_said(
     assert (said.code, said.err.splitlines()[1]) == (2, "hint: make one: ssh-keygen -t ed25519")
     said = ended("verify", bundle, "--signer", ANN, "--allowed-signers", key.with_name("none"))
     assert (said.code, said.err.count("\n")) == (2, 2)
+    monkeypatch.setenv("HOME", str(key.parent))
+    said = ended("verify", bundle, "--signer", ANN)
+    assert f"{key.parent}/.ssh/allowed_signers: no such file" in said.err
+    said = ended("verify", bundle, "--allowed-signers", signers)
+    assert (said.code, said.err.splitlines()[0]) == (2, "error: --allowed-signers: no --signer")
+    said = ended("verify", bundle, "--signer", " ", "--allowed-signers", signers)
+    assert (said.code, said.err.splitlines()[0]) == (2, "error: --signer: no name")
     (key.parent / "no key").write_text("none")
     with pytest.raises(StageError, match="did not sign"):
         sign(bundle, key.parent / "no key")
