@@ -55,7 +55,9 @@ def sign(bundle: Path, key: Path) -> Path:
     # What it says goes to the user: a hardware key asks there to be touched.
     made = subprocess.run(words, input=stated, stdout=subprocess.PIPE)
     if made.returncode or not made.stdout:
-        raise StageError(f"bundle sign: ssh-keygen did not sign with {key}", hint="its own words are above")
+        raise StageError(
+            f"bundle sign: ssh-keygen did not sign with {key}", hint="its own words are above"
+        )
     _write(made.stdout, signature_of(bundle))
     return signature_of(bundle)
 
