@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -168,7 +168,7 @@ def check_models(manifest: Manifest) -> None:
         )
 
 
-def is_damaged(model: Model, found: list[Problem]) -> bool:
+def is_damaged(model: Model, found: Sequence[Problem]) -> bool:
     """Whether something is wrong with a model's own files."""
     home = f"model/{model.name}/"
     return any(problem.file.startswith(home) for problem in found)

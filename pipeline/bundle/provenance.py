@@ -39,6 +39,7 @@ class TestsUsed:
 
     sha256: str
     source: str
+    images: tuple[str, ...] = ()  # names; files of older versions have them too
 
 
 @dataclass(frozen=True)

@@ -186,7 +186,7 @@ def test_verify_replays_every_model(once: Finished, ended: Command) -> None:
     said = ended("verify", once.bundle)
     assert said.code == 0, said.out
     assert (
-        "same  cpu int8: every value equal; bound 16 levels, 45 dB; 3 images, ran here" in said.out
+        "same  cpu int8: every value equal; bound 16 levels, 45 dB; 8 images, ran here" in said.out
     )
     assert "same  coreml fp32: every value equal" in said.out
     assert "simulated here" in said.out
