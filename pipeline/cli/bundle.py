@@ -79,12 +79,24 @@ def upscale(
         raise StageError(f"upscale: {failed} of {len(pictures)} images failed")
 
 
-def verify(bundle: Bundle, verbose: Verbose = False) -> None:
+def verify(
+    bundle: Bundle,
+    signer: Annotated[
+        str | None, typer.Option(help="Fail unless this one signed it, such as ann@example.org.")
+    ] = None,
+    allowed_signers: Annotated[
+        Path | None,
+        typer.Option(help="Whose keys are whose; default ~/.ssh/allowed_signers, as of OpenSSH."),
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
     """Check a bundle's files, then replay its golden images here."""
     set_logging(verbose)
     from pipeline.bundle import manifest
+    from pipeline.cli.sign import tell_signature
     from pipeline.judge.check import verify_models
 
+    signed = tell_signature(bundle, signer, allowed_signers)  # before all is read
     stated = manifest.read(bundle)
     manifest.check_models(stated)
     wrong = manifest.problems(bundle, stated)
@@ -92,6 +104,7 @@ def verify(bundle: Bundle, verbose: Verbose = False) -> None:
         typer.echo(f"{problem.what.upper()}  {problem.file}")
     good = len(stated.files) - sum(problem.file in stated.files for problem in wrong)
     typer.echo(f"files: {good} of {len(stated.files)} are as they were written")
+    typer.echo(signed)
     well, ran = True, 0
     for one, gates in verify_models(bundle, stated, wrong):
         name = f"{one.model.target} {one.model.precision}"
