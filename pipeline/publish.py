@@ -82,10 +82,10 @@ def judge_and_publish(config: Config, run: Run, found: Found, *, command: str) -
         failures=failures,
         verdict=judge(config.gates, measurements, failures, plans),
         config=_plain(config),
-        seconds={name: receipt["seconds"] for name, receipt in receipts.items()},
+        seconds={name: receipt.seconds for name, receipt in receipts.items()},
         not_measured=_not_measured(measurements),
         plans=plans,
-        warnings=tuple(dict.fromkeys(w for r in receipts.values() for w in r["warnings"])),
+        warnings=tuple(dict.fromkeys(w for r in receipts.values() for w in r.warnings)),
         builts=builts,
         rivals=tuple(one.as_rival for one in found.baselines),
     )

@@ -263,5 +263,5 @@ def test_receipts_note_warnings_and_time(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.step(warns, Nothing())
     receipt = run.receipts()["warns"]
-    assert receipt["warnings"] == ["two photos were skipped"]
-    assert receipt["seconds"] >= 0
+    assert receipt.warnings == ("two photos were skipped",)
+    assert receipt.seconds >= 0
