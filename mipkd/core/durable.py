@@ -52,10 +52,10 @@ def append_lines(file: Path, lines: list[str]) -> None:
 
 
 @contextmanager
-def new_folder(out: Path, keep: Callable[[Path], bool]) -> Iterator[Path]:
+def new_folder(out: Path, keep: Callable[[Path], object]) -> Iterator[Path]:
     """A folder to be filled, put in the place of `out` at the end; gone after an exception.
 
-    Where `keep` is true of the `out` of before, that is put aside, else deleted.
+    Where `keep` finds something in the `out` of before, that is put aside, else deleted.
     """
     partial = out.with_name(f".{out.name}.mipkd-partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -68,7 +68,7 @@ def new_folder(out: Path, keep: Callable[[Path], bool]) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def replace_folder(out: Path, whole: Path, keep: Callable[[Path], bool]) -> None:
+def replace_folder(out: Path, whole: Path, keep: Callable[[Path], object]) -> None:
     """Rename `whole` to `out`; see `new_folder` for `keep`."""
     old = out.with_name(f".{out.name}.mipkd-old")
     shutil.rmtree(old, ignore_errors=True)

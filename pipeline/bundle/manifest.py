@@ -16,6 +16,7 @@ from pipeline.run import hash_file
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+FOREIGN, MISSING = "not of this bundle", "missing"  # what may be wrong with a file
 _HINT = "give the folder bundle/ of a run, whole"
 
 Kind = Literal["measured", "simulated", "not measured"]
@@ -143,12 +144,12 @@ def problems(folder: Path, manifest: Manifest) -> list[Problem]:
             same = file.stat().st_size == wanted.size and hash_file(file) == wanted.sha256
         except OSError as error:
             gone = isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError))
-            found.append(Problem(name, "missing" if gone else f"not read: {error.strerror}"))
+            found.append(Problem(name, MISSING if gone else f"not read: {error.strerror}"))
             continue
         if not same:
             found.append(Problem(name, "changed"))
     extra = [name for name in _names(folder) if name not in manifest.files]
-    return found + [Problem(name, "not of this bundle") for name in extra]
+    return found + [Problem(name, FOREIGN) for name in extra]
 
 
 def check_models(manifest: Manifest) -> None:

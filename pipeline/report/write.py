@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import tomli_w
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from mipkd.core.durable import new_folder
 from mipkd.core.evidence import Evidence
 from mipkd.core.texts import write_text
 from pipeline.report import charts, tables, wording
@@ -18,6 +18,8 @@ from pipeline.report.gain_tables import draw_gains, gain_table, list_unknown
 from pipeline.report.junit import junit
 from pipeline.report.results_file import RESULTS, SCHEMA_VERSION, run_of, write_results
 
+_NAMES = ("index.html", "junit.xml", "report.md", RESULTS, "study.json", "study.md")
+
 
 def write(evidence: Evidence, out: Path) -> Path:
     """Write `index.html`, `report.md`, `results.json` and `junit.xml` into `out`.
@@ -25,26 +27,20 @@ def write(evidence: Evidence, out: Path) -> Path:
     An earlier report there is replaced once the new one is whole. Gives the path of the page.
     """
     figures = compute_figures(evidence, out)
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write_results(evidence, figures, partial / RESULTS, run_of(out))
-    tests = junit(evidence.name, evidence.created, evidence.verdict.gates)
-    write_text(partial / "junit.xml", tests)
-    write_text(partial / "report.md", _render("report.md.j2", evidence, figures))
-    write_text(partial / "index.html", _page(evidence, figures))
-    replace_folder(out, partial)
+    with new_folder(out, keep=others_in) as partial:
+        write_results(evidence, figures, partial / RESULTS, run_of(out))
+        tests = junit(evidence.name, evidence.created, evidence.verdict.gates)
+        write_text(partial / "junit.xml", tests)
+        write_text(partial / "report.md", _render("report.md.j2", evidence, figures))
+        write_text(partial / "index.html", _page(evidence, figures))
     return out / "index.html"
 
 
-def replace_folder(out: Path, partial: Path) -> None:
-    """Put `partial` in the place of `out`."""
-    old = out.with_name(out.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    partial.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+def others_in(folder: Path) -> list[str]:
+    """Names in a report's folder that are no report's."""
+    if not folder.is_dir():
+        return [folder.name] if folder.exists() else []
+    return sorted(one.name for one in folder.iterdir() if one.name not in _NAMES or one.is_dir())
 
 
 def _page(evidence: Evidence, figures: Figures) -> str:
