@@ -1,10 +1,10 @@
 """Whether commands survive what machines do to them: they are killed, disks fill, files rot.
 
-Each fault hits one command in a copy of a small finished run: `run` (in a new folder and in a finished
-one), `collect`, `check --update-baseline` or `upscale`. It is killed at a random moment, meets a full
-disk at a random write, or finds records that were cut short or files of steps with a flipped bit.
-Afterwards the same command must end as it did without the fault, the pixels and PSNR must be the
-same to the last bit, and files of others in the folder must be as they were.
+Each fault hits one command in a copy of a small finished run: `run` (in a new folder and in a
+finished one), `collect`, `check --update-baseline` or `upscale`. It is killed at a random moment,
+meets a full disk at a random write, or finds records that were cut short or files of steps with a
+flipped bit. Afterwards the same command must end as it did without the fault, pixels and PSNR must
+be the same to the last bit, and files of others in the folder must be as they were.
 
 `python -m benchmarks.faults [--count 60] [--seed 0] [--work FOLDER]`; Linux and macOS.
 """
@@ -271,7 +271,8 @@ def _figures(command: str, home: Path) -> dict[str, str]:
         stated = json.loads((home / "baseline.json").read_text())
         return _scores(stated["measurements"])
     if command == "upscale":
-        return _hashes(home / "out", home / "out")
+        said = (home / "log").read_text(errors="replace").strip().splitlines()
+        return _hashes(home / "out", home / "out") | {"said": said[-1]}
     run = home / ("new" if command == "run" else "run")
     stated = json.loads((run / "report/latest/results.json").read_text())
     models = _hashes(run / "bundle" / "model", run) | _hashes(run / "bundle" / "golden", run)

@@ -51,11 +51,11 @@ def claim(
     if os.path.lexists(root) and not root.is_dir():
         raise UsageError(f"{where}: {root} is no folder", hint="name another one")
     try:
-        is_new = not root.exists() or not any(root.iterdir())
+        is_new = not any(_names(root))
         ours = is_new or is_run(root)
         if not ours and not force:
             raise UsageError(
-                f"{where}: {root} is not a run's folder: it holds {_shown(root.iterdir(), root)}",
+                f"{where}: {root} is not a run's folder: it holds {_shown(_names(root), root)}",
                 hint="name another folder with --out; --force uses this one, and deletes nothing",
             )
         others = [] if is_new else list(_others(root) if ours else _taken(root))
@@ -78,8 +78,7 @@ def is_run(root: Path) -> bool:
     """Whether this program made a folder, of any version."""
     if (root / MARKER).is_file():
         return True
-    names = {one.name for one in root.iterdir()}
-    if names <= set(_LOCKS):
+    if {one.name for one in root.iterdir()} <= set(_LOCKS) and _are_locks(root):
         return True
     steps = ("[0-9a-f]" * 16) + "/"
     kept = (file.with_name(RECORD) for file in root.glob(f"*/{steps}{RECEIPT}"))
@@ -95,6 +94,11 @@ def write_config(file: Path, text: str, stated_before: object) -> None:
     if os.path.lexists(file) and not _is_own_config(file, stated_before):
         log.warning("%s: kept as %s: it was edited", file, durable.put_aside(file).name)
     durable.write_bytes(file, marked.encode("utf-8", "backslashreplace"))
+
+
+def _names(root: Path) -> list[Path]:
+    found = root.iterdir() if root.is_dir() else ()
+    return [one for one in found if one.name not in durable.LEFT_BY_SYSTEMS]
 
 
 def _others(root: Path) -> Iterator[Path]:
@@ -114,7 +118,7 @@ def _taken(root: Path) -> Iterator[Path]:
 def _place(file: Path, root: Path) -> Path:
     """What is put aside for a file: the bundle or report that it lies in, else itself."""
     folders = (root / name for name in _FOLDERS)
-    return next((one for one in folders if one in file.parents), file)
+    return next((one for one in folders if one in (file, *file.parents)), file)
 
 
 def _mark(root: Path) -> None:
@@ -130,6 +134,13 @@ def _is_journal(file: Path) -> bool:
     except OSError:
         return False
     return any(map(_is_event, lines))
+
+
+def _are_locks(root: Path) -> bool:
+    """Whether the locks in a folder look like ours: one empty, the other a process's number."""
+    lock, holder = (root / name for name in _LOCKS)
+    numbered = not holder.exists() or holder.read_bytes()[:20].isdigit()
+    return numbered and not (lock.exists() and lock.stat().st_size)
 
 
 def _is_event(line: bytes) -> bool:
@@ -154,7 +165,7 @@ def _sha(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 
 
-def _shown(files: Iterator[Path] | list[Path], root: Path) -> str:
+def _shown(files: list[Path], root: Path) -> str:
     names = sorted(printable(file.relative_to(root).as_posix()) for file in files)
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more

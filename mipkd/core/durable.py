@@ -16,6 +16,7 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
+LEFT_BY_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")  # by looking into a folder
 _LONGEST = 200  # bytes of a name, so that a suffix has room: file systems allow 255
 
 

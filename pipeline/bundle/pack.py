@@ -47,22 +47,30 @@ def others_in(folder: Path) -> list[str]:
     Of a bundle whose manifest is damaged, what no bundle has; of what is no bundle, all.
     """
     if not folder.is_dir():
-        return [folder.name] if os.path.lexists(folder) else []
-    try:
-        found = manifest.problems(folder, manifest.read(folder))
-    except UsageError:
-        known = _PARTS if _is_damaged_manifest(folder / manifest.MANIFEST) else ()
+        return ["."] if os.path.lexists(folder) else []
+    found = _find_problems(folder)
+    if found is None:
+        parts = _PARTS if _is_damaged_manifest(folder / manifest.MANIFEST) else ()
+        known = {*parts, *durable.LEFT_BY_SYSTEMS}
         return sorted(one.name for one in folder.iterdir() if one.name not in known)
     return [one.file for one in found if one.what == manifest.FOREIGN]
 
 
-def _was_changed(bundle: Path) -> bool:
-    """Whether a bundle holds what `pack` did not write."""
-    try:
-        found = manifest.problems(bundle, manifest.read(bundle))
-    except UsageError:
-        return any(bundle.iterdir()) if bundle.is_dir() else True
+def _was_changed(folder: Path) -> bool:
+    """Whether a bundle's folder holds what `pack` did not write."""
+    found = _find_problems(folder)
+    if found is None:
+        return not folder.is_dir() or any(folder.iterdir())
     return any(one.what != manifest.MISSING for one in found)
+
+
+def _find_problems(folder: Path) -> list[manifest.Problem] | None:
+    """What differs from the manifest; None where that cannot be read."""
+    try:
+        found = manifest.problems(folder, manifest.read(folder))
+    except UsageError:
+        return None
+    return [one for one in found if Path(one.file).name not in durable.LEFT_BY_SYSTEMS]
 
 
 def _is_damaged_manifest(file: Path) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import tomli_w
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from mipkd.core.durable import new_folder
+from mipkd.core.durable import LEFT_BY_SYSTEMS, new_folder
 from mipkd.core.evidence import Evidence
 from mipkd.core.texts import write_text
 from pipeline.report import charts, tables, wording
@@ -39,8 +40,9 @@ def write(evidence: Evidence, out: Path) -> Path:
 def others_in(folder: Path) -> list[str]:
     """Names in a report's folder that are no report's."""
     if not folder.is_dir():
-        return [folder.name] if folder.exists() else []
-    return sorted(one.name for one in folder.iterdir() if one.name not in _NAMES or one.is_dir())
+        return ["."] if os.path.lexists(folder) else []
+    known = (*_NAMES, *LEFT_BY_SYSTEMS)
+    return sorted(one.name for one in folder.iterdir() if one.name not in known or one.is_dir())
 
 
 def _page(evidence: Evidence, figures: Figures) -> str:

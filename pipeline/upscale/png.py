@@ -25,7 +25,7 @@ _LONGEST_NAME = 255  # bytes, of most file systems
 # A private chunk of ours that a program which changes pixels drops, by its name: the capital at the
 # end says that it must not be copied then. So a picture of ours that was edited is the user's.
 _OURS = "miPD"
-_HEAD = 8 + 25 + 12  # bytes up to the end of that chunk's head: signature, IHDR, length and name
+_HEAD = 8 + 25 + 8  # bytes up to the end of that chunk's name: signature, IHDR, length and name
 _LEVEL = 3  # of zlib: higher ones cost more than the net
 
 

@@ -74,9 +74,9 @@ def test_a_folder_is_replaced_when_it_is_whole(tmp_path: Path) -> None:
     for text in ("old", "new"):
         with durable.new_folder(out, keep=lambda _: False) as folder:
             (folder / "a").write_text(text)
-    with pytest.raises(RuntimeError), durable.new_folder(out, keep=lambda _: False) as folder:
-        (folder / "a").write_text("half")
-        raise RuntimeError
+    trouble = durable.new_folder(out, keep=lambda _: False)
+    with pytest.raises(FileNotFoundError), trouble as folder:
+        (folder / "a" / "b").write_text("half")
     assert ((out / "a").read_text(), names(tmp_path)) == ("new", ["out"])
 
 
