@@ -98,7 +98,8 @@ def write_config(file: Path, text: str, stated_before: object) -> None:
 
 def _names(root: Path) -> list[Path]:
     found = root.iterdir() if root.is_dir() else ()
-    return [one for one in found if one.name not in durable.LEFT_BY_SYSTEMS]
+    ignored = (*durable.LEFT_BY_SYSTEMS, f".{MARKER}{durable.PARTIAL}")  # the latter of a crash
+    return [one for one in found if one.name not in ignored]
 
 
 def _others(root: Path) -> Iterator[Path]:

@@ -6,17 +6,20 @@ power leaves half of it, and what was there before lasts until then.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 log = logging.getLogger(__name__)
 
+PARTIAL = ".mipkd-partial"  # ends the name of what is not yet whole, behind a dot
 LEFT_BY_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")  # by looking into a folder
+# What may not be opened, and file systems that cannot sync folders.
+_CANNOT_SYNC = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 _LONGEST = 200  # bytes of a name, so that a suffix has room: file systems allow 255
 
 
@@ -26,8 +29,9 @@ def write_bytes(file: Path, data: bytes) -> None:
         file.write_bytes(data)
         return
     file = Path(os.path.realpath(file))
-    partial = file.with_name(f"{_shorten(file.name)}.{secrets.token_hex(4)}.partial")
+    partial = file.with_name(f".{_shorten(file.name)}{PARTIAL}")
     try:
+        partial.unlink(missing_ok=True)  # of a crash
         with partial.open("xb") as opened:
             opened.write(data)
             opened.flush()
@@ -58,7 +62,7 @@ def new_folder(out: Path, keep: Callable[[Path], object]) -> Iterator[Path]:
 
     Where `keep` finds something in the `out` of before, that is put aside, else deleted.
     """
-    partial = out.with_name(f".{out.name}.mipkd-partial")
+    partial = out.with_name(f".{out.name}{PARTIAL}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -102,30 +106,27 @@ def sync_tree(folder: Path) -> None:
         if found.is_dir():
             sync_folder(found)
         elif found.is_file():
-            _sync_file(found)
+            # Windows syncs what is open for writing alone.
+            _sync(found, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     sync_folder(folder)
 
 
 def sync_folder(folder: Path) -> None:
     """Have a folder's names on the disk, where the system can."""
-    if os.name == "nt":
-        return
-    with suppress(PermissionError):  # of a folder that may be written and not read
-        handle = os.open(folder, os.O_RDONLY)
+    if os.name != "nt":
+        _sync(folder, os.O_RDONLY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    try:
+        handle = os.open(path, flags)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def _sync_file(file: Path) -> None:
-    # Windows syncs what is open for writing alone.
-    with suppress(PermissionError):
-        handle = os.open(file, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
 
 
 def _shorten(name: str) -> str:
