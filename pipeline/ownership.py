@@ -88,7 +88,7 @@ def is_run(root: Path) -> bool:
 def write_config(file: Path, text: str, stated_before: object) -> None:
     """Write a run's settings; a file there that was edited, or that others made, is put aside.
 
-    `stated_before`: the settings of the run of before, which versions before 0.2 wrote unmarked.
+    `stated_before`: the settings of the run of before, which earlier versions wrote unmarked.
     """
     marked = f"{_MARK}{_sha(text)}\n{text}"
     if os.path.lexists(file) and not _is_own_config(file, stated_before):

@@ -158,6 +158,11 @@ class Run:
         label: str,
     ) -> _Kept[R]:
         partial = folder.with_name(folder.name + ".partial")
+        if os.path.lexists(folder.parent) and not folder.parent.is_dir():
+            raise UsageError(
+                f"--out: {folder.parent} is no folder, and steps go there",
+                hint="move it away, or name another folder with --out",
+            )
         if not stage.resumes:
             shutil.rmtree(partial, ignore_errors=True)
         self._journal("start", stage=stage.name, label=label, key=folder.name)

@@ -76,7 +76,7 @@ def new_folder(out: Path, keep: Callable[[Path], object]) -> Iterator[Path]:
 def replace_folder(out: Path, whole: Path, keep: Callable[[Path], object]) -> None:
     """Rename `whole` to `out`; see `new_folder` for `keep`."""
     old = out.with_name(f".{out.name}.mipkd-old")
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
     if os.path.lexists(out):
         if keep(out):
             log.warning(
@@ -88,7 +88,14 @@ def replace_folder(out: Path, whole: Path, keep: Callable[[Path], object]) -> No
             out.rename(old)
     whole.rename(out)
     sync_folder(out.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
+
+
+def _remove(folder: Path) -> None:
+    if folder.is_symlink():  # what it leads to was laid there by others
+        folder.unlink()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def put_aside(path: Path) -> Path:

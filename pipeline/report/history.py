@@ -19,11 +19,10 @@ from mipkd.core.codec import decode, encode, parse_json
 from mipkd.core.durable import append_lines
 from mipkd.core.errors import UsageError
 from mipkd.core.evidence import Evidence
-from mipkd.core.texts import write_text
 from pipeline.bench.comparisons import mean_of, p50_s, students, valid_sizes
 from pipeline.report.plots import Curve, lines
 from pipeline.report.wording import in_ms
-from pipeline.report.write import environment
+from pipeline.report.write import environment, replace_page
 
 log = logging.getLogger(__name__)
 
@@ -196,8 +195,7 @@ def write_page(found: Sequence[Line], out: Path) -> Path:
         for one in _drawable(found)
     ]
     page = environment(html=True).get_template("history.html.j2").render(panels=panels)
-    write_text(out, page)
-    return out
+    return replace_page(page, out)
 
 
 def describe_changes(found: Sequence[Line]) -> Iterator[tuple[str, str]]:

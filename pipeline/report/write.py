@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mipkd.core.durable import LEFT_BY_SYSTEMS, new_folder
+from mipkd.core.errors import UsageError
 from mipkd.core.evidence import Evidence
 from mipkd.core.texts import write_text
 from pipeline.report import charts, tables, wording
@@ -19,6 +20,7 @@ from pipeline.report.gain_tables import draw_gains, gain_table, list_unknown
 from pipeline.report.junit import junit
 from pipeline.report.results_file import RESULTS, SCHEMA_VERSION, run_of, write_results
 
+_MARK = b'<p class="kicker">'  # of each template
 _NAMES = ("index.html", "junit.xml", "report.md", RESULTS, "study.json", "study.md")
 
 
@@ -43,6 +45,21 @@ def others_in(folder: Path) -> list[str]:
         return ["."] if os.path.lexists(folder) else []
     known = (*_NAMES, *LEFT_BY_SYSTEMS)
     return sorted(one.name for one in folder.iterdir() if one.name not in known or one.is_dir())
+
+
+def replace_page(page: str, out: Path) -> Path:
+    """Write a page of ours into the file `out`.
+
+    Raises:
+        UsageError: another file is there.
+    """
+    if out.is_file() and out.stat().st_size and _MARK not in out.read_bytes():
+        raise UsageError(
+            f"{out}: is there, and is no page of this program",
+            hint="move it away, or name another file with --out",
+        )
+    write_text(out, page)
+    return out
 
 
 def _page(evidence: Evidence, figures: Figures) -> str:

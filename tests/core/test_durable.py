@@ -90,3 +90,16 @@ def test_a_folder_with_others_files_is_put_aside_each_time(tmp_path: Path) -> No
     assert [(tmp_path / n / "mine").read_text() for n in names(tmp_path)] == [
         *("mine 2", "mine 0", "mine 1")
     ]
+
+
+def test_what_a_link_leads_to_is_not_deleted(tmp_path: Path) -> None:
+    elsewhere, out = tmp_path / "elsewhere", tmp_path / "out"
+    elsewhere.mkdir()
+    (elsewhere / "a").write_text("old")
+    out.symlink_to(elsewhere)
+    for text in ("new", "newer"):
+        with durable.new_folder(out, keep=lambda _: False) as folder:
+            (folder / "a").write_text(text)
+    assert (out / "a").read_text() == "newer"
+    assert (elsewhere / "a").read_text() == "old"
+    assert names(tmp_path) == ["elsewhere", "out"]

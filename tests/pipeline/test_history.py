@@ -122,6 +122,19 @@ def two(once: Finished, tmp_path: Path) -> list[Path]:
     return folders
 
 
+def test_pages_replace_pages_alone(two: list[Path], tmp_path: Path, ended: Command) -> None:
+    (tmp_path / history.FILE).write_text(json.dumps(asdict(LINE)) + "\n")
+    page = tmp_path / "page.html"
+    for words in (("history", tmp_path), ("report", *two)):
+        for _ in range(2):
+            assert ended(*words, "-o", page).code == 0
+        page.write_text("<p>mine</p>")
+        said = ended(*words, "-o", page)
+        assert (said.code, page.read_text()) == (2, "<p>mine</p>")
+        assert "is no page of this program" in said.err
+        page.unlink()
+
+
 def test_two_runs_on_one_page(two: list[Path], tmp_path: Path, ended: Command) -> None:
     said = ended("report", *two, "--out", tmp_path / "both.html")
     assert said.code == 0, said.err

@@ -418,3 +418,11 @@ def test_half_a_line_of_the_journal_stays_alone(tmp_path: Path, source: Source) 
     lines = journal.read_text().splitlines()
     assert lines.count('{"at": "20') == 1
     assert [json.loads(line)["event"] for line in lines[-2:]] == ["remembered", "remembered"]
+
+
+def test_a_file_in_the_place_of_a_stages_folder_is_named(tmp_path: Path, source: Source) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/shout").write_text("mine")
+    with pytest.raises(UsageError, match="run/shout is no folder, and steps go there"):
+        both(tmp_path / "run", source)
+    assert (tmp_path / "run/shout").read_text() == "mine"
