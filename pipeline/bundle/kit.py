@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from mipkd.core import durable
 from mipkd.core.codec import decode_file
 from mipkd.core.errors import UsageError, nearest
 from mipkd.core.evidence import Evidence
@@ -46,6 +47,11 @@ def make_kit(bundle: Path, target: str, out: Path) -> Kit:
         UsageError: no bundle, a changed one, or it has no model for the target.
         StageError: the file cannot be written.
     """
+    if out.is_file() and out.stat().st_size and not is_kit(out):
+        raise UsageError(
+            f"{out}: is there, and is no kit of this program",
+            hint="move it away, or name another file with --out",
+        )
     stated = manifest.read(bundle)
     wrong = manifest.problems(bundle, stated)
     if wrong:
@@ -63,7 +69,7 @@ def make_kit(bundle: Path, target: str, out: Path) -> Kit:
     images = list(_tests(run) if run else _golden(bundle))
     data = _pack(stated.name, target, builts, images, settings_of(bundle))
     try:
-        _write(out, data)
+        durable.write_bytes(out, data)
     except OSError as error:
         raise as_stage_error("kit", error) from error
     names = tuple(f"{built.role} {built.precision}" for built in builts)
@@ -73,6 +79,15 @@ def make_kit(bundle: Path, target: str, out: Path) -> Kit:
 def kit_name(target: str) -> str:
     """How a target's kit is called."""
     return f"kit-{target}.pyz".replace(":", "-")
+
+
+def is_kit(file: Path) -> bool:
+    """Whether a file is a kit, by what it holds."""
+    try:
+        with zipfile.ZipFile(file) as packed:
+            return kit_program.JOB + job_file.JOB in packed.namelist()
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return False
 
 
 def find_run_around(bundle: Path, models: list[Built]) -> Evidence | None:
@@ -99,15 +114,6 @@ def _pack(
             more = {kit_program.JOB + name: job.read(name) for name in job.namelist()}
     more[kit_program.ABOUT] = json.dumps({"run": run, "target": target}).encode()
     return agent_bytes(more=more, main=kit_program.__name__)
-
-
-def _write(out: Path, data: bytes) -> None:
-    partial = out.with_name(out.name + ".partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _tests(run: Evidence) -> Iterator[Image]:

@@ -18,6 +18,7 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 SBOM = "sbom.cdx.json"  # here, since sbom.py needs CycloneDX and `check` does not have it
 SIGNATURE = "manifest.json.sig"  # of it, so it cannot be listed in it
+FOREIGN, MISSING = "not of this bundle", "missing"  # what may be wrong with a file
 _HINT = "give the folder bundle/ of a run, whole"
 
 Kind = Literal["measured", "simulated", "not measured"]
@@ -147,12 +148,12 @@ def problems(folder: Path, manifest: Manifest) -> list[Problem]:
             same = file.stat().st_size == wanted.size and hash_file(file) == wanted.sha256
         except OSError as error:
             gone = isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError))
-            found.append(Problem(name, "missing" if gone else f"not read: {error.strerror}"))
+            found.append(Problem(name, MISSING if gone else f"not read: {error.strerror}"))
             continue
         if not same:
             found.append(Problem(name, "changed"))
     extra = [name for name in _names(folder) if name not in manifest.files]
-    return found + [Problem(name, "not of this bundle") for name in extra]
+    return found + [Problem(name, FOREIGN) for name in extra]
 
 
 def check_models(manifest: Manifest) -> None:

@@ -41,6 +41,9 @@ def upscale(
     tile: Annotated[
         int | None, typer.Option(help="LR pixels a side of a tile; default: what fits.", min=1)
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that upscale did not make, too.")
+    ] = False,
     verbose: Verbose = False,
 ) -> None:
     """Upscale pictures of any size with a bundle's model."""
@@ -62,6 +65,7 @@ def upscale(
             out,
             memory_bytes=int(memory * 2**30),
             side=tile,
+            overwrite=overwrite,
             notify=lambda done, whole: bar.update(task, completed=done, total=whole),
         )
         for one in made:
@@ -172,7 +176,7 @@ def bench(
     for line in dict.fromkeys(_remarks(found)):
         typer.echo(line)
     if as_json:
-        as_json.write_text(json.dumps({"schema": 2, **codec.encode(found)}, indent=1))
+        write_text(as_json, json.dumps({"schema": 2, **codec.encode(found)}, indent=1))
     if not found.measurements:
         raise MissingError(f"bench: nothing could be measured on {device or 'this machine'}")
     if any(m.doubt for m in found.measurements):
