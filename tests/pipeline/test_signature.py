@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,9 @@ import pytest
 
 from mipkd.core.errors import MissingError, StageError, UsageError
 from pipeline.bundle import manifest
+from pipeline.bundle.provenance import PROVENANCE, provenance
 from pipeline.bundle.signature import NAMESPACE, sign, signature_of, verify_signature
+from pipeline.report.results_file import read_results
 
 Command = Callable[..., Any]
 ANN, BOB = "ann@example.org", "bob@example.org"
@@ -25,10 +28,12 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    """The least that has a manifest; of a model that nothing here can run."""
+    """The least that is one; of a model that nothing here can run."""
     home = tmp_path / "bundle"
     (home / "model" / "jetson-fp32").mkdir(parents=True)
     (home / "model" / "jetson-fp32" / "model.onnx").write_bytes(b"weights")
+    evidence = read_results(Path(__file__).parent / "golden" / "results-1.6.json")
+    (home / PROVENANCE).write_text(json.dumps(provenance(evidence, "0", {})))
     model = manifest.Model(
         *("jetson", "fp32", "simulated", "model/jetson-fp32/model.onnx", 7, 4, 1),
         *({}, (), {}, 7, ""),
