@@ -26,7 +26,6 @@ from pipeline.cli.terminal import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.bundle.replay import Replayed
     from pipeline.bundle.timing import Timings
 
 Bundle = Annotated[Path, typer.Argument(help="Folder bundle/ of a finished run.")]
@@ -52,6 +51,9 @@ def upscale(
         list[str] | None,
         typer.Option("--set", help="Settings of [limits]: limits.seconds=60."),
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that upscale did not make, too.")
+    ] = False,
     verbose: Verbose = False,
 ) -> None:
     """Upscale pictures of any size with a bundle's model."""
@@ -75,6 +77,7 @@ def upscale(
             out,
             memory_bytes=int(memory * 2**30),
             side=tile,
+            overwrite=overwrite,
             notify=lambda done, whole: bar.update(task, completed=done, total=whole),
         )
         for one in made:
@@ -92,12 +95,24 @@ def upscale(
         raise StageError(f"upscale: {failed} of {len(pictures)} images failed")
 
 
-def verify(bundle: Bundle, verbose: Verbose = False) -> None:
+def verify(
+    bundle: Bundle,
+    signer: Annotated[
+        str | None, typer.Option(help="Fail unless this one signed it, such as ann@example.org.")
+    ] = None,
+    allowed_signers: Annotated[
+        Path | None,
+        typer.Option(help="Whose keys are whose; default ~/.ssh/allowed_signers, as of OpenSSH."),
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
     """Check a bundle's files, then replay its golden images here."""
     set_logging(verbose)
     from pipeline.bundle import manifest
-    from pipeline.bundle.replay import replay
+    from pipeline.cli.sign import tell_signature
+    from pipeline.judge.check import verify_models
 
+    signed = tell_signature(bundle, signer, allowed_signers)  # before all is read
     stated = manifest.read(bundle)
     manifest.check_models(stated)
     wrong = manifest.problems(bundle, stated)
@@ -105,17 +120,20 @@ def verify(bundle: Bundle, verbose: Verbose = False) -> None:
         say(f"{problem.what.upper()}  {problem.file}")
     good = len(stated.files) - sum(problem.file in stated.files for problem in wrong)
     say(f"files: {good} of {len(stated.files)} are as they were written")
+    say(signed)
     well, ran = True, 0
-    for one in replay(bundle, stated, wrong):
+    for one, gates in verify_models(bundle, stated, wrong):
         name = f"{one.model.target} {one.model.precision}"
-        well = well and one.well
-        if one.failed:
-            say(f"FAILED  {name}: {one.failed}")
-        elif one.why_not:
+        if one.why_not:
             say(f"not replayed  {name}: {one.why_not}")
-        else:
-            ran += 1
-            say(f"{'same' if one.well else 'DIFFERS'}  {name}: {_apart(one)}")
+            continue
+        ran += not one.failed
+        faults = [gate for gate in gates if gate.outcome is not Outcome.PASS]
+        well = well and not faults
+        for gate in faults or gates[:1]:
+            verb = "FAILED" if one.failed else "DIFFERS" if faults else "same"
+            what = "" if gate.name == "replay" else f"{gate.name}: "
+            say(f"{verb}  {name}: {what}{gate.reason}")
     say(f"replayed: {ran} of {len(stated.models)} models on this machine")
     if wrong or not well:
         say("verify: FAIL")
@@ -133,6 +151,9 @@ def bench(
     ] = None,
     as_json: Annotated[
         Path | None, typer.Option("--json", help="Write all samples into this file.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="TOML file with a [device].")
     ] = None,
     sets: Annotated[
         list[str] | None,
@@ -152,11 +173,11 @@ def bench(
     stated = manifest.read(bundle)
     wanted = [name.strip() for name in (target or "").split(",") if name.strip()]
     flags = {"bench": codec.encode(settings_of(bundle)), "device": {"address": device}}
-    config = load(flags, sets=sets or ())
-    with connect(config.device) as machine:
+    settings = load(flags, file=config, sets=sets or ())
+    with connect(settings.device) as machine:
         if not machine.address:
-            try_asked(bundle, stated, wanted, config.limits)
-        found = time_bundle(bundle, stated, wanted, config.bench, machine)
+            try_asked(bundle, stated, wanted, settings.limits)
+        found = time_bundle(bundle, stated, wanted, settings.bench, machine)
     table = Table("target", "precision", "size MB", "LR", "p50 ms", "p90 ms", "samples")
     for m in found.measurements:
         head = (m.target, m.precision, f"{m.size_bytes / 1e6:.2f}")
@@ -170,7 +191,7 @@ def bench(
     for line in dict.fromkeys(_remarks(found)):
         say(line)
     if as_json:
-        as_json.write_text(json.dumps({"schema": 2, **codec.encode(found)}, indent=1))
+        write_text(as_json, json.dumps({"schema": 2, **codec.encode(found)}, indent=1))
     if not found.measurements:
         raise MissingError(f"bench: nothing could be measured on {device or 'this machine'}")
     if any(m.doubt for m in found.measurements):
@@ -295,22 +316,6 @@ def _short(path: Path) -> str:
     """From the working folder where it lies below it."""
     path = path.resolve()
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-
-
-def _apart(one: Replayed) -> str:
-    bound = one.tolerance
-    found = (
-        "every value equal"
-        if not one.levels
-        else f"up to {one.levels} levels apart, {one.share:.2%} of values, {one.psnr_db:.1f} dB"
-    )
-    where = "simulated here" if one.simulated else "ran here"
-    if one.simulated != (one.model.kind == "simulated"):
-        where += f", the bundle's was {one.model.kind}"
-    return (
-        f"{found}; bound {bound.levels} level{'s' * (bound.levels > 1)}, {bound.psnr_db:.0f} dB; "
-        f"{one.images} images, {where}"
-    )
 
 
 def _remarks(found: Timings) -> Iterator[str]:
