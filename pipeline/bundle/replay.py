@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mipkd.core.apart import Worker
+from mipkd.core.apart import Worker, report
 from mipkd.core.errors import MipkdError, MissingError, UnsupportedError
 from mipkd.core.images import read_rgb
 from mipkd.core.measurement import Latency
@@ -19,6 +19,8 @@ from pipeline.bench.models import make_pixels, open_models
 from pipeline.bench.pixels import keep_output, output_file
 from pipeline.bundle.golden import GOLDEN, LR, golden_folder, names_in
 from pipeline.bundle.manifest import Manifest, Model, Problem, is_damaged
+from pipeline.bundle.trial import limits_of, opens_at_once, run_once
+from pipeline.limits import LimitsConfig
 from targets.base import ByteArray, Target, files_of, find
 
 _IDLE = 0.05  # of the cores' time, taken by other programs
@@ -54,10 +56,12 @@ def replay(
     *,
     settings: BenchSettings | None = None,
     inputs: Path | None = None,
+    limits: LimitsConfig | None = None,
 ) -> Iterator[Replayed]:
     """Each model in turn, its outputs below `out`; one whose files are damaged is not opened.
 
     With `settings` each is timed too. `inputs` is a folder of LR images in the place of its own.
+    What takes more than `limits` has failed.
     """
     with Worker() as worker:
         for model in manifest.models:
@@ -69,6 +73,7 @@ def replay(
             lr, names = inputs or bundle / GOLDEN / LR, names_in(inputs or own)
             what = f"replay of {model.target} {model.precision}"
             try:
+                worker.limits = limits_of(model.built(bundle), limits or LimitsConfig())
                 yield worker.call(what, replay_model, bundle, model, lr, names, outputs, settings)
             except (MissingError, UnsupportedError) as error:
                 yield Replayed(model, why_not=error.what)
@@ -101,10 +106,14 @@ def replay_model(
         return Replayed(model, why_not=reason)
     if not target.makes_pixels or not names:
         return Replayed(model, why_not="the bundle has no golden outputs of it")
+    if opens_at_once(model.target):
+        run_once(built)
+    report()  # so that more time and memory are allowed; each image has its own time
     images = ((name, read_rgb(output_file(inputs, name))) for name in names)
 
     def keep(_: Built, image: str, sr_HWC: ByteArray) -> None:
         keep_output(image, sr_HWC, out=outputs)
+        report()
 
     make_pixels(target, [built], images, keep)
     return Replayed(

@@ -71,10 +71,15 @@ def limits_with(sets: Sequence[str]) -> LimitsConfig:
 def limits_of(built: Built, config: LimitsConfig) -> Limits:
     """Of opening a model and running it on a small image, then on others after a `report`."""
     limits = config.of(*files_of(built))
-    if built.target.partition(":")[0] in _QUICK:
+    if opens_at_once(built.target):
         return limits
     assert limits.later is not None, "it has both"
     return replace(limits.later, memory_bytes=None)
+
+
+def opens_at_once(target: str) -> bool:
+    """Whether a small model of a target is opened in a moment."""
+    return target.partition(":")[0] in _QUICK
 
 
 def run_once(built: Built) -> None:

@@ -104,14 +104,20 @@ def verify(
         Path | None,
         typer.Option(help="Whose keys are whose; default ~/.ssh/allowed_signers, as of OpenSSH."),
     ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Settings of [limits]: limits.seconds=60."),
+    ] = None,
     verbose: Verbose = False,
 ) -> None:
     """Check a bundle's files, then replay its golden images here."""
     set_logging(verbose)
     from pipeline.bundle import manifest
+    from pipeline.bundle.trial import limits_with
     from pipeline.cli.sign import tell_signature
     from pipeline.judge.check import verify_models
 
+    limits = limits_with(sets or ())
     signed = tell_signature(bundle, signer, allowed_signers)  # before all is read
     stated = manifest.read(bundle)
     manifest.check_models(stated)
@@ -122,7 +128,7 @@ def verify(
     say(f"files: {good} of {len(stated.files)} are as they were written")
     say(signed)
     well, ran = True, 0
-    for one, gates in verify_models(bundle, stated, wrong):
+    for one, gates in verify_models(bundle, stated, wrong, limits):
         name = f"{one.model.target} {one.model.precision}"
         if one.why_not:
             say(f"not replayed  {name}: {one.why_not}")
@@ -215,12 +221,15 @@ def check(
     ] = False,
     sets: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Settings of [baseline] and [bench]: baseline.max_loss_db=0.1."),
+        typer.Option(
+            "--set", help="Settings of [baseline], [bench], [limits]: baseline.max_loss_db=0.1."
+        ),
     ] = None,
     verbose: Verbose = False,
 ) -> None:
     """Judge a bundle by its own gates, and hold it against a baseline."""
     set_logging(verbose)
+    from pipeline.bundle.trial import limits_with
     from pipeline.cli.summary import gate_line
     from pipeline.judge.check import check as checked
     from pipeline.judge.check import compare_with_baseline, set_baseline, settings_with
@@ -230,7 +239,7 @@ def check(
     if update_baseline:
         say_lines(set_baseline(bundle, baseline, reason))
         return
-    found = checked(bundle)
+    found = checked(bundle, limits_with([one for one in sets or () if one.startswith("limits.")]))
     if baseline and not found.problems:
         settings = settings_with(bundle, sets or ())
         found = compare_with_baseline(found, bundle, baseline, settings.baseline, settings.bench)

@@ -26,6 +26,7 @@ from pipeline.judge.gates import GateConfig, judge, overall
 from pipeline.judge.golden_beside import judge_beside
 from pipeline.judge.regression import BaselineConfig, Beside, regress, time_in_turns
 from pipeline.judge.replayed import judge_figures, judge_replayed
+from pipeline.limits import LimitsConfig
 
 _NOT_JUDGED = "the figures of a bundle with such files are not judged"
 
@@ -42,7 +43,7 @@ class Checked:
     replayed: tuple[Replayed, ...] = ()
 
 
-def check(bundle: Path) -> Checked:
+def check(bundle: Path, limits: LimitsConfig | None = None) -> Checked:
     """What `check_recorded` finds, and what each model that runs here makes of the golden images.
 
     Raises:
@@ -57,7 +58,9 @@ def check(bundle: Path) -> Checked:
     gates = [*found.gates, *judge_figures(bundle, recorded, stated.tests.images, scale)]
     gates += _judge_records(found.manifest, recorded)
     with TemporaryDirectory() as made:
-        replayed = list(replay(bundle, found.manifest, [], Path(made), settings=settings))
+        replayed = list(
+            replay(bundle, found.manifest, [], Path(made), settings=settings, limits=limits)
+        )
         for one in replayed:
             gates += judge_replayed(bundle, one, find_recorded(one.model, recorded))
     if replayed and not any(one.outputs for one in replayed):
@@ -68,13 +71,13 @@ def check(bundle: Path) -> Checked:
 
 
 def verify_models(
-    bundle: Path, manifest: Manifest, wrong: Sequence[Problem]
+    bundle: Path, manifest: Manifest, wrong: Sequence[Problem], limits: LimitsConfig | None = None
 ) -> Iterator[tuple[Replayed, list[Gate]]]:
     """Each model, replayed here, and its gates; one whose files are damaged is not opened."""
     recorded = () if wrong else read_measurements(bundle)
     settings = None if wrong else _shortly(settings_of(bundle))
     with TemporaryDirectory() as made:
-        for one in replay(bundle, manifest, wrong, Path(made), settings=settings):
+        for one in replay(bundle, manifest, wrong, Path(made), settings=settings, limits=limits):
             yield one, list(judge_replayed(bundle, one, find_recorded(one.model, recorded)))
 
 
@@ -110,6 +113,7 @@ class CheckConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     baseline: BaselineConfig = Field(default_factory=BaselineConfig)
+    limits: LimitsConfig = Field(default_factory=LimitsConfig)
     bench: BenchSettings
 
 
