@@ -6,6 +6,7 @@ import argparse
 import collections
 import hashlib
 import json
+import os
 import pickle
 import re
 import struct
@@ -162,13 +163,24 @@ def _read_header(path: Path, header: Mapping[str, str]) -> StoredHyper:
 
 
 def write_state(state: Mapping[str, Tensor], path: Path, header: dict[str, str]) -> None:
-    """Write safetensors atomically."""
+    """Write safetensors atomically.
+
+    Raises:
+        OSError: the disk is full, or does not take it.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     # Cloned: safetensors refuses tensors that share memory.
     tensors = {k: v.detach().cpu().clone().contiguous() for k, v in state.items()}
     partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata=header)
+    try:
+        save_file(tensors, partial, metadata=header)
+    except SafetensorError as error:  # the system's own error is in its words alone
+        said = re.search(r"\(os error (\d+)\)", str(error))
+        if not said:
+            raise
+        raise OSError(int(said[1]), os.strerror(int(said[1])), str(partial)) from error
     partial.replace(path)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import hostile_makers as makers
 import numpy as np
 import pytest
-from checkpoint_makers import TRAINED
+from checkpoint_makers import TRAINED, tiny
 from measured import Measured, measure
 from PIL import Image
 
@@ -20,7 +20,7 @@ from mipkd.core.archives import check_inflation
 from mipkd.core.errors import MipkdError, UnsupportedError, UsageError
 from mipkd.core.image_headers import bytes_to_read, size_of
 from mipkd.core.images import read_rgb
-from mipkd.distill.files import read_content
+from mipkd.distill.files import read_content, write_state
 from mipkd.distill.recognise import recognise
 from mipkd.export.adopt_onnx import adopt
 from pipeline import config, doctor
@@ -216,3 +216,18 @@ def test_reading_beyond_the_limits_says_what_raises_them() -> None:
     with pytest.raises(LimitError, match=r"doctor .*: it took more than .* MiB") as caught:
         doctor.examine_checkpoint(TRAINED, None, ["limits.memory_gib=1e-6"])
     assert "--set limits.memory_gib=N" in caught.value.hint
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a limit of POSIX stands for a full disk")
+def test_a_full_disk_is_the_systems_own_error_for_weights_too(tmp_path: Path) -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            write_state(tiny(), tmp_path / "net.safetensors", {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.filename == str(tmp_path / "net.safetensors.partial")
+    assert not (tmp_path / "net.safetensors").exists()
