@@ -23,6 +23,7 @@ from targets._openvino.session import (
     ThroughputSession,
     count_kernels,
 )
+from targets._openvino.stable_names import names_in, number_in_order
 from targets._openvino.uint8_io import with_uint8_io
 from targets.base import BuildRequest, Feature, Target, version_of
 
@@ -97,6 +98,7 @@ class OpenVino(Target):
         other = request.plan.rest if request.plan else _float_beside(precision, offered)
         with quiet():
             model, notes = self._convert(request, other)
+            number_in_order(model, names_in(request.graph.file))
             # By default it would write FP16 weights, and "fp32" would not be FP32.
             fp16 = precision == "fp16"
             devices.package().save_model(model, str(file), compress_to_fp16=fp16)
