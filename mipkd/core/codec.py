@@ -31,7 +31,7 @@ class CodecError(ValueError):
     """JSON that is not the record it should be; `place` leads to the value, such as "host.cpu"."""
 
     def __init__(self, what: str, place: str = "") -> None:
-        super().__init__(f"{place or 'whole file'}: {what}")
+        super().__init__(f"{place}: {what}" if place else what)
         self.what, self.place = what, place
 
 

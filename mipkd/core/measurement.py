@@ -40,7 +40,9 @@ class Latency:
     warmup: Count  # calls between the cold start and the first counted one
     cold_start_s: Seconds  # first inference after opening
     invalid_because: str = ""  # why the samples should not be believed; empty when they can be
-    joules_per_frame: Annotated[float, Range(0)] | None = None  # mean power while running x time, idle power included
+    joules_per_frame: Annotated[float, Range(0)] | None = (
+        None  # mean power while running x time, idle power included
+    )
     power_from: str = ""  # the meter and its rails
     at_s: tuple[Seconds, ...] = ()  # when each sample began, since the first
     end_to_end_s: Seconds | None = None  # median from bytes to bytes: copy in, run, copy out

@@ -31,7 +31,9 @@ class Range:
 Scale = Annotated[int, Range(1, 16)]  # upscaling factor
 Multiple = Annotated[int, Range(1, 4096)]  # of sides of an input
 Side = Annotated[int, Range(1, 2**20)]  # pixels
+Pixels = Annotated[int, Range(0, 2**16)]  # around a tile
 Count = Annotated[int, Range(0)]
 Bytes = Annotated[int, Range(0)]
+Share = Annotated[float, Range(0)]
 Seconds = Annotated[float, Range(0)]
 Sample = Annotated[float, Range(above=0)]  # seconds that one call took

@@ -17,7 +17,7 @@ from pipeline.bundle import manifest
 from pipeline.bundle.card import card
 from pipeline.bundle.golden import BundleConfig, copy_golden
 from pipeline.bundle.measurements import write_measurements
-from pipeline.bundle.provenance import PROVENANCE, provenance
+from pipeline.bundle.provenance import PROVENANCE, RUN, provenance, run_facts
 from pipeline.report.figures import compute_figures
 from pipeline.report.write import replace_folder
 from pipeline.run import as_stage_error, program_version
@@ -55,7 +55,8 @@ def _fill(evidence: Evidence, config: BundleConfig, out: Path) -> None:
     golden = copy_golden(evidence.tests, evidence.measurements, config, out)
     write_measurements(evidence.measurements, out)
     stated = provenance(evidence, program_version())
-    (out / PROVENANCE).write_text(json.dumps(stated, indent=1, sort_keys=True))
+    for name, facts in ((PROVENANCE, stated), (RUN, run_facts(evidence))):
+        (out / name).write_text(json.dumps(facts, indent=1, sort_keys=True))
     write_text(out / "README.md", card(evidence, compute_figures(evidence, out), models, golden[0]))
     manifest.write(
         manifest.Manifest(

@@ -13,7 +13,10 @@ from mipkd.core.evidence import Evidence, Failure
 from mipkd.core.records import PatchSet, Photos, QuantPlan, TestSet
 
 PROVENANCE = "provenance.json"
-_PATHS = ("teacher", "model", "data", "val", "out")  # in a configuration
+RUN = "run.json"  # what differs between two runs of the same inputs
+_OF_THE_CLOCK = ("created", "name", "plans", "seconds", "warnings")
+_TIMED = ("plans", "seconds")  # wherever they are: a search holds what it measured
+_PATHS = ("teacher", "model", "data", "val")  # in a configuration
 _OF_THE_WAY = ("address", "ssh_config")  # to a device
 _DEVICE = re.compile(r"\b(?!https?:)[a-z][\w+-]*://[^\s'\",;]*[^\s'\",;:.]")
 _ABSOLUTE = re.compile(r"(?<![\w.:/~])/(?:[^\s'\"/:,]+/)+(?=[^\s'\"/:,])")
@@ -60,12 +63,38 @@ def provenance(evidence: Evidence, program: str) -> dict[str, Any]:
         "versions": {m.target: m.versions for m in evidence.measurements if m.versions},
         "gates": evidence.config.get("gates", {}),
     }
-    for name in ("host", "measurements", "builts", "verdict"):
+    for name in ("host", "measurements", "builts", "verdict", *_OF_THE_CLOCK):
         del stated[name]
+    stated = _without_times(stated)
+    stated["config"].pop("out", None)
     for name in ("photos", "calibration", "tests"):
         if images := getattr(evidence, name):
             stated[name]["source"] = source(images)
     return {name: without_paths(value) for name, value in stated.items()}
+
+
+def run_facts(evidence: Evidence) -> dict[str, Any]:
+    """What differs between two runs of the same inputs: times, and what was chosen by them."""
+    plain = replace(evidence, plans=_without_crops(evidence.plans))
+    stated = {name: encode(getattr(plain, name), write_path=_name) for name in _OF_THE_CLOCK}
+    trained = evidence.distilled
+    stated["training_seconds"] = trained.seconds if trained else None
+    rivals = {rival.name: encode(_without_crops(rival.plans)) for rival in evidence.rivals}
+    stated["plans_of_rivals"] = rivals
+    return {name: without_paths(value) for name, value in stated.items()}
+
+
+def _name(path: PurePath) -> str:
+    return path.name
+
+
+def _without_times(stated: Any) -> Any:
+    """JSON without times, which `run_facts` gives."""
+    if isinstance(stated, list):
+        return [_without_times(one) for one in stated]
+    if not isinstance(stated, dict):
+        return stated
+    return {n: _without_times(one) for n, one in stated.items() if n not in _TIMED}
 
 
 def _without_crops(plans: tuple[QuantPlan, ...]) -> tuple[QuantPlan, ...]:
@@ -79,8 +108,12 @@ def read_provenance(bundle: Path) -> Provenance:
     Raises:
         UsageError: it is damaged.
     """
-    file = bundle / PROVENANCE
-    return decode_file(Provenance, read_json(file), file)
+    file, run = bundle / PROVENANCE, bundle / RUN
+    stated = read_json(file)
+    if isinstance(stated, dict) and run.is_file():  # older bundles hold it all in one file
+        facts = read_json(run)
+        stated = {**stated, **(facts if isinstance(facts, dict) else {"plans": None})}
+    return decode_file(Provenance, stated, file)
 
 
 def command(evidence: Evidence) -> list[str]:

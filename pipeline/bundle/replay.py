@@ -13,7 +13,7 @@ from mipkd.core.images import psnr_of, read_rgb
 from mipkd.core.precision import Tolerance
 from mipkd.core.records import Built
 from pipeline.bench.models import make_pixels
-from pipeline.bundle.manifest import Manifest, Model, Problem, is_damaged
+from pipeline.bundle.manifest import Manifest, Model, Problem, is_damaged, is_golden_damaged
 from targets.base import ByteArray, find
 
 
@@ -50,6 +50,9 @@ def replay(bundle: Path, manifest: Manifest, wrong: list[Problem]) -> Iterator[R
     for model in manifest.models:
         if is_damaged(model, wrong):
             yield Replayed(model, why_not="its files are not those of the bundle")
+            continue
+        if is_golden_damaged(model, wrong):
+            yield Replayed(model, why_not="its golden images are not those of the bundle")
             continue
         try:
             yield _replay_model(bundle, model)

@@ -80,17 +80,32 @@ def upscale(
         raise StageError(f"upscale: {failed} of {len(pictures)} images failed")
 
 
-def verify(bundle: Bundle, verbose: Verbose = False) -> None:
+def verify(
+    bundle: Bundle,
+    sha256: Annotated[
+        str | None, typer.Option(help="The seal that it must have, from whoever made it.")
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
     """Check a bundle's files, then replay its golden images here."""
     set_logging(verbose)
     from pipeline.bundle import manifest
     from pipeline.bundle.replay import replay
+    from pipeline.judge.check import check_records
 
+    wanted = manifest.read_seal(sha256) if sha256 is not None else ""
     stated = manifest.read(bundle)
     manifest.check_models(stated)
     wrong = manifest.problems(bundle, stated)
+    check_records(bundle, wrong)
+    seal = manifest.seal_of(bundle)
+    typer.echo(f"seal: {seal}\ncontent: {stated.content or 'not stated by its version'}")
+    if wanted not in ("", seal):
+        typer.echo(f"SEAL  another bundle: wanted {wanted}\nverify: FAIL")
+        raise typer.Exit(EXIT[Outcome.FAIL])
     for problem in wrong:
-        typer.echo(f"{problem.what.upper()}  {problem.file}")
+        why = f": {problem.hint}" if problem.hint else ""
+        typer.echo(f"{problem.what.upper()}  {problem.file}{why}")
     good = len(stated.files) - sum(problem.file in stated.files for problem in wrong)
     typer.echo(f"files: {good} of {len(stated.files)} are as they were written")
     well, ran = True, 0

@@ -53,7 +53,7 @@ def test_a_run_leaves_a_bundle_that_holds_what_it_lists(once: Finished) -> None:
     assert found.models[1].options == {"session.intra_op.allow_spinning": "0"}
     assert found.models[1].versions["onnxruntime"]
     assert {f.role for f in found.files.values()} == {
-        *("bench", "card", "golden", "model", "provenance", "quality"),
+        *("bench", "card", "golden", "model", "provenance", "quality", "run"),
     }
     assert {"quality/cpu-int8.json", "bench/cpu-fp32-teacher.json", "golden/lr/chelsea.png"} <= {
         *found.files
@@ -113,11 +113,11 @@ def test_no_path_of_the_maker_is_handed_on_whatever_its_letters(once: Finished) 
         config=config,
     )
     stated = provenance.provenance(moved, "")
-    text = json.dumps(stated)
+    text = json.dumps([stated, provenance.run_facts(moved)])
     assert not [word for word in ("jane", "secret", "lab7") if word in text.replace(home.name, "")]
     assert stated["student"]["file"] == "student.safetensors"
     assert stated["config"]["device"] == {"tries": 3}
-    assert stated["rivals"][0]["plans"][0]["holdout"] is None
+    assert provenance.run_facts(moved)["plans_of_rivals"]["plain"][0]["holdout"] is None
 
 
 def test_a_manifest_from_before_precisions_were_read_back_keeps_its_seal(
@@ -125,6 +125,7 @@ def test_a_manifest_from_before_precisions_were_read_back_keeps_its_seal(
 ) -> None:
     file = finished.bundle / "manifest.json"
     stated = json.loads(file.read_text())
+    del stated["content"]
     for model in stated["models"]:
         assert model.pop("executes") is not None
     unsealed = json.dumps({**stated, "seal": ""}, sort_keys=True)
@@ -223,13 +224,18 @@ def test_missing_and_foreign_files_are_told(finished: Finished, ended: Command) 
     inside = finished.bundle / "model/coreml-fp32/model.mlpackage/Data/more.bin"
     inside.write_bytes(b"x")
     (finished.bundle / "model/cpu-fp32/engines").mkdir()
-    (finished.bundle / "model/cpu-fp32/engines/a.plan").write_bytes(b"kept by a GPU's runtime")
+    (finished.bundle / "model/cpu-fp32/engines/a.plan").write_bytes(b"looked for by a runtime")
+    (finished.bundle / "golden/more").symlink_to(finished.root)
     said = ended("verify", finished.bundle)
     assert said.code == 6
-    lines = said.out.splitlines()[:3]
-    assert lines[0] == "MISSING  quality/cpu-fp32.json"
-    assert lines[1].startswith("NOT OF THIS BUNDLE  model/coreml-fp32/model.mlpackage/Data/more")
-    assert lines[2].startswith("files: ")
+    assert said.out.splitlines()[2:6] == [
+        "MISSING  quality/cpu-fp32.json",
+        "A LINK  golden/more: where it leads nothing is hashed",
+        "NOT OF THIS BUNDLE  model/coreml-fp32/model.mlpackage/Data/more.bin",
+        "NOT OF THIS BUNDLE  model/cpu-fp32/engines/a.plan: an older version kept what it compiled "
+        "here: delete the folder engines",
+    ]
+    assert "not replayed  cpu fp32: its files are not those of the bundle" in said.out
 
 
 def test_a_changed_manifest_is_told(finished: Finished, ended: Command) -> None:
