@@ -195,7 +195,9 @@ class Target(ABC):
 
         Raises:
             UnsupportedError: INT8 was asked for, and the runtime says that it computes none.
+            UsageError: an option that the target does not declare: its model would not be opened.
         """
+        check_options(options or {}, self.options, self.name)
         runs = PRECISIONS.get(executes)
         if request.precision == "int8" and runs and runs.is_float:
             raise UnsupportedError(

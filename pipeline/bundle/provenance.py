@@ -117,12 +117,19 @@ def read_provenance(bundle: Path) -> Provenance:
 
 
 def command(evidence: Evidence) -> list[str]:
-    """The words of the command, each path in them by its name alone."""
+    """The words of the command, each path in them by its name alone, without the run's folder."""
     words = [_DEVICE.sub("DEVICE", word) for word in shlex.split(evidence.command)]
+    words = [w for w in _without_value(words, "--out") if not w.startswith("--out=")]
     after = ["", *words]
     return [
         _by_name(w, listed=before == "--compare") for before, w in zip(after, words, strict=False)
     ]
+
+
+def _without_value(words: list[str], option: str) -> list[str]:
+    after = ["", *words]
+    pairs = zip(after, words, strict=False)
+    return [word for before, word in pairs if option not in (before, word)]
 
 
 def _by_name(word: str, *, listed: bool) -> str:
