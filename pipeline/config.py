@@ -1,7 +1,8 @@
 """The configuration: each section's class sits in the file that reads it.
 
 Layers, the later wins: built-in defaults, a preset, `mipkd.toml` or `--config`, flags, `--set`.
-No environment variable changes a result.
+No environment variable changes a result. A `mipkd.toml` that only lies in the working folder may be
+a stranger's: what can run a program or leave this machine is not taken from it.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from pipeline.study import StudyConfig
 
 _TEACHER = "teacher_x2.safetensors"  # of the demo
 _PATHS = ("teacher", "model", "data", "val", "out")
+_ONLY_IF_NAMED = ("device",)  # sections that reach other machines, and run programs to do so
 
 
 class Config(BaseModel):
@@ -95,11 +97,10 @@ def load(
     """The configuration of a command started in `folder`; `alone` trains without a teacher.
 
     Raises:
-        UsageError: a file that is not TOML, an unknown setting, a value of the wrong kind.
+        UsageError: a file that is not TOML, an unknown setting, a value of the wrong kind, a
+            section that no file sets unless it was named.
     """
-    folder = folder or Path.cwd()
-    default = folder / "mipkd.toml"
-    written = _read(file or default) if file or default.is_file() else {}
+    written = _read(file) if file else _read_unasked((folder or Path.cwd()) / "mipkd.toml")
     given: dict[str, Any] = {}
     try:
         for layer in (written, flags, assignments(sets)):
@@ -133,6 +134,20 @@ def _preset(name: str) -> dict[str, Any]:
     if "teacher" in preset:
         preset["teacher"] = str(packaged(preset["teacher"]))
     return preset
+
+
+def _read_unasked(file: Path) -> dict[str, Any]:
+    """The settings of a file that nobody named; none where it is not there."""
+    written = _read(file) if file.is_file() else {}
+    for section in _ONLY_IF_NAMED:
+        if section in written:
+            raise UsageError(
+                f"config: {file}: [{section}] is taken only from options or a file that is named: "
+                "it can run programs and reach other machines",
+                hint=f"if you trust it, name it: --config {file.name}; else take the section out, "
+                "or give --device and --set device.NAME=VALUE",
+            )
+    return written
 
 
 def _read(file: Path) -> dict[str, Any]:

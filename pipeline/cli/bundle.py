@@ -137,6 +137,9 @@ def bench(
     as_json: Annotated[
         Path | None, typer.Option("--json", help="Write all samples into this file.")
     ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="TOML file with a [device].")
+    ] = None,
     sets: Annotated[
         list[str] | None,
         typer.Option("--set", help="Settings of [bench] and [device]: bench.min_time_s=5."),
@@ -154,9 +157,9 @@ def bench(
     stated = manifest.read(bundle)
     wanted = [name.strip() for name in (target or "").split(",") if name.strip()]
     flags = {"bench": codec.encode(settings_of(bundle)), "device": {"address": device}}
-    config = load(flags, sets=sets or ())
-    with connect(config.device) as machine:
-        found = time_bundle(bundle, stated, wanted, config.bench, machine)
+    settings = load(flags, file=config, sets=sets or ())
+    with connect(settings.device) as machine:
+        found = time_bundle(bundle, stated, wanted, settings.bench, machine)
     table = Table("target", "precision", "size MB", "LR", "p50 ms", "p90 ms", "samples")
     for m in found.measurements:
         head = (m.target, m.precision, f"{m.size_bytes / 1e6:.2f}")

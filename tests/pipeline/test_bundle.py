@@ -396,3 +396,13 @@ def test_help_names_what_a_user_needs(ended: Command) -> None:
     for command in ("verify", "bench", "check", "kit", "collect"):
         line = next(x for x in said.splitlines() if x.startswith(f"  {command} "))
         assert not line.endswith("...")
+
+
+def test_a_bundle_is_not_timed_by_settings_that_lie_in_the_working_folder(
+    once: Finished, ended: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mipkd.toml").write_text('[device]\naddress = "ssh://x"\n')
+    monkeypatch.chdir(tmp_path)
+    said = ended("bench", once.bundle)
+    assert said.code == 2
+    assert "[device] is taken only from options or a file that is named" in said.err
