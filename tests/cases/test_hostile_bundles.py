@@ -15,7 +15,9 @@ from bundle_makers import Json, graph, make_bundle, refit, rewrite
 from onnx import numpy_helper
 from typer.testing import CliRunner
 
+from mipkd.core.errors import UsageError
 from pipeline import cli
+from pipeline.machine.remote.job_file import parse_job
 
 MODEL = "model/cpu-fp32/model.onnx"
 
@@ -284,7 +286,6 @@ def test_weights_in_a_file_that_is_not_beside_the_model(
 
 
 def test_weights_named_deep_inside_a_graph_are_seen(tmp_path: Path) -> None:
-    from mipkd.core.errors import UsageError
     from targets._onnx.outside_files import refuse_outside_files
 
     inner = with_weights_in("../x").graph
@@ -336,3 +337,38 @@ def test_another_bundle_with_hashes_that_fit_has_another_seal(bundle: Path) -> N
     code, out, _ = ended("verify", bundle, "--sha256", seal)
     assert code == 6
     assert "another bundle" in out
+
+
+def job(**change: Any) -> bytes:
+    """A kit's `job.json`, changed."""
+    built = {
+        **{"target": "cpu", "precision": "fp32", "role": "student", "size_bytes": 9},
+        **{"file": "models/0/model.onnx", "scale": 2, "multiple": 1, "options": {}},
+    }
+    built |= {name: change.pop(name) for name in list(change) if name in built}
+    stated = {
+        **{"schema": 2, "target": "cpu", "models": [built], "images": []},
+        **{"settings": {}, "files": {"models/0/model.onnx": "0" * 64}},
+    }
+    return json.dumps(stated | change).encode()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"file": "/etc/passwd"},
+        {"file": "models/0/../../../x"},
+        {"file": "models/1/model.onnx"},
+        {"files": {"../x": "0" * 64, "models/0/model.onnx": "0" * 64}},
+        {"options": {"session.load_model_format": "ORT"}},
+        {"scale": 10**9},
+        {"settings": {"sizes": [[10**9, 1]]}},
+        {"settings": {"min_time_s": -1}},
+    ],
+)
+def test_a_job_that_leads_elsewhere_or_states_what_cannot_be(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    assert parse_job(job(), tmp_path).builts[0].file == tmp_path / "models/0/model.onnx"
+    with pytest.raises(UsageError):
+        parse_job(job(**change), tmp_path)
