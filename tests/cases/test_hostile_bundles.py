@@ -343,7 +343,8 @@ def job(**change: Any) -> bytes:
     """A kit's `job.json`, changed."""
     built = {
         **{"target": "cpu", "precision": "fp32", "role": "student", "size_bytes": 9},
-        **{"file": "models/0/model.onnx", "scale": 2, "multiple": 1, "options": {}},
+        **{"file": "models/0/model.onnx", "scale": 2, "multiple": 1},
+        "options": {"session.intra_op.allow_spinning": "0"},
     }
     built |= {name: change.pop(name) for name in list(change) if name in built}
     stated = {
@@ -369,6 +370,8 @@ def job(**change: Any) -> bytes:
 def test_a_job_that_leads_elsewhere_or_states_what_cannot_be(
     tmp_path: Path, change: dict[str, Any]
 ) -> None:
-    assert parse_job(job(), tmp_path).builts[0].file == tmp_path / "models/0/model.onnx"
+    (good,) = parse_job(job(), tmp_path).builts
+    assert good.file == tmp_path / "models/0/model.onnx"
+    assert good.options == {"session.intra_op.allow_spinning": "0"}
     with pytest.raises(UsageError):
         parse_job(job(**change), tmp_path)
