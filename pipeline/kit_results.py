@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mipkd.core.durable import replace_folder, sync_tree
 from mipkd.core.errors import UsageError
 from mipkd.core.evidence import Evidence, Failure
 from mipkd.core.measurement import Measurement
 from mipkd.core.records import Built, TestSet
 from pipeline.bench.models import name_of
+from pipeline.bench.plausible import find_absurdity
 from pipeline.machine.base import Job
 from pipeline.machine.kit import ANEW, Kit
 from pipeline.machine.remote.job_file import hash_files
+from pipeline.receipts import RECORD
 from pipeline.run import Run
 from pipeline.stages.measure import measure_on
 
@@ -34,36 +39,70 @@ class Collected:
     measurements: tuple[Measurement, ...]
 
 
-def save_results(results_file: Path, run: Run, evidence: Evidence) -> Collected:
-    """Check a kit's results, score its pixels and keep all of it in the run.
+@contextmanager
+def read_results(results_file: Path, run: Run, evidence: Evidence) -> Iterator[Collected]:
+    """Check a kit's results and score its pixels; inside, these lie beside the run's own, and
+    are gone afterwards unless `keep` was called.
 
     Raises:
-        UsageError: changed results, or those of another run's kit.
+        UsageError: changed results, such as cannot be, or those of another run's kit.
     """
     machine = Kit(results_file)
     target = machine.info.target
     builts = _find_builts(results_file, machine, evidence)
-    home = run.root / _FOLDER / target.replace(":", "-")
-    partial = home.with_name(home.name + ".partial")
+    home = _home(run, target)
+    partial = home.with_name(f".{home.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     job = Job(machine.info, builts, machine.asked.settings)
-    found = measure_on(machine, job, evidence.tests, partial)
-    partial.mkdir(parents=True, exist_ok=True)  # of a target without pixels nothing lies there
-    shutil.rmtree(home, ignore_errors=True)
-    partial.rename(home)
-    record = Collected(
-        target=target,
-        job=machine.asked.id,
-        tests=evidence.tests.sha256,
-        models={name_of(built): hash_files(built) for built in builts},
-        measurements=tuple(_move_outputs(m, partial, home) for m in found),
-    )
-    run.save_record(f"{_FOLDER}/{home.name}/record.json", record)
+    try:
+        partial.mkdir(parents=True)  # of a target without pixels nothing lies there
+        found = measure_on(machine, job, evidence.tests, partial)
+        yield Collected(
+            target=target,
+            job=machine.asked.id,
+            tests=evidence.tests.sha256,
+            models={name_of(built): hash_files(built) for built in builts},
+            measurements=found,
+        )
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):  # others are in it
+            partial.parent.rmdir()
+
+
+def keep(brought: Collected, run: Run) -> Collected:
+    """Keep in the run what `read_results` gave."""
+    home = _home(run, brought.target)
+    partial = home.with_name(f".{home.name}.partial")
+    moved = tuple(_move_outputs(m, partial, home) for m in brought.measurements)
+    record = replace(brought, measurements=moved)
+    run.save_record(f"{_FOLDER}/{partial.name}/{RECORD}", record)
+    sync_tree(partial)
+    replace_folder(home, partial, keep=_has_others)
     return record
 
 
+def list_kept(run: Run) -> list[Collected]:
+    """All that kits brought; what cannot be read, or cannot be, is named and left aside."""
+    found = []
+    for file in sorted((run.root / _FOLDER).glob(f"*/{RECORD}")):
+        if file.parent.name.startswith("."):
+            continue
+        try:
+            record = run.load_record(file.relative_to(run.root).as_posix(), Collected)
+            wrong = next(filter(None, map(find_absurdity, record.measurements)), "")
+        except (OSError, ValueError) as error:
+            log.debug("%s: %s", file, error)
+            wrong = "damaged"
+        if wrong:
+            log.warning("%s: left aside: %s; collect its results again", file, wrong)
+        else:
+            found.append(record)
+    return found
+
+
 def lay_over(
-    run: Run,
+    collected: Sequence[Collected],
     own: tuple[Measurement, ...],
     failures: tuple[Failure, ...],
     builts: tuple[Built, ...],
@@ -73,15 +112,14 @@ def lay_over(
 
     Figures of a model that has changed since, or on other test images, are left out.
     """
-    for file in sorted((run.root / _FOLDER).glob("*/record.json")):
-        record = _read_record(run, file)
+    for record in collected:
         mine = {name_of(b): b for b in builts if b.target == record.target}
         lasting = [
             replace(m, file=mine[_name(m)].file)
             for m in record.measurements
             if record.tests == tests.sha256
             and _name(m) in mine
-            and hash_files(mine[_name(m)]) == record.models[_name(m)]
+            and hash_files(mine[_name(m)]) == record.models.get(_name(m))
         ]
         own = _replace(own, lasting)
         if mine and len(lasting) < len(record.measurements):
@@ -98,13 +136,14 @@ def lay_over(
     return own, failures
 
 
-def _read_record(run: Run, file: Path) -> Collected:
-    try:
-        return run.load_record(file.relative_to(run.root).as_posix(), Collected)
-    except ValueError as error:
-        raise UsageError(
-            f"{file}: damaged", hint=f"delete {file.parent}, and collect its results again"
-        ) from error
+def _home(run: Run, target: str) -> Path:
+    return run.root / _FOLDER / target.replace(":", "-")
+
+
+def _has_others(home: Path) -> bool:
+    """Whether others' files are among the pictures and the record."""
+    files = (file for file in home.rglob("*") if file.is_file())
+    return any(file.name != RECORD and file.suffix != ".png" for file in files)
 
 
 def _replace(own: tuple[Measurement, ...], theirs: list[Measurement]) -> tuple[Measurement, ...]:

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
+from tempfile import TemporaryDirectory
 
 import tomli_w
 from pydantic_core import to_jsonable_python
 
+from mipkd.core.codec import parse_json
+from mipkd.core.durable import put_aside
 from mipkd.core.errors import UsageError
 from mipkd.core.evidence import Evidence, Failure
 from mipkd.core.measurement import Host, Measurement
 from mipkd.core.names import printable
 from mipkd.core.records import Built, Model, PatchSet
-from mipkd.core.texts import write_text
 from pipeline import kit_results
 from pipeline.bench.comparisons import NOT_MEASURED, simulated_targets
+from pipeline.bench.plausible import find_absurdity
 from pipeline.bundle.golden import BundleConfig
-from pipeline.bundle.kit import kit_name, make_kit
+from pipeline.bundle.kit import is_kit, kit_name, make_kit
 from pipeline.bundle.pack import pack, student_builds
 from pipeline.config import Config
 from pipeline.contenders import Contender
 from pipeline.inputs import Images
 from pipeline.judge.gates import GateConfig, judge
+from pipeline.ownership import BUNDLE, CONFIG, claim, write_config
+from pipeline.receipts import find_changed_file
 from pipeline.report import history
 from pipeline.report.results_file import report_folder
 from pipeline.report.write import write
@@ -57,7 +64,7 @@ def judge_and_publish(config: Config, run: Run, found: Found, *, command: str) -
     assert graph is not None, "and its graph"
     builts = tuple(ref.value for ref in found.builts)
     measurements, failures = kit_results.lay_over(
-        run,
+        kit_results.list_kept(run),
         tuple(m for ref in found.measured for m in ref.value),
         found.failures,
         builts,
@@ -82,14 +89,14 @@ def judge_and_publish(config: Config, run: Run, found: Found, *, command: str) -
         failures=failures,
         verdict=judge(config.gates, measurements, failures, plans),
         config=_plain(config),
-        seconds={name: receipt["seconds"] for name, receipt in receipts.items()},
+        seconds={name: receipt.seconds for name, receipt in receipts.items()},
         not_measured=_not_measured(measurements),
         plans=plans,
-        warnings=tuple(dict.fromkeys(w for r in receipts.values() for w in r["warnings"])),
+        warnings=tuple(dict.fromkeys(w for r in receipts.values() for w in r.warnings)),
         builts=builts,
         rivals=tuple(one.as_rival for one in found.baselines),
     )
-    write_text(run.root / "config.toml", tomli_w.dumps(_plain(config)))
+    write_config(run.root / CONFIG, tomli_w.dumps(_plain(config)), _stated_before(run))
     _publish(run, evidence)
     try:
         history.append(evidence, run.root.parent / history.FILE)
@@ -99,38 +106,61 @@ def judge_and_publish(config: Config, run: Run, found: Found, *, command: str) -
 
 
 def collect(file: Path, root: Path) -> tuple[kit_results.Collected, Evidence]:
-    """Lay a kit's results over a finished run's own, judge and report anew.
+    """Lay a kit's results over a finished run's own, judge and report anew; results that cannot be
+    used leave the run as it was.
 
     Raises:
         UsageError: no finished run, changed results, or those of another run's kit.
     """
     run = Run(root.resolve())
     before = _load_evidence(run, "collect")
+    claim(run.root, where="collect")
     with run.lock():
-        brought = kit_results.save_results(file, run, before)
-        measurements, failures = kit_results.lay_over(
-            run, before.measurements, before.failures, before.builts, before.tests
-        )
-        evidence = replace(
-            before,
-            created=now(),
-            measurements=measurements,
-            failures=failures,
-            verdict=judge(
-                GateConfig.model_validate(before.config["gates"]),
-                measurements,
-                failures,
-                before.plans,
-            ),
-            not_measured=_not_measured(measurements),
-        )
+        kept = kit_results.list_kept(run)
+        with kit_results.read_results(file, run, before) as read:
+            _check_files(before)
+            with TemporaryDirectory() as scratch:  # that all of it can be judged and told
+                write(_judge_anew(before, kept, read), report_folder(Path(scratch)))
+            brought = kit_results.keep(read, run)
+        evidence = _judge_anew(before, kept, brought)
         _publish(run, evidence)
     return brought, evidence
 
 
+def _judge_anew(
+    before: Evidence, kept: Sequence[kit_results.Collected], brought: kit_results.Collected
+) -> Evidence:
+    others = (one for one in kept if one.target != brought.target)
+    measurements, failures = kit_results.lay_over(
+        [*others, brought], before.measurements, before.failures, before.builts, before.tests
+    )
+    gates = GateConfig.model_validate(before.config["gates"])
+    return replace(
+        before,
+        created=now(),
+        measurements=measurements,
+        failures=failures,
+        verdict=judge(gates, measurements, failures, before.plans),
+        not_measured=_not_measured(measurements),
+    )
+
+
+def _check_files(evidence: Evidence) -> None:
+    """
+    Raises:
+        UsageError: a file that goes into the bundle was changed since it was made.
+    """
+    for made in (evidence.graph.file, *(built.file for built in evidence.builts)):
+        if changed := find_changed_file(made):
+            raise UsageError(
+                f"{changed} was changed since it was made",
+                hint="the same run command makes it anew: finished steps are remembered",
+            )
+
+
 def bundle_folder(root: Path) -> Path:
     """Where a run's bundle lies."""
-    return root / "bundle"
+    return root / BUNDLE
 
 
 def report_again(root: Path) -> Path:
@@ -140,7 +170,9 @@ def report_again(root: Path) -> Path:
         UsageError: the folder holds no finished run.
     """
     run = Run(root.resolve())
-    return write(_load_evidence(run, "report"), report_folder(run.root))
+    evidence = _load_evidence(run, "report")
+    claim(run.root, where="report")
+    return write(evidence, report_folder(run.root))
 
 
 def _publish(run: Run, evidence: Evidence) -> None:
@@ -150,7 +182,10 @@ def _publish(run: Run, evidence: Evidence) -> None:
     config = BundleConfig.model_validate(evidence.config.get("bundle", {}))
     pack(evidence, config, bundle_folder(run.root))
     for target in kit_targets(evidence):
-        make_kit(bundle_folder(run.root), target, run.root / kit_name(target))
+        kit = run.root / kit_name(target)
+        if os.path.lexists(kit) and not is_kit(kit):
+            log.warning("%s: kept as %s: it is no kit", kit, put_aside(kit).name)
+        make_kit(bundle_folder(run.root), target, kit)
 
 
 def kit_targets(evidence: Evidence) -> list[str]:
@@ -161,7 +196,8 @@ def kit_targets(evidence: Evidence) -> list[str]:
 
 def _load_evidence(run: Run, command: str) -> Evidence:
     try:
-        return run.load_record(EVIDENCE, Evidence)
+        found = run.load_record(EVIDENCE, Evidence)
+        return replace(found, measurements=tuple(_plausible(found.measurements)))
     except OSError as error:
         raise UsageError(
             f"{command}: no finished run in {run.root}",
@@ -172,6 +208,25 @@ def _load_evidence(run: Run, command: str) -> Evidence:
             f"{command}: {run.root / EVIDENCE}: damaged: {error}",
             hint="the same run command makes it anew: finished steps are remembered",
         ) from error
+
+
+def _plausible(measurements: Iterable[Measurement]) -> Iterator[Measurement]:
+    """Without those that a kit brought to an earlier version, and that cannot be."""
+    for m in measurements:
+        if wrong := find_absurdity(m):
+            name = f"{m.target} {m.role} {m.precision}"
+            log.warning("%s: left aside: %s; run again for this run's own figures", name, wrong)
+        else:
+            yield m
+
+
+def _stated_before(run: Run) -> object:
+    """The settings of the run that was finished here before."""
+    try:
+        stated = parse_json((run.root / EVIDENCE).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return stated.get("config") if isinstance(stated, dict) else None
 
 
 def _not_measured(measurements: tuple[Measurement, ...]) -> tuple[str, ...]:

@@ -2,37 +2,52 @@
 
 A step is a stage applied to its inputs. Its key depends on these alone, so that the whole plan is
 known before anything runs. It works in `<stage>/<key>.partial/`, renamed to `<key>/` when whole.
+Before it is used again its files are held against its receipt.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import logging
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from importlib.metadata import version as package_version
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from filelock import FileLock, Timeout
 
-from mipkd.core import codec, memory
+from mipkd.core import durable, memory
 from mipkd.core.apart import Worker
 from mipkd.core.errors import MipkdError, StageError, UsageError
-from pipeline.stage import I, R, Ref, Stage, call_by_name, differences, digest, fingerprint_step
+from pipeline import receipts
+from pipeline.origin import commit as commit
+from pipeline.origin import noting
+from pipeline.origin import now as now
+from pipeline.origin import program_version as program_version
+from pipeline.receipts import Receipt
+from pipeline.receipts import hash_file as hash_file
+from pipeline.stage import (
+    I,
+    R,
+    Ref,
+    Stage,
+    call_by_name,
+    differences,
+    digest,
+    fingerprint_step,
+    refs_of,
+)
+from pipeline.stored import read_record, write_record
 
 log = logging.getLogger(__name__)
 K = TypeVar("K")
 EVIDENCE = "evidence.json"  # of a finished run, in its folder
-_HERE = "run:"  # stands for the run's folder in stored records, so that runs can be moved
+JOURNAL = "journal.jsonl"
 
 
 @dataclass(frozen=True)
@@ -47,6 +62,14 @@ class Event:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class _Kept(Generic[R]):
+    """A step that was made and is as it was."""
+
+    record: R
+    receipt: Receipt
+
+
 @dataclass
 class Run:
     """A folder of steps. With `dry` nothing runs and nothing is written."""
@@ -56,11 +79,12 @@ class Run:
     events: list[Event] = field(default_factory=list)
     keys: dict[str, str] = field(default_factory=dict)  # "stage label" -> key, in order
     _worker: Worker | None = None
+    _checked: dict[Path, tuple[_Kept[Any] | None, str]] = field(default_factory=dict)
 
     def remembers(self, stage: Stage[I, R], inputs: I, *, depends_on: object = None) -> bool:
-        """Whether such a step has been made."""
+        """Whether such a step has been made, and is as it was."""
         key = digest(fingerprint_step(stage, inputs, depends_on))
-        return (self.root / stage.name / key / "record.json").is_file()
+        return self._find(stage, inputs, self.root / stage.name / key)[0] is not None
 
     def step(
         self,
@@ -82,19 +106,20 @@ class Run:
         asked = fingerprint_step(stage, inputs, depends_on)
         key = digest(asked)
         folder = self.root / stage.name / key
-        record = self._load(stage, folder)
-        retry = record is not None and stage.retry_if is not None and stage.retry_if(record)
-        known = record is not None and not retry
-        why = "remembered" if known else self._why(stage, label, asked)
+        kept, spoilt = self._find(stage, inputs, folder)
+        retry = kept is not None and stage.retry_if is not None and stage.retry_if(kept.record)
+        why = self._unless_planned(inputs) if kept else spoilt or self._why(stage, label, asked)
         why = "what was measured cannot be used" if retry else why
+        known = kept is not None and not retry
         self.events.append(Event(stage.name, label, key, known, why, note))
         self.keys[f"{stage.name} {label}".strip()] = key
-        if known:
+        if kept and not retry:
             self._journal("remembered", stage=stage.name, label=label, key=key)
-            return Ref(key, record)
+            return Ref(key, kept.record, kept.receipt.contents)
         if self.dry:
             return Ref(key, None)
-        return Ref(key, self._make(stage, inputs, folder, asked, label))
+        made = self._make(stage, inputs, folder, asked, label)
+        return Ref(key, made.record, made.receipt.contents)
 
     @contextmanager
     def one_process(self) -> Iterator[None]:
@@ -103,22 +128,17 @@ class Run:
             yield
         self._worker = None
 
-    def receipts(self) -> dict[str, dict[str, Any]]:
+    def receipts(self) -> dict[str, Receipt]:
         """What each step of this pass noted, by "stage label"."""
         found = {}
         for name, key in self.keys.items():
-            file = self.root / name.split()[0] / key / "receipt.json"
-            if file.is_file():
-                with suppress(OSError, ValueError):  # damaged: as if it were not there
-                    found[name] = codec.parse_json(file.read_bytes())
+            with suppress(OSError, ValueError):  # not made, or damaged: as if it were not there
+                found[name] = receipts.read(self.root / name.split()[0] / key)
         return found
 
     def save_record(self, name: str, record: Any) -> None:
         """Store a record in the run's folder, under a name."""
-        stored = _swap_prefix(codec.encode(record), str(self.root), _HERE)
-        partial = self.root / f"{name}.partial"
-        partial.write_text(json.dumps(stored, indent=1))
-        partial.replace(self.root / name)
+        write_record(self.root / name, record, self.root)
 
     def load_record(self, name: str, kind: type[K]) -> K:
         """A record that `save_record` stored.
@@ -126,8 +146,8 @@ class Run:
         Raises:
             OSError, ValueError: it is not there, or not of this kind.
         """
-        stored = codec.parse_json((self.root / name).read_bytes())
-        return codec.decode(kind, _swap_prefix(stored, _HERE, str(self.root)))
+        record: K = read_record(self.root / name, kind, self.root)
+        return record
 
     def _make(
         self,
@@ -136,8 +156,13 @@ class Run:
         folder: Path,
         asked: dict[str, Any],
         label: str,
-    ) -> R:
+    ) -> _Kept[R]:
         partial = folder.with_name(folder.name + ".partial")
+        if os.path.lexists(folder.parent) and not folder.parent.is_dir():
+            raise UsageError(
+                f"--out: {folder.parent} is no folder, and steps go there",
+                hint="move it away, or name another folder with --out",
+            )
         if not stage.resumes:
             shutil.rmtree(partial, ignore_errors=True)
         self._journal("start", stage=stage.name, label=label, key=folder.name)
@@ -145,35 +170,40 @@ class Run:
         start = time.perf_counter()
         try:
             partial.mkdir(parents=True, exist_ok=True)
-            with _noting() as notes:
+            with noting() as notes:
                 record, peak_bytes = self._call(stage, inputs, partial, label)
-            receipt = {
-                "asked": asked,
-                "label": label,
-                "seconds": round(time.perf_counter() - start, 3),
-                "peak_rss_bytes": peak_bytes,
-                "warnings": notes,
-                "commit": commit(),
-                "program": program_version(),
-                "ended": now(),
-            }
-            (partial / "receipt.json").write_text(json.dumps(receipt, indent=2))
-            (partial / "record.json").write_text(
-                json.dumps(self._to_stored(record, partial, folder))
+            receipt = Receipt(
+                asked,
+                label,
+                seconds=round(time.perf_counter() - start, 3),
+                peak_rss_bytes=peak_bytes,
+                warnings=tuple(notes),
+                commit=commit(),
+                program=program_version(),
+                ended=now(),
+                made_from=_contents_of(inputs),
             )
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
+            self._keep(record, receipt, partial, folder)
         except OSError as error:
-            self._journal("failed", stage=stage.name, label=label, what=str(error))
+            with suppress(OSError):  # the disk may be full
+                self._journal("failed", stage=stage.name, label=label, what=str(error))
             raise as_stage_error(stage.name, error) from error
         except (Exception, KeyboardInterrupt) as error:
             self._journal("failed", stage=stage.name, label=label, what=repr(error))
             raise
-        self._journal("done", stage=stage.name, label=label, seconds=receipt["seconds"])
-        made = self._load(stage, folder)
+        self._journal("done", stage=stage.name, label=label, seconds=receipt.seconds)
+        self._checked.pop(folder, None)
+        made, why = self._find(stage, inputs, folder)
         if made is None:
-            raise StageError(f"{stage.name}: {folder} cannot be read again")
+            raise StageError(f"{stage.name}: {folder} cannot be read again: {why}")
         return made
+
+    def _keep(self, record: Any, receipt: Receipt, partial: Path, folder: Path) -> None:
+        """Store record and receipt of a step, and give its folder its name."""
+        write_record(partial / receipts.RECORD, record, self.root, (partial, folder))
+        receipts.write(receipts.seal(receipt, partial), partial)
+        durable.sync_tree(partial)
+        durable.replace_folder(folder, partial, receipts.has_others)
 
     def _call(self, stage: Stage[I, R], inputs: I, out: Path, label: str) -> tuple[R, int | None]:
         """The record, and the greatest memory of the process that made it."""
@@ -187,35 +217,69 @@ class Run:
             record: R = worker.call(what, call_by_name, module, stage.name, inputs, out)
             return record, worker.peak_bytes
 
-    def _to_stored(self, record: Any, partial: Path, folder: Path) -> Any:
-        place = f"{_HERE}/{folder.relative_to(self.root)}"
-        stored = _swap_prefix(codec.encode(record), str(partial), place)
-        return _swap_prefix(stored, str(self.root), _HERE)
+    def _find(self, stage: Stage[I, R], inputs: I, folder: Path) -> tuple[_Kept[R] | None, str]:
+        """A step that was made; None where it was not, or why it cannot be used."""
+        if folder not in self._checked:
+            self._checked[folder] = self._check(stage, folder)
+            if (spoilt := self._checked[folder][1]) and not self.dry:
+                log.warning("%s/%s, the step is made again", folder, spoilt)
+        kept, why = self._checked[folder]
+        if kept is None:
+            return None, why
+        now, then = _contents_of(inputs), kept.receipt.made_from
+        if changed := next((key for key in now if then.get(key, now[key]) != now[key]), None):
+            names = (name for name, key in self.keys.items() if key == changed)
+            return None, f"changed: what {next(names, changed)} made"
+        if not self.dry and now.keys() - then.keys():  # of a version that did not note it
+            kept = replace(kept, receipt=replace(kept.receipt, made_from=now | then))
+            self._renew(kept, folder)
+        return kept, ""
 
-    def _load(self, stage: Stage[I, R], folder: Path) -> R | None:
-        """The record of a step that was made; None where there is none that can be read."""
-        file = folder / "record.json"
-        if not file.is_file():
-            return None
+    def _check(self, stage: Stage[I, R], folder: Path) -> tuple[_Kept[R] | None, str]:
+        """A step's record, if it is readable and every file is as the step left it."""
+        if not folder.is_dir():
+            return None, ""
+        file = folder / receipts.RECORD
         try:
-            stored = codec.parse_json(file.read_bytes())
-            record: R = codec.decode(stage.returns, _swap_prefix(stored, _HERE, str(self.root)))
+            record: R = read_record(file, stage.returns, self.root)
+            file = folder / receipts.RECEIPT
+            receipt = receipts.read(folder)
+            changed, renewed = receipts.find_change(folder, receipt)
+            if changed:
+                return None, f"{changed} was changed since it was made"
+            if renewed.files is None and not self.dry:  # of a version that did not note them
+                renewed = receipts.seal(renewed, folder)
         except (OSError, ValueError) as error:
-            log.warning("%s is damaged, the step is made again: %s", file, error)
-            return None
-        return record
+            log.debug("%s: %s", file, error)
+            return None, f"{file.name} is damaged"
+        kept = _Kept(record, renewed)
+        if renewed != receipt:
+            self._renew(kept, folder)
+        return kept, ""
+
+    def _renew(self, kept: _Kept[Any], folder: Path) -> None:
+        self._checked[folder] = kept, ""
+        if not self.dry:
+            with suppress(OSError):  # it is noted the next time
+                receipts.write(kept.receipt, folder)
+
+    def _unless_planned(self, inputs: object) -> str:
+        """Why a step is remembered: for certain only where what it is made from is there."""
+        planned = {ref.key for ref in refs_of(inputs) if ref.key and ref.record is None}
+        names = ", ".join(name for name, key in self.keys.items() if key in planned)
+        return f"remembered, if {names} comes out as before" if names else "remembered"
 
     def _why(self, stage: Stage[I, R], label: str, asked: dict[str, Any]) -> str:
         """What differs from the latest receipt of the same stage and label."""
         folder = self.root / stage.name
         if next(folder.glob(_partial_name(asked)), None):
             return "was interrupted" + (", goes on where it was" if stage.resumes else "")
-        receipts = sorted(folder.glob("*/receipt.json"), key=lambda f: f.stat().st_mtime)
-        for file in reversed(receipts):
-            with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # damaged
-                old = codec.parse_json(file.read_bytes())
-                if old["label"] == label and "inputs" not in old["asked"]:
-                    return "changed: " + (", ".join(differences(old["asked"], asked)) or "order")
+        files = sorted(folder.glob(f"*/{receipts.RECEIPT}"), key=lambda f: f.stat().st_mtime)
+        for file in reversed(files):
+            with suppress(OSError, ValueError):  # damaged
+                old = receipts.read(file.parent)
+                if old.label == label and "inputs" not in old.asked:
+                    return "changed: " + (", ".join(differences(old.asked, asked)) or "order")
         return "not yet run"
 
     def _journal(self, event: str, **facts: Any) -> None:
@@ -223,8 +287,7 @@ class Run:
             return
         self.root.mkdir(parents=True, exist_ok=True)
         line = json.dumps({"at": now(), "event": event, **facts})
-        with (self.root / "journal.jsonl").open("a") as journal:
-            journal.write(line + "\n")
+        durable.append_lines(self.root / JOURNAL, [line])
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -261,51 +324,9 @@ def _partial_name(asked: dict[str, Any]) -> str:
     return digest(asked) + ".partial"
 
 
-def now() -> str:
-    """The time as ISO 8601 in UTC."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def commit() -> str:
-    """The git commit of this program's checkout, with "+" when changed; "" outside one."""
-    here = Path(__file__).resolve().parent
-    git = ["git", "-C", str(here)]
-    try:
-        head = subprocess.run(
-            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-        )
-        dirt = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
-    except OSError:
-        return ""
-    if head.returncode != 0:
-        return ""
-    return head.stdout.strip() + ("+" if dirt.stdout.strip() else "")
-
-
-def hash_file(path: Path) -> str:
-    """The sha256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def program_version() -> str:
-    """Of this program; "" when it is not installed."""
-    try:
-        return package_version("mipkd-pipeline")
-    except ModuleNotFoundError:
-        return ""
-
-
-def _swap_prefix(value: Any, old: str, new: str) -> Any:
-    """Replace a leading path in every string of a JSON value."""
-    if isinstance(value, str):
-        inside = value == old or value.startswith(old + "/")
-        return new + value[len(old) :] if inside else value
-    if isinstance(value, list):
-        return [_swap_prefix(v, old, new) for v in value]
-    if isinstance(value, dict):
-        return {k: _swap_prefix(v, old, new) for k, v in value.items()}
-    return value
+def _contents_of(inputs: object) -> dict[str, str]:
+    """What the steps have made that these inputs come from, by key."""
+    return {ref.key: ref.contents for ref in refs_of(inputs) if ref.contents}
 
 
 def as_stage_error(stage: str, error: OSError) -> MipkdError:
@@ -316,20 +337,3 @@ def as_stage_error(stage: str, error: OSError) -> MipkdError:
             hint="free some space and run the same command again: finished steps are kept",
         )
     return StageError(f"{stage}: {error.strerror or error} ({error.filename})")
-
-
-@contextmanager
-def _noting() -> Iterator[list[str]]:
-    """Collect the messages of WARNING and above that are logged inside."""
-    notes: list[str] = []
-
-    class Notes(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            notes.append(record.getMessage())
-
-    handler = Notes(logging.WARNING)
-    logging.getLogger().addHandler(handler)
-    try:
-        yield notes
-    finally:
-        logging.getLogger().removeHandler(handler)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -45,6 +45,7 @@ class Ref(Generic[R_co]):
 
     key: str
     record: R_co | None
+    contents: str = ""  # a hash over what the step made; "" while it is only planned
 
     @property
     def value(self) -> R_co:
@@ -133,6 +134,18 @@ def _fingerprint(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _fingerprint(v) for name, v in value.items()}
     return to_jsonable_python(value)
+
+
+def refs_of(value: Any) -> Iterator[Ref[Any]]:
+    """The steps that inputs enter the key with."""
+    if isinstance(value, Ref):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        yield from (ref for one in value for ref in refs_of(one))
+    elif isinstance(value, Mapping):
+        yield from (ref for one in value.values() for ref in refs_of(one))
+    elif is_dataclass(value) and not isinstance(value, (NotInKey, type)):
+        yield from (ref for one in fields(value) for ref in refs_of(getattr(value, one.name)))
 
 
 def digest(asked: dict[str, Any]) -> str:

@@ -290,7 +290,8 @@ def _train(
     step = run.step(distill, inputs, label=label)
     scores = run.step(assess, AssessInputs(step, shared.sets), label=label).value
     made = step.value
-    peak = run.receipts().get(f"distill {label}", {}).get("peak_rss_bytes")
+    receipt = run.receipts().get(f"distill {label}")
+    peak = receipt.peak_rss_bytes if receipt else None
     trained = Trained(
         arm.name, seed, made.steps, made.seconds, peak, made.curves, scores, arm.budget_s
     )

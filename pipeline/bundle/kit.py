@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from mipkd.core import durable
 from mipkd.core.codec import decode_file
 from mipkd.core.errors import UsageError, nearest
 from mipkd.core.evidence import Evidence
@@ -17,8 +18,9 @@ from mipkd.core.images import read_rgb
 from mipkd.core.records import Built
 from pipeline.bench.latency import BenchSettings
 from pipeline.bench.models import Image
+from pipeline.bench.pixels import output_file
 from pipeline.bundle import manifest
-from pipeline.bundle.golden import lr_file
+from pipeline.bundle.golden import GOLDEN, LR, names_in
 from pipeline.bundle.provenance import PROVENANCE, read_provenance
 from pipeline.machine.remote import job_file, kit_program
 from pipeline.machine.remote.agent_zip import agent_bytes
@@ -45,6 +47,11 @@ def make_kit(bundle: Path, target: str, out: Path) -> Kit:
         UsageError: no bundle, a changed one, or it has no model for the target.
         StageError: the file cannot be written.
     """
+    if out.is_file() and out.stat().st_size and not is_kit(out):
+        raise UsageError(
+            f"{out}: is there, and is no kit of this program",
+            hint="move it away, or name another file with --out",
+        )
     stated = manifest.read(bundle)
     wrong = manifest.problems(bundle, stated)
     if wrong:
@@ -62,7 +69,7 @@ def make_kit(bundle: Path, target: str, out: Path) -> Kit:
     images = list(_tests(run) if run else _golden(bundle))
     data = _pack(stated.name, target, builts, images, settings_of(bundle))
     try:
-        _write(out, data)
+        durable.write_bytes(out, data)
     except OSError as error:
         raise as_stage_error("kit", error) from error
     names = tuple(f"{built.role} {built.precision}" for built in builts)
@@ -72,6 +79,15 @@ def make_kit(bundle: Path, target: str, out: Path) -> Kit:
 def kit_name(target: str) -> str:
     """How a target's kit is called."""
     return f"kit-{target}.pyz".replace(":", "-")
+
+
+def is_kit(file: Path) -> bool:
+    """Whether a file is a kit, by what it holds."""
+    try:
+        with zipfile.ZipFile(file) as packed:
+            return kit_program.JOB + job_file.JOB in packed.namelist()
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return False
 
 
 def find_run_around(bundle: Path, models: list[Built]) -> Evidence | None:
@@ -85,7 +101,7 @@ def find_run_around(bundle: Path, models: list[Built]) -> Evidence | None:
         built = theirs.get((model.target, model.precision))
         if not built or not built.file.exists() or hash_files(built) != hash_files(model):
             return None
-    return found if all(lr_file(found.tests, n).is_file() for n in found.tests.images) else None
+    return found if all(found.tests.lr_file(n).is_file() for n in _images(found)) else None
 
 
 def _pack(
@@ -100,23 +116,18 @@ def _pack(
     return agent_bytes(more=more, main=kit_program.__name__)
 
 
-def _write(out: Path, data: bytes) -> None:
-    partial = out.with_name(out.name + ".partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def _tests(run: Evidence) -> Iterator[Image]:
-    for name in run.tests.images:
-        yield name, read_rgb(lr_file(run.tests, name))
+    for name in _images(run):
+        yield name, read_rgb(run.tests.lr_file(name))
+
+
+def _images(run: Evidence) -> tuple[str, ...]:
+    return run.tests.images + run.tests.probes
 
 
 def _golden(bundle: Path) -> Iterator[Image]:
-    for file in sorted((bundle / "golden" / "lr").glob("*.png")):
-        yield file.stem, read_rgb(file)
+    for name in names_in(bundle / GOLDEN / LR):
+        yield name, read_rgb(output_file(bundle / GOLDEN / LR, name))
 
 
 def settings_of(bundle: Path) -> BenchSettings:

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,13 +23,16 @@ from targets.base import check_options, find
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+SBOM = "sbom.cdx.json"  # here, since sbom.py needs CycloneDX and `check` does not have it
+SIGNATURE = "manifest.json.sig"  # of it, so it cannot be listed in it
+FOREIGN, MISSING = "not of this bundle", "missing"  # what may be wrong with a file
 _HINT = "give the folder bundle/ of a run, whole"
 _DISTRUST = "do not trust it; a run writes its bundle anew"
 _SHA256 = re.compile("[0-9a-f]{64}")
 _TARGET = re.compile(r"[A-Za-z]\w*(:[\w.-]+)?", re.ASCII)
 _LEFT = "an older version kept what it compiled here: delete the folder engines"
 # What two runs of the same inputs can never have in common: times, and what tells them.
-_OF_THE_CLOCK = ("bench", "card", "run")
+_OF_THE_CLOCK = ("bench", "card", "provenance", "sbom")
 
 Kind = Literal["measured", "simulated", "not measured"]
 
@@ -40,7 +43,7 @@ class File:
 
     sha256: str
     size: Bytes
-    role: str  # the top folder it is in: model, golden, quality, bench; or card, provenance, run
+    role: str  # the top folder it is in: model, golden, quality, bench; or card, provenance, sbom
 
     def __post_init__(self) -> None:
         if not _SHA256.fullmatch(self.sha256):
@@ -155,10 +158,12 @@ def write(manifest: Manifest, folder: Path) -> None:
 
 def list_files(folder: Path) -> dict[str, File]:
     """Every file below `folder` but the manifest."""
-    return {
-        name: File(hash_file(folder / name), (folder / name).stat().st_size, _role(name))
-        for name in _names(folder)
-    }
+    return {name: describe_file(folder, name) for name in _names(folder)}
+
+
+def describe_file(folder: Path, name: str) -> File:
+    """What a manifest says of the file `name` in `folder`."""
+    return File(hash_file(folder / name), (folder / name).stat().st_size, _role(name))
 
 
 def read(folder: Path) -> Manifest:
@@ -227,12 +232,12 @@ def check_models(manifest: Manifest) -> None:
         )
 
 
-def is_damaged(model: Model, found: list[Problem]) -> bool:
+def is_damaged(model: Model, found: Sequence[Problem]) -> bool:
     """Whether something is wrong with a model's own files, or a folder that they are in."""
     return any(_concerns(problem, model.home) for problem in found)
 
 
-def is_golden_damaged(model: Model, found: list[Problem]) -> bool:
+def is_golden_damaged(model: Model, found: Sequence[Problem]) -> bool:
     """Whether something is wrong with the golden images that a model is replayed on."""
     places = ("golden/lr", f"golden/{model.name}")
     return any(_concerns(problem, place) for problem in found for place in places)
@@ -249,11 +254,11 @@ def _whats_wrong(file: Path, wanted: File) -> str:
     try:
         facts = file.lstat()
         if not stat.S_ISREG(facts.st_mode):
-            return "missing" if stat.S_ISDIR(facts.st_mode) else "a link or a pipe, no file"
+            return MISSING if stat.S_ISDIR(facts.st_mode) else "a link or a pipe, no file"
         same = facts.st_size == wanted.size and hash_file(file) == wanted.sha256
     except OSError as error:
         gone = isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError))
-        return "missing" if gone else f"not read: {error.strerror}"
+        return MISSING if gone else f"not read: {error.strerror}"
     return "" if same else "changed"
 
 
@@ -262,7 +267,7 @@ def _extra(folder: Path, name: str) -> Problem:
     if (folder / name).is_symlink():
         return Problem(printable(name), "a link", "where it leads nothing is hashed")
     left = _LEFT if "engines" in name.split("/")[2:-1] else ""
-    return Problem(printable(name), "not of this bundle", left)
+    return Problem(printable(name), FOREIGN, left)
 
 
 def _names(folder: Path) -> Iterator[str]:
@@ -271,12 +276,13 @@ def _names(folder: Path) -> Iterator[str]:
     for place, folders, files in os.walk(folder):
         links = [name for name in folders if (Path(place) / name).is_symlink()]
         found += [(Path(place) / name).relative_to(folder).as_posix() for name in (*files, *links)]
-    yield from sorted(name for name in found if name != MANIFEST)
+    yield from sorted(name for name in found if name not in (MANIFEST, SIGNATURE))
 
 
 def _role(name: str) -> str:
     top = name.partition("/")[0]
-    return {"README.md": "card"}.get(top, top.removesuffix(".json"))
+    known = {"README.md": "card", "provenance.json": "provenance", SBOM: "sbom"}
+    return known.get(top, top)
 
 
 def _known_options(target: str) -> Mapping[str, str] | None:

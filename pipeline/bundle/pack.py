@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
-from mipkd.core.errors import MissingError
+from mipkd.core import codec, durable
+from mipkd.core.errors import MissingError, UsageError
 from mipkd.core.evidence import Evidence
 from mipkd.core.measurement import Measurement
 from mipkd.core.precision import executed_precision
@@ -17,11 +19,12 @@ from pipeline.bundle import manifest
 from pipeline.bundle.card import card
 from pipeline.bundle.golden import BundleConfig, copy_golden
 from pipeline.bundle.measurements import write_measurements
-from pipeline.bundle.provenance import PROVENANCE, RUN, provenance, run_facts
+from pipeline.bundle.provenance import PROVENANCE, provenance
 from pipeline.report.figures import compute_figures
-from pipeline.report.write import replace_folder
 from pipeline.run import as_stage_error, program_version
 from targets.base import files_of
+
+_PARTS = ("README.md", PROVENANCE, manifest.MANIFEST, "model", "golden", "quality", "bench")
 
 
 def pack(evidence: Evidence, config: BundleConfig, out: Path) -> Path:
@@ -30,17 +33,55 @@ def pack(evidence: Evidence, config: BundleConfig, out: Path) -> Path:
     Raises:
         StageError: the disk is full, or a file of the run is gone.
     """
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        _fill(evidence, config, partial)
-        replace_folder(out, partial)
+        with durable.new_folder(out, keep=_was_changed) as partial:
+            _fill(evidence, config, partial)
     except OSError as error:
         raise as_stage_error("bundle", error) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return out
+
+
+def others_in(folder: Path) -> list[str]:
+    """Names of files in a bundle's folder that this program did not write.
+
+    Of a bundle whose manifest is damaged, what no bundle has; of what is no bundle, all.
+    """
+    if not folder.is_dir():
+        return ["."] if os.path.lexists(folder) else []
+    found = _find_problems(folder)
+    if found is None:
+        parts = _PARTS if _is_damaged_manifest(folder / manifest.MANIFEST) else ()
+        known = {*parts, *durable.LEFT_BY_SYSTEMS}
+        return sorted(one.name for one in folder.iterdir() if one.name not in known)
+    return [one.file for one in found if one.what == manifest.FOREIGN]
+
+
+def _was_changed(folder: Path) -> bool:
+    """Whether a bundle's folder holds what `pack` did not write."""
+    found = _find_problems(folder)
+    if found is None:
+        return not folder.is_dir() or any(folder.iterdir())
+    return any(one.what != manifest.MISSING for one in found)
+
+
+def _find_problems(folder: Path) -> list[manifest.Problem] | None:
+    """What differs from the manifest; None where that cannot be read."""
+    try:
+        found = manifest.problems(folder, manifest.read(folder))
+    except UsageError:
+        return None
+    return [one for one in found if Path(one.file).name not in durable.LEFT_BY_SYSTEMS]
+
+
+def _is_damaged_manifest(file: Path) -> bool:
+    """Whether it may have been ours: it is there, and says nothing else."""
+    try:
+        stated = codec.parse_json(file.read_bytes())
+    except OSError:
+        return False
+    except ValueError:
+        return True
+    return isinstance(stated, dict) and {"schema", "models", "files"} <= stated.keys()
 
 
 def student_builds(evidence: Evidence) -> list[Built]:
@@ -50,13 +91,17 @@ def student_builds(evidence: Evidence) -> list[Built]:
 
 
 def _fill(evidence: Evidence, config: BundleConfig, out: Path) -> None:
+    from pipeline.bundle.sbom import sbom  # CycloneDX takes its time, and few commands write one
+
     around = find_receptive_field(evidence.graph.file, evidence.graph.multiple)
     models = tuple(_copy_model(built, evidence, around, out) for built in student_builds(evidence))
     golden = copy_golden(evidence.tests, evidence.measurements, config, out)
     write_measurements(evidence.measurements, out)
-    stated = provenance(evidence, program_version())
-    for name, facts in ((PROVENANCE, stated), (RUN, run_facts(evidence))):
-        (out / name).write_text(json.dumps(facts, indent=1, sort_keys=True))
+    files = manifest.list_files(out)
+    (out / manifest.SBOM).write_text(sbom(evidence, models, files))
+    files[manifest.SBOM] = manifest.describe_file(out, manifest.SBOM)
+    stated = provenance(evidence, program_version(), files)
+    (out / PROVENANCE).write_text(json.dumps(stated, indent=1, sort_keys=True))
     write_text(out / "README.md", card(evidence, compute_figures(evidence, out), models, golden[0]))
     manifest.write(
         manifest.Manifest(

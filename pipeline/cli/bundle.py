@@ -20,7 +20,6 @@ from mipkd.core.texts import write_text
 from pipeline.cli.terminal import EXIT, Verbose, print_wide, set_logging
 
 if TYPE_CHECKING:
-    from pipeline.bundle.replay import Replayed
     from pipeline.bundle.timing import Timings
 
 Bundle = Annotated[Path, typer.Argument(help="Folder bundle/ of a finished run.")]
@@ -42,6 +41,9 @@ def upscale(
     tile: Annotated[
         int | None, typer.Option(help="LR pixels a side of a tile; default: what fits.", min=1)
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that upscale did not make, too.")
+    ] = False,
     verbose: Verbose = False,
 ) -> None:
     """Upscale pictures of any size with a bundle's model."""
@@ -63,6 +65,7 @@ def upscale(
             out,
             memory_bytes=int(memory * 2**30),
             side=tile,
+            overwrite=overwrite,
             notify=lambda done, whole: bar.update(task, completed=done, total=whole),
         )
         for one in made:
@@ -85,15 +88,23 @@ def verify(
     sha256: Annotated[
         str | None, typer.Option(help="The seal that it must have, from whoever made it.")
     ] = None,
+    signer: Annotated[
+        str | None, typer.Option(help="Fail unless this one signed it, such as ann@example.org.")
+    ] = None,
+    allowed_signers: Annotated[
+        Path | None,
+        typer.Option(help="Whose keys are whose; default ~/.ssh/allowed_signers, as of OpenSSH."),
+    ] = None,
     verbose: Verbose = False,
 ) -> None:
     """Check a bundle's files, then replay its golden images here."""
     set_logging(verbose)
     from pipeline.bundle import manifest
-    from pipeline.bundle.replay import replay
-    from pipeline.judge.check import check_records
+    from pipeline.cli.sign import tell_signature
+    from pipeline.judge.check import check_records, verify_models
 
     wanted = manifest.read_seal(sha256) if sha256 is not None else ""
+    signed = tell_signature(bundle, signer, allowed_signers)  # before all is read
     stated = manifest.read(bundle)
     manifest.check_models(stated)
     wrong = manifest.problems(bundle, stated)
@@ -108,17 +119,20 @@ def verify(
         typer.echo(f"{problem.what.upper()}  {problem.file}{why}")
     good = len(stated.files) - sum(problem.file in stated.files for problem in wrong)
     typer.echo(f"files: {good} of {len(stated.files)} are as they were written")
+    typer.echo(signed)
     well, ran = True, 0
-    for one in replay(bundle, stated, wrong):
+    for one, gates in verify_models(bundle, stated, wrong):
         name = f"{one.model.target} {one.model.precision}"
-        well = well and one.well
-        if one.failed:
-            typer.echo(f"FAILED  {name}: {one.failed}")
-        elif one.why_not:
+        if one.why_not:
             typer.echo(f"not replayed  {name}: {one.why_not}")
-        else:
-            ran += 1
-            typer.echo(f"{'same' if one.well else 'DIFFERS'}  {name}: {_apart(one)}")
+            continue
+        ran += not one.failed
+        faults = [gate for gate in gates if gate.outcome is not Outcome.PASS]
+        well = well and not faults
+        for gate in faults or gates[:1]:
+            verb = "FAILED" if one.failed else "DIFFERS" if faults else "same"
+            what = "" if gate.name == "replay" else f"{gate.name}: "
+            typer.echo(f"{verb}  {name}: {what}{gate.reason}")
     typer.echo(f"replayed: {ran} of {len(stated.models)} models on this machine")
     if wrong or not well:
         typer.echo("verify: FAIL")
@@ -173,7 +187,7 @@ def bench(
     for line in dict.fromkeys(_remarks(found)):
         typer.echo(line)
     if as_json:
-        as_json.write_text(json.dumps({"schema": 2, **codec.encode(found)}, indent=1))
+        write_text(as_json, json.dumps({"schema": 2, **codec.encode(found)}, indent=1))
     if not found.measurements:
         raise MissingError(f"bench: nothing could be measured on {device or 'this machine'}")
     if any(m.doubt for m in found.measurements):
@@ -298,22 +312,6 @@ def _short(path: Path) -> str:
     """From the working folder where it lies below it."""
     path = path.resolve()
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-
-
-def _apart(one: Replayed) -> str:
-    bound = one.tolerance
-    found = (
-        "every value equal"
-        if not one.levels
-        else f"up to {one.levels} levels apart, {one.share:.2%} of values, {one.psnr_db:.1f} dB"
-    )
-    where = "simulated here" if one.simulated else "ran here"
-    if one.simulated != (one.model.kind == "simulated"):
-        where += f", the bundle's was {one.model.kind}"
-    return (
-        f"{found}; bound {bound.levels} level{'s' * (bound.levels > 1)}, {bound.psnr_db:.0f} dB; "
-        f"{one.images} images, {where}"
-    )
 
 
 def _remarks(found: Timings) -> Iterator[str]:

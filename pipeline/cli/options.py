@@ -56,6 +56,10 @@ DeviceAddress = Annotated[
     str | None, typer.Option("--device", help="Measure on ssh://[user@]host[:port], not here.")
 ]
 Out = Annotated[Path | None, typer.Option(help="Folder of the run; default runs/NAME.")]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Use a folder that is not a run's; what is in it stays."),
+]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="TOML file; default ./mipkd.toml when there.")
 ]
@@ -100,13 +104,20 @@ def split_list(text: str | None) -> tuple[str, ...] | None:
     return tuple(part.strip() for part in text.split(",") if part.strip()) if text else None
 
 
-def open_run(settings: Config, *, dry: bool = False) -> Run:
-    """The run's folder, named after what was given where no other name was."""
+def open_run(settings: Config, *, force: bool, dry: bool = False) -> Run:
+    """The run's folder, named after what was given where no other name was.
+
+    Raises:
+        UsageError: it holds what a run did not make, and `force` was not given.
+    """
+    from pipeline.ownership import claim
     from pipeline.run import Run
 
     given = settings.model or settings.teacher
     assert settings.out or given, "a configuration without a folder has a teacher or a model"
-    return Run((settings.out or Path("runs") / Path(given or "").stem).resolve(), dry=dry)
+    root = (settings.out or Path("runs") / Path(given or "").stem).resolve()
+    claim(root, force=force, dry=dry)
+    return Run(root, dry=dry)
 
 
 def command_line() -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def _with_run_options(work: Callable[[Config], None]) -> Callable[..., None]:
+def _with_run_options(work: Callable[[Config, bool], None]) -> Callable[..., None]:
     """A command with the options of a run, under the name and with the help of `work`."""
 
     def command(
@@ -37,6 +37,7 @@ def _with_run_options(work: Callable[[Config], None]) -> Callable[..., None]:
         compare: o.Compare = None,
         device: o.DeviceAddress = None,
         out: o.Out = None,
+        force: o.Force = False,
         config: o.ConfigFile = None,
         sets: o.Sets = None,
         verbose: Verbose = False,
@@ -49,21 +50,21 @@ def _with_run_options(work: Callable[[Config], None]) -> Callable[..., None]:
                 "is no result",
                 settings.stand_ins,
             )
-        work(settings)
+        work(settings, force)
 
     command.__name__, command.__doc__ = work.__name__, work.__doc__
     return command
 
 
 @_with_run_options
-def run(settings: Config) -> None:
+def run(settings: Config, force: bool) -> None:
     """Distil, export, quantise, measure, judge and report. Finished steps are remembered."""
     from pipeline.cli.summary import summarize
     from pipeline.flow import run_pipeline
     from pipeline.publish import bundle_folder, kit_targets
     from pipeline.report.results_file import report_folder
 
-    here = o.open_run(settings)
+    here = o.open_run(settings, force=force)
     with here.lock():
         evidence = run_pipeline(settings, here, command=o.command_line())
     print_wide(summarize(evidence))
@@ -74,11 +75,11 @@ def run(settings: Config) -> None:
 
 
 @_with_run_options
-def plan(settings: Config) -> None:
+def plan(settings: Config, force: bool) -> None:
     """Say what `run` with the same options would do, what it remembers, and why."""
     from pipeline.flow import measure_all
 
-    here = o.open_run(settings, dry=True)
+    here = o.open_run(settings, force=force, dry=True)
     measure_all(settings, here)
     for event in here.events:
         verb = "skip" if event.remembered else "run "

@@ -20,6 +20,7 @@ def train(
     steps: o.Steps = None,
     scale: Annotated[int, typer.Option(help="Upscaling factor.", min=2, max=4)] = 4,
     out: o.Out = None,
+    force: o.Force = False,
     config: o.ConfigFile = None,
     sets: o.Sets = None,
     verbose: Verbose = False,
@@ -30,7 +31,7 @@ def train(
 
     settings = o.load_settings(context.params, alone=True)
     default = Path("runs") / f"{arch.replace(':', '-')}-x{scale}"
-    here = o.open_run(settings.model_copy(update={"out": out or default}))
+    here = o.open_run(settings.model_copy(update={"out": out or default}), force=force)
     with here.lock():
         found = train_from_photos(settings, here, arch)
     net = found.distilled
@@ -56,6 +57,7 @@ def study(
     ] = None,
     scale: o.Scale = None,
     out: o.Out = None,
+    force: o.Force = False,
     config: o.ConfigFile = None,
     sets: o.Sets = None,
     verbose: Verbose = False,
@@ -68,7 +70,8 @@ def study(
 
     tests = [Path(name) for name in o.split_list(val) or ()]
     settings = o.load_settings(context.params | {"val": tests[0] if tests else None})
-    here = o.open_run(settings.model_copy(update={"out": settings.out or Path("runs/study")}))
+    settings = settings.model_copy(update={"out": settings.out or Path("runs/study")})
+    here = o.open_run(settings, force=force)
     with here.lock():
         subject = study_subject(settings, tests or [settings.val])
         found = run_study(settings.study, settings.distill, subject, here, command=o.command_line())

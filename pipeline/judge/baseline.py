@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mipkd.core.codec import decode_file, encode, read_json
+from mipkd.core.durable import write_bytes
 from mipkd.core.errors import UsageError
 from mipkd.core.measurement import Latency, Measurement
 from pipeline.bundle.manifest import read
@@ -150,9 +151,8 @@ def save(baseline: Baseline, file: Path, reason: str) -> Baseline:
         for m in baseline.measurements
     )
     made = replace(baseline, measurements=kept, reasons=(*before, now))
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(json.dumps(encode(made), indent=1, sort_keys=True) + "\n")
-    partial.replace(file)
+    text = json.dumps(encode(made), indent=1, sort_keys=True) + "\n"
+    write_bytes(file, text.encode())
     return made
 
 

@@ -11,6 +11,7 @@ from mipkd.core.errors import UsageError
 from mipkd.core.measurement import BY_KIT, Measurement
 from mipkd.core.records import Built, TargetInfo
 from pipeline.bench.models import Sink, name_of
+from pipeline.bench.plausible import find_absurdity
 from pipeline.machine.base import DeviceConfig, Job, ignore_pixels
 from pipeline.machine.remote import job_file
 
@@ -37,6 +38,10 @@ class Kit:
             raise UsageError(f"{file}: {target} was only simulated there: nothing is measured")
         if len(self._found.measurements) != len(self.asked.builts):
             raise UsageError(f"{file}: damaged: not one entry a model", hint=ANEW)
+        for built, m in zip(self.asked.builts, self._found.measurements, strict=True):
+            if wrong := find_absurdity(m) or ("" if m.host else "host: none"):
+                what = f"{file}: {target} {name_of(built)}: not a measurement: {wrong}"
+                raise UsageError(what, hint="measure again on the device with its kit")
 
     @property
     def models(self) -> tuple[str, ...]:

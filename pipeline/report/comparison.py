@@ -17,7 +17,6 @@ from markupsafe import Markup
 from mipkd.core.errors import UsageError
 from mipkd.core.evidence import Evidence
 from mipkd.core.measurement import Measurement
-from mipkd.core.texts import write_text
 from pipeline.bench.comparisons import (
     drop_by_image,
     find_reference,
@@ -40,7 +39,7 @@ from pipeline.report.wording import (
     precision_label,
     signed,
 )
-from pipeline.report.write import environment
+from pipeline.report.write import environment, replace_page
 
 
 @dataclass(frozen=True)
@@ -87,8 +86,7 @@ def write_page(seen: Sequence[Seen], out: Path) -> Path:
             remarks=_remarks(seen),
         )
     )
-    write_text(out, page)
-    return out
+    return replace_page(page, out)
 
 
 def table(seen: Sequence[Seen]) -> Table:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,15 +16,18 @@ from pathlib import Path
 from markupsafe import Markup
 
 from mipkd.core.codec import decode, encode, parse_json
+from mipkd.core.durable import append_lines
 from mipkd.core.errors import UsageError
 from mipkd.core.evidence import Evidence
-from mipkd.core.texts import write_text
 from pipeline.bench.comparisons import mean_of, p50_s, students, valid_sizes
 from pipeline.report.plots import Curve, lines
 from pipeline.report.wording import in_ms
-from pipeline.report.write import environment
+from pipeline.report.write import environment, replace_page
+
+log = logging.getLogger(__name__)
 
 FILE = "history.jsonl"
+_START = b'{"created": '  # of each line
 _BEFORE, _AFTER = 5, 3  # runs whose medians are held against each other
 _UNITS = {"p50_ms": "p50, ms", "psnr_y_db": "PSNR-Y, dB"}
 _LEAST = {"p50_ms": 0.05, "psnr_y_db": 0.02}  # a change: a share of a latency, dB of a PSNR
@@ -84,38 +88,51 @@ def lines_of(evidence: Evidence) -> Iterator[Line]:
 
 
 def append(evidence: Evidence, file: Path) -> None:
-    """Add a run's lines; the file only grows."""
-    with file.open("a") as kept:
-        for line in lines_of(evidence):
-            kept.write(json.dumps(encode(line)) + "\n")
+    """Add a run's lines; the file only grows, and one that is none of ours is left alone."""
+    if file.exists() and not _may_be_ours(file.read_bytes()):
+        log.warning("history: %s was not made by this program: nothing is added", file)
+        return
+    append_lines(file, [json.dumps(encode(line)) for line in lines_of(evidence)])
 
 
 def read(file: Path) -> list[Line]:
-    """All lines, oldest first; half a line at the end, of a run that was killed, is left out.
+    """All lines, oldest first; such as cannot be read, of a run that was killed, are left out.
 
     Raises:
-        UsageError: no such file, or a line that is none of ours.
+        UsageError: no such file, or no line in it is one of ours.
     """
     try:
-        texts = file.read_text().splitlines()
+        texts = [text for text in file.read_bytes().split(b"\n") if text.strip()]
     except OSError as error:
         raise UsageError(
             f"history: no {FILE} in {file.parent}: {error.strerror}",
             hint="give the folder that holds the runs' folders",
         ) from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{file}: damaged: {error}", hint="write a new one: delete it") from error
-    found = []
-    for number, text in enumerate(texts, 1):
-        try:
-            found.append(decode(Line, parse_json(text)))
-        except ValueError as error:
-            if number == len(texts):
-                break
-            raise UsageError(
-                f"{file}: line {number}: {error}", hint="take that line out of the file"
-            ) from error
+    found = [line for line in map(_parse, texts) if line]
+    if texts and not found:
+        raise UsageError(
+            f"{file}: damaged: no line of a run in it",
+            hint="move it away: the next run starts a new one",
+        )
+    if len(found) < len(texts):
+        log.warning("%s: %d lines cannot be read: left out", file, len(texts) - len(found))
     return sorted(found, key=lambda line: line.created)
+
+
+def _parse(text: bytes) -> Line | None:
+    try:
+        line = decode(Line, parse_json(text))
+    except ValueError:
+        return None
+    figures = (line.p50_ms, line.psnr_y_db)
+    return line if all(v is None or math.isfinite(v) for v in figures) else None
+
+
+def _may_be_ours(content: bytes) -> bool:
+    """Whether a line is a run's, or the file is no more than the first half of one."""
+    lines = content.split(b"\n")
+    half = len(lines) == 1 and content[: len(_START)] == _START[: len(content)]
+    return half or any(map(_parse, lines))
 
 
 def group_by_series(found: Iterable[Line]) -> dict[tuple[str, ...], list[Line]]:
@@ -178,8 +195,7 @@ def write_page(found: Sequence[Line], out: Path) -> Path:
         for one in _drawable(found)
     ]
     page = environment(html=True).get_template("history.html.j2").render(panels=panels)
-    write_text(out, page)
-    return out
+    return replace_page(page, out)
 
 
 def describe_changes(found: Sequence[Line]) -> Iterator[tuple[str, str]]:

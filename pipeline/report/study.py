@@ -13,6 +13,7 @@ import tomli_w
 from markupsafe import Markup
 
 from mipkd.core.codec import encode
+from mipkd.core.durable import new_folder
 from mipkd.core.measurement import ImageScore
 from mipkd.core.study import SetScores, Study
 from mipkd.core.texts import write_text
@@ -20,7 +21,7 @@ from pipeline.bench.stats import Estimate, mean_over_seeds, mean_over_seeds_and_
 from pipeline.report.curves import read_rows, series
 from pipeline.report.plots import COLOURS, Curve, Span, lines, spans
 from pipeline.report.wording import NONE, number, signed
-from pipeline.report.write import environment, replace_folder
+from pipeline.report.write import environment, others_in
 
 REPEATS = "95 % interval of the mean over seeds, on these images"
 EQUAL_TIME = (
@@ -92,27 +93,23 @@ def set_name(scores: SetScores) -> str:
 def write_study(study: Study, out: Path) -> Path:
     """Write `index.html`, `study.md` and `study.json` into `out`; gives the path of the page."""
     table = lines_of(study)
-    partial = out.with_name(out.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
     facts = {"study": encode(study), "lines": encode(table)}
-    (partial / "study.json").write_text(json.dumps(facts, indent=1, allow_nan=False))
-    write_text(partial / "study.md", markdown(study))
-    page = environment(html=True).get_template("study.html.j2")
-    write_text(
-        partial / "index.html",
-        page.render(
-            s=study,
-            head=_head(study),
-            rows=[_cells(line, study) for line in table],
-            plots=[(name, Markup(svg)) for name, svg in _plots(study, table)],
-            curves=Markup(_curves(study)),
-            legend=[(arm, i % COLOURS) for i, arm in enumerate(_arms(study))],
-            config=tomli_w.dumps(study.config),
-            repeats=REPEATS,
-            notes=_notes(study, table),
-        ),
+    template = environment(html=True).get_template("study.html.j2")
+    page = template.render(
+        s=study,
+        head=_head(study),
+        rows=[_cells(line, study) for line in table],
+        plots=[(name, Markup(svg)) for name, svg in _plots(study, table)],
+        curves=Markup(_curves(study)),
+        legend=[(arm, i % COLOURS) for i, arm in enumerate(_arms(study))],
+        config=tomli_w.dumps(study.config),
+        repeats=REPEATS,
+        notes=_notes(study, table),
     )
-    replace_folder(out, partial)
+    with new_folder(out, keep=others_in) as partial:
+        write_text(partial / "study.json", json.dumps(facts, indent=1, allow_nan=False))
+        write_text(partial / "study.md", markdown(study))
+        write_text(partial / "index.html", page)
     return out / "index.html"
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 from pathlib import Path
 
 import tomli_w
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from mipkd.core.durable import LEFT_BY_SYSTEMS, new_folder
+from mipkd.core.errors import UsageError
 from mipkd.core.evidence import Evidence
 from mipkd.core.texts import write_text
 from pipeline.report import charts, tables, wording
@@ -18,6 +20,9 @@ from pipeline.report.gain_tables import draw_gains, gain_table, list_unknown
 from pipeline.report.junit import junit
 from pipeline.report.results_file import RESULTS, SCHEMA_VERSION, run_of, write_results
 
+_MARK = b'<p class="kicker">'  # of each template
+_NAMES = ("index.html", "junit.xml", "report.md", RESULTS, "study.json", "study.md")
+
 
 def write(evidence: Evidence, out: Path) -> Path:
     """Write `index.html`, `report.md`, `results.json` and `junit.xml` into `out`.
@@ -25,26 +30,36 @@ def write(evidence: Evidence, out: Path) -> Path:
     An earlier report there is replaced once the new one is whole. Gives the path of the page.
     """
     figures = compute_figures(evidence, out)
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write_results(evidence, figures, partial / RESULTS, run_of(out))
-    tests = junit(evidence.name, evidence.created, evidence.verdict.gates)
-    write_text(partial / "junit.xml", tests)
-    write_text(partial / "report.md", _render("report.md.j2", evidence, figures))
-    write_text(partial / "index.html", _page(evidence, figures))
-    replace_folder(out, partial)
+    with new_folder(out, keep=others_in) as partial:
+        write_results(evidence, figures, partial / RESULTS, run_of(out))
+        tests = junit(evidence.name, evidence.created, evidence.verdict.gates)
+        write_text(partial / "junit.xml", tests)
+        write_text(partial / "report.md", _render("report.md.j2", evidence, figures))
+        write_text(partial / "index.html", _page(evidence, figures))
     return out / "index.html"
 
 
-def replace_folder(out: Path, partial: Path) -> None:
-    """Put `partial` in the place of `out`."""
-    old = out.with_name(out.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    partial.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+def others_in(folder: Path) -> list[str]:
+    """Names in a report's folder that are no report's."""
+    if not folder.is_dir():
+        return ["."] if os.path.lexists(folder) else []
+    known = (*_NAMES, *LEFT_BY_SYSTEMS)
+    return sorted(one.name for one in folder.iterdir() if one.name not in known or one.is_dir())
+
+
+def replace_page(page: str, out: Path) -> Path:
+    """Write a page of ours into the file `out`.
+
+    Raises:
+        UsageError: another file is there.
+    """
+    if out.is_file() and out.stat().st_size and _MARK not in out.read_bytes():
+        raise UsageError(
+            f"{out}: is there, and is no page of this program",
+            hint="move it away, or name another file with --out",
+        )
+    write_text(out, page)
+    return out
 
 
 def _page(evidence: Evidence, figures: Figures) -> str:

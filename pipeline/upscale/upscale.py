@@ -37,6 +37,8 @@ _SMALL, _TRIED = (
 _ROUNDING = 1  # level: sums in another order may fall to the one beside
 _MOST = 1024  # LR pixels a side of a tile: larger ones are no faster
 
+_IN_THE_WAY = (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+
 OnProgress = Callable[[int, int], None]  # rows done, rows in all
 
 
@@ -108,7 +110,7 @@ def choose_model(bundle: Path, target: str | None, precision: str | None) -> man
         UsageError: nothing of the bundle is of that target or precision.
         MissingError: this machine runs none of them.
     """
-    judged = check.check(bundle)
+    judged = check.check_recorded(bundle)
     if judged.problems:
         first = judged.problems[0]
         raise UsageError(
@@ -158,9 +160,11 @@ def upscale_all(
     memory_bytes: int,
     side: int | None,
     notify: OnProgress,
+    overwrite: bool = False,
 ) -> Iterator[Upscaled]:
     """Every picture as PNG in `out`; one that fails is reported and the others go on.
 
+    A file in its place that was made elsewhere is a failure too, unless `overwrite` is set.
     `side` is that of a tile in LR pixels; None takes what fits into `memory_bytes`.
 
     Raises:
@@ -173,7 +177,10 @@ def upscale_all(
             f"--tile: {side} is too small for this net",
             hint=f"at least {least}, margins of {model.margin} included",
         )
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out: {out}: {error.strerror}", hint="give a folder") from error
     cutter = _Cutter(model, model.built(bundle), memory_bytes, side)
     with closing(find(model.target).open(cutter.built)) as session:
         for asked in pictures:
@@ -188,9 +195,12 @@ def upscale_all(
                     session.forget_shapes()
                 start = perf_counter()
                 result.parent.mkdir(parents=True, exist_ok=True)
-                made = _write(session, picture, tiling, model.scale, result, notify)
+                made = _write(session, picture, tiling, model.scale, result, notify, overwrite)
             except UsageError as error:
                 yield Upscaled(file, None, why=error.what)
+                continue
+            except _IN_THE_WAY as error:
+                yield Upscaled(file, None, why=f"{result}: {error.strerror}")
                 continue
             except OSError as error:
                 raise as_stage_error("upscale", error) from error
@@ -279,12 +289,14 @@ def _write(
     scale: int,
     file: Path,
     notify: OnProgress,
+    overwrite: bool,
 ) -> Path:
     lr = picture.rgb_HWC
     height, width = lr.shape[0] * scale, lr.shape[1] * scale
     alpha = _upscale_alpha(picture.alpha_HW1, scale)
     done = 0
-    with PngBands(file, (height, width), picture.channels, picture.chunks) as png:
+    size, chunks = (height, width), picture.chunks
+    with PngBands(file, size, picture.channels, chunks, overwrite=overwrite) as png:
         for band in bands(session, lr, tiling, scale=scale):
             rows = slice(done, done + len(band))
             png.write(join_alpha(picture, band, None if alpha is None else alpha[rows]))

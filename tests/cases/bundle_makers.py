@@ -48,13 +48,14 @@ def make_bundle(folder: Path) -> Path:
     home = folder / "model" / "cpu-fp32"
     home.mkdir(parents=True)
     onnx.save(graph(), home / "model.onnx")
+    size = (home / "model.onnx").stat().st_size
     lr = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
     for name in ("lr", "cpu-fp32"):
         (folder / "golden" / name).mkdir(parents=True)
     write_png(folder / "golden/lr/a.png", lr)
-    built = Built("cpu", "fp32", "student", home / "model.onnx", 9, SCALE, 1)
+    built = Built("cpu", "fp32", "student", home / "model.onnx", size, SCALE, 1)
     write_png(folder / "golden/cpu-fp32/a.png", upscale(find("cpu").open(built), lr, scale=SCALE))
-    write_measurements(_measurements(), folder)
+    write_measurements(_measurements(size), folder)
     stated = {
         "tests": {"sha256": "0" * 64, "source": "Set5"},
         "gates": {},
@@ -64,7 +65,7 @@ def make_bundle(folder: Path) -> Path:
     }
     (folder / "provenance.json").write_text(json.dumps(stated))
     model = manifest.Model(
-        *("cpu", "fp32", "measured", "model/cpu-fp32/model.onnx", 9, SCALE, 1),
+        *("cpu", "fp32", "measured", "model/cpu-fp32/model.onnx", size, SCALE, 1),
         *({"session.intra_op.allow_spinning": "0"}, (), {}, 4, ""),
     )
     files = manifest.list_files(folder)
@@ -73,10 +74,10 @@ def make_bundle(folder: Path) -> Path:
     return folder
 
 
-def _measurements() -> tuple[Measurement, ...]:
+def _measurements(size: int) -> tuple[Measurement, ...]:
     score = ImageScore("a", {"psnr_y": 30.0, "ssim_y": 0.9}, (0.0, 0.0, 0.0))
     latency = Latency((24, 24), (0.01,) * 20, 2, 0.02)
-    of_model = Measurement("student", "cpu", "fp32", 9, (latency,), (score,), host=HOST)
+    of_model = Measurement("student", "cpu", "fp32", size, (latency,), (score,), host=HOST)
     bicubic = Measurement("bicubic", "reference", "fp32", scores=(score,))
     student = Measurement("student", "reference", "fp32", scores=(score,))
     return of_model, bicubic, student

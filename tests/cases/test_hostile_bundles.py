@@ -306,8 +306,14 @@ def test_weights_beside_the_model_and_on_the_list_are_read(bundle: Path) -> None
 
     def change(stated: Json) -> None:
         stated["files"]["model/cpu-fp32/model.weights"] = dict(stated["files"][MODEL])
+        parts = (bundle / "model/cpu-fp32").iterdir()
+        stated["models"][0]["size_bytes"] = sum(file.stat().st_size for file in parts)
 
     refit(bundle, change)
+    for kind in ("quality", "bench"):
+        file = bundle / kind / "cpu-fp32.json"
+        size = json.loads((bundle / "manifest.json").read_text())["models"][0]["size_bytes"]
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"size_bytes": size}))
     refit_again = json.loads((bundle / "manifest.json").read_text())
     refit_again["content"] = ""
     (bundle / "manifest.json").write_text(json.dumps(refit_again))

@@ -80,9 +80,30 @@ def test_the_command_tells_changes_and_draws_them(tmp_path: Path, ended: Command
 def test_folders_without_runs_and_damaged_lines(tmp_path: Path, ended: Command) -> None:
     said = ended("history", tmp_path)
     assert (said.code, "no history.jsonl" in said.err) == (2, True)
-    (tmp_path / history.FILE).write_text("nonsense\n" + json.dumps(asdict(LINE)) + "\n")
+    odd = ("nonsense", "[]", "null", "[" * 100_000, json.dumps({**asdict(LINE), "p50_ms": 1e999}))
+    whole = json.dumps(asdict(LINE))
+    (tmp_path / history.FILE).write_bytes("\n".join([*odd, whole, ""]).encode() + b"\xff\xfe\n")
     said = ended("history", tmp_path)
-    assert (said.code, "history.jsonl: line 1" in said.err) == (2, True)
+    assert (said.code, "edsr" in said.out) == (0, True)
+    assert said.err.count("6 lines cannot be read: left out") == 1
+    (tmp_path / history.FILE).write_text("nonsense\n")
+    said = ended("history", tmp_path)
+    assert (said.code, "no line of a run in it" in said.err) == (2, True)
+
+
+def test_a_runs_line_after_half_a_line_is_a_line_of_its_own(once: Finished, tmp_path: Path) -> None:
+    file = tmp_path / history.FILE
+    evidence = read_results(once.root / "report/latest/results.json")
+    history.append(evidence, file)
+    whole = file.read_text()
+    file.write_text(whole + whole[:40])
+    history.append(evidence, file)
+    assert file.read_text() == whole + whole[:40] + "\n" + whole
+    assert history.read(file) == sorted(2 * list(history.lines_of(evidence)), key=created)
+
+
+def created(line: Line) -> str:
+    return line.created
 
 
 @pytest.fixture
@@ -99,6 +120,19 @@ def two(once: Finished, tmp_path: Path) -> list[Path]:
                 score["metrics"]["psnr_y"] -= 0.1
     file.write_text(json.dumps(stated))
     return folders
+
+
+def test_pages_replace_pages_alone(two: list[Path], tmp_path: Path, ended: Command) -> None:
+    (tmp_path / history.FILE).write_text(json.dumps(asdict(LINE)) + "\n")
+    page = tmp_path / "page.html"
+    for words in (("history", tmp_path), ("report", *two)):
+        for _ in range(2):
+            assert ended(*words, "-o", page).code == 0
+        page.write_text("<p>mine</p>")
+        said = ended(*words, "-o", page)
+        assert (said.code, page.read_text()) == (2, "<p>mine</p>")
+        assert "is no page of this program" in said.err
+        page.unlink()
 
 
 def test_two_runs_on_one_page(two: list[Path], tmp_path: Path, ended: Command) -> None:

@@ -330,3 +330,104 @@ def test_a_bundle_alone_makes_a_kit_of_golden_images(
     assert said.code == 2
     assert "model/cpu-fp32/model.onnx is changed" in said.err
     assert not (tmp_path / "l.pyz").exists()
+
+
+def forge(results: Path, to: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """Results with other figures, sealed as the kit seals them."""
+    with zipfile.ZipFile(results) as whole:
+        parts = {name: whole.read(name) for name in whole.namelist()}
+    stated = json.loads(parts[job_file.RESULTS])
+    change(stated)
+    text = json.dumps(stated).encode()
+    seal = job_file._seal(stated["job"], text).encode()
+    with zipfile.ZipFile(to, "w") as packed:
+        for name, content in (parts | {job_file.RESULTS: text, job_file.SEAL: seal}).items():
+            packed.writestr(name, content)
+    return to
+
+
+def first_latency(stated: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = stated["measurements"][0]["latencies"][0]
+    return found
+
+
+ABSURD = {
+    "NaN": lambda s: first_latency(s).update(samples_s=[float("nan")] * 30),
+    "one null": lambda s: first_latency(s)["samples_s"].__setitem__(3, None),
+    "infinite": lambda s: first_latency(s)["samples_s"].__setitem__(0, float("inf")),
+    "negative": lambda s: first_latency(s)["samples_s"].__setitem__(0, -0.1),
+    "an age": lambda s: first_latency(s)["samples_s"].__setitem__(0, 1e300),
+    "zero": lambda s: first_latency(s).update(samples_s=[0.0] * 30),
+    "none": lambda s: first_latency(s).update(samples_s=[]),
+    "text": lambda s: first_latency(s).update(samples_s=["fast"]),
+    "cold start": lambda s: first_latency(s).update(cold_start_s=None),
+    "energy": lambda s: first_latency(s).update(joules_per_frame=-1.0),
+    "memory": lambda s: first_latency(s).update(memory_bytes=-1),
+    "size": lambda s: first_latency(s).update(size=[0, 32]),
+    "no host": lambda s: [m.update(host=None) for m in s["measurements"]],
+    "cores": lambda s: s["measurements"][0]["host"].update(cores=-4),
+    "fewer models": lambda s: s["measurements"].pop(),
+}
+
+
+def test_figures_that_cannot_be_leave_the_run_as_it_was(
+    finished: Finished, results: Path, tmp_path: Path, ended: Command
+) -> None:
+    def contents() -> dict[str, bytes]:
+        files = (file for file in finished.root.rglob("*") if file.is_file())
+        return {str(f): f.read_bytes() for f in files if not f.name.startswith("lock")}
+
+    before = contents()
+    for name, change in ABSURD.items():
+        said = ended("collect", forge(results, tmp_path / "forged.zip", change), finished.root)
+        assert said.code == 2, (name, said.err)
+        assert said.err.startswith("error: "), name
+        assert "Traceback" not in said.err
+        assert contents() == before, name
+    assert not (finished.root / "collected").exists()
+
+
+def test_a_run_that_was_spoilt_by_them_opens_again(
+    finished: Finished, results: Path, ended: Command
+) -> None:
+    own = measured(finished.root)["student", "fp32"]["latencies"]
+    ended("collect", results, finished.root)
+    kept = finished.root / "collected/cpu/record.json"
+    for file in (kept, finished.root / "evidence.json"):  # as earlier versions stored them
+        stated = json.loads(file.read_text())
+        for m in stated["measurements"]:
+            if m["device"] == "kit" and m["precision"] == "fp32":
+                m["latencies"][0]["samples_s"] = [None] * 30
+        file.write_text(json.dumps(stated))
+    said = ended("report", finished.root)
+    assert said.code == 0, said.err
+    assert "cpu student fp32: left aside: LR 32x24: samples_s: nan s" in " ".join(said.err.split())
+    said = ended(*finished.words, "--out", finished.root)
+    assert said.code in EXIT.values(), said.err
+    assert said.err.count("left aside") == 1
+    assert measured(finished.root)["student", "fp32"]["latencies"] == own
+    kept.write_bytes(b"[" * 100_000)
+    said = ended(*finished.words, "--out", finished.root)
+    assert said.code in EXIT.values(), said.err
+    assert "left aside: damaged" in " ".join(said.err.split())
+    said = ended("collect", results, finished.root)
+    assert said.code in EXIT.values(), said.err
+    assert measured(finished.root)["student", "fp32"]["device"] == "kit"
+
+
+def test_a_model_that_was_changed_is_not_bundled(
+    finished: Finished, results: Path, ended: Command
+) -> None:
+    kept = Run(finished.root).load_record("evidence.json", Evidence)
+    models = {b.precision: b.file for b in kept.builts if b.target == SIMULATED}
+    part = next(f for f in models["int8"].parent.rglob("*") if f.suffix in (".mlmodel", ".bin"))
+    part.write_bytes(part.read_bytes()[:-1] + b"x")
+    before = (finished.bundle / "manifest.json").read_bytes()
+    said = ended("collect", results, finished.root)
+    assert said.code == 2
+    assert f"{part.name} was changed since it was made" in said.err
+    assert (finished.bundle / "manifest.json").read_bytes() == before
+    assert not (finished.root / "collected").exists()
+    said = ended(*finished.words, "--out", finished.root)
+    assert f"{part.name} was changed since it was made, the step is" in " ".join(said.err.split())
+    assert ended("collect", results, finished.root).code in EXIT.values()

@@ -1,6 +1,7 @@
 """Steps are remembered by what they depend on, and nothing half-done is taken for whole."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mipkd.core.errors import StageError, UsageError
+from pipeline import receipts
 from pipeline.run import Run, hash_file
 from pipeline.stage import NotInKey, Ref, Source, stage
 
@@ -263,5 +265,164 @@ def test_receipts_note_warnings_and_time(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.step(warns, Nothing())
     receipt = run.receipts()["warns"]
-    assert receipt["warnings"] == ["two photos were skipped"]
-    assert receipt["seconds"] >= 0
+    assert receipt.warnings == ("two photos were skipped",)
+    assert receipt.seconds >= 0
+
+
+def steps(run: Run) -> list[tuple[bool, str]]:
+    return [(event.remembered, event.why) for event in run.events]
+
+
+@pytest.mark.parametrize("damage", ["flip", "replace", "delete", "grow", "folder"])
+def test_a_changed_file_of_a_step_is_named_and_the_step_made_anew(
+    damage: str, tmp_path: Path, source: Source, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = both(tmp_path / "run", source)
+    file = tmp_path / "run/shout" / first.keys["shout"] / "loud.txt"
+    if damage == "flip":
+        file.write_text("A ")
+    elif damage == "replace":
+        file.unlink()
+        file.write_text("B!")
+    elif damage == "grow":
+        file.write_text("A!!")
+    else:
+        file.unlink()
+        if damage == "folder":
+            file.mkdir()
+    plan = both(tmp_path / "run", source, dry=True)
+    assert steps(plan) == [
+        (False, "loud.txt was changed since it was made"),
+        (True, "remembered, if shout comes out as before"),
+    ]
+    assert calls == ["shout", "double"]
+    again = both(tmp_path / "run", source)
+    assert "loud.txt was changed since it was made, the step is made again" in caplog.text
+    assert calls == ["shout", "double", "shout"]  # it came out as before, and so what follows stays
+    assert [e.remembered for e in again.events] == [False, True]
+    assert file.read_text() == "A!"
+    assert [e.remembered for e in both(tmp_path / "run", source).events] == [True, True]
+
+
+def test_what_a_user_put_in_a_steps_folder_is_kept(tmp_path: Path, source: Source) -> None:
+    folder = tmp_path / "run/shout" / both(tmp_path / "run", source).keys["shout"]
+    (folder / "mine.txt").write_text("mine")
+    (folder / "loud.txt").write_text("my own words")
+    both(tmp_path / "run", source)
+    kept = folder.with_name(folder.name + ".kept")
+    assert (kept / "mine.txt").read_text() == "mine"
+    assert (kept / "loud.txt").read_text() == "my own words"
+
+
+@stage(version=1)
+def draw(inputs: Nothing, *, out: Path) -> Made:
+    """What comes out otherwise each time, as training on a GPU."""
+    calls.append("draw")
+    (out / "drawn.txt").write_text(str(len(calls)))
+    return Made(out / "drawn.txt", "")
+
+
+@stage(version=1)
+def copied(inputs: DoubleInputs, *, out: Path) -> Made:
+    calls.append("copied")
+    (out / "copy.txt").write_text(inputs.made.value.file.read_text())
+    return Made(out / "copy.txt", "")
+
+
+def test_what_depends_on_other_content_is_made_anew_too(tmp_path: Path) -> None:
+    calls.clear()
+
+    def both_of() -> list[tuple[bool, str]]:
+        run = Run(tmp_path / "run")
+        found = run.step(copied, DoubleInputs(run.step(draw, Nothing())))
+        assert found.value.file.read_text() == run.step(draw, Nothing()).value.file.read_text()
+        return steps(run)[:2]
+
+    both_of()
+    next((tmp_path / "run/draw").glob("*/drawn.txt")).unlink()
+    assert both_of() == [
+        (False, "drawn.txt was changed since it was made"),
+        (False, "changed: what draw made"),
+    ]
+    assert both_of() == [(True, "remembered"), (True, "remembered")]
+
+
+def test_files_are_read_again_only_when_size_or_time_changed(
+    tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both(tmp_path / "run", source)
+    shutil.copytree(tmp_path / "run", tmp_path / "copy", copy_function=shutil.copyfile)
+    read: list[Path] = []
+    hash_now = receipts.hash_file
+    monkeypatch.setattr(receipts, "hash_file", lambda f: (read.append(f), hash_now(f))[1])
+    both(tmp_path / "run", source)
+    assert read == []
+    both(tmp_path / "copy", source)
+    assert {file.name for file in read} == {"loud.txt", "twice.txt", "record.json"}
+    read.clear()
+    both(tmp_path / "copy", source)
+    assert read == []
+    assert calls == ["shout", "double"]
+
+
+def test_receipts_of_earlier_versions_are_believed_once(tmp_path: Path, source: Source) -> None:
+    first = both(tmp_path / "run", source)
+    for file in (tmp_path / "run").glob("*/*/receipt.json"):
+        stated = json.loads(file.read_text())
+        for name in ("files", "contents", "made_from"):
+            del stated[name]
+        file.write_text(json.dumps(stated))
+    plan = both(tmp_path / "run", source, dry=True)
+    assert [e.why for e in plan.events] == ["remembered", "remembered"]
+    both(tmp_path / "run", source)
+    assert calls == ["shout", "double"]
+    (tmp_path / "run/double" / first.keys["double"] / "twice.txt").write_text("A!B!")
+    both(tmp_path / "run", source)
+    assert calls == ["shout", "double", "double"]
+
+
+SPOILT = [b"", b"[]", b"null", b"{}", b'"a"', b"7", b"\xff\xfe", b"[" * 900, b"[" * 100_000]
+
+
+@pytest.mark.parametrize("name", ["record.json", "receipt.json"])
+@pytest.mark.parametrize("content", [*SPOILT, b"half", None])
+def test_an_unreadable_record_means_not_run(
+    name: str,
+    content: bytes | None,
+    tmp_path: Path,
+    source: Source,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    file = tmp_path / "run/shout" / both(tmp_path / "run", source).keys["shout"] / name
+    whole = file.read_bytes()
+    file.unlink()
+    if content is None:
+        file.mkdir()
+    else:
+        nested = content[:900] == b"[" * 900
+        content = content + b"]" * len(content) if nested and len(content) == 900 else content
+        file.write_bytes(whole[: len(whole) // 2] if content == b"half" else content)
+    assert not both(tmp_path / "run", source, dry=True).events[0].remembered
+    both(tmp_path / "run", source)
+    said = [record for record in caplog.records if "the step is made again" in record.message]
+    assert len(said) == 1
+    assert f"{name} is damaged" in said[0].message
+    assert calls == ["shout", "double", "shout"]
+
+
+def test_half_a_line_of_the_journal_stays_alone(tmp_path: Path, source: Source) -> None:
+    both(tmp_path / "run", source)
+    journal = tmp_path / "run/journal.jsonl"
+    journal.write_text(journal.read_text() + '{"at": "20')
+    both(tmp_path / "run", source)
+    lines = journal.read_text().splitlines()
+    assert lines.count('{"at": "20') == 1
+    assert [json.loads(line)["event"] for line in lines[-2:]] == ["remembered", "remembered"]
+
+
+def test_a_file_in_the_place_of_a_stages_folder_is_named(tmp_path: Path, source: Source) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/shout").write_text("mine")
+    with pytest.raises(UsageError, match="run/shout is no folder, and steps go there"):
+        both(tmp_path / "run", source)
+    assert (tmp_path / "run/shout").read_text() == "mine"

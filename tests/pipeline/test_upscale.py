@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -77,6 +78,58 @@ def test_one_bad_picture_is_told_and_the_others_are_made(
     assert "broken.png: cannot be read as an image" in said.err
     assert "1 of 3 images failed" in said.err
     assert {f.name for f in (tmp_path / "out").iterdir()} == {"small.png", "wide.png"}
+
+
+def test_files_of_others_are_replaced_only_when_that_is_asked(
+    once: Finished, photos: Path, tmp_path: Path, ended: Command
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    words = ("upscale", once.bundle, photos, "-o", out, "--tile", "80")
+    mine = (photos / "small.png").read_bytes()
+    (out / "wide.png").write_bytes(mine)
+    said = ended(*words)
+    assert said.code == 5
+    assert f"{out}/wide.png: is there, and was not made by upscale: --overwrite" in said.err
+    assert "1 of 2 images failed" in said.err
+    assert (out / "wide.png").read_bytes() == mine
+    assert {file.name for file in out.iterdir()} == {"small.png", "wide.png"}
+    assert ended(*words, "--overwrite").code == 0
+    assert ended(*words).code == 0  # both are its own now
+    with Image.open(out / "wide.png") as made:
+        made.load()
+        made.save(out / "wide.png")  # edited by another program: the user's
+    assert ended(*words).code == 5
+
+
+@pytest.mark.parametrize("there", ["empty", "folder", "link", "dangling", "partial"])
+def test_whatever_lies_in_the_place_of_a_result_stays(
+    there: str, once: Finished, photos: Path, tmp_path: Path, ended: Command
+) -> None:
+    out, mine = tmp_path / "out", tmp_path / "mine.png"
+    out.mkdir()
+    place = out / ("wide.png.partial" if there == "partial" else "wide.png")
+    mine.write_bytes(b"mine")
+    if there in ("link", "dangling"):
+        place.symlink_to(mine if there == "link" else tmp_path / "nowhere")
+    elif there == "folder":
+        place.mkdir()
+    else:
+        place.write_bytes(b"" if there == "empty" else b"mine")
+    said = ended("upscale", once.bundle, photos, "-o", out, "--tile", "80")
+    assert (said.code, "1 of 2 images failed" in said.err) == (5, True)
+    assert (out / "small.png").is_file()
+    assert mine.read_bytes() == b"mine"
+    assert os.path.lexists(place)
+    assert place.is_symlink() == (there in ("link", "dangling"))
+
+
+def test_results_into_what_is_no_folder_are_refused(
+    once: Finished, photos: Path, tmp_path: Path, ended: Command
+) -> None:
+    (tmp_path / "out").write_text("mine")
+    said = ended("upscale", once.bundle, photos, "-o", tmp_path / "out")
+    assert (said.code, (tmp_path / "out").read_text()) == (2, "mine")
 
 
 def test_what_cannot_be_done_is_one_line(
