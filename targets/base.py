@@ -6,6 +6,7 @@ This file and every target's `open` run on a bare device: Python >= 3.10, numpy,
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -100,6 +101,9 @@ class Target(ABC):
     name: str
     makes_pixels = True  # False for a target that measures the bench, not a runtime
     features: frozenset[Feature] = frozenset()
+    # What `Built.options` may hold, each with a pattern of its values. They come along with a model
+    # from wherever it was made: nothing else reaches the runtime.
+    options: ClassVar[Mapping[str, str]] = {}
     # By precision, where they are not the usual ones.
     tolerances: ClassVar[Mapping[str, Tolerance]] = {}
 
@@ -197,7 +201,9 @@ class Target(ABC):
 
         Raises:
             UnsupportedError: INT8 was asked for, and the runtime says that it computes none.
+            UsageError: an option that the target does not declare: its model would not be opened.
         """
+        check_options(options or {}, self.options, self.name)
         runs = PRECISIONS.get(executes)
         if request.precision == "int8" and runs and runs.is_float:
             raise UnsupportedError(
@@ -244,6 +250,27 @@ def find(name: str) -> Target:
         hint = nearest(variant, known) if known else f"{base} has no variants"
         raise UsageError(f"target {base}: unknown variant {variant!r}", hint=hint)
     return target.variant(variant)
+
+
+def check_options(given: Mapping[str, str], allowed: Mapping[str, str], where: str) -> None:
+    """Refuse options that a model may not bring along.
+
+    Raises:
+        UsageError: one is not in `allowed`, or its value does not match the pattern there.
+    """
+    for name, value in given.items():
+        if name not in allowed:
+            known = ", ".join(sorted(allowed)) or "none"
+            raise UsageError(
+                f"{where}: runtime option {name!r} (value {value!r}) may not be set by a model; "
+                f"known: {known}",
+                hint="do not trust it, or write the bundle anew: run",
+            )
+        if not re.fullmatch(allowed[name], value):
+            raise UsageError(
+                f"{where}: runtime option {name}: {value!r}; known: {allowed[name]}",
+                hint="do not trust it, or write the bundle anew: run",
+            )
 
 
 def version_of(package: str) -> str:

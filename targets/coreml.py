@@ -13,7 +13,6 @@ import shutil
 import sys
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mipkd.core.errors import UsageError
 from mipkd.core.precision import Tolerance, tolerance_of
 from mipkd.core.quiet import quiet
 from targets._coreml.convert import (
@@ -29,7 +28,7 @@ from targets._coreml.convert import (
 )
 from targets._coreml.quantize import quantize_convolutions
 from targets._torch.exported_program import load_net
-from targets.base import BuildRequest, Session, Target, version_of
+from targets.base import BuildRequest, Session, Target, check_options, version_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -84,6 +83,7 @@ class SimulatedSession(Session):
 class CoreMl(Target):
     """Core ML of macOS 13, iOS 16 and later, on all compute units or on some of them."""
 
+    options: ClassVar[Mapping[str, str]] = {"compute_units": "|".join(COMPUTE_UNITS)}
     # All but the stored weights is FP16.
     tolerances: ClassVar[Mapping[str, Tolerance]] = {"w8": tolerance_of("fp16")}
 
@@ -139,11 +139,8 @@ class CoreMl(Target):
         """
         from targets._coreml.package import check_weights, read_spec
 
+        check_options(built.options, self.options, "coreml")
         units = built.options.get("compute_units", "ALL")
-        if units not in COMPUTE_UNITS:
-            raise UsageError(
-                f"coreml: no compute units {units!r}", hint="known: " + ", ".join(COMPUTE_UNITS)
-            )
         if self.simulated:
             return SimulatedSession(built.file)
         load_coremltools()

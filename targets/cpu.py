@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from calibration.vnni import saturates
 from mipkd.core.precision import executed_precision
-from targets._onnxruntime.session import OrtSession, count_kernels
+from targets._onnxruntime.session import OPTIONS, OrtSession, count_kernels
 from targets.base import BuildRequest, Feature, Target, version_of
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ class Cpu(Target):
 
     name = "cpu"
     features = frozenset({Feature.FLOAT_SEARCH, Feature.UINT8_IO})
+    options = OPTIONS
 
     def precisions(self) -> tuple[str, ...]:
         """FP32 and INT8; the CPU provider has no fast 16-bit convolutions."""

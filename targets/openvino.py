@@ -17,12 +17,14 @@ from targets._openvino import devices
 from targets._openvino.last_bias import last_bias_in_fp32
 from targets._openvino.session import (
     CACHE,
+    OPTIONS,
     PIXELS,
     SHAPES,
     LatencySession,
     ThroughputSession,
     count_kernels,
 )
+from targets._openvino.stable_names import names_in, number_in_order
 from targets._openvino.uint8_io import with_uint8_io
 from targets.base import BuildRequest, Feature, Target, version_of
 
@@ -43,13 +45,13 @@ _VARIANTS = {
     "npu-throughput": ("NPU", "THROUGHPUT"),
 }
 _HINT = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
-_ENGINES = "engines"
 
 
 class OpenVino(Target):
     """One of OpenVINO's devices, compiled for latency or for throughput."""
 
     features = frozenset({Feature.FLOAT_SEARCH, Feature.UINT8_IO})
+    options = OPTIONS
 
     def __init__(self, name: str, device: str, hint: str) -> None:
         self.name = name
@@ -97,6 +99,7 @@ class OpenVino(Target):
         other = request.plan.rest if request.plan else _float_beside(precision, offered)
         with quiet():
             model, notes = self._convert(request, other)
+            number_in_order(model, names_in(request.graph.file))
             # By default it would write FP16 weights, and "fp32" would not be FP32.
             fp16 = precision == "fp16"
             devices.package().save_model(model, str(file), compress_to_fp16=fp16)
@@ -179,7 +182,7 @@ class OpenVino(Target):
         if self._device == "AUTO":  # first frames on the CPU would be of another device
             options |= {"ENABLE_STARTUP_FALLBACK": "NO", "ENABLE_RUNTIME_FALLBACK": "NO"}
         if self._slow_to_compile:
-            options |= {SHAPES: "fixed", CACHE: _ENGINES}
+            options |= {SHAPES: "fixed", CACHE: "user"}
         elif (self._device, self._hint) == ("CPU", "LATENCY"):
             options[SHAPES] = "fixed"  # RLFN in INT8: 0.82 of the time that any shape takes
         return options
@@ -188,7 +191,7 @@ class OpenVino(Target):
         notes = []
         if self._slow_to_compile:
             notes.append(
-                f"compiled for each input size at its first frame, kept in {_ENGINES}/: a cold "
+                "compiled for each input size at its first frame, kept in the user's cache: a cold "
                 "start holds the compilation the first time, and reads it from there later"
             )
         if self._hint == "THROUGHPUT":

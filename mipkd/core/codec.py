@@ -1,8 +1,9 @@
 """Records to plain JSON and back: dataclasses made of numbers, texts, tuples, dicts and paths.
 
 Both sides use it, a device that has the standard library alone too. A number that is not finite is
-written as null, since JSON has no other word, and a float that is null is read as NaN. Fields that
-a record does not know are left out, so that a newer file of the same version can be read.
+written as null, since JSON has no other word, and a float that is null is read as NaN. A field's
+range (`mipkd.core.ranges`) is kept, and NaN is in none. Fields that a record does not know are left
+out, so that a newer file of the same version can be read.
 """
 
 from __future__ import annotations
@@ -10,23 +11,27 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import stat
 import types
 from collections.abc import Callable, Iterable
 from enum import Enum
 from functools import cache
 from pathlib import Path, PurePath
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from mipkd.core.errors import UsageError
+from mipkd.core.ranges import Range
 
 R = TypeVar("R")
+_LARGEST = 2**63  # no whole number of ours comes near
+_MOST_BYTES = 2**28  # of a JSON file: the largest of ours have a few MB
 
 
 class CodecError(ValueError):
     """JSON that is not the record it should be; `place` leads to the value, such as "host.cpu"."""
 
     def __init__(self, what: str, place: str = "") -> None:
-        super().__init__(f"{place or 'whole file'}: {what}")
+        super().__init__(f"{place}: {what}" if place else what)
         self.what, self.place = what, place
 
 
@@ -59,7 +64,10 @@ def decode(kind: type[R], stated: Any, root: Path | None = None) -> R:
     Raises:
         CodecError: it is none, says where and why.
     """
-    record: R = _read(kind, stated, root or Path())
+    try:
+        record: R = _read(kind, stated, root or Path())
+    except RecursionError as error:
+        raise CodecError("nested too deep") from error
     return record
 
 
@@ -67,14 +75,34 @@ def parse_json(text: str | bytes) -> Any:
     """What JSON states.
 
     Raises:
-        CodecError: it is none, or nested too deep.
+        CodecError: it is none, nested too deep, names a field twice or holds no finite number.
     """
     try:
-        return json.loads(text)
+        return json.loads(
+            text,
+            object_pairs_hook=_read_object,
+            parse_float=_parse_finite,
+            parse_constant=_parse_finite,
+        )
     except RecursionError as error:
         raise CodecError("nested too deep") from error
     except ValueError as error:
         raise CodecError(str(error)) from error
+
+
+def _read_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise CodecError("stated twice", next(n for n in names if names.count(n) > 1))
+    return found
+
+
+def _parse_finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise CodecError(f"no finite number: {_shorten(text)}")
+    return number
 
 
 def read_json(file: Path, *, what: str = "file", hint: str = "") -> Any:
@@ -84,7 +112,7 @@ def read_json(file: Path, *, what: str = "file", hint: str = "") -> Any:
         UsageError: it cannot be read.
     """
     try:
-        return parse_json(file.read_bytes())
+        return parse_json(_read_bytes(file))
     except OSError as error:
         why = error.strerror or str(error)
         raise UsageError(f"{file}: no {what}: {why}", hint=hint) from error
@@ -92,6 +120,15 @@ def read_json(file: Path, *, what: str = "file", hint: str = "") -> Any:
         raise UsageError(f"{file}: damaged: {error.what}", hint=hint) from error
     except ValueError as error:  # a name that no file can have
         raise UsageError(f"{file}: no {what}: {error}", hint=hint) from error
+
+
+def _read_bytes(file: Path) -> bytes:
+    facts = file.stat()
+    if not stat.S_ISREG(facts.st_mode) and not file.is_dir():  # a pipe or a device may never end
+        raise CodecError("no file, but a device or a pipe")
+    if facts.st_size > _MOST_BYTES:
+        raise CodecError(f"{facts.st_size} bytes, more than {_MOST_BYTES}")
+    return file.read_bytes()
 
 
 def decode_file(kind: type[R], stated: Any, file: Path, *, hint: str = "") -> R:
@@ -112,7 +149,9 @@ def _read(kind: Any, stated: Any, root: Path) -> Any:
         return _read_float(stated)
     if kind is int:
         whole = isinstance(stated, int) and not isinstance(stated, bool)
-        return _check(whole, stated, "whole number")
+        if abs(_check(whole, stated, "whole number")) >= _LARGEST:
+            raise CodecError("a number too large")
+        return stated
     if kind in (str, bool, type(None)):
         return _check(isinstance(stated, kind), stated, kind.__name__)
     if kind is Any:
@@ -130,6 +169,8 @@ def _read_float(stated: Any) -> float:
 
 def _read_parts(kind: Any, stated: Any, root: Path) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _read_ranged(arguments, stated, root)
     if origin in (Union, types.UnionType):
         return _read_union(arguments, stated, root)
     if origin is Literal:
@@ -146,6 +187,14 @@ def _read_parts(kind: Any, stated: Any, root: Path) -> Any:
         known = [member.value for member in kind]
         return kind(_check(stated in known, stated, f"one of {', '.join(map(str, known))}"))
     return root / _check(isinstance(stated, str) and "\0" not in stated, stated, "path")
+
+
+def _read_ranged(kinds: tuple[Any, ...], stated: Any, root: Path) -> Any:
+    value = _read(kinds[0], stated, root)
+    for allowed in (one for one in kinds[1:] if isinstance(one, Range)):
+        if not allowed.holds(value):
+            raise CodecError(f"{_shorten(repr(stated))} is not {allowed}")
+    return value
 
 
 def _read_union(kinds: tuple[Any, ...], stated: Any, root: Path) -> Any:
@@ -190,7 +239,7 @@ def _read_record(kind: Any, stated: dict[str, Any], root: Path) -> Any:
 @cache
 def _facts(kind: Any) -> tuple[dict[str, Any], list[str], Callable[[Any], Any] | None]:
     """A record's fields and their kinds, those without a default, and how older JSON reads now."""
-    hints, fields = get_type_hints(kind), dataclasses.fields(kind)
+    hints, fields = get_type_hints(kind, include_extras=True), dataclasses.fields(kind)
     needed = [
         field.name
         for field in fields
@@ -210,9 +259,12 @@ def _each(triples: Iterable[tuple[Any, Any, Any]], root: Path) -> Iterable[tuple
 
 def _check(well: bool, stated: Any, kind: str) -> Any:
     if not well:
-        text = repr(stated)
-        raise CodecError(f"no {kind}: {text if len(text) <= 40 else text[:37] + '...'}")
+        raise CodecError(f"no {kind}: {_shorten(repr(stated))}")
     return stated
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def _name(kind: Any) -> str:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from mipkd.core.precision import FLOATS, QUANTIZED, executed_precision
+from mipkd.core.ranges import Bytes, Count, Range, Sample, Seconds, Side
 
 REFERENCE = "reference"  # the target of figures that the others are held against
 BY_KIT = "kit"  # in the place of a device's address
@@ -24,8 +25,8 @@ class Host:
 
     id: str  # short hash of what decides its speed
     cpu: str  # name of the processor
-    cores: int  # that the process may keep busy
-    memory_bytes: int  # that it may use
+    cores: Count  # that the process may keep busy
+    memory_bytes: Bytes  # that it may use
     system: str  # operating system, release, machine
     features: tuple[str, ...] = ()  # instruction sets that matter here
 
@@ -34,19 +35,21 @@ class Host:
 class Latency:
     """Raw samples of one model at one input size; nothing is averaged away."""
 
-    size: tuple[int, int]  # LR height, width
-    samples_s: tuple[float, ...]  # of one image each, in the order in which they were taken
-    warmup: int  # calls between the cold start and the first counted one
-    cold_start_s: float  # first inference after opening
+    size: tuple[Side, Side]  # LR height, width
+    samples_s: tuple[Sample, ...]  # of one image each, in the order in which they were taken
+    warmup: Count  # calls between the cold start and the first counted one
+    cold_start_s: Seconds  # first inference after opening
     invalid_because: str = ""  # why the samples should not be believed; empty when they can be
-    joules_per_frame: float | None = None  # mean power while running x time, idle power included
+    joules_per_frame: Annotated[float, Range(0)] | None = (
+        None  # mean power while running x time, idle power included
+    )
     power_from: str = ""  # the meter and its rails
-    at_s: tuple[float, ...] = ()  # when each sample began, since the first
-    end_to_end_s: float | None = None  # median from bytes to bytes: copy in, run, copy out
-    load_s: float | None = None  # opening the model, before its first inference
+    at_s: tuple[Seconds, ...] = ()  # when each sample began, since the first
+    end_to_end_s: Seconds | None = None  # median from bytes to bytes: copy in, run, copy out
+    load_s: Seconds | None = None  # opening the model, before its first inference
     # What load and first inferences up to this size added to the process's memory at most; a GPU's
     # own is not in it.
-    memory_bytes: int | None = None
+    memory_bytes: Bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Measurement:
     role: str  # "student", "teacher", "bicubic" or a rival's name
     target: str  # "reference" for FP32 on ONNX Runtime, quality only
     precision: str  # fp32, bf16, fp16, w8 (FP16 with 8-bit weights) or int8
-    size_bytes: int = 0  # of the model on disk
+    size_bytes: Bytes = 0  # of the model on disk
     latencies: tuple[Latency, ...] = ()  # one entry an input size
     scores: tuple[ImageScore, ...] = ()  # of the pixels that this runtime produced
     outputs: Path | None = None  # folder of those pixels, uint8 PNGs
@@ -94,7 +97,7 @@ class Measurement:
     host: Host | None = None  # the machine that measured
     # How many convolutions and matrix products run in each precision, as the runtime tells of the
     # compiled model there; empty where it does not tell.
-    kernels: dict[str, int] = field(default_factory=dict)
+    kernels: dict[str, Count] = field(default_factory=dict)
 
     @property
     def kind(self) -> Kind:

@@ -7,9 +7,10 @@ terminal nor a JSON reader takes.
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 
 _LONGEST = 120  # bytes of UTF-8: file systems allow 255, and suffixes and folders are to come
@@ -18,6 +19,7 @@ _RESERVED = '<>:"|?*\\/%'  # what Windows does not take, and our own escape
 # formats, lone surrogates, separators of lines and paragraphs. Of the formats, scripts need three.
 _ODD = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 _WRITTEN = frozenset("\u00ad\u200c\u200d")
+_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # of Windows
 
 
 def printable(text: str | PurePath, *, keep: str = "") -> str:
@@ -27,6 +29,28 @@ def printable(text: str | PurePath, *, keep: str = "") -> str:
     terminal, a log or a page; `keep` is what stays as it is, such as line ends.
     """
     return "".join(_escape(one) if _is_odd(one) and one not in keep else one for one in str(text))
+
+
+def why_unsafe(path: str) -> str:
+    """Why a path with slashes may not be laid below a folder on every system; "" if it may."""
+    parts = path.split("/")
+    if "\\" in path or ".." in parts or not parts[0] or re.match("[A-Za-z]:", path):
+        return "leads out of it"
+    for part in parts:
+        if part in ("", ".") or part[-1] in " ." or _DEVICES.match(part):
+            return "is no name that every system takes"
+        if any(_is_odd(one) or one in _RESERVED.replace("%", "") for one in part):
+            return "is no name that every system takes"
+    return ""
+
+
+def find_twins(paths: Iterable[str]) -> tuple[str, str] | None:
+    """Two that are one on a system that knows no case, and one form of an accent."""
+    seen: dict[str, str] = {}
+    for path in paths:
+        if (other := seen.setdefault(_folded(path), path)) != path:
+            return other, path
+    return None
 
 
 def unique_names(files: Sequence[PurePath]) -> list[str]:
@@ -52,6 +76,7 @@ def _as_file_name(file: PurePath) -> str:
     name = "__".join(file.parts)
     safe = "".join(_percent(c) if _is_odd(c) or c in _RESERVED else c for c in name)
     safe = "_" + safe[1:] if safe.startswith(".") else safe
+    safe = f"_{safe}" if _DEVICES.match(safe) else safe
     if len(safe.encode()) <= _LONGEST:
         return safe
     sum_of_all = hashlib.sha256(safe.encode()).hexdigest()[:8]

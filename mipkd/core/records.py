@@ -5,9 +5,10 @@ Sizes are `(height, width)` in pixels, times in seconds, files absolute paths.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from mipkd.core.measurement import Host
+from mipkd.core.ranges import Bytes, Count, Multiple, Range, Scale, Seconds, Side
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,11 @@ class Model:
     sha256: str  # of the weights
     arch: str  # name of a file in mipkd/archs, "onnx" for a foreign graph
     hyper: dict[str, Any]  # arguments of the architecture's Hyper
-    scale: int  # upscaling factor
+    scale: Scale  # upscaling factor
     layout: str  # whose key names: "original", "basicsr", ...
     settled: dict[str, str]  # fact -> how it was settled, where tensors cannot tell
-    params: int  # 0 when not known
-    gmacs: float  # at LR 256x256, in units of 10^9; 0 when not known
+    params: Count  # 0 when not known
+    gmacs: Annotated[float, Range(0)]  # at LR 256x256, in units of 10^9; 0 when not known
     licence: str = "unknown"  # of the weights as far as they say
 
 
@@ -34,12 +35,12 @@ class Photos:
     folder: Path  # of those files
     sha256: str  # of the photos' contents and the way they were prepared
     source: str  # where they came from
-    scale: int  # of the LR pixels
-    count: int  # of photos
+    scale: Scale  # of the LR pixels
+    count: Count  # of photos
     skipped: tuple[str, ...] = ()  # those that could not be used, and why
     is_sample: bool = False  # whether they are the sample photos
     # Of the files in that folder that look like photos, by why they were left out: how many.
-    left_out: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, Count] = field(default_factory=dict)
     lr_from: str = "bicubic"  # of our own, "published" files, or "mixed"
 
 
@@ -50,7 +51,7 @@ class Directions:
     file: Path
     sha256: str  # of it
     positions: tuple[int, ...]  # indices into the teacher's blocks
-    width: int  # of the latents at each position
+    width: Count  # of the latents at each position
     error: float  # of restored features, in their mean magnitude, at the worst position
 
 
@@ -65,8 +66,8 @@ class TeacherCache:
     teacher: str  # sha256 of its weights
     photos: str  # sha256 of the photos
     directions: Directions | None
-    size_bytes: int
-    seconds: float
+    size_bytes: Bytes
+    seconds: Seconds
 
     @property
     def contents(self) -> str:
@@ -81,13 +82,13 @@ class TestSet:
     folder: Path  # of those files
     sha256: str  # of their contents and preparation
     source: str  # where they came from
-    scale: int  # of the LR images
+    scale: Scale  # of the LR images
     images: tuple[str, ...]  # names
     lr_from: str  # "published" files, "bicubic" of our own, or "mixed"
     skipped: tuple[str, ...] = ()  # those that could not be used, and why
     is_sample: bool = False  # whether they are the sample photos
     # Of the files in that folder that look like photos, by why they were left out: how many.
-    left_out: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, Count] = field(default_factory=dict)
     # Names of LR images without truth, beside the others: a broken model shows itself on them.
     probes: tuple[str, ...] = ()
 
@@ -107,8 +108,8 @@ class Distilled:
     model: Model  # the student
     curves: Path  # JSON lines: step, every loss term, lr, seconds
     pictures: tuple[Path, ...]  # of validation images, as training went on
-    steps: int  # of the optimiser
-    seconds: float  # wall time
+    steps: Count  # of the optimiser
+    seconds: Seconds  # wall time
     losses: tuple[str, ...]  # names of the loss terms
     psnr_y_db: float  # of the exported (EMA) weights, mean over the validation images
 
@@ -125,12 +126,12 @@ class Graph:
     file: Path  # .onnx
     sha256: str  # of the file
     role: str  # of its model: student, teacher or a rival's name
-    scale: int  # upscaling factor
-    multiple: int  # height and width of the input must be multiples of it
-    opset: int  # ONNX operator set
+    scale: Scale  # upscaling factor
+    multiple: Multiple  # height and width of the input must be multiples of it
+    opset: Count  # ONNX operator set
     family: str  # name of the architecture, "onnx" when unknown
     parity_max_abs: float | None = None  # against torch on real images, in [0, 1]
-    parity_images: int = 0  # how many images that was measured on
+    parity_images: Count = 0  # how many images that was measured on
     licence: str = "unknown"  # of the weights
     model: Model | None = None  # the torch net it was made from; none for a foreign graph
 
@@ -142,8 +143,8 @@ class PatchSet:
     file: Path  # .npy
     sha256: str  # of the pixels
     source: str  # where the photos came from
-    count: int  # of patches
-    size: tuple[int, int]  # height, width
+    count: Count  # of patches
+    size: tuple[Side, Side]  # height, width
 
 
 @dataclass(frozen=True)
@@ -154,10 +155,10 @@ class Holdout:
     hr: Path  # the HR crops
     sha256: str  # of their pixels
     source: str  # where the photos came from
-    photos: int  # crops of photos; the first ones
-    pages: int  # drawn pages with letters, flat colours and gradients; the last ones
-    size: tuple[int, int]  # LR
-    scale: int  # HR over LR
+    photos: Count  # crops of photos; the first ones
+    pages: Count  # drawn pages with letters, flat colours and gradients; the last ones
+    size: tuple[Count, Count]  # LR
+    scale: Count  # HR over LR; 0 of older runs, which did not say
     confirming_lr: Path | None = None  # as many of other photos, and other pages: they confirm
     confirming_hr: Path | None = None  # their HR crops
 
@@ -194,8 +195,8 @@ class QatStudent:
     graph: Graph  # its weights as floats
     rounding: QuantScheme  # as it ended
     curves: Path  # JSON lines, as of a training
-    steps: int  # of the optimiser
-    seconds: float  # wall time
+    steps: Count  # of the optimiser
+    seconds: Seconds  # wall time
     losses: tuple[str, ...]  # names of the loss terms
 
 
@@ -214,10 +215,10 @@ class FloatLayer:
 class FrontPoint:
     """A way to quantise that no other beats in both time and loss."""
 
-    ms: float  # measured on the target, at the LR size of the search
+    ms: Annotated[float, Range(0)]  # measured on the target, at the LR size of the search
     drop_db: float  # mean PSNR-Y below the target's own FP32, on the crops that it was chosen on
     worst_db: float  # the same on the crop that loses most
-    floats: int  # how many operations stay float
+    floats: Count  # how many operations stay float
     chosen: bool = False  # whether this one was built
 
 
@@ -236,7 +237,7 @@ class QuantPlan:
     max_worst_db: float = 0.0  # on the crop that loses most
     front: tuple[FrontPoint, ...] = ()  # what was tried, the fastest first
     holdout: Holdout | None = None  # crops on which losses were measured
-    operations: int = 0  # that INT8 could compute
+    operations: Count = 0  # that INT8 could compute
     size: tuple[int, int] = (0, 0)  # LR at which costs were measured
     fixed: bool = False  # nothing was searched: the target's own recipe
     added_mse: float | None = None  # squared error more than FP32's, in levels of Y, on those crops
@@ -271,9 +272,9 @@ class Built:
     precision: str  # that was asked for
     role: str  # of its model: student, teacher or a rival's name
     file: Path  # a folder for a package
-    size_bytes: int  # on disk
-    scale: int  # upscaling factor
-    multiple: int  # height and width of the input must be multiples of it
+    size_bytes: Bytes  # on disk
+    scale: Scale  # upscaling factor
+    multiple: Multiple  # height and width of the input must be multiples of it
     options: dict[str, str] = field(default_factory=dict)  # given to the runtime when opening
     notes: tuple[str, ...] = ()  # what a reader should know: layers kept float, fallbacks
     versions: dict[str, str] = field(default_factory=dict)  # of what built it

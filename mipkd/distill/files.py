@@ -6,7 +6,6 @@ import argparse
 import collections
 import hashlib
 import json
-import os
 import pickle
 import re
 import struct
@@ -163,25 +162,27 @@ def _read_header(path: Path, header: Mapping[str, str]) -> StoredHyper:
 
 
 def write_state(state: Mapping[str, Tensor], path: Path, header: dict[str, str]) -> None:
-    """Write safetensors atomically.
-
-    Raises:
-        OSError: the disk is full, or does not take it.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    """Write safetensors atomically."""
+    from safetensors.torch import save
 
     # Cloned: safetensors refuses tensors that share memory.
     tensors = {k: v.detach().cpu().clone().contiguous() for k, v in state.items()}
     partial = path.with_name(path.name + ".partial")
-    try:
-        save_file(tensors, partial, metadata=header)
-    except SafetensorError as error:  # the system's own error is in its words alone
-        said = re.search(r"\(os error (\d+)\)", str(error))
-        if not said:
-            raise
-        raise OSError(int(said[1]), os.strerror(int(said[1])), str(partial)) from error
+    partial.write_bytes(_sort_metadata(save(tensors, metadata=header)))
     partial.replace(path)
+
+
+def _sort_metadata(data: bytes) -> bytes:
+    """The same file with its metadata in order: safetensors writes it in another one each time.
+
+    Source: https://huggingface.co/docs/safetensors, section Format.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def hash_weights(path: Path) -> str:

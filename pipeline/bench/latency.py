@@ -17,12 +17,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from time import perf_counter_ns
-from typing import ClassVar, cast
+from typing import Annotated, ClassVar, cast
 
 import numpy as np
 
 from mipkd.core import memory
 from mipkd.core.measurement import Latency
+from mipkd.core.ranges import Range, Share
 from pipeline.bench.power import Energy, Source, joules_per_frame
 from targets.base import FloatArray, Session, upscale
 
@@ -36,6 +37,12 @@ _END_TO_END_NS = 200_000_000
 _TOO_FAST = 1 / 3  # of the median: no clock moves that far, a call that does not block does
 
 
+# A bundle brings its settings along: what it asks for ends.
+_Side = Annotated[int, Range(1, 2**14)]
+_Seconds = Annotated[float, Range(0, 3600)]
+_Calls = Annotated[int, Range(0, 10**6)]
+
+
 @dataclass(frozen=True)
 class BenchSettings:
     """How long to measure, at which sizes, and when to call a measurement INVALID.
@@ -46,16 +53,16 @@ class BenchSettings:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    sizes: tuple[tuple[int, int], ...] = ((64, 64), (128, 128), (180, 320))  # LR height, width
-    warmup_s: float = 0.3
-    min_warmups: int = 2  # runs, after the cold start
-    min_time_s: float = 1.0
-    min_samples: int = 20
-    max_time_s: float = 30.0
-    turn_s: float = 0.1
-    max_drift: float = 0.3  # between the medians of the first and the last third
-    max_busy: float = 0.7  # of the CPU's time, all cores together, taken by other programs
-    attempts: int = 3  # a measurement that drifts is made anew, each time twice as long
+    sizes: tuple[tuple[_Side, _Side], ...] = ((64, 64), (128, 128), (180, 320))  # LR height, width
+    warmup_s: _Seconds = 0.3
+    min_warmups: _Calls = 2  # runs, after the cold start
+    min_time_s: _Seconds = 1.0
+    min_samples: _Calls = 20
+    max_time_s: _Seconds = 30.0
+    turn_s: _Seconds = 0.1
+    max_drift: Share = 0.3  # between the medians of the first and the last third
+    max_busy: Share = 0.7  # of the CPU's time, all cores together, taken by other programs
+    attempts: _Calls = 3  # a measurement that drifts is made anew, each time twice as long
     seed: int = 0  # of the input image and of the order of turns
 
     def __post_init__(self) -> None:

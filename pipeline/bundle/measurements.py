@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mipkd.core.codec import decode_file, encode, read_json
+from mipkd.core.errors import UsageError
 from mipkd.core.measurement import REFERENCE, Measurement
 from pipeline.bundle.manifest import name_of
 
@@ -22,7 +23,7 @@ def write_measurements(measurements: Sequence[Measurement], out: Path) -> None:
     for m in measurements:
         plain = replace(m, file=None, outputs=None, device="")
         if m.scores:
-            _write(out / "quality" / _file(m), replace(plain, latencies=()))
+            _write(out / "quality" / _file(m), _without_times(plain))
         if m.target != REFERENCE:
             _write(out / "bench" / _file(m), replace(plain, scores=()))
 
@@ -37,9 +38,18 @@ def read_measurements(bundle: Path) -> tuple[Measurement, ...]:
     for kind in ("quality", "bench"):
         for file in sorted((bundle / kind).glob("*.json")):
             m = decode_file(Measurement, read_json(file), file)
+            if _file(m) != file.name:
+                raise UsageError(f"{file}: holds figures of another model: {_file(m)[:80]!r}")
             scores = found[file.stem].scores if file.stem in found else m.scores
             found[file.stem] = replace(m, scores=scores)
     return tuple(found.values())
+
+
+def _without_times(m: Measurement) -> Measurement:
+    """Quality, which is the same each time: what was seen while timing is in the other file."""
+    if m.target == REFERENCE:
+        return m
+    return replace(m, latencies=(), conditions={}, notes=(), invalid_because="")
 
 
 def _file(m: Measurement) -> str:

@@ -18,7 +18,7 @@ from pipeline.bench.latency import BenchSettings, compare
 from pipeline.bench.models import make_pixels, open_models
 from pipeline.bench.pixels import keep_output, output_file
 from pipeline.bundle.golden import GOLDEN, LR, golden_folder, names_in
-from pipeline.bundle.manifest import Manifest, Model, Problem, is_damaged
+from pipeline.bundle.manifest import Manifest, Model, Problem, is_damaged, is_golden_damaged
 from pipeline.bundle.trial import limits_of, opens_at_once, run_once
 from pipeline.limits import LimitsConfig
 from targets.base import ByteArray, Target, files_of, find
@@ -67,6 +67,9 @@ def replay(
         for model in manifest.models:
             if is_damaged(model, wrong):
                 yield Replayed(model, why_not="its files are not those of the bundle")
+                continue
+            if not inputs and is_golden_damaged(model, wrong):
+                yield Replayed(model, why_not="its golden images are not those of the bundle")
                 continue
             outputs = out / model.name
             own = golden_folder(bundle, model.target, model.precision)

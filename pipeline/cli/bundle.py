@@ -97,6 +97,9 @@ def upscale(
 
 def verify(
     bundle: Bundle,
+    sha256: Annotated[
+        str | None, typer.Option(help="The seal that it must have, from whoever made it.")
+    ] = None,
     signer: Annotated[
         str | None, typer.Option(help="Fail unless this one signed it, such as ann@example.org.")
     ] = None,
@@ -115,15 +118,23 @@ def verify(
     from pipeline.bundle import manifest
     from pipeline.bundle.trial import limits_with
     from pipeline.cli.sign import tell_signature
-    from pipeline.judge.check import verify_models
+    from pipeline.judge.check import check_records, verify_models
 
     limits = limits_with(sets or ())
+    wanted = manifest.read_seal(sha256) if sha256 is not None else ""
     signed = tell_signature(bundle, signer, allowed_signers)  # before all is read
     stated = manifest.read(bundle)
     manifest.check_models(stated)
     wrong = manifest.problems(bundle, stated)
+    check_records(bundle, wrong)
+    seal = manifest.seal_of(bundle)
+    typer.echo(f"seal: {seal}\ncontent: {stated.content or 'not stated by its version'}")
+    if wanted not in ("", seal):
+        typer.echo(f"SEAL  another bundle: wanted {wanted}\nverify: FAIL")
+        raise typer.Exit(EXIT[Outcome.FAIL])
     for problem in wrong:
-        say(f"{problem.what.upper()}  {problem.file}")
+        why = f": {problem.hint}" if problem.hint else ""
+        say(f"{problem.what.upper()}  {problem.file}{why}")
     good = len(stated.files) - sum(problem.file in stated.files for problem in wrong)
     say(f"files: {good} of {len(stated.files)} are as they were written")
     say(signed)

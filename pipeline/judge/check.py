@@ -18,11 +18,11 @@ from pipeline.bench.latency import FEWEST, BenchSettings
 from pipeline.bundle.kit import settings_of
 from pipeline.bundle.manifest import Manifest, Model, Problem, problems, read
 from pipeline.bundle.measurements import read_measurements
-from pipeline.bundle.provenance import read_provenance
+from pipeline.bundle.provenance import PROVENANCE, read_provenance
 from pipeline.bundle.replay import Replayed, replay
 from pipeline.config_values import as_usage_error, assignments, merge_settings
 from pipeline.judge.baseline import check_comparable, load, of_bundle, save
-from pipeline.judge.gates import GateConfig, judge, overall
+from pipeline.judge.gates import judge, overall, read_gates
 from pipeline.judge.golden_beside import judge_beside
 from pipeline.judge.regression import BaselineConfig, Beside, regress, time_in_turns
 from pipeline.judge.replayed import judge_figures, judge_replayed
@@ -176,6 +176,17 @@ def _check_whole(bundle: Path) -> None:
         )
 
 
+def check_records(bundle: Path, wrong: Sequence[Problem]) -> None:
+    """Read all that a bundle records, but for files that were changed.
+
+    Raises:
+        UsageError: a record is none, or a number in it is out of its range.
+    """
+    if not {p.file.partition("/")[0] for p in wrong} & {PROVENANCE, "quality", "bench"}:
+        settings_of(bundle)
+        _judge_recorded(bundle)
+
+
 def find_recorded(model: Model, recorded: Sequence[Measurement]) -> Measurement | None:
     """What was recorded of a model."""
     by_model = {(m.target, m.precision): m for m in students(recorded)}
@@ -199,8 +210,5 @@ def _shortly(settings: BenchSettings) -> BenchSettings:
 
 def _judge_recorded(bundle: Path) -> Verdict:
     stated = read_provenance(bundle)
-    try:
-        config = GateConfig.model_validate(stated.gates)
-    except ValidationError as error:
-        raise UsageError(f"{bundle}: its gates cannot be read: {error}") from error
+    config = read_gates(stated.gates, str(bundle / PROVENANCE))
     return judge(config, read_measurements(bundle), stated.failures, stated.plans)

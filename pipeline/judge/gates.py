@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from mipkd.core.errors import nearest
+from mipkd.core.errors import UsageError, nearest
 from mipkd.core.evidence import Failure, Gate, Outcome, Verdict
 from mipkd.core.measurement import Measurement
 from mipkd.core.precision import QUANTIZED
@@ -34,6 +34,7 @@ from pipeline.bench.distillation_gain import (
     is_rival,
 )
 from pipeline.bench.stats import Estimate
+from pipeline.config_values import as_usage_error
 from pipeline.judge.recommendation import recommend
 
 Bound = Annotated[float, Field(allow_inf_nan=False)] | Literal["off"]
@@ -74,6 +75,19 @@ class GateConfig(BaseModel):
             if name not in list_metrics():
                 raise ValueError(f"unknown metric {name!r}; {nearest(name, list_metrics())}")
         return bounds
+
+
+def read_gates(stated: dict[str, Any], where: str) -> GateConfig:
+    """The bounds that a bundle states.
+
+    Raises:
+        UsageError: they are none.
+    """
+    try:
+        return GateConfig.model_validate(stated)
+    except ValidationError as error:
+        wrong = as_usage_error(error, GateConfig)
+        raise UsageError(f"{where}: gates: {wrong.what}", hint=wrong.hint) from error
 
 
 def judge(

@@ -11,15 +11,17 @@ import dataclasses
 import inspect
 import io
 import json
+import math
 import sys
 import textwrap
 import tokenize
 import types
 from enum import Enum
 from pathlib import Path, PurePath
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from mipkd.core.evidence import Evidence
+from mipkd.core.ranges import Range
 from pipeline.report.figures import Figures
 from pipeline.report.results_file import SCHEMA_VERSION
 
@@ -72,7 +74,8 @@ def _refer(record: Any, parts: dict[str, Schema]) -> Schema:
     """A reference to a record's part, which is added to `parts` with those that it needs."""
     if record.__name__ not in parts:
         part = parts[record.__name__] = {"description": _sentence(record), "type": "object"}
-        hints, meanings = get_type_hints(record), _comments(record)
+        hints = get_type_hints(record, include_extras=True)
+        meanings = _comments(record)
         names = [field.name for field in dataclasses.fields(record)]
         part["properties"] = {
             name: {**_type(hints[name], parts), "description": meanings.get(name, "")}
@@ -86,6 +89,8 @@ def _type(kind: Any, parts: dict[str, Schema]) -> Schema:
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:
         return {}
+    if origin is Annotated:
+        return _ranged(*arguments)
     if kind is float:
         return {"type": ["number", "null"]}
     if dataclasses.is_dataclass(kind):
@@ -106,6 +111,17 @@ def _type(kind: Any, parts: dict[str, Schema]) -> Schema:
     if issubclass(kind, Enum):
         return {"enum": [one.value for one in kind]}
     return {"type": "string" if issubclass(kind, PurePath) else _PLAIN[kind]}
+
+
+def _ranged(kind: type, allowed: Range) -> Schema:
+    """A number that is known: JSON schema's words for its range."""
+    bounds = {
+        "minimum": allowed.least,
+        "maximum": allowed.most,
+        "exclusiveMinimum": allowed.above,
+    }
+    finite = {word: bound for word, bound in bounds.items() if math.isfinite(bound)}
+    return {"type": "number" if kind is float else _PLAIN[kind], **finite}
 
 
 def _sentence(record: type) -> str:

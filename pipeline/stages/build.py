@@ -44,7 +44,7 @@ class BuildInputs:
     photos: NotInKey[Ref[PatchSet] | None] = field(default_factory=lambda: NotInKey(None))
 
 
-@stage(version=12, apart=True)
+@stage(version=13, apart=True)
 def build(inputs: BuildInputs, *, out: Path) -> Built:
     """The model in the target's own format, with the versions of what built it here.
 

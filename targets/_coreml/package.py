@@ -7,11 +7,11 @@ The program is in model.mlmodel, the weights in the blob file beside it
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from mipkd.core.codec import read_json
 from mipkd.core.errors import StageError, UnsupportedError, UsageError
 
 WEIGHTS_SHA256 = "mipkd.weights_sha256"  # metadata of a package: what its weight file must be
@@ -38,10 +38,22 @@ def read_spec(package: Path) -> Any:
 
 
 def model_file(package: Path) -> Path:
-    """The file with the program, as the package's manifest says."""
-    manifest = json.loads((package / "Manifest.json").read_text())
-    root = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]
-    return package / "Data" / str(root["path"])
+    """The file with the program, as the package's manifest says.
+
+    Raises:
+        UsageError: that is none, or leads out of the package.
+    """
+    stated, hint = package / "Manifest.json", "give the .mlpackage folder, whole"
+    manifest = read_json(stated, what="Core ML package", hint=hint)
+    try:
+        root = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
+        file = package / "Data" / str(root)
+        inside = file.resolve().is_relative_to(package.resolve())
+    except (LookupError, OSError, TypeError, ValueError) as error:
+        raise UsageError(f"coreml: {stated}: no list of a package: {error!r}", hint=hint) from error
+    if not inside:
+        raise UsageError(f"coreml: {stated}: {root} leads out of the package", hint=hint)
+    return file
 
 
 def weight_file(package: Path) -> Path:

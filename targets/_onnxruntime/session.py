@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from targets.base import Session
+from targets._onnx.outside_files import refuse_outside_files
+from targets.base import Session, check_options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +24,7 @@ _INT8 = re.compile(
 )
 _FLOAT = re.compile("^(Fused)?(Conv|ConvTranspose|MatMul|Gemm)$")
 _TYPES = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+OPTIONS = {"session.intra_op.allow_spinning": "[01]"}  # that a model may bring along
 _SIDE = 32  # LR pixels of the image that kernels are counted on
 
 
@@ -73,6 +75,7 @@ def _precision_of(kernel: Mapping[str, Any]) -> str:
 def _settings(options: Mapping[str, str]) -> Any:
     import onnxruntime
 
+    check_options(options, OPTIONS, "onnxruntime")
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 4
     for name, value in options.items():
@@ -83,5 +86,7 @@ def _settings(options: Mapping[str, str]) -> Any:
 def _load(model: Path | bytes, settings: Any) -> Any:
     import onnxruntime
 
+    if isinstance(model, Path):
+        refuse_outside_files(model)
     source = model if isinstance(model, bytes) else str(model)
     return onnxruntime.InferenceSession(source, settings, providers=["CPUExecutionProvider"])

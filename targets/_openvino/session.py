@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mipkd.core.errors import UsageError
 from targets._openvino import devices
-from targets.base import Session
+from targets._user_cache import engine_folder
+from targets.base import Session, check_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,8 +27,17 @@ log = logging.getLogger(__name__)
 
 # Ours among the options of a `Built`; OpenVINO's own are in capitals and go to it as they are.
 SHAPES = "shapes"  # "fixed": compile anew for each input shape, at its first use
-CACHE = "cache"  # folder beside the model in which compiled models are kept
+CACHE = "cache"  # "user": keep what is compiled in the user's cache folder
 PIXELS = "pixels"  # "uint8": the model takes and gives uint8
+OPTIONS = {  # that a model may bring along
+    "PERFORMANCE_HINT": "LATENCY|THROUGHPUT",
+    "INFERENCE_PRECISION_HINT": "f32|bf16|f16",
+    "ENABLE_STARTUP_FALLBACK": "NO|YES",
+    "ENABLE_RUNTIME_FALLBACK": "NO|YES",
+    SHAPES: "fixed",
+    CACHE: "user|engines",  # before, "engines" was a folder beside the model
+    PIXELS: "uint8",
+}
 _SIDE = 64  # LR pixels of the model whose types are read back
 _PRODUCTS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
 _PRECISION = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "u8": "int8", "i8": "int8"}
@@ -41,11 +51,14 @@ class Compiler:
     def __init__(
         self, source: Path | Any, device: str, options: dict[str, str], wrap: Callable[[Any], Any]
     ) -> None:
+        check_options(options, OPTIONS, "openvino")
         self._core = devices.core()
         self._source, self._device, self._wrap = source, device, wrap
         self._properties = {k: v for k, v in options.items() if k not in (SHAPES, CACHE, PIXELS)}
-        if isinstance(source, Path) and CACHE in options and os.access(source.parent, os.W_OK):
-            self._properties["CACHE_DIR"] = str(source.parent / options[CACHE])
+        if isinstance(source, Path):
+            _refuse_other_kinds(source)
+            if CACHE in options and (folder := _cache_folder(source, device)):
+                self._properties["CACHE_DIR"] = str(folder)
         self._fixed = options.get(SHAPES) == "fixed"
         self._kept: OrderedDict[tuple[int, ...], Any] = OrderedDict()
         if not self._fixed:
@@ -166,6 +179,23 @@ def count_kernels(
     with contextlib.suppress(RuntimeError):  # a device need not tell
         Compiler(file, device, given | {SHAPES: "fixed"}, read).at((1, 3, side, side))
     return dict(found)
+
+
+def _refuse_other_kinds(file: Path) -> None:
+    """OpenVINO reads any framework's file, and with some of them files that they name."""
+    if file.suffix != ".xml":
+        raise UsageError(
+            f"openvino: {file}: no OpenVINO model: its name does not end in .xml",
+            hint="give the .xml, with its .bin beside it",
+        )
+
+
+def _cache_folder(file: Path, device: str) -> Path | None:
+    """For what is compiled of this model, for this device by this version and driver."""
+    facts = (devices.package().__version__, device, *devices.facts(device).values())
+    weights = file.with_suffix(".bin")
+    files = [file, weights] if weights.is_file() else [file]
+    return engine_folder("openvino", *facts, files=files)
 
 
 def _requests(model: Any) -> list[Any]:

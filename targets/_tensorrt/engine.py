@@ -19,7 +19,6 @@ from mipkd.core.errors import MissingError, StageError, UnsupportedError
 from targets._tensorrt.cuda import Gpu, gpu
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
 OLDEST = 10  # the first TensorRT with strongly typed networks and dynamic shapes as used here
@@ -103,21 +102,20 @@ def key(trt: Any, onnx: bytes, profile: Profile) -> str:
     return f"sm{device.sm}-trt{trt.__version__}-{whole[:16]}"
 
 
-def engine(trt: Any, onnx: bytes, profile: Profile, *, caches: Sequence[Path]) -> bytes:
-    """The plan of a graph for this machine's GPU, left in each of the folders `caches`.
+def engine(trt: Any, onnx: bytes, profile: Profile, *, cache: Path | None) -> bytes:
+    """The plan of a graph for this machine's GPU, from the folder `cache` if it was built before.
 
-    Taken from there if it was built before; the last one also keeps the builder's timings.
+    What is built is left there, with the builder's timings; without a folder nothing is kept.
     """
-    name, device, timings = f"{key(trt, onnx, profile)}.plan", gpu(), None
-    files = [folder / name for folder in caches]
-    plan = next((file.read_bytes() for file in files if file.is_file()), None)
-    if plan is None:
-        if device and trt.__name__ == "tensorrt":  # TensorRT-RTX times nothing while building
-            timings = caches[-1] / f"timings-sm{device.sm}-trt{trt.__version__}"
-        plan = build(trt, onnx, profile, timings=timings)
-    for file in files:
-        if not file.is_file():
-            _write(file, plan)
+    if cache is None:
+        return build(trt, onnx, profile)
+    file, device, timings = cache / f"{key(trt, onnx, profile)}.plan", gpu(), None
+    if file.is_file():
+        return file.read_bytes()
+    if device and trt.__name__ == "tensorrt":  # TensorRT-RTX times nothing while building
+        timings = cache / f"timings-sm{device.sm}-trt{trt.__version__}"
+    plan = build(trt, onnx, profile, timings=timings)
+    _write(file, plan)
     return plan
 
 
@@ -210,7 +208,6 @@ def doubtful(messages: list[str]) -> list[str]:
 def _write(file: Path, data: bytes) -> None:
     """All or nothing; a cache that cannot be written is no failure."""
     with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
         partial.write_bytes(data)
         partial.replace(file)

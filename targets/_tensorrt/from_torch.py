@@ -7,7 +7,7 @@ versions compute in the types of the program (2.13 knows nothing else), so the p
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mipkd.core.errors import MissingError, StageError
 from targets._tensorrt.cuda import gpu
@@ -17,6 +17,8 @@ from targets._tensorrt.target import TensorRt, facts, fp16_or_bf16
 from targets._torch.exported_program import export_program, load_net
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from mipkd.core.records import Built
     from targets.base import BuildRequest, Session
 
@@ -36,6 +38,10 @@ class TorchTensorRt(TensorRt):
     """TensorRT engines made from the torch net instead of from ONNX."""
 
     features = frozenset()
+    options: ClassVar[Mapping[str, str]] = {
+        **TensorRt.options,
+        "made_for": r"sm\d*-trt[\w.+-]+",
+    }
 
     def precisions(self) -> tuple[str, ...]:
         """FP32 and 16 bits."""
@@ -83,7 +89,7 @@ class TorchTensorRt(TensorRt):
             StageError: this machine has others.
         """
         self._require()
-        if (wanted := built.options["made_for"]) != (here := self._made_for()):
+        if (wanted := built.options.get("made_for", "")) != (here := self._made_for()):
             raise StageError(
                 f"{self.name}: the engine is for {wanted}, this machine is {here}",
                 hint="build it here, or use the target tensorrt, which ships the graph",

@@ -28,7 +28,7 @@ class PlanSession(Session):
         if self._engine is None:
             raise StageError(
                 "tensorrt: the engine does not load on this GPU and version",
-                hint="delete the .plan file: it is built anew from the ONNX beside it",
+                hint="delete engines in this user's cache of mipkd-pipeline: it is built anew",
             )
         # Memory for the shape in use, not for the largest one that the profile allows.
         self._context: Any = self._engine.create_execution_context(

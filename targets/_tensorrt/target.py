@@ -5,16 +5,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mipkd.core.errors import MissingError
+from targets._onnx.outside_files import refuse_outside_files
 from targets._tensorrt import engine
 from targets._tensorrt.cuda import gpu
 from targets._tensorrt.session import PlanSession, SimulatedSession
+from targets._user_cache import engine_folder
 from targets.base import BuildRequest, Feature, Target, version_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
     from mipkd.core.records import Built, QuantScheme
     from targets.base import Session
 
@@ -30,6 +34,7 @@ class TensorRt(Target):
     """One flavour of TensorRT on the first NVIDIA GPU."""
 
     features = frozenset({Feature.FIXED_INT8})
+    options: ClassVar[Mapping[str, str]] = {"profile": r"\d+-\d+-\d+"}
 
     def __init__(self, flavour: engine.Flavour, name: str = "") -> None:
         self.name = name or flavour.name
@@ -60,7 +65,7 @@ class TensorRt(Target):
         return {self._flavour.name: self._flavour.load().__version__, **facts(*MAKERS)}
 
     def build(self, request: BuildRequest) -> Built:
-        """`out`/model.onnx in its final types, and the engine under `out`/engines.
+        """`out`/model.onnx in its final types; the engine is kept in the user's cache.
 
         INT8 is on the request's grids where they were learned with the weights of its graph.
         """
@@ -93,17 +98,23 @@ class TensorRt(Target):
         self._require()
         if self.simulated:
             return SimulatedSession(built.file, self.name)
-        trt, data = self._flavour.load(), built.file.read_bytes()
-        profile = engine.Profile.of(built.multiple)
-        return PlanSession(trt, engine.engine(trt, data, profile, caches=_caches(built.file)))
+        refuse_outside_files(built.file)
+        data, profile = built.file.read_bytes(), engine.Profile.of(built.multiple)
+        return PlanSession(self._flavour.load(), self._engine(data, profile))
 
     def _prepare(self, file: Path, data: bytes, profile: engine.Profile) -> tuple[str, ...]:
-        """The engine beside the graph `data` in `file`, and notes."""
-        engine.engine(self._flavour.load(), data, profile, caches=_caches(file))
+        """Build the engine of the graph `data` in `file`; notes."""
+        self._engine(data, profile)
         simulated = (
             f"built without a GPU, for SM{engine.ASSUMED_SM}: a device builds its own engine"
         )
         return (simulated,) if self.simulated else ()
+
+    def _engine(self, data: bytes, profile: engine.Profile) -> bytes:
+        """This user keeps it where a GPU is: building takes minutes there."""
+        trt = self._flavour.load()
+        cache = engine_folder(self._flavour.name, trt.__version__) if gpu() else None
+        return engine.engine(trt, data, profile, cache=cache)
 
     def _require(self) -> None:
         if reason := self.why_not():
@@ -142,12 +153,6 @@ def fp16_or_bf16(request: BuildRequest) -> tuple[str, tuple[str, ...]]:
     if peak.fits_fp16:
         return "fp16", ()
     return "bf16", (f"BF16, not FP16: {peak.tensor} reaches {peak.value:.3g}",)
-
-
-def _caches(file: Path) -> tuple[Path, ...]:
-    """Where engines are kept: beside the graph, and for this user where building takes minutes."""
-    home = (Path.home() / ".cache" / "mipkd-pipeline" / "engines",) if gpu() else ()
-    return (file.parent / "engines", *home)
 
 
 def facts(*packages: str) -> dict[str, str]:

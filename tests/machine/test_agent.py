@@ -41,7 +41,7 @@ def job(tmp_path: Path, images: list[tuple[str, ByteArray]]) -> Path:
         file.parent.mkdir()
         file.write_text(role)
         file.with_suffix(".bin").write_bytes(bytes(number))
-        builts.append(Built("null", "fp32", role, file, 1, 2, 1, {"scale": "2"}, ("note",)))
+        builts.append(Built("null", "fp32", role, file, 1, 2, 1, {}, ("note",)))
     job_file.write_job(tmp_path / "job.zip", "null", builts, QUICK, images)
     with zipfile.ZipFile(tmp_path / "job.zip") as packed:
         packed.extractall(tmp_path / "job")

@@ -140,10 +140,15 @@ def test_what_jetpack_lacks_is_named_with_its_cure(monkeypatch: pytest.MonkeyPat
 @pytest.mark.skipif(not here, reason="needs a Jetson")
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_a_jetson_builds_once_and_gives_the_pixels_of_its_graph(
-    precision: str, graph: Graph, patches: PatchSet, tmp_path: Path
+    precision: str,
+    graph: Graph,
+    patches: PatchSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from targets._tensorrt.session import SimulatedSession
 
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     built = TARGET.build(BuildRequest(graph, precision, tmp_path, patches))
     image = np.random.default_rng(0).random((1, 3, 40, 24), np.float32)
     with (
@@ -151,7 +156,7 @@ def test_a_jetson_builds_once_and_gives_the_pixels_of_its_graph(
         closing(SimulatedSession(built.file, "expected")) as expected,
     ):
         assert np.abs(session.run(image) - expected.run(image)).max() < 0.02
-    (plan,) = (tmp_path / "engines").glob("*.plan")
+    (plan,) = (tmp_path / "cache").rglob("*.plan")
     device = gpu()
     assert device
     name = engine.key(TARGET._flavour.load(), built.file.read_bytes(), engine.Profile.of(1))

@@ -189,9 +189,13 @@ def test_fixed_shapes_give_the_same_pixels(thirds: Graph, tmp_path: Path) -> Non
             np.testing.assert_allclose(one.run(image(*size)), other.run(image(*size)), rtol=2e-6)
 
 
-def test_a_slow_compilation_is_kept_beside_the_model_and_said_to_be(
-    thirds: Graph, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_a_slow_compilation_is_kept_for_the_user_and_said_to_be(
+    thirds: Graph,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     on = told("openvino:gpu", "fp32", "fp16", "int8")
     built = find("openvino:gpu").build(BuildRequest(thirds, "fp32", tmp_path / "out", on=on))
     assert built.options[SHAPES] == "fixed"
@@ -202,7 +206,44 @@ def test_a_slow_compilation_is_kept_beside_the_model_and_said_to_be(
             compiler.at((1, 3, 8, 8))
     assert made[0].get_property("LOADED_FROM_CACHE")
     assert [r.message for r in caplog.records] == ["CPU: compiled anew", "CPU: compiled before"]
-    assert list((built.file.parent / built.options[CACHE]).iterdir())
+    (folder,) = (tmp_path / "cache/mipkd-pipeline/engines").iterdir()
+    assert list(folder.iterdir())
+    assert {f.suffix for f in built.file.parent.iterdir()} == {".xml", ".bin"}
+
+
+def test_what_lies_beside_a_model_is_not_taken_for_its_compilation(
+    thirds: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    on = told("openvino:gpu", "fp32", "fp16", "int8")
+    built = find("openvino:gpu").build(BuildRequest(thirds, "fp32", tmp_path / "out", on=on))
+    properties = {name: value for name, value in built.options.items() if name.isupper()}
+    core = devices.package().Core()  # as a stranger: another model, compiled under its path
+    engines = built.file.parent / "engines"
+    core.compile_model(str(built.file), "CPU", {**properties, "CACHE_DIR": str(engines)})
+    before = {file: file.stat().st_mtime_ns for file in engines.rglob("*")}
+    older = {**built.options, CACHE: "engines"}  # as earlier versions wrote it
+    compiler, made = compiled(built, older)
+    compiler.at((1, 3, 8, 8))
+    assert not made[0].get_property("LOADED_FROM_CACHE")
+    assert {file: file.stat().st_mtime_ns for file in engines.rglob("*")} == before
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_process_that_converted_before_writes_the_same_bytes(
+    precision: str, thirds: Graph, noise: PatchSet, tmp_path: Path
+) -> None:
+    files = []
+    for name in ("one", "two"):
+        built = TARGET.build(BuildRequest(thirds, precision, tmp_path / name, noise))
+        files.append((built.file.read_bytes(), built.file.with_suffix(".bin").read_bytes()))
+    assert files[0] == files[1]
+
+
+def test_a_file_of_another_kind_is_not_opened_as_openvinos(thirds: Graph, tmp_path: Path) -> None:
+    built = TARGET.build(BuildRequest(thirds, "fp32", tmp_path / "out"))
+    with pytest.raises(UsageError, match=r"does not end in \.xml"):
+        TARGET.open(replace(built, file=thirds.file, options={}))
 
 
 def test_a_cpu_compiles_anew_at_each_opening(thirds: Graph, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import numpy as np
@@ -24,12 +24,13 @@ import numpy as np
 from mipkd.core import codec
 from mipkd.core.archives import check_inflation
 from mipkd.core.codec import CodecError
-from mipkd.core.errors import UsageError
+from mipkd.core.errors import MipkdError, UsageError
 from mipkd.core.measurement import Measurement
+from mipkd.core.names import why_unsafe
 from mipkd.core.records import Built, TargetInfo
 from pipeline.bench.latency import BenchSettings
 from pipeline.bench.models import Image, Sink
-from targets.base import ByteArray, files_of
+from targets.base import ByteArray, check_options, files_of, find
 
 SCHEMA = 2
 RESULTS, SEAL = "results.json", "seal"
@@ -149,9 +150,34 @@ def parse_job(text: bytes, folder: Path, where: str = "job") -> StoredJob:
         asked = codec.decode(_Asked, stated, folder)
     except (CodecError, LookupError, TypeError) as error:
         raise UsageError(f"{where}: damaged: {error}", hint=_RETRY) from error
+    _refuse_unsafe(asked, folder, where)
     return StoredJob(
         hash_of(text), asked.target, asked.models, asked.images, asked.settings, asked.files
     )
+
+
+def _refuse_unsafe(asked: _Asked, folder: Path, where: str) -> None:
+    """
+    Raises:
+        UsageError: a file is not in the job's folder or list, or an option is not the target's own.
+    """
+    models = [b.file.relative_to(folder).as_posix() for b in asked.models if _below(b, folder)]
+    listed = {str(part) for name in asked.files for part in (name, *PurePosixPath(name).parents)}
+    for name in (*asked.files, *models):
+        if why := why_unsafe(name):
+            raise UsageError(f"{where}: damaged: {name[:80]!r} {why}", hint=_RETRY)
+    if len(models) < len(asked.models) or not listed.issuperset(models):
+        raise UsageError(f"{where}: damaged: a model's file is none of the job's", hint=_RETRY)
+    try:
+        allowed = find(asked.target).options
+    except MipkdError:
+        return  # a target that is not here opens nothing
+    for built in asked.models:
+        check_options(built.options, allowed, where)
+
+
+def _below(built: Built, folder: Path) -> bool:
+    return built.file.is_relative_to(folder)
 
 
 def read_image(folder: Path, number: int) -> ByteArray:

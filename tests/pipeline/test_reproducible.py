@@ -1,0 +1,73 @@
+"""Two runs of the same inputs give the same bytes, but for what is a time or hangs on one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from mipkd.distill.files import write_state
+from pipeline.bundle import manifest
+
+TEACHER = Path(str(files("pipeline"))) / "presets" / "teacher_x2.safetensors"
+WORDS = (
+    *("run", "--teacher", TEACHER, "--steps", "2", "--precision", "fp32,int8"),
+    *("--set", "calibrate.count=8", "--set", "calibrate.size=32", "--set", "quantize.search=false"),
+    *("--set", "bench.sizes=[[24,32]]", "--set", "bench.min_time_s=0.05"),
+    *("--set", "bench.warmup_s=0.01", "--set", "bench.max_drift=9", "--set", "bench.max_busy=1"),
+)
+OF_THE_CLOCK = {"manifest.json", "README.md", "provenance.json", "sbom.cdx.json"}  # and bench/
+
+
+def run_in(folder: Path, targets: str, seed: str) -> Path:
+    """The bundle of a run in a process of its own."""
+    code = "from pipeline.cli import main; main()"
+    words = [sys.executable, "-c", code, *map(str, WORDS), "--target", targets]
+    env = os.environ | {"PYTHONHASHSEED": seed}
+    ran = subprocess.run([*words, "--out", str(folder)], env=env, capture_output=True, text=True)
+    assert ran.returncode in (0, 6, 7), ran.stderr  # a student of two steps need not be good
+    return folder / "bundle"
+
+
+def test_two_runs_in_two_folders_give_equal_bytes(tmp_path: Path) -> None:
+    pytest.importorskip("nncf")
+    one = run_in(tmp_path / "a" / "first", "cpu,openvino", "1")
+    two = run_in(tmp_path / "b" / "second", "cpu,openvino", "2")
+    stated = [manifest.read(bundle) for bundle in (one, two)]
+    assert {*stated[0].files} == {*stated[1].files}
+    assert "model/openvino-int8/model.xml" in stated[0].files
+    names = {name for name in stated[0].files if not name.startswith("bench/")} - OF_THE_CLOCK
+    differ = [n for n in sorted(names) if (one / n).read_bytes() != (two / n).read_bytes()]
+    assert not differ
+    assert stated[0].content == stated[1].content
+    assert len(stated[0].content) == 64
+    assert stated[0].seal != stated[1].seal
+
+
+def test_another_pixel_is_another_content(tmp_path: Path) -> None:
+    bundle = run_in(tmp_path / "run", "cpu", "0")
+    before = manifest.read(bundle)
+    (bundle / "golden/lr").joinpath("extra.png").write_bytes(b"")
+    manifest.write(
+        manifest.Manifest(
+            *(1, before.name, before.created, before.program, before.scale, before.multiple),
+            *(before.models, manifest.list_files(bundle)),
+        ),
+        bundle,
+    )
+    assert manifest.read(bundle).content != before.content
+
+
+def test_weights_are_the_same_file_each_time(tmp_path: Path) -> None:
+    import torch
+
+    header = {name: name for name in "abcdefgh"}  # written in any order by safetensors
+    written = set()
+    for number in range(8):
+        write_state({"b": torch.ones(3), "a": torch.zeros(2)}, tmp_path / f"{number}", header)
+        written.add((tmp_path / f"{number}").read_bytes())
+    assert len(written) == 1
