@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Two processes of one thread each: most tests are small nets, which more threads do not speed up.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: demo test check docs clean
+.PHONY: demo test check docs lock clean
 
 demo: $(VENV)/ready
 	$(BIN)/mipkd-pipeline run
@@ -14,28 +14,34 @@ demo: $(VENV)/ready
 test: $(VENV)/ready
 	$(PYTEST)
 
-check: $(VENV)/ready-docs
+check: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(PYTEST)
 
-docs: $(VENV)/ready-docs
+docs: $(VENV)/ready
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
 
-# torch first: installed on its own, it is the CPU build where an index offers one. spandrel
-# without torchvision, whose usual build does not load beside it and which no net of SR needs.
-$(VENV)/ready: pyproject.toml constraints.txt
+# Everything by version and hash but torch: which build of it is right is the index's to say (CPU
+# where one is offered), so there is no one hash. Nothing is resolved here: the list is complete.
+$(VENV)/ready: pyproject.toml constraints.txt requirements/dev.txt
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,tensorrt-rtx]'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps spandrel einops
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-$(VENV)/ready-docs: $(VENV)/ready
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
-	touch $@
+# The lists with hashes, anew from the versions in constraints.txt; needs uv (pip install uv).
+LOCK := uv pip compile --quiet --universal --python-version 3.11.5 --no-python-downloads \
+	--generate-hashes --no-annotate --constraint constraints.txt --no-emit-package torch \
+	--custom-compile-command 'make lock'
+lock:
+	$(LOCK) pyproject.toml --extra openvino --output-file requirements/runtime.txt
+	$(LOCK) pyproject.toml --extra dev --extra tensorrt-rtx --extra foreign --extra docs \
+		--output-file requirements/dev.txt
+	$(LOCK) docs/ci/requirements.in --output-file docs/ci/requirements.txt
 
 clean:
 	rm -rf $(VENV) runs build dist docs/_build *.egg-info

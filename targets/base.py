@@ -19,7 +19,13 @@ import numpy.typing as npt
 
 from calibration.search import Operation
 from mipkd.core import plugins
-from mipkd.core.errors import MissingError, UnsupportedError, UsageError, nearest
+from mipkd.core.errors import (
+    MissingError,
+    NotFiniteError,
+    UnsupportedError,
+    UsageError,
+    nearest,
+)
 from mipkd.core.precision import PRECISIONS, Tolerance, tolerance_of
 from mipkd.core.records import Built, Graph, Model, PatchSet, QuantPlan, QuantScheme, TargetInfo
 
@@ -258,7 +264,11 @@ def files_of(built: Built) -> list[Path]:
 
 
 def upscale(session: Session, lr_HWC: ByteArray, *, scale: int, multiple: int = 1) -> ByteArray:
-    """The uint8 image a session makes of a uint8 image: pad, run, crop, clip, round."""
+    """The uint8 image a session makes of a uint8 image: pad, run, crop, clip, round.
+
+    Raises:
+        NotFiniteError: some of its values are no numbers, or infinite.
+    """
     height, width = lr_HWC.shape[:2]
     pad = ((0, -height % multiple), (0, -width % multiple), (0, 0))
     padded = np.pad(lr_HWC, pad, mode="symmetric") if multiple > 1 else lr_HWC
@@ -269,6 +279,11 @@ def upscale(session: Session, lr_HWC: ByteArray, *, scale: int, multiple: int = 
     sr_HWC = sr_NCHW[0, :, : height * scale, : width * scale].transpose(1, 2, 0)
     if inside:
         return np.ascontiguousarray(sr_HWC)
+    if not np.isfinite(sr_HWC).all():
+        raise NotFiniteError(
+            f"output for an image of {width}x{height}: values that are not finite (NaN, infinite)",
+            hint="the model is broken, or overflows in this precision: take another",
+        )
     levels = np.clip(sr_HWC, 0, 1)
     levels *= 255
     np.rint(levels, out=levels)  # in place: an image can be large

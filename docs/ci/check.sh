@@ -1,15 +1,15 @@
 #!/bin/bash
 # What action.yml and gitlab.yml do: install what `check` needs, without torch, and check BUNDLE.
-# BASELINE, SETTINGS and RUNTIMES may be empty. The exit code is that of `check`.
+# BASELINE and SETTINGS may be empty; REQUIREMENTS is a file as requirements.txt beside this one,
+# which it replaces: every package by version and hash. The exit code is that of `check`.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 if [[ -z ${MIPKD_PIPELINE:-} ]]; then # a command that is installed already
   python3 -m venv .mipkd-check
   pip=(.mipkd-check/bin/python -m pip install --quiet --disable-pip-version-check)
-  # shellcheck disable=SC2086  # several packages
-  "${pip[@]}" -r "$here/requirements.txt" ${RUNTIMES:-}
-  "${pip[@]}" --no-deps "$here/../.."
+  "${pip[@]}" --require-hashes --requirement "${REQUIREMENTS:-$here/requirements.txt}"
+  "${pip[@]}" --no-deps --no-build-isolation "$here/../.."
   MIPKD_PIPELINE=.mipkd-check/bin/mipkd-pipeline
 fi
 

@@ -1,1 +1,10 @@
 """Words that every room shares: errors, records, images, metrics and plug-in discovery."""
+
+import os
+import sys
+
+# Runtimes tell their makers over the network what runs on them, unless they are told not to. Ours
+# is other people's models on other people's machines: nothing is told. Before any is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("NNCF_CI", "1")
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # not importable

@@ -5,6 +5,7 @@ MipkdError
   x UnsupportedError   3  a checkpoint, architecture or operator that we do not know
   x MissingError       4  this machine or device lacks something
   x StageError         5  a stage started and could not finish
+      NotFiniteError      a model gave values that are no numbers, or infinite
 """
 
 import difflib
@@ -44,6 +45,10 @@ class StageError(MipkdError):
     """A stage started and could not finish."""
 
     exit_code = 5
+
+
+class NotFiniteError(StageError):
+    """A model gave values that are no numbers, or infinite: as an image they would be black."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -88,6 +88,16 @@ class TestSet:
     is_sample: bool = False  # whether they are the sample photos
     # Of the files in that folder that look like photos, by why they were left out: how many.
     left_out: dict[str, int] = field(default_factory=dict)
+    # Names of LR images without truth, beside the others: a broken model shows itself on them.
+    probes: tuple[str, ...] = ()
+
+    def lr_file(self, name: str) -> Path:
+        """Where the LR pixels of an image or a probe lie."""
+        return self.folder / "lr" / f"{name}.png"
+
+    def hr_file(self, name: str) -> Path:
+        """Where the truth of an image lies."""
+        return self.folder / "hr" / f"{name}.png"
 
 
 @dataclass(frozen=True)

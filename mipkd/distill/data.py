@@ -143,11 +143,15 @@ def probe_images(source: Path | None, *, scale: int, count: int = 5) -> list[Pai
 
 def load_tests(tests: TestSet) -> list[Pair]:
     """The images of a prepared test set."""
-    folder = tests.folder
     return [
-        (name, read_rgb(folder / "lr" / f"{name}.png"), read_rgb(folder / "hr" / f"{name}.png"))
+        (name, read_rgb(tests.lr_file(name)), read_rgb(tests.hr_file(name)))
         for name in tests.images
     ]
+
+
+def load_probes(tests: TestSet) -> list[tuple[str, ByteArray]]:
+    """The probes of a prepared test set: names and LR."""
+    return [(name, read_rgb(tests.lr_file(name))) for name in tests.probes]
 
 
 class PatchSampler:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from mipkd.core.images import crop_border, shift_rgb, write_png
 from mipkd.core.measurement import ImageScore
-from mipkd.metrics.base import list_metrics
+from mipkd.metrics.base import Metric, list_metrics
 from targets.base import ByteArray, Session, upscale
 
 
@@ -40,16 +40,28 @@ def score_image(
     name: str, sr_HWC: ByteArray, hr_HWC: ByteArray, *, scale: int, out: Path
 ) -> ImageScore:
     """Every metric of one image, which is kept in `out` as PNG."""
-    out.mkdir(parents=True, exist_ok=True)
-    write_png(output_file(out, name), sr_HWC)
-    metrics = list_metrics()
-    least = max(metric.least_side for metric in metrics.values())
+    keep_output(name, sr_HWC, out=out)
+    return measure_image(name, sr_HWC, hr_HWC, scale=scale, metrics=list_metrics().values())
+
+
+def measure_image(
+    name: str, sr_HWC: ByteArray, hr_HWC: ByteArray, *, scale: int, metrics: Collection[Metric]
+) -> ImageScore:
+    """Some metrics of one image, a border of `scale` pixels cropped."""
+    least = max(metric.least_side for metric in metrics)
     image, truth = crop_border(sr_HWC, hr_HWC, scale, least)
     return ImageScore(
         image=name,
-        metrics={metric.name: metric.measure(image, truth) for metric in metrics.values()},
+        metrics={metric.name: metric.measure(image, truth) for metric in metrics},
         shift_rgb=shift_rgb(image, truth, border=0),
     )
+
+
+def keep_output(name: str, sr_HWC: ByteArray, *, out: Path) -> None:
+    """Write an output as PNG into a folder, which is made."""
+    file = output_file(out, name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_png(file, sr_HWC)
 
 
 def output_file(folder: Path, image: str) -> Path:

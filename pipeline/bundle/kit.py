@@ -18,8 +18,9 @@ from mipkd.core.images import read_rgb
 from mipkd.core.records import Built
 from pipeline.bench.latency import BenchSettings
 from pipeline.bench.models import Image
+from pipeline.bench.pixels import output_file
 from pipeline.bundle import manifest
-from pipeline.bundle.golden import lr_file
+from pipeline.bundle.golden import GOLDEN, LR, names_in
 from pipeline.bundle.provenance import PROVENANCE, read_provenance
 from pipeline.machine.remote import job_file, kit_program
 from pipeline.machine.remote.agent_zip import agent_bytes
@@ -100,7 +101,7 @@ def find_run_around(bundle: Path, models: list[Built]) -> Evidence | None:
         built = theirs.get((model.target, model.precision))
         if not built or not built.file.exists() or hash_files(built) != hash_files(model):
             return None
-    return found if all(lr_file(found.tests, n).is_file() for n in found.tests.images) else None
+    return found if all(found.tests.lr_file(n).is_file() for n in _images(found)) else None
 
 
 def _pack(
@@ -116,13 +117,17 @@ def _pack(
 
 
 def _tests(run: Evidence) -> Iterator[Image]:
-    for name in run.tests.images:
-        yield name, read_rgb(lr_file(run.tests, name))
+    for name in _images(run):
+        yield name, read_rgb(run.tests.lr_file(name))
+
+
+def _images(run: Evidence) -> tuple[str, ...]:
+    return run.tests.images + run.tests.probes
 
 
 def _golden(bundle: Path) -> Iterator[Image]:
-    for file in sorted((bundle / "golden" / "lr").glob("*.png")):
-        yield file.stem, read_rgb(file)
+    for name in names_in(bundle / GOLDEN / LR):
+        yield name, read_rgb(output_file(bundle / GOLDEN / LR, name))
 
 
 def settings_of(bundle: Path) -> BenchSettings:

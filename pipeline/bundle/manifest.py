@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -16,6 +16,8 @@ from pipeline.run import hash_file
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+SBOM = "sbom.cdx.json"  # here, since sbom.py needs CycloneDX and `check` does not have it
+SIGNATURE = "manifest.json.sig"  # of it, so it cannot be listed in it
 FOREIGN, MISSING = "not of this bundle", "missing"  # what may be wrong with a file
 _HINT = "give the folder bundle/ of a run, whole"
 
@@ -28,7 +30,7 @@ class File:
 
     sha256: str
     size: int
-    role: str  # the top folder it is in: model, golden, quality, bench; or card, provenance
+    role: str  # the top folder it is in: model, golden, quality, bench; or card, provenance, sbom
 
 
 @dataclass(frozen=True)
@@ -107,10 +109,12 @@ def write(manifest: Manifest, folder: Path) -> None:
 
 def list_files(folder: Path) -> dict[str, File]:
     """Every file below `folder` but the manifest."""
-    return {
-        name: File(hash_file(folder / name), (folder / name).stat().st_size, _role(name))
-        for name in _names(folder)
-    }
+    return {name: describe_file(folder, name) for name in _names(folder)}
+
+
+def describe_file(folder: Path, name: str) -> File:
+    """What a manifest says of the file `name` in `folder`."""
+    return File(hash_file(folder / name), (folder / name).stat().st_size, _role(name))
 
 
 def read(folder: Path) -> Manifest:
@@ -165,7 +169,7 @@ def check_models(manifest: Manifest) -> None:
         )
 
 
-def is_damaged(model: Model, found: list[Problem]) -> bool:
+def is_damaged(model: Model, found: Sequence[Problem]) -> bool:
     """Whether something is wrong with a model's own files."""
     home = f"model/{model.name}/"
     return any(problem.file.startswith(home) for problem in found)
@@ -176,13 +180,14 @@ def _names(folder: Path) -> Iterator[str]:
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder)
         cached = name.parts[0] == "model" and "engines" in name.parts[2:-1]
-        if not file.is_dir() and name.as_posix() != MANIFEST and not cached:
+        if not file.is_dir() and name.as_posix() not in (MANIFEST, SIGNATURE) and not cached:
             yield name.as_posix()
 
 
 def _role(name: str) -> str:
     top = name.partition("/")[0]
-    return {"README.md": "card", "provenance.json": "provenance"}.get(top, top)
+    known = {"README.md": "card", "provenance.json": "provenance", SBOM: "sbom"}
+    return known.get(top, top)
 
 
 def _seal(manifest: Manifest) -> str:

@@ -91,11 +91,16 @@ def student_builds(evidence: Evidence) -> list[Built]:
 
 
 def _fill(evidence: Evidence, config: BundleConfig, out: Path) -> None:
+    from pipeline.bundle.sbom import sbom  # CycloneDX takes its time, and few commands write one
+
     around = find_receptive_field(evidence.graph.file, evidence.graph.multiple)
     models = tuple(_copy_model(built, evidence, around, out) for built in student_builds(evidence))
     golden = copy_golden(evidence.tests, evidence.measurements, config, out)
     write_measurements(evidence.measurements, out)
-    stated = provenance(evidence, program_version())
+    files = manifest.list_files(out)
+    (out / manifest.SBOM).write_text(sbom(evidence, models, files))
+    files[manifest.SBOM] = manifest.describe_file(out, manifest.SBOM)
+    stated = provenance(evidence, program_version(), files)
     (out / PROVENANCE).write_text(json.dumps(stated, indent=1, sort_keys=True))
     write_text(out / "README.md", card(evidence, compute_figures(evidence, out), models, golden[0]))
     manifest.write(

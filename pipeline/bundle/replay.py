@@ -1,104 +1,140 @@
-"""Replay a bundle's golden images on this machine, and compare with what came out before."""
+"""Run a bundle's models on golden images on this machine, in a process of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
+from mipkd.core.apart import Worker
 from mipkd.core.errors import MipkdError, MissingError, UnsupportedError
-from mipkd.core.images import psnr_of, read_rgb
+from mipkd.core.images import read_rgb
+from mipkd.core.measurement import Latency
 from mipkd.core.precision import Tolerance
 from mipkd.core.records import Built
-from pipeline.bench.models import make_pixels
+from pipeline.bench.host import OtherPrograms
+from pipeline.bench.latency import BenchSettings, compare
+from pipeline.bench.models import make_pixels, open_models
+from pipeline.bench.pixels import keep_output, output_file
+from pipeline.bundle.golden import GOLDEN, LR, golden_folder, names_in
 from pipeline.bundle.manifest import Manifest, Model, Problem, is_damaged
-from targets.base import ByteArray, find
+from targets.base import ByteArray, Target, files_of, find
+
+_IDLE = 0.05  # of the cores' time, taken by other programs
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Replayed:
-    """What came of one model; figures only where it ran."""
+    """What one model made of golden images here; outputs only where it ran."""
 
     model: Model
     why_not: str = ""  # it could not be replayed here
     failed: str = ""  # it should have run here and did not
-    images: int = 0
-    levels: int = 0  # the largest difference
-    share: float = 0.0  # of values that differ
-    psnr_db: float = 100.0  # 100 stands for equal
+    outputs: Path | None = None  # folder of PNGs, named as the golden ones
     simulated: bool = False  # here
+    kernels: dict[str, int] = field(default_factory=dict)  # as in `Measurement`
+    latency: Latency | None = None  # shortly looked at, where that was asked for
+    size_bytes: int = 0  # of its files
 
     @property
     def tolerance(self) -> Tolerance:
-        """The bound that applies."""
+        """How far it may be from what another machine made of the same images."""
         target, kinds = find(self.model.target), {self.model.precision, self.model.executes} - {""}
         return max((target.tolerance(kind) for kind in kinds), key=lambda bound: bound.levels)
 
-    @property
-    def well(self) -> bool:
-        """Whether nothing is wrong with it as far as this machine can tell."""
-        if self.failed or self.why_not:
-            return not self.failed
-        bound = self.tolerance
-        return self.levels <= bound.levels and self.psnr_db >= bound.psnr_db
+
+def replay(
+    bundle: Path,
+    manifest: Manifest,
+    wrong: Sequence[Problem],
+    out: Path,
+    *,
+    settings: BenchSettings | None = None,
+    inputs: Path | None = None,
+) -> Iterator[Replayed]:
+    """Each model in turn, its outputs below `out`; one whose files are damaged is not opened.
+
+    With `settings` each is timed too. `inputs` is a folder of LR images in the place of its own.
+    """
+    with Worker() as worker:
+        for model in manifest.models:
+            if is_damaged(model, wrong):
+                yield Replayed(model, why_not="its files are not those of the bundle")
+                continue
+            outputs = out / model.name
+            own = golden_folder(bundle, model.target, model.precision)
+            lr, names = inputs or bundle / GOLDEN / LR, names_in(inputs or own)
+            what = f"replay of {model.target} {model.precision}"
+            try:
+                yield worker.call(what, replay_model, bundle, model, lr, names, outputs, settings)
+            except (MissingError, UnsupportedError) as error:
+                yield Replayed(model, why_not=error.what)
+            except Exception as error:  # one model's failure is a row
+                yield Replayed(model, failed=_last_line(error))
 
 
-def replay(bundle: Path, manifest: Manifest, wrong: list[Problem]) -> Iterator[Replayed]:
-    """Each model in turn; one whose files are damaged is not opened."""
-    for model in manifest.models:
-        if is_damaged(model, wrong):
-            yield Replayed(model, why_not="its files are not those of the bundle")
-            continue
-        try:
-            yield _replay_model(bundle, model)
-        except (MissingError, UnsupportedError) as error:
-            yield Replayed(model, why_not=error.what)
-        except Exception as error:  # one model's failure is a row
-            what = error.what if isinstance(error, MipkdError) else f"{error}".strip()
-            yield Replayed(model, failed=what or type(error).__name__)
+def _last_line(error: Exception) -> str:
+    """What went wrong in one line; a runtime's own message comes after where it was raised."""
+    what = error.what if isinstance(error, MipkdError) else str(error)
+    lines = [line for line in what.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
 
 
-def _replay_model(bundle: Path, model: Model) -> Replayed:
-    target = find(model.target)
+def replay_model(
+    bundle: Path,
+    model: Model,
+    inputs: Path,
+    names: Sequence[str],
+    outputs: Path,
+    settings: BenchSettings | None,
+) -> Replayed:
+    """One model on the named images of `inputs`.
+
+    Raises:
+        MipkdError: it does not run, or its output is no image.
+    """
+    target, built = find(model.target), model.built(bundle)
     if reason := target.why_not():
         return Replayed(model, why_not=reason)
-    golden = sorted((bundle / "golden" / model.name).glob("*.png"))
-    if not target.makes_pixels or not golden:
+    if not target.makes_pixels or not names:
         return Replayed(model, why_not="the bundle has no golden outputs of it")
-    inputs = ((file.stem, read_rgb(bundle / "golden" / "lr" / file.name)) for file in golden)
-    compared = _Compared({file.stem: file for file in golden})
-    make_pixels(target, [model.built(bundle)], inputs, compared.take)
-    return compared.of(model, simulated=target.simulated)
+    images = ((name, read_rgb(output_file(inputs, name))) for name in names)
+
+    def keep(_: Built, image: str, sr_HWC: ByteArray) -> None:
+        keep_output(image, sr_HWC, out=outputs)
+
+    make_pixels(target, [built], images, keep)
+    return Replayed(
+        model,
+        outputs=outputs,
+        simulated=target.simulated,
+        kernels=_count_kernels(built),
+        latency=_time(target, built, settings) if settings and not target.simulated else None,
+        size_bytes=sum(file.stat().st_size for file in files_of(built)),
+    )
 
 
-class _Compared:
-    """Takes outputs and keeps how far they are from the golden ones."""
+def _time(target: Target, built: Built, settings: BenchSettings) -> Latency | None:
+    """At the smallest size, with no meter read and no program of the board started.
 
-    def __init__(self, golden: dict[str, Path]) -> None:
-        self._golden = golden
-        self._levels = self._differing = self._values = 0
-        self._squares = 0.0
+    None on a busy machine, and where it is not known how busy it is.
+    """
+    if not Path("/proc/stat").exists():
+        return None
+    size, others = min(settings.sizes), OtherPrograms()
+    with open_models(target, [built]) as sessions:
+        multiples = dict.fromkeys(sessions, built.multiple)
+        (found,) = compare(sessions, size, settings, multiples=multiples).values()
+    return found if others.share() <= _IDLE else None
 
-    def take(self, built: Built, image: str, sr_HWC: ByteArray) -> None:
-        """One output."""
-        wanted = read_rgb(self._golden[image])
-        if wanted.shape != sr_HWC.shape:
-            raise MipkdError(f"{image}: output of {sr_HWC.shape}, golden one of {wanted.shape}")
-        apart = np.abs(sr_HWC.astype(np.int16) - wanted)
-        self._levels = max(self._levels, int(apart.max()))
-        self._differing += int(np.count_nonzero(apart))
-        self._values += apart.size
-        self._squares += float(np.square(apart, dtype=np.float64).sum())
 
-    def of(self, model: Model, *, simulated: bool) -> Replayed:
-        """All of them together."""
-        return Replayed(
-            model,
-            images=len(self._golden),
-            levels=self._levels,
-            share=self._differing / self._values,
-            psnr_db=psnr_of(self._squares / self._values),
-            simulated=simulated,
-        )
+def _count_kernels(built: Built) -> dict[str, int]:
+    """What the runtime tells of its kernels; what it does not tell is no failure of the model."""
+    try:
+        return find(built.target).count_kernels(built)
+    except Exception as error:  # whatever a runtime raises
+        log.info("%s %s: its kernels are not told: %s", built.target, built.precision, error)
+        return {}

@@ -20,7 +20,6 @@ from mipkd.core.texts import write_text
 from pipeline.cli.terminal import EXIT, Verbose, print_wide, set_logging
 
 if TYPE_CHECKING:
-    from pipeline.bundle.replay import Replayed
     from pipeline.bundle.timing import Timings
 
 Bundle = Annotated[Path, typer.Argument(help="Folder bundle/ of a finished run.")]
@@ -84,12 +83,24 @@ def upscale(
         raise StageError(f"upscale: {failed} of {len(pictures)} images failed")
 
 
-def verify(bundle: Bundle, verbose: Verbose = False) -> None:
+def verify(
+    bundle: Bundle,
+    signer: Annotated[
+        str | None, typer.Option(help="Fail unless this one signed it, such as ann@example.org.")
+    ] = None,
+    allowed_signers: Annotated[
+        Path | None,
+        typer.Option(help="Whose keys are whose; default ~/.ssh/allowed_signers, as of OpenSSH."),
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
     """Check a bundle's files, then replay its golden images here."""
     set_logging(verbose)
     from pipeline.bundle import manifest
-    from pipeline.bundle.replay import replay
+    from pipeline.cli.sign import tell_signature
+    from pipeline.judge.check import verify_models
 
+    signed = tell_signature(bundle, signer, allowed_signers)  # before all is read
     stated = manifest.read(bundle)
     manifest.check_models(stated)
     wrong = manifest.problems(bundle, stated)
@@ -97,17 +108,20 @@ def verify(bundle: Bundle, verbose: Verbose = False) -> None:
         typer.echo(f"{problem.what.upper()}  {problem.file}")
     good = len(stated.files) - sum(problem.file in stated.files for problem in wrong)
     typer.echo(f"files: {good} of {len(stated.files)} are as they were written")
+    typer.echo(signed)
     well, ran = True, 0
-    for one in replay(bundle, stated, wrong):
+    for one, gates in verify_models(bundle, stated, wrong):
         name = f"{one.model.target} {one.model.precision}"
-        well = well and one.well
-        if one.failed:
-            typer.echo(f"FAILED  {name}: {one.failed}")
-        elif one.why_not:
+        if one.why_not:
             typer.echo(f"not replayed  {name}: {one.why_not}")
-        else:
-            ran += 1
-            typer.echo(f"{'same' if one.well else 'DIFFERS'}  {name}: {_apart(one)}")
+            continue
+        ran += not one.failed
+        faults = [gate for gate in gates if gate.outcome is not Outcome.PASS]
+        well = well and not faults
+        for gate in faults or gates[:1]:
+            verb = "FAILED" if one.failed else "DIFFERS" if faults else "same"
+            what = "" if gate.name == "replay" else f"{gate.name}: "
+            typer.echo(f"{verb}  {name}: {what}{gate.reason}")
     typer.echo(f"replayed: {ran} of {len(stated.models)} models on this machine")
     if wrong or not well:
         typer.echo("verify: FAIL")
@@ -287,22 +301,6 @@ def _short(path: Path) -> str:
     """From the working folder where it lies below it."""
     path = path.resolve()
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-
-
-def _apart(one: Replayed) -> str:
-    bound = one.tolerance
-    found = (
-        "every value equal"
-        if not one.levels
-        else f"up to {one.levels} levels apart, {one.share:.2%} of values, {one.psnr_db:.1f} dB"
-    )
-    where = "simulated here" if one.simulated else "ran here"
-    if one.simulated != (one.model.kind == "simulated"):
-        where += f", the bundle's was {one.model.kind}"
-    return (
-        f"{found}; bound {bound.levels} level{'s' * (bound.levels > 1)}, {bound.psnr_db:.0f} dB; "
-        f"{one.images} images, {where}"
-    )
 
 
 def _remarks(found: Timings) -> Iterator[str]:

@@ -1,25 +1,31 @@
-"""Judge a bundle from its files alone, and against a baseline; no torch, no training data."""
+"""Judge a bundle: its files, its figures, what its models do here, and how it compares with a
+baseline. No torch, no training data."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mipkd.core.errors import UsageError
 from mipkd.core.evidence import Gate, Outcome, Recommendation, Verdict
+from mipkd.core.measurement import Measurement
 from pipeline.bench.comparisons import NOT_MEASURED, students
-from pipeline.bench.latency import BenchSettings
+from pipeline.bench.latency import FEWEST, BenchSettings
 from pipeline.bundle.kit import settings_of
-from pipeline.bundle.manifest import Manifest, Problem, problems, read
+from pipeline.bundle.manifest import Manifest, Model, Problem, problems, read
 from pipeline.bundle.measurements import read_measurements
 from pipeline.bundle.provenance import read_provenance
+from pipeline.bundle.replay import Replayed, replay
 from pipeline.config_values import as_usage_error, assignments, merge_settings
 from pipeline.judge.baseline import check_comparable, load, of_bundle, save
 from pipeline.judge.gates import GateConfig, judge, overall
+from pipeline.judge.golden_beside import judge_beside
 from pipeline.judge.regression import BaselineConfig, Beside, regress, time_in_turns
+from pipeline.judge.replayed import judge_figures, judge_replayed
 
 _NOT_JUDGED = "the figures of a bundle with such files are not judged"
 
@@ -33,10 +39,47 @@ class Checked:
     gates: tuple[Gate, ...]
     outcome: Outcome
     recommended: tuple[Recommendation, ...] = ()
+    replayed: tuple[Replayed, ...] = ()
 
 
 def check(bundle: Path) -> Checked:
-    """The hashes, then each gate of the run on the figures that were recorded.
+    """What `check_recorded` finds, and what each model that runs here makes of the golden images.
+
+    Raises:
+        UsageError: no bundle, or one that cannot be read.
+    """
+    found = check_recorded(bundle)
+    if found.problems:
+        return found
+    recorded = read_measurements(bundle)
+    stated = read_provenance(bundle)
+    scale, settings = found.manifest.scale, _shortly(settings_of(bundle))
+    gates = [*found.gates, *judge_figures(bundle, recorded, stated.tests.images, scale)]
+    gates += _judge_records(found.manifest, recorded)
+    with TemporaryDirectory() as made:
+        replayed = list(replay(bundle, found.manifest, [], Path(made), settings=settings))
+        for one in replayed:
+            gates += judge_replayed(bundle, one, find_recorded(one.model, recorded))
+    if replayed and not any(one.outputs for one in replayed):
+        why = "; ".join(f"{m.model.target} {m.model.precision}: {m.why_not}" for m in replayed)
+        gates.append(Gate("replay", "student", Outcome.INVALID, None, 0.0, "", why))
+    outcome = overall(gates)
+    return replace(found, gates=tuple(gates), outcome=outcome, replayed=tuple(replayed))
+
+
+def verify_models(
+    bundle: Path, manifest: Manifest, wrong: Sequence[Problem]
+) -> Iterator[tuple[Replayed, list[Gate]]]:
+    """Each model, replayed here, and its gates; one whose files are damaged is not opened."""
+    recorded = () if wrong else read_measurements(bundle)
+    settings = None if wrong else _shortly(settings_of(bundle))
+    with TemporaryDirectory() as made:
+        for one in replay(bundle, manifest, wrong, Path(made), settings=settings):
+            yield one, list(judge_replayed(bundle, one, find_recorded(one.model, recorded)))
+
+
+def check_recorded(bundle: Path) -> Checked:
+    """The hashes, then each gate of the run on the figures that were recorded; nothing runs.
 
     A target that was only simulated is a gate that nobody could judge. Figures of a bundle with
     wrong hashes are not judged.
@@ -97,8 +140,10 @@ def compare_with_baseline(
     if baseline.is_dir():
         _check_whole(baseline)
         beside = time_in_turns(bundle, baseline, settings)
-    gates = (*found.gates, *regress(config, new.measurements, old.measurements, beside))
-    return replace(found, gates=gates, outcome=overall(gates))
+    gates = [*found.gates, *regress(config, new.measurements, old.measurements, beside)]
+    if baseline.is_dir():
+        gates += judge_beside(config, bundle, baseline)
+    return replace(found, gates=tuple(gates), outcome=overall(gates))
 
 
 def set_baseline(bundle: Path, file: Path | None, reason: str | None) -> str:
@@ -125,6 +170,27 @@ def _check_whole(bundle: Path) -> None:
             f"{bundle}: {wrong[0].file} is {wrong[0].what}",
             hint=f"see all: mipkd-pipeline verify {bundle}",
         )
+
+
+def find_recorded(model: Model, recorded: Sequence[Measurement]) -> Measurement | None:
+    """What was recorded of a model."""
+    by_model = {(m.target, m.precision): m for m in students(recorded)}
+    return by_model.get((model.target, model.precision))
+
+
+def _judge_records(manifest: Manifest, recorded: Sequence[Measurement]) -> Iterator[Gate]:
+    """A model without figures was not judged by any."""
+    for model in manifest.models:
+        if model.kind != "not measured" and find_recorded(model, recorded) is None:
+            name, why = f"{model.target} {model.precision}", f"{model.kind}, and no figures of it"
+            yield Gate("figures", name, Outcome.FAIL, None, 0.0, "", why)
+
+
+def _shortly(settings: BenchSettings) -> BenchSettings:
+    """To see what is much slower than recorded; the smallest size is enough for that."""
+    return replace(
+        settings, warmup_s=0.1, min_time_s=0.3, max_time_s=5.0, attempts=1, min_samples=FEWEST
+    )
 
 
 def _judge_recorded(bundle: Path) -> Verdict:

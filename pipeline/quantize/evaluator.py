@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calibration.search import Harms, Loss, float_share
-from mipkd.core.errors import StageError
+from mipkd.core.errors import NotFiniteError, StageError
 from mipkd.core.images import UNSEEN_DB, luma, mse_of
 from mipkd.core.records import Holdout
 from pipeline.bench.latency import BenchSettings, compare
@@ -63,7 +63,7 @@ class Crops:
     def errors(self, session: Session, some: Sequence[int] | None = None) -> list[float]:
         """The mean squared error of each crop, or of some, at least what nobody sees."""
         numbers = range(len(self._lr)) if some is None else some
-        return [max(_mse(self._upscale(session, n), self.truth[n]), _FLOOR) for n in numbers]
+        return [self._error(session, n) for n in numbers]
 
     def loss(self, before: Sequence[float], after: Sequence[float]) -> Loss:
         """PSNR-Y lost between two lists of errors: mean over the photos, worst of the pages too."""
@@ -72,6 +72,13 @@ class Crops:
         of_photos = drops[: self._photos].tolist()
         added = float((other - one)[: self._photos].mean())
         return Loss(statistics.fmean(of_photos), float(drops.max()), _margin(of_photos), added)
+
+    def _error(self, session: Session, number: int) -> float:
+        """A candidate that overflows is as bad as one can be."""
+        try:
+            return max(_mse(self._upscale(session, number), self.truth[number]), _FLOOR)
+        except NotFiniteError:
+            return 255.0**2
 
     def _upscale(self, session: Session, number: int) -> npt.NDArray[np.float32]:
         lr_HWC = self._lr[number]

@@ -10,10 +10,10 @@ import numpy as np
 from mipkd.core.errors import StageError
 from mipkd.core.measurement import ImageScore, Measurement
 from mipkd.core.records import Built, TargetInfo, TestSet
-from mipkd.distill.data import load_tests
+from mipkd.distill.data import load_probes, load_tests
 from pipeline.bench.latency import BenchSettings
 from pipeline.bench.models import name_of
-from pipeline.bench.pixels import score_image
+from pipeline.bench.pixels import keep_output, score_image
 from pipeline.bench.plausible import find_absurdity
 from pipeline.machine.base import Job, Machine
 from pipeline.stage import NotInKey, Ref, stage
@@ -36,7 +36,7 @@ class MeasureInputs:
     machine: NotInKey[Machine]
 
 
-@stage(version=7, retry_if=is_disturbed)
+@stage(version=8, retry_if=is_disturbed)
 def measure(inputs: MeasureInputs, *, out: Path) -> tuple[Measurement, ...]:
     """All of one target's models: latencies interleaved, then the students' pixels."""
     builts = tuple(ref.value for ref in inputs.builts)
@@ -45,7 +45,7 @@ def measure(inputs: MeasureInputs, *, out: Path) -> tuple[Measurement, ...]:
 
 
 def measure_on(machine: Machine, job: Job, tests: TestSet, out: Path) -> tuple[Measurement, ...]:
-    """Run a job on a machine, with the test set's images: one record a model.
+    """Run a job on a machine, with the test set's images and probes: one record a model.
 
     Outputs are kept as PNG under `out`.
 
@@ -53,7 +53,7 @@ def measure_on(machine: Machine, job: Job, tests: TestSet, out: Path) -> tuple[M
         StageError: a figure that the machine sent cannot be.
     """
     scored = Scored(tests, out)
-    images = ((name, lr_HWC) for name, lr_HWC, _ in load_tests(tests))
+    images = [*((name, lr_HWC) for name, lr_HWC, _ in load_tests(tests)), *load_probes(tests)]
     timed = machine.run(replace(job, images=images), scored.take)
     for m, built in zip(timed, job.builts, strict=True):
         if wrong := find_absurdity(m):
@@ -85,14 +85,12 @@ class Scored:
         self._scores: dict[str, list[ImageScore]] = {}
 
     def take(self, built: Built, image: str, sr_HWC: ByteArray) -> None:
-        """Score one output, uint8 RGB of shape (S*H, S*W, 3)."""
-        score = score_image(
-            image,
-            np.ascontiguousarray(sr_HWC),
-            self._truth[image],
-            scale=built.scale,
-            out=self.folder(built),
-        )
+        """Score one output, uint8 RGB of shape (S*H, S*W, 3); a probe's is only kept."""
+        sr_HWC, out = np.ascontiguousarray(sr_HWC), self.folder(built)
+        if image not in self._truth:
+            keep_output(image, sr_HWC, out=out)
+            return
+        score = score_image(image, sr_HWC, self._truth[image], scale=built.scale, out=out)
         self._scores.setdefault(name_of(built), []).append(score)
 
     def of(self, built: Built) -> tuple[ImageScore, ...]:

@@ -1,12 +1,15 @@
 """Prepare photos to train on and images to test on, once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from calibration.probes import make_probes
+from mipkd.core.images import read_rgb, write_png
 from mipkd.core.records import Graph, Model, Photos, TestSet
 from mipkd.distill import data
 from pipeline.stage import Ref, Source, stage
 
+_PROBES = "probe"  # their folder among the LR images
 Scale = Ref[Model | Graph] | int  # of a net, or given
 
 
@@ -34,11 +37,17 @@ def photos(inputs: PhotosInputs, *, out: Path) -> Photos:
     return data.prepare_photos(path, scale=_factor(inputs.scale), patch=inputs.patch, out=out)
 
 
-@stage(version=2)
+@stage(version=3)
 def tests(inputs: TestsInputs, *, out: Path) -> TestSet:
-    """Test images, HR and LR."""
+    """Test images, HR and LR, and probes, LR alone."""
     path = inputs.source.path if inputs.source else None
-    return data.prepare_tests(path, scale=_factor(inputs.scale), out=out)
+    found = data.prepare_tests(path, scale=_factor(inputs.scale), out=out)
+    probes = make_probes(read_rgb(found.lr_file(found.images[0])))
+    names = tuple(f"{_PROBES}/{name}" for name in probes)
+    found.lr_file(names[0]).parent.mkdir()
+    for name, lr_HWC in zip(names, probes.values(), strict=True):
+        write_png(found.lr_file(name), lr_HWC)
+    return replace(found, probes=names)
 
 
 def _factor(scale: Scale) -> int:

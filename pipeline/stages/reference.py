@@ -9,10 +9,10 @@ from pathlib import Path
 from mipkd.core.images import resize_bicubic
 from mipkd.core.measurement import ImageScore, Measurement
 from mipkd.core.records import Graph, TestSet
-from mipkd.distill.data import load_tests
-from pipeline.bench.pixels import score, score_images
+from mipkd.distill.data import load_probes, load_tests
+from pipeline.bench.pixels import keep_output, score, score_images
 from pipeline.stage import Ref, stage
-from targets.base import BuildRequest, find
+from targets.base import BuildRequest, find, upscale
 
 FP32_ON = "cpu"  # ONNX Runtime is always installed, and parity ties its FP32 to torch
 
@@ -25,7 +25,7 @@ class ReferenceInputs:
     tests: Ref[TestSet]
 
 
-@stage(version=3)
+@stage(version=4)
 def reference(inputs: ReferenceInputs, *, out: Path) -> tuple[Measurement, ...]:
     """Quality without latency of bicubic and of each graph in FP32."""
     pairs, graphs = load_tests(inputs.tests.value), [ref.value for ref in inputs.graphs]
@@ -42,6 +42,9 @@ def reference(inputs: ReferenceInputs, *, out: Path) -> tuple[Measurement, ...]:
         with closing(target.open(built)) as session:
             outputs = out / graph.role
             scores = score(session, tests=pairs, scale=scale, multiple=graph.multiple, out=outputs)
+            for name, lr in load_probes(inputs.tests.value):
+                sr = upscale(session, lr, scale=scale, multiple=graph.multiple)
+                keep_output(name, sr, out=outputs)
         found.append(_to_measurement(graph.role, built.size_bytes, scores, outputs, versions))
     return tuple(found)
 

@@ -110,7 +110,7 @@ def choose_model(bundle: Path, target: str | None, precision: str | None) -> man
         UsageError: nothing of the bundle is of that target or precision.
         MissingError: this machine runs none of them.
     """
-    judged = check.check(bundle)
+    judged = check.check_recorded(bundle)
     if judged.problems:
         first = judged.problems[0]
         raise UsageError(

@@ -152,7 +152,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("bundle")
     evidence = read_results(GOLDEN / "results-1.6.json")
     write_measurements(evidence.measurements, home)
-    stated = provenance(replace(evidence, config={"bench": {}, "gates": {}}), "0")
+    stated = provenance(replace(evidence, config={"bench": {}, "gates": {}}), "0", {})
     dump(stated, home / PROVENANCE)
     (home / "model" / "cpu-fp32").mkdir(parents=True)
     (home / "model" / "cpu-fp32" / "model.onnx").write_bytes(b"none")

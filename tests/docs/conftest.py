@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from importlib.resources import files
 from pathlib import Path
 
@@ -70,7 +72,17 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for page in (ROOT / "docs/results").rglob("*.toml"):
         _configuration(page, home / page.relative_to(ROOT))
     _extensions(ROOT / "docs/extending.md", home)
+    _signer(home / "release-key")
     return home
+
+
+def _signer(key: Path) -> None:
+    """Ann's key, and the file that says so."""
+    if shutil.which("ssh-keygen"):
+        words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)]
+        subprocess.run(words, check=True)
+        public = key.with_suffix(".pub").read_text()
+        key.with_name("allowed_signers").write_text(f"ann@example.org {public}")
 
 
 def _photos(folder: Path) -> None:

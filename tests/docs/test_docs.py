@@ -35,12 +35,24 @@ SKIPPED = {
     "two are run in tests/distill/test_ranks.py",
 }
 
+_COSIGN = (
+    "cosign sign-blob --bundle manifest.sigstore.json runs/edsr/bundle/manifest.json",
+    "cosign attest-blob --statement runs/edsr/bundle/provenance.json --bundle "
+    "provenance.sigstore.json",
+    "cosign verify-blob --bundle manifest.sigstore.json --certificate-identity ann@example.org "
+    "--certificate-oidc-issuer https://github.com/login/oauth runs/edsr/bundle/manifest.json",
+)
+
 # Lines of other programs, and why they are not run.
 OTHERS = {
     "make demo": "installs; what it runs is in tests/pipeline/test_demo.py",
     "make check": "runs these tests",
     "make test": "runs these tests",
     "make docs": "installs; the pages are built in test_site.py",
+    "ssh-keygen -t ed25519 -f release-key": "asks for a passphrase; conftest.py makes such a key",
+    "uv pip compile --universal --generate-hashes ci/requirements.in -o ci/runtimes.txt": "asks an "
+    "index of packages; tests/test_pins.py holds what `make lock` made in this way",
+    **dict.fromkeys(_COSIGN, "cosign is not installed here"),
     "python docs/results/demo-teacher/train.py ASSETS/train/photos_hires WORK": "needs the assets",
 }
 
@@ -198,6 +210,8 @@ def test_a_command_does_what_the_page_says(number: int, reader: Reader) -> None:
     _, line = TYPED[number]
     if line in SKIPPED:
         pytest.skip(f"NOT RUN, {SKIPPED[line]}")
+    if ("--key" in line or "--signer" in line) and not shutil.which("ssh-keygen"):
+        pytest.skip("NOT RUN, needs ssh-keygen, of OpenSSH's client")
     ended, fails = reader.told(number), is_worse_than_bicubic(line)
     stopped = [x for x in ended.out.splitlines() if re.match(r"FAIL|INVALID|\S+ \S+: INVALID", x)]
     of_time = [x for x in stopped if OF_TIME.match(x)]

@@ -200,9 +200,46 @@ def test_the_action_calls_that_script_with_what_it_reads() -> None:
     action, script = (root / "action.yml").read_text(), (root / "docs/ci/check.sh").read_text()
     assert "docs/ci/check.sh" in action
     assert "docs/ci/check.sh" in (root / "docs/ci/gitlab.yml").read_text()
-    for name in ("BUNDLE", "BASELINE", "SETTINGS", "RUNTIMES"):
+    for name in ("BUNDLE", "BASELINE", "SETTINGS", "REQUIREMENTS"):
         assert f"{name}: ${{{{ inputs.{name.lower()} }}}}" in action
         assert f"${name}" in script.replace("${", "$")
+
+
+# Hides every package that the gate's list does not name, then checks a bundle.
+_IN_THE_GATE = """
+import re, sys
+from importlib.metadata import packages_distributions
+names = re.findall(r"^([\\w.-]+)==", open(sys.argv[1]).read(), re.MULTILINE)
+installed = {name.lower() for name in names} | {"mipkd-pipeline"}
+class Installed:
+    made_by, finders = packages_distributions(), list(sys.meta_path)
+    def find_spec(self, name, path=None, target=None):
+        makers = {one.lower().replace("_", "-") for one in self.made_by.get(name, ())}
+        if makers and not makers & installed:
+            return None
+        found = (finder.find_spec(name, path, target) for finder in self.finders)
+        return next((spec for spec in found if spec), None)
+sys.meta_path[:] = [Installed()]
+from pipeline import cli
+cli.app(["check", *sys.argv[2:]])
+"""
+
+
+@pytest.mark.parametrize("against", ["nothing", "itself"])
+def test_check_needs_no_package_that_the_gate_does_not_install(
+    against: str, once: Finished
+) -> None:
+    root = Path(__file__).parents[2]
+    words = ["--baseline", str(once.bundle)] if against == "itself" else []
+    ran = subprocess.run(
+        [sys.executable, "-c", _IN_THE_GATE, "docs/ci/requirements.txt", str(once.bundle), *words],
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode in (0, 6, 7), ran.stderr
+    assert "\ncheck: " in ran.stdout
+    assert "No module named" not in ran.stdout + ran.stderr
 
 
 def test_a_misspelt_setting_is_told_with_the_nearest(

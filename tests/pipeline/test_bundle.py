@@ -53,7 +53,7 @@ def test_a_run_leaves_a_bundle_that_holds_what_it_lists(once: Finished) -> None:
     assert found.models[1].options == {"session.intra_op.allow_spinning": "0"}
     assert found.models[1].versions["onnxruntime"]
     assert {f.role for f in found.files.values()} == {
-        *("bench", "card", "golden", "model", "provenance", "quality"),
+        *("bench", "card", "golden", "model", "provenance", "quality", "sbom"),
     }
     assert {"quality/cpu-int8.json", "bench/cpu-fp32-teacher.json", "golden/lr/chelsea.png"} <= {
         *found.files
@@ -112,12 +112,15 @@ def test_no_path_of_the_maker_is_handed_on_whatever_its_letters(once: Finished) 
         rivals=(rival,),
         config=config,
     )
-    stated = provenance.provenance(moved, "")
+    stated = provenance.provenance(moved, "", {})
     text = json.dumps(stated)
     assert not [word for word in ("jane", "secret", "lab7") if word in text.replace(home.name, "")]
-    assert stated["student"]["file"] == "student.safetensors"
-    assert stated["config"]["device"] == {"tries": 3}
-    assert stated["rivals"][0]["plans"][0]["holdout"] is None
+    build = stated["predicate"]["buildDefinition"]
+    given = {one["name"]: one.get("annotations", {}) for one in build["resolvedDependencies"]}
+    assert given["student"]["file"] == "student.safetensors"
+    assert build["externalParameters"]["config"]["device"] == {"tries": 3}
+    (kept,) = provenance.run_facts(moved)["plans_of_rivals"]["plain"]
+    assert kept["holdout"] is None
 
 
 def test_a_manifest_from_before_precisions_were_read_back_keeps_its_seal(
@@ -183,7 +186,8 @@ def test_verify_replays_every_model(once: Finished, ended: Command) -> None:
     said = ended("verify", once.bundle)
     assert said.code == 0, said.out
     assert (
-        "same  cpu int8: every value equal; bound 16 levels, 45 dB; 3 images, ran here" in said.out
+        "same  cpu int8: every value equal; bound 16 levels, 45 dB; 3 images, 5 probes (100 dB)"
+        in said.out
     )
     assert "same  coreml fp32: every value equal" in said.out
     assert "simulated here" in said.out

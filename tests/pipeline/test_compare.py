@@ -18,7 +18,7 @@ from mipkd.core.evidence import Evidence
 from mipkd.core.images import resize_bicubic, write_png
 from mipkd.distill.teacher import save
 from pipeline.bundle import manifest
-from pipeline.bundle.provenance import command, provenance
+from pipeline.bundle.provenance import command, provenance, read_provenance
 from pipeline.run import EVIDENCE, Run
 
 Command = Callable[..., Any]
@@ -151,7 +151,7 @@ def test_the_bundle_holds_the_student_alone(compared: Path, ended: Command, tmp_
     assert ended("verify", bundle).code == 0
     assert ended("check", bundle).code in (6, 7)
     stated = json.loads((bundle / "provenance.json").read_text())
-    assert [plan["target"] for plan in stated["plans"]] == ["cpu"]
+    assert [plan.target for plan in read_provenance(bundle).plans] == ["cpu"]
     assert str(compared.parent) not in json.dumps(stated)
     made = ended("kit", bundle, "--target", "jetson", "-o", tmp_path / "kit.pyz")
     assert "scratch int8, plain-one fp32" in made.out  # beside the run, so that it can be compared
@@ -162,9 +162,10 @@ def test_rivals_leave_no_path_in_what_is_handed_on(compared: Path) -> None:
     told = "mipkd-pipeline run --compare 'scratch,/home/me/a b.pth' --out /home/me/run"
     words = command(replace(evidence, command=told))
     assert words[2:] == ["--compare", "scratch,a b.pth", "--out", "run"]
-    stated = provenance(evidence, "")
-    assert stated["config"]["compare"] == ["scratch", "rkd", "plain one.safetensors"]
-    assert [rival["name"] for rival in stated["rivals"]] == ["scratch", "rkd", "plain-one"]
+    build = provenance(evidence, "", {})["predicate"]["buildDefinition"]
+    config, made = (build[f"{kind}Parameters"] for kind in ("external", "internal"))
+    assert config["config"]["compare"] == ["scratch", "rkd", "plain one.safetensors"]
+    assert [rival["name"] for rival in made["rivals"]] == ["scratch", "rkd", "plain-one"]
 
 
 def test_a_run_that_is_repeated_or_widened_makes_only_what_is_new(

@@ -19,6 +19,7 @@ from mipkd.core.evidence import Evidence
 from mipkd.core.records import QuantParams
 from pipeline.bench.comparisons import find_reference, students
 from pipeline.bundle.measurements import read_measurements
+from pipeline.bundle.provenance import read_provenance
 from pipeline.judge.baseline import load
 from pipeline.report import history
 from pipeline.report.figures import compute_figures
@@ -136,8 +137,8 @@ def test_check_holds_a_bundle_against_an_older_results_file(
     once: Any, tmp_path: Path, ended: Ended
 ) -> None:
     old = json.loads((GOLDEN / "results-1.5.json").read_text())
-    facts = json.loads((once.bundle / "provenance.json").read_text())
-    old["tests"] |= {"sha256": facts["tests"]["sha256"], "source": facts["tests"]["source"]}
+    tests = read_provenance(once.bundle).tests
+    old["tests"] |= {"sha256": tests.sha256, "source": tests.source}
     (tmp_path / "results.json").write_text(json.dumps(old))
     said = ended("check", once.bundle, "--baseline", tmp_path / "results.json")
     assert "Traceback" not in said.err
