@@ -62,7 +62,10 @@ class Scene:
             "run again": ("run", "--model", model, *_QUICK, "--out", run),
             "collect": ("collect", str(self.results), run),
             "baseline": ("check", bundle, *baseline, "--reason", "a fault"),
-            "upscale": ("upscale", bundle, str(self.pictures), "-o", str(home / "out")),
+            "upscale": (
+                *("upscale", bundle, str(self.pictures), "-o", str(home / "out")),
+                *("--target", "cpu", "--precision", "int8"),  # which is shipped depends on times
+            ),
         }[command]
 
 
