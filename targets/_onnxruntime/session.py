@@ -88,5 +88,14 @@ def _load(model: Path | bytes, settings: Any) -> Any:
 
     if isinstance(model, Path):
         refuse_outside_files(model)
-    source = model if isinstance(model, bytes) else str(model)
+    source = model if isinstance(model, bytes) else _source(model)
     return onnxruntime.InferenceSession(source, settings, providers=["CPUExecutionProvider"])
+
+
+def _source(file: Path) -> str | bytes:
+    """The file's name, or where that is no UTF-8, which ONNX Runtime wants, what it holds."""
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        return file.read_bytes()
+    return str(file)

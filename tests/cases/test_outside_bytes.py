@@ -13,10 +13,14 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from hostile_makers import good_graph
 from rich.table import Table
 
 from mipkd.core.texts import write_text
+from pipeline.bundle.manifest import Model
+from pipeline.bundle.trial import try_models
 from pipeline.cli.terminal import print_any_name, print_wide
+from pipeline.limits import LimitsConfig
 from pipeline.run import Run
 from pipeline.stage import stage
 
@@ -96,3 +100,15 @@ def test_a_damaged_record_counts_as_not_run(
     assert "is damaged, the step is made again" in caplog.text
     assert json.loads((folder / "record.json").read_text()) == 4
     assert Run(tmp_path).step(count_letters, Word("four")).value == 4
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are Unicode there")
+def test_onnx_runtime_opens_a_model_whose_name_is_no_utf8(tmp_path: Path) -> None:
+    folder = tmp_path / LATIN
+    folder.mkdir()
+    made = good_graph(folder)
+    try_models(
+        folder,
+        [Model("cpu", "fp32", "measured", made.name, 4, 2, 1, {}, (), {}, 7, "")],
+        LimitsConfig(),
+    )
