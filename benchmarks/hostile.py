@@ -3,8 +3,8 @@
     python benchmarks/hostile.py OUT
 
 For each: exit code, seconds, peak memory of all its processes, and what it said. It must be one
-`error:` line, exit 2, 3 or 5 (or a row and `verify: FAIL`), under 20 s and 1 GiB, and nothing may lie in the working folder after
-it. Linux alone tells the memory. OUT/hostile.json holds all of it.
+`error:` line, exit 2, 3 or 5 (or a row and `verify: FAIL`), under 20 s and 1 GiB, and nothing may
+be written elsewhere. Linux alone tells the memory. OUT/hostile.json holds all of it.
 """
 
 from __future__ import annotations
