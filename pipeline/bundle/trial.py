@@ -46,7 +46,8 @@ def try_models(bundle: Path, models: Iterable[Model], config: LimitsConfig) -> N
                 continue
             built = model.built(bundle)
             worker.limits = limits_of(built, config)
-            worker.call(f"{bundle}: {model.target} {model.precision}", run_once, built)
+            what = f"{bundle}: {model.target} {model.precision}"
+            worker.call(what, run_once, built, f"{what}: ")
 
 
 def try_asked(bundle: Path, stated: Manifest, targets: Sequence[str], config: LimitsConfig) -> None:
@@ -82,7 +83,7 @@ def opens_at_once(target: str) -> bool:
     return target.partition(":")[0] in _QUICK
 
 
-def run_once(built: Built) -> None:
+def run_once(built: Built, where: str = "") -> None:
     """Open a model of this machine and run it on a small grey image.
 
     Raises:
@@ -97,5 +98,6 @@ def run_once(built: Built) -> None:
         raise
     except Exception as error:  # whatever a runtime raises
         first = next(iter(str(error).splitlines()), type(error).__name__)
-        what = f"{built.target} {built.precision}: cannot be run: {first}"
-        raise StageError(what, hint="see: mipkd-pipeline verify") from error
+        raise StageError(
+            f"{where}cannot be run: {first}", hint="see: mipkd-pipeline verify"
+        ) from error

@@ -78,7 +78,11 @@ def verify_models(
     settings = None if wrong else _shortly(settings_of(bundle))
     with TemporaryDirectory() as made:
         for one in replay(bundle, manifest, wrong, Path(made), settings=settings, limits=limits):
-            yield one, list(judge_replayed(bundle, one, find_recorded(one.model, recorded)))
+            try:
+                yield one, list(judge_replayed(bundle, one, find_recorded(one.model, recorded)))
+            except UsageError as error:  # a golden image that cannot be read
+                name = f"{one.model.target} {one.model.precision}"
+                yield one, [Gate("replay", name, Outcome.FAIL, None, 0.0, "", error.what)]
 
 
 def check_recorded(bundle: Path) -> Checked:
