@@ -32,7 +32,7 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 _TARGET = re.compile(r"[A-Za-z]\w*(:[\w.-]+)?", re.ASCII)
 _LEFT = "an older version kept what it compiled here: delete the folder engines"
 # What two runs of the same inputs can never have in common: times, and what tells them.
-_OF_THE_CLOCK = ("bench", "card", "provenance", "sbom")
+_OF_THE_CLOCK = ("bench", "card", "run")
 
 Kind = Literal["measured", "simulated", "not measured"]
 
@@ -281,7 +281,7 @@ def _names(folder: Path) -> Iterator[str]:
 
 def _role(name: str) -> str:
     top = name.partition("/")[0]
-    known = {"README.md": "card", "provenance.json": "provenance", SBOM: "sbom"}
+    known = {"README.md": "card", "provenance.json": "provenance", SBOM: "sbom", "run.json": "run"}
     return known.get(top, top)
 
 

@@ -19,12 +19,13 @@ from pipeline.bundle import manifest
 from pipeline.bundle.card import card
 from pipeline.bundle.golden import BundleConfig, copy_golden
 from pipeline.bundle.measurements import write_measurements
-from pipeline.bundle.provenance import PROVENANCE, provenance
+from pipeline.bundle.provenance import PROVENANCE, RUN, provenance, run_facts
 from pipeline.report.figures import compute_figures
 from pipeline.run import as_stage_error, program_version
 from targets.base import files_of
 
-_PARTS = ("README.md", PROVENANCE, manifest.MANIFEST, "model", "golden", "quality", "bench")
+_FILES = ("README.md", PROVENANCE, RUN, manifest.MANIFEST, manifest.SBOM, manifest.SIGNATURE)
+_PARTS = (*_FILES, "model", "golden", "quality", "bench")
 
 
 def pack(evidence: Evidence, config: BundleConfig, out: Path) -> Path:
@@ -101,7 +102,8 @@ def _fill(evidence: Evidence, config: BundleConfig, out: Path) -> None:
     (out / manifest.SBOM).write_text(sbom(evidence, models, files))
     files[manifest.SBOM] = manifest.describe_file(out, manifest.SBOM)
     stated = provenance(evidence, program_version(), files)
-    (out / PROVENANCE).write_text(json.dumps(stated, indent=1, sort_keys=True))
+    for name, facts in ((PROVENANCE, stated), (RUN, run_facts(evidence))):
+        (out / name).write_text(json.dumps(facts, indent=1, sort_keys=True))
     write_text(out / "README.md", card(evidence, compute_figures(evidence, out), models, golden[0]))
     manifest.write(
         manifest.Manifest(

@@ -20,12 +20,13 @@ from mipkd.core.records import PatchSet, Photos, QuantPlan, TestSet
 from pipeline.bundle.manifest import SBOM, File
 
 PROVENANCE = "provenance.json"
+RUN = "run.json"  # what two equal runs do not share
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "urn:mipkd-pipeline:run:v1"  # what the parameters mean: docs/trust.md
 BUILDER = "urn:mipkd-pipeline:local"  # the machine of whoever typed the command
 _OF_IMAGES = "every image's content, and how they were prepared"
-_OF_THE_CLOCK = ("name", "plans", "seconds", "warnings")  # what two equal runs do not share
+_OF_THE_CLOCK = ("name", "created", "plans", "seconds", "warnings")
 _TIMED = ("plans", "seconds")  # wherever they are: a search holds what it measured
 _PATHS = ("teacher", "model", "data", "val")  # in a configuration
 _OF_THE_WAY = ("address", "ssh_config")  # to a device
@@ -56,7 +57,7 @@ class Provenance:
 def provenance(evidence: Evidence, program: str, files: Mapping[str, File]) -> dict[str, Any]:
     """The statement on a bundle's models among its `files`, but for what other files hold.
 
-    All that two equal runs do not share stands in `runDetails.metadata`.
+    Two equal runs make the same one: what they do not share is in `run.json`, by `run_facts`.
     """
     commit = {"commit": evidence.commit} if evidence.commit else {}
     models = {name: file.sha256 for name, file in files.items() if file.role == "model"}
@@ -79,10 +80,6 @@ def provenance(evidence: Evidence, program: str, files: Mapping[str, File]) -> d
                     "id": BUILDER,
                     "version": {"mipkd-pipeline": program} | commit,
                 },
-                "metadata": {
-                    "finishedOn": evidence.created.replace("+00:00", "Z"),
-                    "mipkd_run": run_facts(evidence),
-                },
             },
         },
     }
@@ -102,15 +99,20 @@ def _config(evidence: Evidence) -> dict[str, Any]:
 
 
 def run_facts(evidence: Evidence) -> dict[str, Any]:
-    """What differs between two runs of the same inputs: times, and what was chosen by them."""
+    """What differs between two runs of the same inputs: times, what was chosen by them, and where
+    it was written."""
     plain = replace(evidence, plans=_without_crops(evidence.plans))
     stated = {name: _encode(getattr(plain, name)) for name in _OF_THE_CLOCK}
     trained = evidence.distilled
     rivals = {rival.name: _encode(_without_crops(rival.plans)) for rival in evidence.rivals}
-    return stated | {
-        "training_seconds": trained.seconds if trained else None,
-        "plans_of_rivals": rivals,
-    }
+    facts: dict[str, Any] = without_paths(
+        stated
+        | {
+            "training_seconds": trained.seconds if trained else None,
+            "plans_of_rivals": rivals,
+        }
+    )
+    return facts
 
 
 def _internal(evidence: Evidence) -> dict[str, Any]:
@@ -180,14 +182,14 @@ def read_provenance(bundle: Path) -> Provenance:
     stated = read_json(file)
     if isinstance(stated, dict) and "_type" in stated:
         try:
-            stated = _plain(stated)
+            stated = _plain(stated, read_json(bundle / RUN))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UsageError(f"{file}: damaged: no provenance of a run: {error}") from error
     return decode_file(Provenance, stated, file)
 
 
-def _plain(stated: dict[str, Any]) -> dict[str, Any]:
-    """What is read again of a statement, side by side."""
+def _plain(stated: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+    """What is read again of a statement and of `run.json`, side by side."""
     build = stated["predicate"]["buildDefinition"]
     kinds = stated["_type"], stated["predicateType"], build["buildType"]
     for kind, wanted in zip(kinds, (STATEMENT, PREDICATE, BUILD_TYPE), strict=True):
@@ -197,7 +199,7 @@ def _plain(stated: dict[str, Any]) -> dict[str, Any]:
     config = build["externalParameters"]["config"]
     return {
         **build["internalParameters"],
-        **stated["predicate"]["runDetails"]["metadata"]["mipkd_run"],
+        **run,
         "tests": {**tests["annotations"], **tests["digest"]},
         "config": config,
         "gates": config.get("gates", {}),
@@ -205,11 +207,13 @@ def _plain(stated: dict[str, Any]) -> dict[str, Any]:
 
 
 def command(evidence: Evidence) -> list[str]:
-    """The words of the command, each path in them by its name alone."""
+    """The words of the command but for `--out`, each path in them by its name alone."""
     words = [_DEVICE.sub("DEVICE", word) for word in shlex.split(evidence.command)]
-    after = ["", *words]
+    pairs = zip(["", *words], words, strict=False)
     return [
-        _by_name(w, listed=before == "--compare") for before, w in zip(after, words, strict=False)
+        _by_name(word, listed=before == "--compare")
+        for before, word in pairs
+        if before != "--out" and word != "--out" and not word.startswith("--out=")
     ]
 
 

@@ -42,7 +42,9 @@ def sbom(evidence: Evidence, models: Sequence[Packed], files: Mapping[str, File]
     given = {model.sha256: _weights(model) for model in _given(evidence)}
     packed = [part for model in models for part in _packed(model, files, licence)]
     whole = Component(
-        name=printable(evidence.name), type=ComponentType.MACHINE_LEARNING_MODEL, bom_ref="bundle"
+        name=f"{evidence.student.arch}-x{evidence.graph.scale}",
+        type=ComponentType.MACHINE_LEARNING_MODEL,
+        bom_ref="bundle",
     )
     parts = [*made.values(), python, *given.values(), *packed]
     bom = Bom(metadata=BomMetaData(component=whole), components=parts)
