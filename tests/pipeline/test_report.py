@@ -553,11 +553,14 @@ def test_without_rivals_nothing_is_said_of_them(make: Make) -> None:
 def test_a_report_is_replaced_whole(make: Make, tmp_path: Path) -> None:
     out = tmp_path / "report" / "latest"
     write(make(), out)
-    (out / "stale.txt").write_text("of the earlier one")
     write(make(name="another"), out)
     assert "another" in (out / "index.html").read_text()
-    assert not (out / "stale.txt").exists()
     assert [path.name for path in out.parent.iterdir()] == ["latest"]
+    (out / "mine.txt").write_text("what others laid into it is put aside")
+    write(make(name="third"), out)
+    assert "third" in (out / "index.html").read_text()
+    assert {path.name for path in out.parent.iterdir()} == {"latest", "latest.kept"}
+    assert (out.parent / "latest.kept" / "mine.txt").is_file()
 
 
 def test_docs_of_the_results_are_up_to_date() -> None:
