@@ -21,7 +21,10 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "cases"))
-import hostile_makers as makers
+import hostile_bundles as bundles
+import hostile_checkpoints as checkpoints
+import hostile_graphs as graphs
+import hostile_images as images
 from measured import Measured, measure
 
 MOST_S, MOST_BYTES, CODES = 20, 2**30, (2, 3, 5)
@@ -36,7 +39,15 @@ def good_run(out: Path) -> Path:
     for number in range(2):
         noise = np.random.default_rng(number).integers(0, 256, (64, 64, 3), dtype=np.uint8)
         Image.fromarray(noise).resize((128, 128)).save(out / "val" / f"{number}.png")
-    words = ["run", "--model", makers.good_graph(out), "--target", "cpu", "--precision", "fp32"]
+    words = [
+        "run",
+        "--model",
+        graphs.good_graph(out),
+        "--target",
+        "cpu",
+        "--precision",
+        "fp32",
+    ]
     found = measure(*words, "--val", out / "val", "--out", out / "run", *PACE, folder=out)
     assert (out / "run" / "bundle" / "manifest.json").is_file(), found.err
     return out / "run"
@@ -46,19 +57,19 @@ def list_cases(out: Path, run: Path, work: Path) -> Iterator[tuple[str, Words]]:
     """Name of each case and its command; files are made as they are asked for."""
     files, bundle = out / "files", run / "bundle"
     files.mkdir()
-    for make in makers.CHECKPOINTS:
+    for make in checkpoints.CHECKPOINTS:
         yield f"doctor {make.__name__}", ("doctor", make(files))
     graph = ("--target", "cpu", "--precision", "fp32", "--out", work / "run")
-    for make in makers.GRAPHS:
+    for make in graphs.GRAPHS:
         yield f"run {make.__name__}", ("run", "--model", make(files), *graph)
-    for make in makers.IMAGES:
+    for make in images.IMAGES:
         yield f"upscale {make.__name__}", ("upscale", bundle, make(files), "-o", work / "out")
-    for make in makers.RESULTS:
+    for make in bundles.RESULTS:
         yield f"collect {make.__name__}", ("collect", make(files), run)
-    for name, text in makers.CONFIGS.items():
+    for name, text in bundles.CONFIGS.items():
         (out / "c.toml").write_text(text)
         yield f"plan {name}", ("plan", "--config", out / "c.toml")
-    for name, change in makers.BUNDLES.items():
+    for name, change in bundles.BUNDLES.items():
         shutil.rmtree(out / "changed", ignore_errors=True)
         shutil.copytree(bundle, out / "changed")
         change(out / "changed")

@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from mipkd.core.errors import MipkdError, StageError, UsageError
-from pipeline.cli import bundle, doctor, run, runs, sign, study
+from pipeline.cli import bundle, doctor, kits, run, runs, sign, study
 from pipeline.cli.terminal import ROOMS, print_any_name, say, set_logging
 
 log = logging.getLogger(__name__)
@@ -85,6 +85,7 @@ for command in (run.run, study.train, study.study, run.plan, doctor.doctor):
     app.command()(command)
 runs.register(app)
 bundle.register(app)
+kits.register(app)
 sign.register(app)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from pipeline.cli import options as o
-from pipeline.cli.bundle import explain_kits
+from pipeline.cli.kits import explain_kits
 from pipeline.cli.terminal import EXIT, Verbose, print_wide, say, set_logging
 
 if TYPE_CHECKING:

@@ -7,7 +7,10 @@ import sys
 import zipfile
 from pathlib import Path
 
-import hostile_makers as makers
+import hostile_bundles as bundles
+import hostile_checkpoints as checkpoints
+import hostile_graphs as graphs
+import hostile_images as images
 import numpy as np
 import pytest
 from checkpoint_makers import TRAINED, tiny
@@ -42,16 +45,23 @@ def check_refusal(found: Measured) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [makers.inflated_pickle, makers.many_keys, makers.sparse])
-def test_doctor_refuses_a_checkpoint(make: makers.Maker, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "make",
+    [
+        checkpoints.inflated_pickle,
+        checkpoints.many_keys,
+        checkpoints.sparse,
+    ],
+)
+def test_doctor_refuses_a_checkpoint(make: checkpoints.Maker, tmp_path: Path) -> None:
     file = make(tmp_path)
     check_refusal(measure("doctor", file, folder=tmp_path, limit_s=MOST_S))
     assert [*tmp_path.iterdir()] == [file]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [makers.endless_scan, makers.functions_of_functions])
-def test_a_run_refuses_a_graph(make: makers.Maker, tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", [graphs.endless_scan, graphs.functions_of_functions])
+def test_a_run_refuses_a_graph(make: checkpoints.Maker, tmp_path: Path) -> None:
     words = ("run", "--model", make(tmp_path), "--target", "cpu", "--out", tmp_path / "run")
     check_refusal(measure(*words, folder=tmp_path, limit_s=MOST_S))
 
@@ -59,23 +69,23 @@ def test_a_run_refuses_a_graph(make: makers.Maker, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (makers.holds_itself, "no tensors"),
-        (makers.nested_dicts, "no tensors"),
-        (makers.many_laughs, "no tensors"),
-        (makers.many_keys, "more than 50000 tensors"),
-        (makers.empty_tensors, "more than 50000 tensors"),
-        (makers.expanded, "claim 10000"),
-        (makers.expanded_half, "values, in a file of"),
-        (makers.sparse, "claim 10000"),
-        (makers.bytearray_of, "damaged"),
-        (makers.array_of, "damaged"),
-        (makers.code_in_pickle, "os.system"),
-        (makers.nested_header, "damaged"),
-        (makers.overflowing_shape, "damaged"),
+        (checkpoints.holds_itself, "no tensors"),
+        (checkpoints.nested_dicts, "no tensors"),
+        (checkpoints.many_laughs, "no tensors"),
+        (checkpoints.many_keys, "more than 50000 tensors"),
+        (checkpoints.empty_tensors, "more than 50000 tensors"),
+        (checkpoints.expanded, "claim 10000"),
+        (checkpoints.expanded_half, "values, in a file of"),
+        (checkpoints.sparse, "claim 10000"),
+        (checkpoints.bytearray_of, "damaged"),
+        (checkpoints.array_of, "damaged"),
+        (checkpoints.code_in_pickle, "os.system"),
+        (checkpoints.nested_header, "damaged"),
+        (checkpoints.overflowing_shape, "damaged"),
     ],
 )
 def test_a_checkpoint_is_refused_before_it_takes_memory(
-    make: makers.Maker, says: str, tmp_path: Path
+    make: checkpoints.Maker, says: str, tmp_path: Path
 ) -> None:
     file = make(tmp_path)
     memory.reset_peak()
@@ -100,8 +110,8 @@ def test_an_archive_that_would_grow_a_hundredfold_is_refused(tmp_path: Path) -> 
     check_inflation(file)  # it is none
 
 
-@pytest.mark.parametrize("make", makers.RESULTS)
-def test_what_a_kit_brought_back_is_refused(make: makers.Maker, tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", bundles.RESULTS)
+def test_what_a_kit_brought_back_is_refused(make: checkpoints.Maker, tmp_path: Path) -> None:
     file = make(tmp_path)
     with pytest.raises(UsageError, match=file.name):
         Kit(file)
@@ -111,11 +121,17 @@ def test_what_a_kit_brought_back_is_refused(make: makers.Maker, tmp_path: Path) 
 @pytest.mark.parametrize(
     "make",
     [
-        *(makers.png_of_a_header, makers.jpeg, makers.gif, makers.bmp, makers.tiff),
-        *(makers.postscript, makers.portable_pixmap),
+        *(
+            images.png_of_a_header,
+            images.jpeg,
+            images.gif,
+            images.bmp,
+            images.tiff,
+        ),
+        *(images.postscript, images.portable_pixmap),
     ],
 )
-def test_an_image_is_refused_by_its_header(make: makers.Maker, tmp_path: Path) -> None:
+def test_an_image_is_refused_by_its_header(make: checkpoints.Maker, tmp_path: Path) -> None:
     file = make(tmp_path)
     memory.reset_peak()
     before = memory.peak_bytes() or 0
@@ -126,7 +142,7 @@ def test_an_image_is_refused_by_its_header(make: makers.Maker, tmp_path: Path) -
 
 
 def test_a_tile_that_is_larger_than_its_image_counts(tmp_path: Path) -> None:
-    file = makers.tiff_tile(tmp_path)
+    file = images.tiff_tile(tmp_path)
     assert size_of(file) == (8, 8)
     with pytest.raises(UsageError, match="megapixels"):
         read_rgb(file)
@@ -145,7 +161,7 @@ def test_a_picture_is_held_against_the_memory_before_it_is_read(tmp_path: Path) 
     assert bytes_to_read(file) > needed
 
 
-@pytest.mark.parametrize("text", makers.CONFIGS.values(), ids=makers.CONFIGS)
+@pytest.mark.parametrize("text", bundles.CONFIGS.values(), ids=bundles.CONFIGS)
 def test_a_configuration_is_refused(text: str, tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text(text)
@@ -155,17 +171,17 @@ def test_a_configuration_is_refused(text: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("make", "count"),
-    [(makers.functions_of_functions, r"1e\+12"), (makers.many_nodes, r"5e\+04")],
+    [(graphs.functions_of_functions, r"1e\+12"), (graphs.many_nodes, r"5e\+04")],
 )
 def test_operators_are_counted_before_anything_opens_them(
-    make: makers.Maker, count: str, tmp_path: Path
+    make: checkpoints.Maker, count: str, tmp_path: Path
 ) -> None:
     file = make(tmp_path)
     with pytest.raises(UnsupportedError, match=f"it holds {count} operators"):
         adopt(file, scale=None, image_range=None, probe=lambda scale: [], out=tmp_path)
 
 
-def model_of(make: makers.Maker, bundle: Path) -> Model:
+def model_of(make: checkpoints.Maker, bundle: Path) -> Model:
     """A bundle's only model, of a hostile graph."""
     home = bundle / "model" / "cpu-fp32"
     home.mkdir(parents=True)
@@ -177,14 +193,14 @@ def model_of(make: makers.Maker, bundle: Path) -> Model:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (makers.endless_loop, "cpu fp32: not done after 1"),
-        (makers.endless_scan, "cpu fp32: it took more than 512 MiB of memory"),
-        (makers.slow_products, "cpu fp32: (not done after|it took more)"),
-        (makers.pad_where_it_runs, "cpu fp32: (it took more|cannot be run)"),
+        (graphs.endless_loop, "cpu fp32: not done after 1"),
+        (graphs.endless_scan, "cpu fp32: it took more than 512 MiB of memory"),
+        (graphs.slow_products, "cpu fp32: (not done after|it took more)"),
+        (graphs.pad_where_it_runs, "cpu fp32: (it took more|cannot be run)"),
     ],
 )
 def test_a_model_of_a_bundle_is_ended_by_its_limits(
-    make: makers.Maker, says: str, tmp_path: Path
+    make: checkpoints.Maker, says: str, tmp_path: Path
 ) -> None:
     model = model_of(make, tmp_path)
     with pytest.raises(MipkdError, match=says):
@@ -192,7 +208,7 @@ def test_a_model_of_a_bundle_is_ended_by_its_limits(
 
 
 def test_a_good_model_passes_its_trial(tmp_path: Path) -> None:
-    try_models(tmp_path, [model_of(makers.good_graph, tmp_path)], LimitsConfig())
+    try_models(tmp_path, [model_of(graphs.good_graph, tmp_path)], LimitsConfig())
 
 
 def test_limits_follow_the_size_of_the_files_and_the_settings(tmp_path: Path) -> None:
