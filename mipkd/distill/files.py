@@ -162,13 +162,21 @@ def _read_header(path: Path, header: Mapping[str, str]) -> StoredHyper:
 
 
 def write_state(state: Mapping[str, Tensor], path: Path, header: dict[str, str]) -> None:
-    """Write safetensors atomically."""
+    """Write safetensors atomically.
+
+    Raises:
+        OSError: the disk is full, or does not take it.
+    """
     from safetensors.torch import save
 
     # Cloned: safetensors refuses tensors that share memory.
     tensors = {k: v.detach().cpu().clone().contiguous() for k, v in state.items()}
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(_sort_metadata(save(tensors, metadata=header)))
+    data = _sort_metadata(save(tensors, metadata=header))
+    try:
+        partial.write_bytes(data)
+    except OSError as error:  # of a write, it does not know of which file
+        raise OSError(error.errno, error.strerror, str(partial)) from error
     partial.replace(path)
 
 

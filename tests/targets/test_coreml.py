@@ -380,7 +380,7 @@ def test_an_unknown_operation_is_named(
 
 def test_what_is_no_package_is_refused(tmp_path: Path) -> None:
     built = Built("coreml", "fp32", "student", tmp_path / "no.mlpackage", 0, 2, 1)
-    with pytest.raises(UsageError, match="not a Core ML package"):
+    with pytest.raises(UsageError, match="no Core ML package"):
         TARGET.open(built)
 
 
@@ -416,9 +416,8 @@ def test_a_net_that_no_range_suits_gets_one_size_and_says_so(folder: Path) -> No
 def test_compute_units_are_checked_before_anything_is_opened(tmp_path: Path) -> None:
     options = {"compute_units": "TPU"}
     built = Built("coreml", "fp32", "student", tmp_path, 0, 2, 1, options)
-    with pytest.raises(MipkdError, match="no compute units 'TPU'") as caught:
+    with pytest.raises(MipkdError, match=r"compute_units: 'TPU'; known: ALL.*CPU_AND_NE"):
         TARGET.open(built)
-    assert "CPU_AND_NE" in caught.value.hint
 
 
 @pytest.mark.parametrize(
