@@ -16,7 +16,7 @@ from mipkd.core.names import printable
 # addresses, which it makes links of.
 _SPECIAL = re.compile(r"[\\`*\[\]|]|~(?=~)|(?<![^\W_])_|_(?![^\W_])")
 _REFERENCE = re.compile(r"&(?=#?\w+;)")
-_BLOCK = re.compile(r"^(\d*)(?=[#>]|[-+]\s|[.)]\s)")
+_BLOCK = re.compile(r"^( ?\d*)(?=[#>]|[-+]\s|[.)]\s)")
 _ADDRESS = re.compile(r"(?i)(?:(?<=http:)|(?<=https:)|(?<=ftp:))(?=//)|(?<=\bwww)(?=\.)")
 
 
@@ -24,7 +24,7 @@ def cell(text: object) -> Markup:
     """Text on one line that cannot break out of its place in Markdown, such as a table's cell."""
     if isinstance(text, Markup):
         return text
-    one_line = printable(" ".join(str(text).split()))
+    one_line = printable(re.sub(r"\s+", " ", str(text)))
     escaped = _SPECIAL.sub(r"\\\g<0>", _REFERENCE.sub("&amp;", one_line)).replace("<", "&lt;")
     return Markup(_BLOCK.sub(r"\1\\", _ADDRESS.sub(r"\\", escaped)))
 

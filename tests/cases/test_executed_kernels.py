@@ -22,6 +22,7 @@ from pipeline.report.figures import compute_figures
 from pipeline.report.results_file import read_results, write_results
 from pipeline.report.tables import main_table
 from pipeline.report.wording import kernels, precision_label
+from targets._onnxruntime import session
 from targets.base import BuildRequest, Target, find
 
 PACE = BenchSettings(sizes=((16, 16),), min_time_s=0.01, warmup_s=0.0, max_drift=9, max_busy=1)
@@ -83,9 +84,11 @@ def test_every_convolution_is_counted_where_it_is_timed(
 
 
 def test_onnx_runtime_that_keeps_q_and_dq_apart_runs_floats(
-    graph: Graph, patches: PatchSet, tmp_path: Path
+    graph: Graph, patches: PatchSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = usable("cpu")
+    # No model may bring this option; here it stands for a runtime that does not fuse.
+    monkeypatch.setitem(session.OPTIONS, "session.disable_quant_qdq", "1")
     model = built(target, "int8", graph, patches, tmp_path)
     unfused = replace(model, options={**model.options, "session.disable_quant_qdq": "1"})
     for made, runs_in_float in ((model, False), (unfused, True)):

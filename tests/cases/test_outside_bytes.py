@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from hostile_makers import good_graph
+from hostile_graphs import good_graph
 from rich.table import Table
 
 from mipkd.core.texts import write_text
@@ -104,11 +104,11 @@ def test_a_damaged_record_counts_as_not_run(
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are Unicode there")
 def test_onnx_runtime_opens_a_model_whose_name_is_no_utf8(tmp_path: Path) -> None:
-    folder = tmp_path / LATIN
-    folder.mkdir()
-    made = good_graph(folder)
+    folder = tmp_path / LATIN / "model" / "cpu-fp32"
+    folder.mkdir(parents=True)
+    file = good_graph(folder).relative_to(tmp_path / LATIN).as_posix()
     try_models(
-        folder,
-        [Model("cpu", "fp32", "measured", made.name, 4, 2, 1, {}, (), {}, 7, "")],
+        tmp_path / LATIN,
+        [Model("cpu", "fp32", "measured", file, 4, 2, 1, {}, (), {}, 7, "")],
         LimitsConfig(),
     )

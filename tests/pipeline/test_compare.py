@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,13 @@ from mipkd.archs import edsr
 from mipkd.core.codec import decode
 from mipkd.core.evidence import Evidence
 from mipkd.core.images import resize_bicubic, write_png
+from mipkd.core.measurement import Measurement
+from mipkd.core.records import Built
 from mipkd.distill.teacher import save
+from pipeline.bench.models import time_models
 from pipeline.bundle import manifest
 from pipeline.bundle.provenance import command, provenance, read_provenance
+from pipeline.machine import local
 from pipeline.run import EVIDENCE, Run
 
 Command = Callable[..., Any]
@@ -161,7 +165,7 @@ def test_rivals_leave_no_path_in_what_is_handed_on(compared: Path) -> None:
     evidence = Run(compared).load_record(EVIDENCE, Evidence)
     told = "mipkd-pipeline run --compare 'scratch,/home/me/a b.pth' --out /home/me/run"
     words = command(replace(evidence, command=told))
-    assert words[2:] == ["--compare", "scratch,a b.pth", "--out", "run"]
+    assert words[2:] == ["--compare", "scratch,a b.pth"]
     build = provenance(evidence, "", {})["predicate"]["buildDefinition"]
     config, made = (build[f"{kind}Parameters"] for kind in ("external", "internal"))
     assert config["config"]["compare"] == ["scratch", "rkd", "plain one.safetensors"]
@@ -190,11 +194,20 @@ def test_a_run_that_is_repeated_or_widened_makes_only_what_is_new(
 
 
 def test_a_rival_that_cannot_be_measured_leaves_the_student_measured(
-    compared: Path, given: Path, ended: Command, tmp_path: Path
+    compared: Path,
+    given: Path,
+    ended: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = shutil.copytree(compared, tmp_path / "run")
-    receipts = {json.loads(f.read_text())["label"]: f for f in run.glob("build/*/receipt.json")}
-    receipts["cpu scratch int8"].with_name("model.onnx").unlink()
+
+    def fail(target: Any, builts: Sequence[Built], settings: Any) -> tuple[Measurement, ...]:
+        if any(built.role == "scratch" for built in builts):
+            raise RuntimeError("it does not run")
+        return time_models(target, builts, settings)
+
+    monkeypatch.setattr(local, "time_models", fail)
     anew = ("--compare", "scratch", "--set", "bench.min_time_s=0.06", "--target", "cpu")
     said = ended("run", *words(given, *anew, "--out", run))
     assert said.code in (6, 7)

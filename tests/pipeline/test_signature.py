@@ -15,7 +15,7 @@ import pytest
 
 from mipkd.core.errors import MissingError, StageError, UsageError
 from pipeline.bundle import manifest
-from pipeline.bundle.provenance import PROVENANCE, provenance
+from pipeline.bundle.provenance import PROVENANCE, RUN, provenance, run_facts
 from pipeline.bundle.signature import NAMESPACE, sign, signature_of, verify_signature
 from pipeline.report.results_file import read_results
 
@@ -34,6 +34,7 @@ def bundle(tmp_path: Path) -> Path:
     (home / "model" / "jetson-fp32" / "model.onnx").write_bytes(b"weights")
     evidence = read_results(Path(__file__).parent / "golden" / "results-1.6.json")
     (home / PROVENANCE).write_text(json.dumps(provenance(evidence, "0", {})))
+    (home / RUN).write_text(json.dumps(run_facts(evidence)))
     model = manifest.Model(
         *("jetson", "fp32", "simulated", "model/jetson-fp32/model.onnx", 7, 4, 1),
         *({}, (), {}, 7, ""),

@@ -154,7 +154,13 @@ def test_what_cannot_be_done_is_one_line(
 
 
 def test_tiles_are_called_exact_or_not_but_never_both() -> None:
-    files = {"file": "m", "size_bytes": 1, "options": {}, "notes": (), "versions": {}}
+    files = {
+        "file": "model/cpu-fp32/m",
+        "size_bytes": 1,
+        "options": {},
+        "notes": (),
+        "versions": {},
+    }
     local = manifest.Model(
         target="cpu", precision="fp32", kind="measured", scale=2, multiple=1, margin=7,
         inexact_because="", **files,
