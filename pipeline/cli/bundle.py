@@ -250,7 +250,8 @@ def check(
     if update_baseline:
         say_lines(set_baseline(bundle, baseline, reason))
         return
-    found = checked(bundle, limits_with([one for one in sets or () if one.startswith("limits.")]))
+    limits = limits_with([one for one in sets or () if one.startswith("limits.")])
+    found = checked(bundle, limits, baseline=baseline)
     if baseline and not found.problems:
         settings = settings_with(bundle, sets or ())
         found = compare_with_baseline(found, bundle, baseline, settings.baseline, settings.bench)

@@ -43,15 +43,21 @@ class Checked:
     replayed: tuple[Replayed, ...] = ()
 
 
-def check(bundle: Path, limits: LimitsConfig | None = None) -> Checked:
+def check(
+    bundle: Path, limits: LimitsConfig | None = None, *, baseline: Path | None = None
+) -> Checked:
     """What `check_recorded` finds, and what each model that runs here makes of the golden images.
 
+    A `baseline` that it could not be compared with is refused before anything runs.
+
     Raises:
-        UsageError: no bundle, or one that cannot be read.
+        UsageError: no bundle, or one that cannot be read, or no such baseline.
     """
     found = check_recorded(bundle)
     if found.problems:
         return found
+    if baseline:
+        check_comparable(of_bundle(bundle), load(baseline), name=str(baseline))
     recorded = read_measurements(bundle)
     stated = read_provenance(bundle)
     scale, settings = found.manifest.scale, _shortly(settings_of(bundle))

@@ -39,7 +39,8 @@ def _rows(gates: Sequence[Gate]) -> Iterator[str]:
     for gate in gates:
         bound = "" if gate.figure is None else f"{gate.bound:g} {gate.unit}"
         cells = (gate.subject, gate.name, _figure(gate), bound, gate.reason)
-        yield f"| {_MARK[gate.outcome]} | " + " | ".join(map(cell, cells)) + " |"
+        shown = (cell(one.strip()) for one in cells)
+        yield f"| {_MARK[gate.outcome]} | " + " | ".join(shown) + " |"
 
 
 def _figure(gate: Gate) -> str:

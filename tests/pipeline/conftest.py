@@ -89,3 +89,9 @@ def finished(once: Finished, tmp_path: Path) -> Finished:
 def ended() -> Callable[..., Ended]:
     """Runs a command."""
     return _ended
+
+
+@pytest.fixture
+def figures_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`check` judges recorded figures and runs no model: that is looked at elsewhere."""
+    monkeypatch.setattr("pipeline.judge.check.replay", lambda *_, **__: iter(()))

@@ -55,6 +55,7 @@ def lines(said: Any, what: str) -> list[str]:
     return [line for line in said.out.splitlines() if f": {what} " in line]
 
 
+@pytest.mark.usefixtures("figures_alone")
 def test_a_bundle_against_its_own_figures(once: Finished, kept: Path, ended: Command) -> None:
     said = ended("check", once.bundle, "--baseline", kept, *CALM)
     assert "Traceback" not in said.err
@@ -68,6 +69,7 @@ def test_a_bundle_against_its_own_figures(once: Finished, kept: Path, ended: Com
     assert said.code == plain.code
 
 
+@pytest.mark.usefixtures("figures_alone")
 def test_a_bundle_in_turns_with_an_earlier_one(
     once: Finished, finished: Finished, ended: Command
 ) -> None:
@@ -78,6 +80,7 @@ def test_a_bundle_in_turns_with_an_earlier_one(
     assert all("in turns" in line for line in slow)
 
 
+@pytest.mark.usefixtures("figures_alone")
 def test_a_lost_tenth_of_a_decibel_fails(
     finished: Finished, kept: Path, tmp_path: Path, ended: Command
 ) -> None:
@@ -105,6 +108,7 @@ def test_a_lost_tenth_of_a_decibel_fails(
     assert "FAIL    cpu int8: mean loss" not in said.out
 
 
+@pytest.mark.usefixtures("figures_alone")
 def test_reasons_are_kept(once: Finished, kept: Path, ended: Command) -> None:
     words = ("check", once.bundle, "--baseline", kept, "--update-baseline")
     said = ended(*words, "--reason", "new photos")
@@ -129,6 +133,7 @@ def test_reasons_are_kept(once: Finished, kept: Path, ended: Command) -> None:
         ("measurements", [1], "damaged: measurements.0: no Measurement: 1"),
     ],
 )
+@pytest.mark.usefixtures("figures_alone")
 def test_what_cannot_be_compared_is_refused(
     name: str, value: object, told: str, once: Finished, kept: Path, ended: Command
 ) -> None:
@@ -140,6 +145,7 @@ def test_what_cannot_be_compared_is_refused(
     assert "hint: " in said.err
 
 
+@pytest.mark.usefixtures("figures_alone")
 def test_files_that_are_no_baseline(once: Finished, tmp_path: Path, ended: Command) -> None:
     said = ended("check", once.bundle, "--baseline", tmp_path / "none.json")
     assert (said.code, "No such file" in said.err) == (2, True)
@@ -148,6 +154,7 @@ def test_files_that_are_no_baseline(once: Finished, tmp_path: Path, ended: Comma
     assert (said.code, "damaged" in said.err) == (2, True)
 
 
+@pytest.mark.usefixtures("figures_alone")
 def test_a_baseline_with_changed_files_is_refused(
     once: Finished, finished: Finished, ended: Command
 ) -> None:
@@ -242,6 +249,7 @@ def test_check_needs_no_package_that_the_gate_does_not_install(
     assert "No module named" not in ran.stdout + ran.stderr
 
 
+@pytest.mark.usefixtures("figures_alone")
 def test_a_misspelt_setting_is_told_with_the_nearest(
     once: Finished, kept: Path, ended: Command
 ) -> None:

@@ -303,6 +303,7 @@ def test_check_judges_as_the_run_did_and_asks_for_devices(once: Finished, ended:
     assert "PASS    cpu int8: replay 0.000 levels" in said.out
 
 
+@pytest.mark.usefixtures("figures_alone")
 def test_check_of_measured_targets_alone_gives_the_runs_verdict(
     finished: Finished, tmp_path: Path, ended: Command
 ) -> None:
@@ -316,6 +317,7 @@ def test_check_of_measured_targets_alone_gives_the_runs_verdict(
     assert ended("check", tmp_path / "b").code == EXIT[verdict(finished)]
 
 
+@pytest.mark.usefixtures("figures_alone")
 def test_check_fails_by_the_bounds_in_the_bundle(
     finished: Finished, tmp_path: Path, ended: Command
 ) -> None:

@@ -133,6 +133,7 @@ def test_a_baseline_of_schema_1_and_a_results_file_hold_the_same() -> None:
             assert ours == pytest.approx(them, rel=0.1)
 
 
+@pytest.mark.usefixtures("figures_alone")
 def test_check_holds_a_bundle_against_an_older_results_file(
     once: Any, tmp_path: Path, ended: Ended
 ) -> None:
