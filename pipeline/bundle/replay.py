@@ -12,6 +12,7 @@ from mipkd.core.errors import MipkdError, MissingError, UnsupportedError
 from mipkd.core.images import read_rgb
 from mipkd.core.measurement import Latency
 from mipkd.core.precision import Tolerance
+from mipkd.core.quiet import quiet
 from mipkd.core.records import Built
 from pipeline.bench.host import OtherPrograms
 from pipeline.bench.latency import BenchSettings, compare
@@ -137,7 +138,7 @@ def _time(target: Target, built: Built, settings: BenchSettings) -> Latency | No
     if not Path("/proc/stat").exists():
         return None
     size, others = min(settings.sizes), OtherPrograms()
-    with open_models(target, [built]) as sessions:
+    with open_models(target, [built]) as sessions, quiet("pipeline.bench.latency"):
         multiples = dict.fromkeys(sessions, built.multiple)
         (found,) = compare(sessions, size, settings, multiples=multiples).values()
     return found if others.share() <= _IDLE else None

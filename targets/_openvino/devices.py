@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from mipkd.core.quiet import unreported
-
 INSTALL = 'pip install "mipkd-pipeline[openvino]"'
 # What makes a device appear: its driver on Linux, and in a container the way to it.
 _NEEDED = {
@@ -19,8 +17,8 @@ _FACTS = {"FULL_DEVICE_NAME": "device", "NPU_DRIVER_VERSION": "npu_driver"}
 
 def package() -> Any:
     """The module `openvino`."""
-    with unreported():
-        import openvino
+    import openvino
+
     return openvino
 
 
