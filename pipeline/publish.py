@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
@@ -22,7 +22,6 @@ from mipkd.core.names import printable
 from mipkd.core.records import Built, Model, PatchSet
 from pipeline import kit_results
 from pipeline.bench.comparisons import NOT_MEASURED, simulated_targets
-from pipeline.bench.plausible import find_absurdity
 from pipeline.bundle.golden import BundleConfig
 from pipeline.bundle.kit import is_kit, kit_name, make_kit
 from pipeline.bundle.pack import pack, student_builds
@@ -196,8 +195,7 @@ def kit_targets(evidence: Evidence) -> list[str]:
 
 def _load_evidence(run: Run, command: str) -> Evidence:
     try:
-        found = run.load_record(EVIDENCE, Evidence)
-        return replace(found, measurements=tuple(_plausible(found.measurements)))
+        return run.load_record(EVIDENCE, Evidence)
     except OSError as error:
         raise UsageError(
             f"{command}: no finished run in {run.root}",
@@ -208,16 +206,6 @@ def _load_evidence(run: Run, command: str) -> Evidence:
             f"{command}: {run.root / EVIDENCE}: damaged: {error}",
             hint="the same run command makes it anew: finished steps are remembered",
         ) from error
-
-
-def _plausible(measurements: Iterable[Measurement]) -> Iterator[Measurement]:
-    """Without those that a kit brought to an earlier version, and that cannot be."""
-    for m in measurements:
-        if wrong := find_absurdity(m):
-            name = f"{m.target} {m.role} {m.precision}"
-            log.warning("%s: left aside: %s; run again for this run's own figures", name, wrong)
-        else:
-            yield m
 
 
 def _stated_before(run: Run) -> object:
