@@ -10,12 +10,12 @@ import numpy as np
 from calibration.pages import TO_JUDGE, page
 from mipkd.core.images import ByteArray
 
-SIDE = 96  # LR pixels
+SIDE = 64  # LR pixels
 _EDGE = 16  # LR pixels a side of the part that is wholly white or black
 
 
 def make_probes(photo_HWC: ByteArray) -> dict[str, ByteArray]:
-    """LR images of (96, 96, 3) bytes by name, the first three made of a photo."""
+    """LR images of (64, 64, 3) bytes by name, the first three made of a photo."""
     part = _cut(photo_HWC)
     bright, dark = 255 - (255 - part) // 4, part // 4
     bright[:_EDGE, :_EDGE], dark[:_EDGE, :_EDGE] = 255, 0
