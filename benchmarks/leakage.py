@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from mipkd.core.folders import list_images
 from mipkd.core.images import read_rgb
 from mipkd.core.likeness import MOST_APART, Bits, hash_image, hash_views
-from pipeline.run import commit
+from pipeline.origin import commit
 
 PHOTOS = ("BSDS400", "T91", "SunHays40", "photos_hires", "photos_cc0")
 TESTS = ("Set5", "Set14", "B100")

@@ -27,7 +27,7 @@ from onnx import helper, numpy_helper
 
 from mipkd.core.evidence import Outcome
 from pipeline.bundle import manifest
-from pipeline.judge.check import check, compare_with_baseline, settings_with
+from pipeline.judge.check import check, check_recorded
 from targets.base import files_of
 
 TILE = 32  # SR pixels
@@ -187,24 +187,18 @@ def is_found(bundle: Path, fault: str, rng: Random) -> tuple[bool, str]:
         copy = Path(shutil.copytree(bundle, Path(folder) / "bundle"))
         if fault:
             plant(copy, fault, rng)
-        found = check(copy)
         if fault == "twice the work":
-            settings = settings_with(copy, ["bench.sizes=[[64,64]]", "bench.attempts=1"])
-            found = compare_with_baseline(found, copy, bundle, settings.baseline, settings.bench)
+            found = check(copy, ["bench.sizes=[[64,64]]", "bench.attempts=1"], bundle)
+        else:
+            found = check(copy)
         names = {gate.name.split(" at ")[0] for gate in _new_failures(found.gates, bundle)}
         return bool(names), ", ".join(sorted(names))
 
 
 def _new_failures(gates: Sequence[Any], bundle: Path) -> list[Any]:
     """What fails and did not fail by the bundle's own recorded figures."""
-    known = {(g.name, g.subject) for g in _recorded(bundle) if g.outcome is Outcome.FAIL}
+    known = {(g.name, g.subject) for g in check_recorded(bundle).gates if g.outcome is Outcome.FAIL}
     return [g for g in gates if g.outcome is Outcome.FAIL and (g.name, g.subject) not in known]
-
-
-def _recorded(bundle: Path) -> Sequence[Any]:
-    from pipeline.judge.check import check_recorded
-
-    return check_recorded(bundle).gates
 
 
 def main() -> None:
@@ -218,7 +212,7 @@ def main() -> None:
     asked = parser.parse_args()
     rows = []
     for fault in [*filter(None, asked.faults.split(",")), ""]:
-        count, found, by, start = asked.count if fault else asked.alarms, 0, Counter[str](), 0.0
+        count, found, by = asked.count if fault else asked.alarms, 0, Counter[str]()
         start = time.monotonic()
         for seed in range(count):
             bundle = asked.bundles[seed % len(asked.bundles)]

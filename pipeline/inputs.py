@@ -12,7 +12,8 @@ from mipkd.core.records import Graph, Model, PatchSet, Photos, TestSet
 from mipkd.export.foreign_graph import external_files
 from pipeline.config import Config
 from pipeline.context import RunContext
-from pipeline.run import Run, hash_file
+from pipeline.receipts import hash_file
+from pipeline.run import Run
 from pipeline.stage import NotInKey, Ref, Source
 from pipeline.stages.calibrate import CalibrateInputs, calibrate
 from pipeline.stages.export import AdoptInputs, adopt

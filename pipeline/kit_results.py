@@ -15,7 +15,6 @@ from mipkd.core.evidence import Evidence, Failure
 from mipkd.core.measurement import Measurement
 from mipkd.core.records import Built, TestSet
 from pipeline.bench.models import name_of
-from pipeline.bench.plausible import find_absurdity
 from pipeline.machine.base import Job
 from pipeline.machine.kit import ANEW, Kit
 from pipeline.machine.remote.job_file import hash_files
@@ -83,21 +82,16 @@ def keep(brought: Collected, run: Run) -> Collected:
 
 
 def list_kept(run: Run) -> list[Collected]:
-    """All that kits brought; what cannot be read, or cannot be, is named and left aside."""
+    """All that kits brought; what cannot be read is named and left aside."""
     found = []
     for file in sorted((run.root / _FOLDER).glob(f"*/{RECORD}")):
         if file.parent.name.startswith("."):
             continue
         try:
-            record = run.load_record(file.relative_to(run.root).as_posix(), Collected)
-            wrong = next(filter(None, map(find_absurdity, record.measurements)), "")
+            found.append(run.load_record(file.relative_to(run.root).as_posix(), Collected))
         except (OSError, ValueError) as error:
             log.debug("%s: %s", file, error)
-            wrong = "damaged"
-        if wrong:
-            log.warning("%s: left aside: %s; collect its results again", file, wrong)
-        else:
-            found.append(record)
+            log.warning("%s: left aside: damaged; collect its results again", file)
     return found
 
 

@@ -29,12 +29,13 @@ from pipeline.config import Config
 from pipeline.contenders import Contender
 from pipeline.inputs import Images
 from pipeline.judge.gates import GateConfig, judge
+from pipeline.origin import commit, now
 from pipeline.ownership import BUNDLE, CONFIG, claim, write_config
 from pipeline.receipts import find_changed_file
 from pipeline.report import history
 from pipeline.report.results_file import report_folder
 from pipeline.report.write import write
-from pipeline.run import EVIDENCE, Run, commit, now
+from pipeline.run import EVIDENCE, Run
 from pipeline.stage import Ref
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,6 @@ from mipkd.core import codec, durable
 
 RECEIPT, RECORD = "receipt.json", "record.json"
 _TICK_NS = 20_000_000  # the clocks of file systems go no coarser where steps lie
-_CACHES = "engines"  # folders that a runtime fills beside a model
 
 
 @dataclass(frozen=True)
@@ -128,9 +127,9 @@ def _stamp(file: Path) -> Stamp:
 
 def _names(folder: Path) -> Iterator[str]:
     for file in sorted(folder.rglob("*")):
-        name = file.relative_to(folder)
-        if file.is_file() and name.as_posix() != RECEIPT and _CACHES not in name.parts[:-1]:
-            yield name.as_posix()
+        name = file.relative_to(folder).as_posix()
+        if file.is_file() and name != RECEIPT:
+            yield name
 
 
 def _contents(folder: Path, files: Mapping[str, Stamp]) -> str:

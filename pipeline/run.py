@@ -25,12 +25,8 @@ from mipkd.core import durable, memory
 from mipkd.core.apart import Limits, Worker
 from mipkd.core.errors import MipkdError, StageError, UsageError
 from pipeline import receipts
-from pipeline.origin import commit as commit
-from pipeline.origin import noting
-from pipeline.origin import now as now
-from pipeline.origin import program_version as program_version
+from pipeline.origin import commit, noting, now, program_version
 from pipeline.receipts import Receipt
-from pipeline.receipts import hash_file as hash_file
 from pipeline.stage import (
     I,
     R,

@@ -24,8 +24,9 @@ from mipkd.distill.settings import DistillConfig, find_method, method_names
 from mipkd.distill.teacher import TeacherOptions
 from pipeline import caching
 from pipeline.bench.host import describe_host
+from pipeline.origin import commit, now
 from pipeline.report.study import write_study
-from pipeline.run import Run, commit, now
+from pipeline.run import Run
 from pipeline.stage import Ref, Source
 from pipeline.stages.assess import AssessInputs, assess
 from pipeline.stages.distill import DistillInputs, distill

@@ -54,7 +54,7 @@ def time_models(
     measurements = _list_untimed(target, builts)
     if target.simulated:
         return measurements
-    kernels = [_count_kernels(target, built) for built in builts]
+    kernels = [count_kernels(target, built) for built in builts]
     multiples = {name_of(b): b.multiple for b in builts}
     power, board, others = power_source(), read_board(), OtherPrograms()
     by_size = []
@@ -79,7 +79,7 @@ def time_models(
     )
 
 
-def _count_kernels(target: Target, built: Built) -> dict[str, int]:
+def count_kernels(target: Target, built: Built) -> dict[str, int]:
     """What the runtime tells of its kernels; what it does not tell is no failure of the model."""
     try:
         return target.count_kernels(built)

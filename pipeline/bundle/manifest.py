@@ -18,7 +18,7 @@ from mipkd.core.names import find_twins, printable, why_unsafe
 from mipkd.core.precision import PRECISIONS
 from mipkd.core.ranges import Bytes, Multiple, Pixels, Scale
 from mipkd.core.records import Built
-from pipeline.run import hash_file
+from pipeline.receipts import hash_file
 from targets.base import check_options, find
 
 SCHEMA = 1

@@ -20,8 +20,9 @@ from pipeline.bundle.card import card
 from pipeline.bundle.golden import BundleConfig, copy_golden
 from pipeline.bundle.measurements import write_measurements
 from pipeline.bundle.provenance import PROVENANCE, RUN, provenance, run_facts
+from pipeline.origin import program_version
 from pipeline.report.figures import compute_figures
-from pipeline.run import as_stage_error, program_version
+from pipeline.run import as_stage_error
 from targets.base import files_of
 
 _FILES = ("README.md", PROVENANCE, RUN, manifest.MANIFEST, manifest.SBOM, manifest.SIGNATURE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from mipkd.core.quiet import quiet
 from mipkd.core.records import Built
 from pipeline.bench.host import OtherPrograms
 from pipeline.bench.latency import BenchSettings, compare
-from pipeline.bench.models import make_pixels, open_models
+from pipeline.bench.models import count_kernels, make_pixels, open_models
 from pipeline.bench.pixels import keep_output, output_file
 from pipeline.bundle.golden import GOLDEN, LR, golden_folder, names_in
 from pipeline.bundle.manifest import Manifest, Model, Problem, is_damaged, is_golden_damaged
@@ -25,8 +24,6 @@ from pipeline.limits import LimitsConfig
 from targets.base import ByteArray, Target, files_of, find
 
 _IDLE = 0.05  # of the cores' time, taken by other programs
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -124,7 +121,7 @@ def replay_model(
         model,
         outputs=outputs,
         simulated=target.simulated,
-        kernels=_count_kernels(built),
+        kernels=count_kernels(target, built),
         latency=_time(target, built, settings) if settings and not target.simulated else None,
         size_bytes=sum(file.stat().st_size for file in files_of(built)),
     )
@@ -142,12 +139,3 @@ def _time(target: Target, built: Built, settings: BenchSettings) -> Latency | No
         multiples = dict.fromkeys(sessions, built.multiple)
         (found,) = compare(sessions, size, settings, multiples=multiples).values()
     return found if others.share() <= _IDLE else None
-
-
-def _count_kernels(built: Built) -> dict[str, int]:
-    """What the runtime tells of its kernels; what it does not tell is no failure of the model."""
-    try:
-        return find(built.target).count_kernels(built)
-    except Exception as error:  # whatever a runtime raises
-        log.info("%s %s: its kernels are not told: %s", built.target, built.precision, error)
-        return {}

@@ -11,6 +11,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from mipkd.core import durable
 from mipkd.core.errors import MissingError, StageError, UsageError
 from mipkd.core.names import printable
 from pipeline.bundle import manifest
@@ -58,17 +59,8 @@ def sign(bundle: Path, key: Path) -> Path:
         raise StageError(
             f"bundle sign: ssh-keygen did not sign with {key}", hint="its own words are above"
         )
-    _write(made.stdout, signature_of(bundle))
+    durable.write_bytes(signature_of(bundle), made.stdout)
     return signature_of(bundle)
-
-
-def _write(signature: bytes, file: Path) -> None:
-    partial = file.with_name(file.name + ".partial")
-    try:
-        partial.write_bytes(signature)
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def verify_signature(bundle: Path, signer: str, allowed_signers: Path) -> Signed:

@@ -145,10 +145,12 @@ def verify(
             say(f"not replayed  {name}: {one.why_not}")
             continue
         ran += not one.failed
-        faults = [gate for gate in gates if gate.outcome is not Outcome.PASS]
+        faults = [gate for gate in gates if gate.outcome is Outcome.FAIL]
+        unsure = [gate for gate in gates if gate.outcome is Outcome.INVALID]
         well = well and not faults
-        for gate in faults or gates[:1]:
+        for gate in (*(faults or gates[:1]), *unsure):
             verb = "FAILED" if one.failed else "DIFFERS" if faults else "same"
+            verb = "not known" if gate in unsure else verb
             what = "" if gate.name == "replay" else f"{gate.name}: "
             say(f"{verb}  {name}: {what}{gate.reason}")
     say(f"replayed: {ran} of {len(stated.models)} models on this machine")
@@ -240,21 +242,16 @@ def check(
 ) -> None:
     """Judge a bundle by its own gates, and hold it against a baseline."""
     set_logging(verbose)
-    from pipeline.bundle.trial import limits_with
     from pipeline.cli.summary import gate_line
     from pipeline.judge.check import check as checked
-    from pipeline.judge.check import compare_with_baseline, set_baseline, settings_with
+    from pipeline.judge.check import set_baseline
     from pipeline.report import junit as xml
     from pipeline.report import markdown
 
     if update_baseline:
         say_lines(set_baseline(bundle, baseline, reason))
         return
-    limits = limits_with([one for one in sets or () if one.startswith("limits.")])
-    found = checked(bundle, limits, baseline=baseline)
-    if baseline and not found.problems:
-        settings = settings_with(bundle, sets or ())
-        found = compare_with_baseline(found, bundle, baseline, settings.baseline, settings.bench)
+    found = checked(bundle, sets or (), baseline)
     for problem in found.problems:
         say(f"{problem.what.upper()}  {problem.file}")
     for gate in () if found.problems else found.gates:

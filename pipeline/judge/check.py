@@ -40,40 +40,35 @@ class Checked:
     gates: tuple[Gate, ...]
     outcome: Outcome
     recommended: tuple[Recommendation, ...] = ()
-    replayed: tuple[Replayed, ...] = ()
 
 
-def check(
-    bundle: Path, limits: LimitsConfig | None = None, *, baseline: Path | None = None
-) -> Checked:
-    """What `check_recorded` finds, and what each model that runs here makes of the golden images.
+def check(bundle: Path, sets: Sequence[str] = (), baseline: Path | None = None) -> Checked:
+    """What `check_recorded` finds, what each model that runs here makes of the golden images, and
+    how all of it compares with a baseline: a bundle, run beside this one, or a file of figures.
 
-    A `baseline` that it could not be compared with is refused before anything runs.
+    A baseline that it cannot be compared with is refused before anything runs.
 
     Raises:
-        UsageError: no bundle, or one that cannot be read, or no such baseline.
+        UsageError: no bundle, or one that cannot be read; an unknown setting in `sets`; no such
+            baseline.
     """
     found = check_recorded(bundle)
     if found.problems:
         return found
+    settings, recorded = settings_with(bundle, sets), read_measurements(bundle)
     if baseline:
         check_comparable(of_bundle(bundle), load(baseline), name=str(baseline))
-    recorded = read_measurements(bundle)
-    stated = read_provenance(bundle)
-    scale, settings = found.manifest.scale, _shortly(settings_of(bundle))
-    gates = [*found.gates, *judge_figures(bundle, recorded, stated.tests.images, scale)]
+    tests = read_provenance(bundle).tests.images
+    gates = [*found.gates, *judge_figures(bundle, recorded, tests, found.manifest.scale)]
     gates += _judge_records(found.manifest, recorded)
-    with TemporaryDirectory() as made:
-        replayed = list(
-            replay(bundle, found.manifest, [], Path(made), settings=settings, limits=limits)
-        )
-        for one in replayed:
-            gates += judge_replayed(bundle, one, find_recorded(one.model, recorded))
-    if replayed and not any(one.outputs for one in replayed):
-        why = "; ".join(f"{m.model.target} {m.model.precision}: {m.why_not}" for m in replayed)
+    pairs = list(verify_models(bundle, found.manifest, [], settings.limits))
+    gates += [gate for _, of_model in pairs for gate in of_model]
+    if pairs and not any(one.outputs for one, _ in pairs):
+        why = "; ".join(f"{m.model.target} {m.model.precision}: {m.why_not}" for m, _ in pairs)
         gates.append(Gate("replay", "student", Outcome.INVALID, None, 0.0, "", why))
-    outcome = overall(gates)
-    return replace(found, gates=tuple(gates), outcome=outcome, replayed=tuple(replayed))
+    if baseline:
+        gates += _judge_beside(bundle, baseline, settings)
+    return replace(found, gates=tuple(gates), outcome=overall(gates))
 
 
 def verify_models(
@@ -140,24 +135,15 @@ def settings_with(bundle: Path, sets: Sequence[str]) -> CheckConfig:
         raise as_usage_error(error, CheckConfig) from error
 
 
-def compare_with_baseline(
-    found: Checked, bundle: Path, baseline: Path, config: BaselineConfig, settings: BenchSettings
-) -> Checked:
-    """What `check` found, and the gates against a baseline: a bundle, timed beside, or a file.
-
-    Raises:
-        UsageError: the two cannot be compared, or the baseline is damaged.
-    """
+def _judge_beside(bundle: Path, baseline: Path, settings: CheckConfig) -> Iterator[Gate]:
     new, old = of_bundle(bundle), load(baseline)
-    check_comparable(new, old, name=str(baseline))
     beside = Beside({}, why_not="the baseline is a file")
     if baseline.is_dir():
         _check_whole(baseline)
-        beside = time_in_turns(bundle, baseline, settings)
-    gates = [*found.gates, *regress(config, new.measurements, old.measurements, beside)]
+        beside = time_in_turns(bundle, baseline, settings.bench)
+    yield from regress(settings.baseline, new.measurements, old.measurements, beside)
     if baseline.is_dir():
-        gates += judge_beside(config, bundle, baseline)
-    return replace(found, gates=tuple(gates), outcome=overall(gates))
+        yield from judge_beside(settings.baseline, bundle, baseline, settings.limits)
 
 
 def set_baseline(bundle: Path, file: Path | None, reason: str | None) -> str:

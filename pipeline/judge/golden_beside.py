@@ -23,6 +23,7 @@ from pipeline.bundle.manifest import read
 from pipeline.bundle.replay import Replayed, replay
 from pipeline.judge.gates import Bound
 from pipeline.judge.regression import BaselineConfig
+from pipeline.limits import LimitsConfig
 
 _MOST_TILE_DB = 6.0  # twice the error of the baseline's own tile
 _UNSEEN_MSE = 255**2 / 10 ** (UNSEEN_DB / 10)  # below it nobody sees a difference
@@ -38,14 +39,18 @@ class _Image:
     new: ByteArray
 
 
-def judge_beside(config: BaselineConfig, new: Path, old: Path) -> Iterator[Gate]:
+def judge_beside(
+    config: BaselineConfig, new: Path, old: Path, limits: LimitsConfig
+) -> Iterator[Gate]:
     """The gates of each model that both have and that runs here."""
     inputs, truths = old / GOLDEN / LR, old / GOLDEN / HR
     with TemporaryDirectory() as folder:
         by_bundle = [
             {
                 (one.model.target, one.model.precision): one
-                for one in replay(bundle, read(bundle), [], Path(folder) / side, inputs=inputs)
+                for one in replay(
+                    bundle, read(bundle), [], Path(folder) / side, inputs=inputs, limits=limits
+                )
             }
             for side, bundle in (("old", old), ("new", new))
         ]

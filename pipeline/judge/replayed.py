@@ -8,8 +8,7 @@ and the recorded figures must be those of the golden outputs.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Collection, Iterator, Sequence
-from importlib.util import find_spec
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mipkd.core.errors import StageError
@@ -168,14 +167,14 @@ def judge_figures(
 
     `tests` are the names of all images that were to be scored.
     """
-    truths = names_in(bundle / GOLDEN / HR)
+    truths = dict(_images(bundle / GOLDEN / HR))
     if not truths:
         why = "the bundle holds no truth of its golden images: an older version wrote it"
         yield _gate("figures", "student", Outcome.INVALID, why)
         return
-    metrics = [one for one in list_metrics().values() if _can_measure(one)]
+    metrics = list(list_metrics().values())
     for m in measurements:
-        made = _golden_outputs(m, bundle, truths, scale)
+        made = _golden_outputs(m, bundle, truths)
         if not (m.scores and made):
             continue
         name = subject(m) if m.target != REFERENCE else f"{m.role} {m.precision}"
@@ -189,17 +188,16 @@ def judge_figures(
 
 
 def _golden_outputs(
-    m: Measurement, bundle: Path, truths: Collection[str], scale: int
+    m: Measurement, bundle: Path, truths: Mapping[str, ByteArray]
 ) -> list[tuple[str, ByteArray, ByteArray]]:
     """Name, output and truth of each golden image that has a truth."""
-    hr = {name: read_rgb(output_file(bundle / GOLDEN / HR, name)) for name in truths}
     if m.role == "bicubic":
         lr = {name: read_rgb(output_file(bundle / GOLDEN / LR, name)) for name in truths}
-        return [(n, resize_bicubic(lr[n], hr[n].shape[:2]), hr[n]) for n in truths]
+        return [(n, resize_bicubic(lr[n], hr.shape[:2]), hr) for n, hr in truths.items()]
     if m.role != "student":
         return []
     folder = golden_folder(bundle, m.target, m.precision)
-    return [(n, sr, hr[n]) for n, sr in _images(folder) if n in hr]
+    return [(n, sr, truths[n]) for n, sr in _images(folder) if n in truths]
 
 
 def _missing(m: Measurement, tests: Sequence[str]) -> list[str]:
@@ -227,11 +225,6 @@ def _lies(found: ImageScore, scores: Sequence[ImageScore], metrics: Sequence[Met
     if any(not abs(here - said) <= 0.01 for here, said in shifts):
         wrong.append(f"channels of {found.image}: not as recorded")
     return wrong
-
-
-def _can_measure(metric: Metric) -> bool:
-    """SSIM needs scikit-image, which a gate may go without."""
-    return metric.name != "ssim_y" or find_spec("skimage") is not None
 
 
 def _pairs(made: Path | None, golden: Path) -> Iterator[tuple[str, ByteArray, ByteArray]]:

@@ -11,7 +11,6 @@ from mipkd.core.errors import UsageError
 from mipkd.core.measurement import BY_KIT, Measurement
 from mipkd.core.records import Built, TargetInfo
 from pipeline.bench.models import Sink, name_of
-from pipeline.bench.plausible import find_absurdity
 from pipeline.machine.base import DeviceConfig, Job, ignore_pixels
 from pipeline.machine.remote import job_file
 
@@ -39,7 +38,7 @@ class Kit:
         if len(self._found.measurements) != len(self.asked.builts):
             raise UsageError(f"{file}: damaged: not one entry a model", hint=ANEW)
         for built, m in zip(self.asked.builts, self._found.measurements, strict=True):
-            if wrong := find_absurdity(m) or ("" if m.host else "host: none"):
+            if wrong := _whats_missing(m):
                 what = f"{file}: {target} {name_of(built)}: not a measurement: {wrong}"
                 raise UsageError(what, hint="measure again on the device with its kit")
 
@@ -114,3 +113,9 @@ def _machine(config: DeviceConfig) -> Kit:
 
 
 MACHINE = _machine
+
+
+def _whats_missing(m: Measurement) -> str:
+    """What a measurement must say and does not; "" if nothing. Its numbers have their ranges."""
+    silent = any(not (one.samples_s or one.invalid_because) for one in m.latencies)
+    return "no host" if m.host is None else "no samples" if silent else ""

@@ -17,7 +17,8 @@ from mipkd.distill.data import PatchSampler
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.teacher import TeacherOptions, save
 from pipeline.caching import Subject, keep_teacher
-from pipeline.run import Run, hash_file
+from pipeline.receipts import hash_file
+from pipeline.run import Run
 from pipeline.stage import Source
 from pipeline.stages import prepare
 from pipeline.stages.distill import DistillInputs, distill

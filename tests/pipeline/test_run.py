@@ -11,7 +11,8 @@ import pytest
 
 from mipkd.core.errors import StageError, UsageError
 from pipeline import receipts
-from pipeline.run import Run, hash_file
+from pipeline.receipts import hash_file
+from pipeline.run import Run
 from pipeline.stage import NotInKey, Ref, Source, stage
 
 ROOT = Path(__file__).parents[2]
