@@ -18,7 +18,7 @@ from mipkd.core.durable import put_aside
 from mipkd.core.errors import UsageError
 from mipkd.core.evidence import Evidence, Failure
 from mipkd.core.measurement import Host, Measurement
-from mipkd.core.names import printable
+from mipkd.core.names import BUNDLE, printable
 from mipkd.core.records import Built, Model, PatchSet
 from pipeline import kit_results
 from pipeline.bench.comparisons import NOT_MEASURED, simulated_targets
@@ -30,7 +30,7 @@ from pipeline.contenders import Contender
 from pipeline.inputs import Images
 from pipeline.judge.gates import GateConfig, judge
 from pipeline.origin import commit, now
-from pipeline.ownership import BUNDLE, CONFIG, claim, write_config
+from pipeline.ownership import CONFIG, claim, write_config
 from pipeline.receipts import find_changed_file
 from pipeline.report import history
 from pipeline.report.results_file import report_folder

@@ -15,10 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mipkd.core.image_headers import pixels_in
 from mipkd.core.measurement import REFERENCE, Measurement
+from mipkd.core.names import name_of_model
 from mipkd.core.records import TestSet
 from pipeline.bench.comparisons import drop_by_image, find_reference, students
 from pipeline.bench.pixels import output_file
-from pipeline.bundle.manifest import name_of
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def copy_golden(
 
 def golden_folder(bundle: Path, target: str, precision: str) -> Path:
     """Where the outputs of a model lie, or of the FP32 student in ONNX Runtime."""
-    name = REFERENCE if target == REFERENCE else name_of(target, precision)
+    name = REFERENCE if target == REFERENCE else name_of_model(target, precision)
     return bundle / GOLDEN / name
 
 

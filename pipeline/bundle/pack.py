@@ -11,6 +11,7 @@ from mipkd.core import codec, durable
 from mipkd.core.errors import MissingError, UsageError
 from mipkd.core.evidence import Evidence
 from mipkd.core.measurement import Measurement
+from mipkd.core.names import model_folder
 from mipkd.core.precision import executed_precision
 from mipkd.core.records import Built
 from mipkd.core.texts import write_text
@@ -105,7 +106,7 @@ def _fill(evidence: Evidence, config: BundleConfig, out: Path) -> None:
     stated = provenance(evidence, program_version(), files)
     for name, facts in ((PROVENANCE, stated), (RUN, run_facts(evidence))):
         (out / name).write_text(json.dumps(facts, indent=1, sort_keys=True))
-    write_text(out / "README.md", card(evidence, compute_figures(evidence, out), models, golden[0]))
+    write_text(out / "README.md", card(evidence, compute_figures(evidence), models, golden[0]))
     manifest.write(
         manifest.Manifest(
             schema=manifest.SCHEMA,
@@ -125,7 +126,7 @@ def _copy_model(
     built: Built, evidence: Evidence, around: ReceptiveField, out: Path
 ) -> manifest.Model:
     """A model's files, laid into the bundle."""
-    home = f"model/{manifest.name_of(built.target, built.precision)}"
+    home = model_folder(built.target, built.precision)
     parts = files_of(built) if built.file.exists() else []
     if not parts:
         raise MissingError(

@@ -62,6 +62,19 @@ def milliseconds(value: float | None) -> str:
     return f"{value:.{2 if value < 10 else 1}f}" if value >= 1 else f"{value:.3f}"
 
 
+def with_unit(value: float | None, unit: str) -> str:
+    """A gate's figure or bound: a factor, a share in percent, or a number with its unit."""
+    if value is None or not unit:
+        return NONE
+    if unit == "x":
+        return number(value, 2, "×")
+    if unit.startswith("of "):
+        return f"{number(100 * value, 1)}\u00a0% {unit}"
+    if unit == "ms":
+        return f"{milliseconds(value)} ms"
+    return number(value, 3 if unit == "dB" else 2, f" {unit}")
+
+
 def in_ms(seconds: float | None) -> float | None:
     """Milliseconds."""
     return seconds * 1e3 if seconds is not None else None

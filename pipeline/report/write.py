@@ -11,13 +11,18 @@ from markupsafe import Markup
 
 from mipkd.core.durable import LEFT_BY_SYSTEMS, new_folder
 from mipkd.core.errors import UsageError
-from mipkd.core.evidence import Evidence
+from mipkd.core.evidence import Evidence, Recommendation
 from mipkd.core.texts import write_text
-from pipeline.report import charts, tables, wording
+from pipeline.bench.comparisons import NOT_MEASURED, simulated_targets
+from pipeline.report import charts, sentences, tables, wording
+from pipeline.report.advice import advise
 from pipeline.report.crops import find_exhibits
-from pipeline.report.figures import Figures, compute_figures
+from pipeline.report.figures import Figures, Shipping, compute_figures
 from pipeline.report.gain_tables import draw_gains, gain_table, list_unknown
+from pipeline.report.gate_groups import group_gates
+from pipeline.report.glossary import QUESTIONS, explain, list_words
 from pipeline.report.junit import junit
+from pipeline.report.latency_table import latency_table
 from pipeline.report.markup import cell, code, in_html
 from pipeline.report.results_file import RESULTS, SCHEMA_VERSION, run_of, write_results
 
@@ -30,7 +35,7 @@ def write(evidence: Evidence, out: Path) -> Path:
 
     An earlier report there is replaced once the new one is whole. Gives the path of the page.
     """
-    figures = compute_figures(evidence, out)
+    figures = compute_figures(evidence)
     with new_folder(out, keep=others_in) as partial:
         write_results(evidence, figures, partial / RESULTS, run_of(out))
         tests = junit(evidence.name, evidence.created, evidence.verdict.gates)
@@ -80,6 +85,7 @@ def _page(evidence: Evidence, figures: Figures) -> str:
         fronts=[Markup(charts.front(plan)) for plan in evidence.plans],
         image_table=tables.image_table(evidence, figures),
         model_table=tables.model_table(evidence),
+        words=list_words(),
     )
 
 
@@ -90,16 +96,30 @@ def _render(template: str, evidence: Evidence, figures: Figures, **more: object)
         f=figures,
         w=wording,
         version=SCHEMA_VERSION,
-        main=tables.main_table(evidence, figures),
-        gates=tables.gate_table(evidence.verdict),
+        s=sentences,
+        same=sentences.same_reason(evidence.verdict),
+        answers=_answers(evidence, figures),
+        unseen=simulated_targets(evidence.measurements),
+        remarks=[one for one in evidence.verdict.remarks if not one.endswith(NOT_MEASURED)],
+        questions=QUESTIONS,
+        groups={one: group_gates(evidence.verdict.gates, one) for one in QUESTIONS},
+        quality=tables.quality_table(evidence, figures),
+        speed=tables.speed_table(evidence, figures),
+        cost=tables.cost_table(evidence, figures),
         floats=[tables.float_table(plan) for plan in evidence.plans],
         gains=gain_table(figures.gains, evidence.measurements),
         untold=list_unknown(figures.gains),
-        latencies=tables.latency_table(evidence, figures),
+        latencies=latency_table(evidence, figures),
         devices=tables.devices(evidence.measurements),
         images=tables.images_used(evidence),
         **more,
     )
+
+
+def _answers(evidence: Evidence, figures: Figures) -> list[tuple[Recommendation, Shipping]]:
+    """What to ship for each target on which something ran."""
+    pairs = zip(evidence.verdict.recommended, figures.shipping, strict=True)
+    return [pair for pair in pairs if not pair[0].simulated]
 
 
 def environment(*, html: bool) -> Environment:
@@ -113,5 +133,6 @@ def environment(*, html: bool) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    found.filters.update(cell=cell, code=code)
+    found.filters.update(cell=cell, code=code, explain=explain)
+    found.globals.update(advise=advise)
     return found

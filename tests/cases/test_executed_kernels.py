@@ -167,7 +167,7 @@ def test_the_report_names_what_runs_and_how_much_of_it(tmp_path: Path) -> None:
         for m in evidence.measurements
     )
     evidence = replace(evidence, measurements=told)
-    figures = compute_figures(evidence, tmp_path)
+    figures = compute_figures(evidence)
     (found,) = (f for f in figures.models if f.executes != f.precision)
     assert (found.precision, found.executes, found.share_as_asked) == ("int8", "fp32", 0.0)
     table = main_table(evidence, figures)

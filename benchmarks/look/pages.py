@@ -1,0 +1,69 @@
+"""Make the pages to look at: reports of one, two and five targets, PASS, FAIL and INVALID, a study,
+a history. Photos and scores are real, times are made up.
+
+    PYTHONPATH=.:tests/cases python benchmarks/look/pages.py OUT
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from report_case import EvidenceOf
+
+from mipkd.core.evidence import Evidence
+from pipeline.judge.gates import GateConfig, judge
+from pipeline.report import history
+from pipeline.report.write import write
+
+_BUSY = "busy machine: other programs took 83% of the CPU (bound 70%, bench.max_busy)"
+_FIVE = {"targets": ("cpu", "openvino", "tensorrt"), "simulated": ("coreml", "jetson")}
+
+
+def main(out: Path) -> None:
+    """Write all pages below `out`."""
+    out.mkdir(parents=True)
+    made = {
+        "one-pass": EvidenceOf(out / "a", targets=("openvino",)).evidence,
+        "two-fail": EvidenceOf(out / "b").evidence,
+        "five-pass": EvidenceOf(out / "c", int8_on_cpu=0.345, **_FIVE).evidence,
+        "five-fail": EvidenceOf(out / "d", **_FIVE).evidence,
+        "five-invalid": disturbed(EvidenceOf(out / "e", int8_on_cpu=0.345, **_FIVE).evidence),
+        "five-none": EvidenceOf(out / "f", int8_on_cpu=0.1, int8=0.1, student=-0.3, **_FIVE).evidence,
+    }
+    for name, evidence in made.items():
+        write(replace(evidence, name=name), out / name / "report" / "latest")
+    write_history(made["two-fail"], out)
+
+
+def disturbed(evidence: Evidence) -> Evidence:
+    """As if other programs had run beside one target."""
+    found = tuple(
+        replace(m, invalid_because=_BUSY) if m.target == "openvino" else m
+        for m in evidence.measurements
+    )
+    return replace(evidence, measurements=found, verdict=judge(GateConfig(), found, ()))
+
+
+def write_history(evidence: Evidence, out: Path) -> None:
+    """Seven runs of one name, the later ones slower."""
+    for day in range(1, 8):
+        slower = 1.0 if day < 5 else 1.3
+        slowed = tuple(
+            replace(
+                m,
+                latencies=tuple(
+                    replace(one, samples_s=tuple(s * slower for s in one.samples_s))
+                    for one in m.latencies
+                ),
+            )
+            for m in evidence.measurements
+        )
+        made = replace(evidence, created=f"2026-01-0{day}T00:00:00+00:00", measurements=slowed)
+        history.append(made, out / history.FILE)
+    history.write_page(history.read(out / history.FILE), out / "history.html")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
