@@ -27,7 +27,7 @@ for (const page of pages) {
       await tab.screenshot({ path: file + "-whole.png", fullPage: true });
       const [wide, long] = await tab.evaluate(() => [document.documentElement.scrollWidth, document.documentElement.scrollHeight]);
       const first = await tab.evaluate(() => {
-        const last = [...document.querySelectorAll(".ships li, .trio, .simulated")].pop();
+        const last = [...document.querySelectorAll(".ships li, .trio, p.simulated")].pop();
         return last ? Math.round(last.getBoundingClientRect().bottom) : 0;
       });
       await tab.evaluate(() => document.querySelectorAll("details").forEach((one) => (one.open = true)));

@@ -30,7 +30,9 @@ def main(out: Path) -> None:
         "five-pass": EvidenceOf(out / "c", int8_on_cpu=0.345, **_FIVE).evidence,
         "five-fail": EvidenceOf(out / "d", **_FIVE).evidence,
         "five-invalid": disturbed(EvidenceOf(out / "e", int8_on_cpu=0.345, **_FIVE).evidence),
-        "five-none": EvidenceOf(out / "f", int8_on_cpu=0.1, int8=0.1, student=-0.3, **_FIVE).evidence,
+        "five-none": EvidenceOf(
+            out / "f", int8_on_cpu=0.1, int8=0.1, student=-0.3, **_FIVE
+        ).evidence,
     }
     for name, evidence in made.items():
         write(replace(evidence, name=name), out / name / "report" / "latest")

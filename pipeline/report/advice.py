@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from mipkd.core.evidence import Failure, Gate
+from mipkd.core.evidence import Failure, Gate, Outcome
 
 _AGAIN = "the next run measures anew only what is INVALID"
 # What a reason says: what helps. The first that fits counts.
@@ -23,7 +23,7 @@ _HELP = (
 
 def advise(gate: Gate, failures: Sequence[Failure] = ()) -> str:
     """What helps; "" where the reason itself says so or nothing is known to help."""
-    if re.search(r"would do|--\w", gate.reason):
+    if gate.outcome is not Outcome.INVALID or re.search(r"would do|--\w", gate.reason):
         return ""
     for failure in failures:
         if failure.hint and gate.reason.endswith(failure.what):

@@ -36,7 +36,7 @@ _GATES: dict[str, tuple[str, Question]] = {
     "channel shift": ("colour shift", "int8"),
     "holdout drop": ("quality lost on other photos, mean", "int8"),
     "holdout worst drop": ("quality lost on other photos, worst crop", "int8"),
-    "measured": ("could be measured", "where"),
+    "measured": ("measurement", "where"),
 }
 
 _WORDS: dict[str, str] = {

@@ -57,3 +57,14 @@ def _with_ends(one: Estimate | None, few: str = "") -> str:
     if one is None:
         return NONE
     return f"{milliseconds(one.value)}{few} ({milliseconds(one.low)} to {milliseconds(one.high)})"
+
+
+def list_doubts(figures: Figures) -> list[str]:
+    """Why latencies of others than the student are INVALID: no gate names them."""
+    found: dict[str, list[str]] = {}
+    for m in figures.models:
+        for one in m.latencies if m.role != "student" else ():
+            if one.invalid_because:
+                names = found.setdefault(one.invalid_because, [])
+                names.append(f"{m.target} {m.role} {m.precision} at {as_size(*one.size)}")
+    return [f"{', '.join(names)}: {why}" for why, names in found.items()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 from mipkd.core.evidence import Gate, Outcome, Verdict
@@ -9,7 +10,9 @@ from mipkd.core.precision import QUANTIZED
 from mipkd.core.records import Model, Rival
 from pipeline.bench.distillation_gain import NO_GAIN, DistillationGain, TargetGain
 from pipeline.report.glossary import title_of
-from pipeline.report.wording import percents, share, signed, thousands, with_unit
+from pipeline.report.wording import bound_of, percents, share, signed, thousands, with_unit
+
+_LONGEST = 120  # letters of a reason within a sentence
 
 
 def answer(verdict: Verdict) -> str:
@@ -45,31 +48,11 @@ def verdict_sentence(verdict: Verdict) -> str:
 
 
 def describe_gate(gate: Gate) -> str:
-    """Such as "quality lost, worst image, of openvino int8: 0.61 dB (bound 0.5 dB)"."""
+    """Such as "quality lost, worst image, openvino int8: 0.61 dB (bound 0.5 dB)"."""
     title = f"{title_of(gate.name)}, {gate.subject}"
     if gate.figure is None:
-        return title
-    return (
-        f"{title}: {with_unit(gate.figure, gate.unit)} (bound {with_unit(gate.bound, gate.unit)})"
-    )
-
-
-def why_not(target: str, verdict: Verdict) -> str:
-    """What keeps each precision of a target from being shipped."""
-    stopped: dict[str, list[str]] = {}
-    for gate in verdict.gates:
-        where, _, precision = gate.subject.partition(" ")
-        if gate.outcome is not Outcome.PASS and where == target:
-            named = stopped.setdefault(precision, [])
-            named.append(f"{title_of(gate.name)} {gate.outcome.value}")
-    return "; ".join(f"{one}: {', '.join(named)}" for one, named in stopped.items())
-
-
-def same_reason(verdict: Verdict) -> str:
-    """Why nothing may be shipped anywhere, where it is one reason for all; else ""."""
-    seen = [one for one in verdict.recommended if not one.simulated]
-    reasons = {one.reason for one in seen}
-    return reasons.pop() if len(reasons) == 1 and not any(one.precision for one in seen) else ""
+        return f"{title}: {textwrap.shorten(gate.reason, _LONGEST, placeholder=' ...')}"
+    return f"{title}: {with_unit(gate.figure, gate.unit)} (bound {bound_of(gate)})"
 
 
 def gain_sentence(found: DistillationGain, rival: Rival, student: Model) -> str:

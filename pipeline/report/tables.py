@@ -17,6 +17,7 @@ from pipeline.report.glossary import title_of
 from pipeline.report.wording import (
     NONE,
     as_size,
+    bound_of,
     interval,
     kernels,
     listed,
@@ -132,7 +133,7 @@ def gate_table(gates: Iterable[Gate]) -> Table:
                 title_of(gate.name),
                 gate.subject,
                 with_unit(gate.figure, gate.unit),
-                with_unit(gate.bound, gate.unit),
+                bound_of(gate),
                 gate.reason,
             ],
         )

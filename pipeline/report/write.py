@@ -11,18 +11,19 @@ from markupsafe import Markup
 
 from mipkd.core.durable import LEFT_BY_SYSTEMS, new_folder
 from mipkd.core.errors import UsageError
-from mipkd.core.evidence import Evidence, Recommendation
+from mipkd.core.evidence import Evidence
 from mipkd.core.texts import write_text
 from pipeline.bench.comparisons import NOT_MEASURED, simulated_targets
 from pipeline.report import charts, sentences, tables, wording
 from pipeline.report.advice import advise
+from pipeline.report.answers import list_answers
 from pipeline.report.crops import find_exhibits
-from pipeline.report.figures import Figures, Shipping, compute_figures
+from pipeline.report.figures import Figures, compute_figures
 from pipeline.report.gain_tables import draw_gains, gain_table, list_unknown
 from pipeline.report.gate_groups import group_gates
 from pipeline.report.glossary import QUESTIONS, explain, list_words
 from pipeline.report.junit import junit
-from pipeline.report.latency_table import latency_table
+from pipeline.report.latency_table import latency_table, list_doubts
 from pipeline.report.markup import cell, code, in_html
 from pipeline.report.results_file import RESULTS, SCHEMA_VERSION, run_of, write_results
 
@@ -97,8 +98,7 @@ def _render(template: str, evidence: Evidence, figures: Figures, **more: object)
         w=wording,
         version=SCHEMA_VERSION,
         s=sentences,
-        same=sentences.same_reason(evidence.verdict),
-        answers=_answers(evidence, figures),
+        answers=list_answers(evidence, figures),
         unseen=simulated_targets(evidence.measurements),
         remarks=[one for one in evidence.verdict.remarks if not one.endswith(NOT_MEASURED)],
         questions=QUESTIONS,
@@ -110,16 +110,11 @@ def _render(template: str, evidence: Evidence, figures: Figures, **more: object)
         gains=gain_table(figures.gains, evidence.measurements),
         untold=list_unknown(figures.gains),
         latencies=latency_table(evidence, figures),
+        doubts=list_doubts(figures),
         devices=tables.devices(evidence.measurements),
         images=tables.images_used(evidence),
         **more,
     )
-
-
-def _answers(evidence: Evidence, figures: Figures) -> list[tuple[Recommendation, Shipping]]:
-    """What to ship for each target on which something ran."""
-    pairs = zip(evidence.verdict.recommended, figures.shipping, strict=True)
-    return [pair for pair in pairs if not pair[0].simulated]
 
 
 def environment(*, html: bool) -> Environment:
