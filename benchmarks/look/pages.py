@@ -10,11 +10,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from report_case import EvidenceOf
+import numpy as np
+from report_case import MS, EvidenceOf
 
 from mipkd.core.evidence import Evidence
+from mipkd.core.measurement import ImageScore
+from mipkd.core.study import SetScores, Study, Trained
 from pipeline.judge.gates import GateConfig, judge
-from pipeline.report import history
+from pipeline.report import comparison, history
+from pipeline.report.study import write_study
 from pipeline.report.write import write
 
 _BUSY = "busy machine: other programs took 83% of the CPU (bound 70%, bench.max_busy)"
@@ -30,6 +34,7 @@ def main(out: Path) -> None:
         "five-pass": EvidenceOf(out / "c", int8_on_cpu=0.345, **_FIVE).evidence,
         "five-fail": EvidenceOf(out / "d", **_FIVE).evidence,
         "five-invalid": disturbed(EvidenceOf(out / "e", int8_on_cpu=0.345, **_FIVE).evidence),
+        "five-devices": EvidenceOf(out / "g", targets=(*MS,)).evidence,
         "five-none": EvidenceOf(
             out / "f", int8_on_cpu=0.1, int8=0.1, student=-0.3, **_FIVE
         ).evidence,
@@ -37,6 +42,9 @@ def main(out: Path) -> None:
     for name, evidence in made.items():
         write(replace(evidence, name=name), out / name / "report" / "latest")
     write_history(made["two-fail"], out)
+    compared = [comparison.Seen(name, made[name]) for name in ("two-fail", "five-fail")]
+    comparison.write_page(compared, out / "comparison.html")
+    write_study(study_of(made["two-fail"]), out / "study" / "report" / "latest")
 
 
 def disturbed(evidence: Evidence) -> Evidence:
@@ -46,6 +54,40 @@ def disturbed(evidence: Evidence) -> Evidence:
         for m in evidence.measurements
     )
     return replace(evidence, measurements=found, verdict=judge(GateConfig(), found, ()))
+
+
+def study_of(evidence: Evidence) -> Study:
+    """Three arms of three seeds on two sets, around the run's figures."""
+    rng, distilled = np.random.default_rng(0), evidence.distilled
+    assert distilled is not None
+    assert evidence.teacher is not None
+    assert evidence.photos is not None
+
+    def scored(psnr_y_db: float) -> tuple[SetScores, ...]:
+        found = [psnr_y_db + float(rng.normal(0, 0.05)) for _ in range(6)]
+        images = [ImageScore(f"i{n}", {"psnr_y": v, "ssim_y": 0.9}) for n, v in enumerate(found)]
+        return tuple(SetScores(name, tuple(images)) for name in ("Set5", "Set14"))
+
+    return Study(
+        name="study",
+        command="mipkd-pipeline study --teacher edsr.pth",
+        created=evidence.created,
+        commit=evidence.commit,
+        host=evidence.host,
+        teacher=evidence.teacher,
+        student=evidence.student,
+        photos=evidence.photos,
+        config=evidence.config,
+        teacher_scores=scored(32.0),
+        bicubic_scores=scored(28.4),
+        trained=tuple(
+            Trained(arm, seed, 300, 95.0, 2 * 10**9, distilled.curves, scored(29.0 + better))
+            for arm, better in (("scratch", 0.0), ("logits", 0.2), ("mipkd", 0.3))
+            for seed in range(3)
+        ),
+        against=("scratch", "logits"),
+        missing=("fitnet-0: out of memory",),
+    )
 
 
 def write_history(evidence: Evidence, out: Path) -> None:

@@ -48,10 +48,10 @@ def verdict_sentence(verdict: Verdict) -> str:
 
 
 def describe_gate(gate: Gate) -> str:
-    """Such as "quality lost, worst image, openvino int8: 0.61 dB (bound 0.5 dB)"."""
+    """Such as "quality lost, worst image, openvino int8: 0.610 dB (bound 0.5 dB)"."""
     title = f"{title_of(gate.name)}, {gate.subject}"
-    if gate.figure is None:
-        return f"{title}: {textwrap.shorten(gate.reason, _LONGEST, placeholder=' ...')}"
+    if gate.figure is None or not gate.unit:
+        return title
     return f"{title}: {with_unit(gate.figure, gate.unit)} (bound {bound_of(gate)})"
 
 
@@ -100,4 +100,5 @@ def _name_first(gates: Sequence[Gate]) -> str:
     """The first of them, and how many more; those on the student itself concern every target."""
     first = min(gates, key=lambda gate: gate.subject != "student")
     more = f"; and {len(gates) - 1} more" if len(gates) > 1 else ""
-    return describe_gate(first) + more
+    why = f": {textwrap.shorten(first.reason, _LONGEST, placeholder=' ...')}"
+    return describe_gate(first) + (why if first.figure is None else "") + more

@@ -157,7 +157,7 @@ def image_table(evidence: Evidence, figures: Figures) -> Table:
     for m in targets:
         drops = drop_by_image(m, find_reference(evidence.measurements, m.role))
         for score in m.scores:
-            drop = signed(drops.get(score.image), 3)
+            drop = number(drops.get(score.image), 3)
             by_image.setdefault(score.image, []).append(drop)
     rows = [Row("image", [name, *cells]) for name, cells in by_image.items()]
     return Table(head, rows, first=1)
@@ -307,4 +307,4 @@ def _drops(found: ModelFigures) -> list[str]:
     if psnr_y is None:
         return [NONE, NONE]
     worst = f" ({psnr_y.worst_image})" if round(psnr_y.worst_drop or 0.0, 3) else ""
-    return [signed(psnr_y.mean_drop, 3), signed(psnr_y.worst_drop, 3) + worst]
+    return [number(psnr_y.mean_drop, 3), number(psnr_y.worst_drop, 3) + worst]
