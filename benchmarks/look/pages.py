@@ -16,7 +16,8 @@ from report_case import MS, EvidenceOf
 from mipkd.core.evidence import Evidence
 from mipkd.core.measurement import ImageScore
 from mipkd.core.study import SetScores, Study, Trained
-from pipeline.judge.gates import GateConfig, judge
+from pipeline.judge.bounds import GateConfig
+from pipeline.judge.gates import judge
 from pipeline.report import comparison, history
 from pipeline.report.study import write_study
 from pipeline.report.write import write
@@ -31,9 +32,9 @@ def main(out: Path) -> None:
     made = {
         "one-pass": EvidenceOf(out / "a", targets=("openvino",)).evidence,
         "two-fail": EvidenceOf(out / "b").evidence,
-        "five-pass": EvidenceOf(out / "c", int8_on_cpu=0.345, **_FIVE).evidence,
+        "five-pass": EvidenceOf(out / "c", int8_on_cpu=0.3485, **_FIVE).evidence,
         "five-fail": EvidenceOf(out / "d", **_FIVE).evidence,
-        "five-invalid": disturbed(EvidenceOf(out / "e", int8_on_cpu=0.345, **_FIVE).evidence),
+        "five-invalid": disturbed(EvidenceOf(out / "e", int8_on_cpu=0.3485, **_FIVE).evidence),
         "five-devices": EvidenceOf(out / "g", targets=(*MS,)).evidence,
         "five-none": EvidenceOf(
             out / "f", int8_on_cpu=0.1, int8=0.1, student=-0.3, **_FIVE
