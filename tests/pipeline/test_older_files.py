@@ -59,9 +59,7 @@ def test_what_was_measured_is_read_to_the_last_digit(version: str) -> None:
 def test_its_figures_come_out_as_they_stood_there(version: str, tmp_path: Path) -> None:
     stated, evidence = of(version)
     figures = compute_figures(evidence)
-    counted = re.compile(
-        r"\d+ of \d+ gates|ll \d+ gates"
-    )  # its words are newer, its counts are not
+    counted = re.compile(r"\d+ of \d+ gates|ll \d+ gates")
     assert counted.findall(figures.sentence) == counted.findall(stated["verdict"]["sentence"])
     for old, found in zip(stated["measurements"], figures.models, strict=True):
         for one, latency in zip(old["latencies"], found.latencies, strict=True):
