@@ -41,7 +41,7 @@ def main(out: Path) -> None:
         ).evidence,
     }
     for name, evidence in made.items():
-        write(replace(evidence, name=name), out / name / "report" / "latest")
+        write(replace(evidence, name=f"example-{name}"), out / name / "report" / "latest")
     write_history(made["two-fail"], out)
     compared = [comparison.Seen(name, made[name]) for name in ("two-fail", "five-fail")]
     comparison.write_page(compared, out / "comparison.html")

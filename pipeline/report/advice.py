@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from mipkd.core.evidence import Failure, Gate, Outcome
+from mipkd.core.evidence import Failure, Gate, Outcome, Verdict
 
 _AGAIN = "the next run measures anew only what is INVALID"
 # What a reason says: what helps. The first that fits counts.
@@ -35,3 +35,10 @@ def advise(gate: Gate, failures: Sequence[Failure] = ()) -> str:
         timed = gate.unit in ("x", "ms")
         return "measure longer: --set bench.min_time_s=5" if timed else "give more test images"
     return ""
+
+
+def next_step(verdict: Verdict, failures: Sequence[Failure] = ()) -> str:
+    """What helps with the first gate that keeps a verdict INVALID; "" with any other verdict."""
+    if verdict.outcome is not Outcome.INVALID:
+        return ""
+    return next(filter(None, (advise(gate, failures) for gate in verdict.gates)), "")

@@ -15,7 +15,7 @@ from mipkd.core.evidence import Evidence
 from mipkd.core.texts import write_text
 from pipeline.bench.comparisons import NOT_MEASURED, simulated_targets
 from pipeline.report import charts, sentences, tables, wording
-from pipeline.report.advice import advise
+from pipeline.report.advice import advise, next_step
 from pipeline.report.answers import list_answers
 from pipeline.report.crops import find_exhibits
 from pipeline.report.figures import Figures, compute_figures
@@ -98,6 +98,7 @@ def _render(template: str, evidence: Evidence, figures: Figures, **more: object)
         w=wording,
         version=SCHEMA_VERSION,
         s=sentences,
+        todo=next_step(evidence.verdict, evidence.failures),
         answers=list_answers(evidence, figures),
         unseen=simulated_targets(evidence.measurements),
         remarks=[one for one in evidence.verdict.remarks if not one.endswith(NOT_MEASURED)],
