@@ -70,7 +70,8 @@ _TERM = re.compile(r"(?<![\w-])(" + "|".join(map(re.escape, _WORDS)) + r")(?![\w
 def title_of(name: str) -> str:
     """What pages call a gate; its own name where they have no other."""
     start = _start_of(name)
-    return _GATES[start][0] + name[len(start) :] if start else name
+    rest = name[len(start) :].replace(" of ", ", by ")  # a metric
+    return _GATES[start][0] + rest if start else name
 
 
 def question_of(name: str) -> Question:

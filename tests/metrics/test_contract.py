@@ -91,7 +91,9 @@ def test_a_metric_is_one_file_that_table_results_and_gates_know(tmp_path: Path) 
         words += ["--set", setting]
     words += ["--out", str(tmp_path / "run")]
     said = python(f"from pipeline.cli import app; app({words!r})", tmp_path)
-    assert "cpu fp32: worst drop of MAE 0.000 levels (bound -1 levels)" in " ".join(said.split())
+    assert "quality lost, worst image, by MAE, cpu fp32: 0.00 levels (bound -1 levels)" in " ".join(
+        said.split()
+    )
     report = tmp_path / "run/report/latest"
     results = json.loads((report / "results.json").read_text())
     (m,) = [m for m in results["measurements"] if m["target"] == "cpu"]
