@@ -24,6 +24,7 @@ main()
 """
 TEACHER = Path(str(files("pipeline"))) / "presets" / "teacher_x2.safetensors"
 QUICK = (
+    "--demo-data",
     *("--set", "quantize.search=false", "--set", "calibrate.count=8", "--set", "calibrate.size=32"),
     *("--set", "bench.sizes=[[32,32]]", "--set", "bench.min_time_s=0.05"),
     *("--set", "bench.max_busy=1", "--set", "bench.max_drift=9"),

@@ -1,0 +1,163 @@
+"""What the steps of a plan would take here: seconds and memory.
+
+A step of a kind that this machine has done before takes what it took then. Another is computed from
+what `pipeline.speeds` times now and from the settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import to_jsonable_python
+
+from pipeline import receipts
+from pipeline.config import Config
+from pipeline.formulas import PUBLISH_S, Formulas, Speeds
+from pipeline.inputs import ImageSizes
+from pipeline.outline import Outline, outline
+from pipeline.receipts import Receipt
+from pipeline.run import Event
+from pipeline.speeds import Kept, time_export, time_pixel, time_step, time_work
+from pipeline.timings import Timing, Timings
+
+TRAINING = ("directions", "teacher_cache", "distill", "qat")
+_SIMILAR = 10.0  # times as many steps: a start weighs otherwise then
+_BY_PHOTOS = ("photos", "keep_apart", "teacher_cache")  # stages whose time is that of the photos
+# Settings that change nothing in what a step of a training takes.
+_NOT_PACE = ("steps", "seed", "validate_every", "save_every", "lr", "betas", "ema", "warmup")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the steps that would run take, by their place among the events, and all of them."""
+
+    steps: Mapping[int, Timing]
+    training_s: float
+    total_s: float  # with the report
+    peak_bytes: int | None  # of the process, where it is known of some step
+
+
+def estimate(
+    config: Config,
+    events: Sequence[Event],
+    sizes: ImageSizes | None,
+    timings: Timings,
+    scratch: Path,
+) -> Estimate:
+    """Of the steps that a plan would run; what is timed for it works in the folder `scratch`."""
+    known, slowness = outline(config, events, sizes), time_work()
+    found: dict[int, Timing] = {}
+    missing = []
+    for number, event in enumerate(events):
+        if event.remembered:
+            continue
+        if past := _recall(event, known, timings, scratch):
+            found[number] = past
+        else:
+            missing.append(number)
+    if missing:
+        stages = {events[number].stage for number in missing}
+        speeds = _time(known, events, stages, slowness, timings, scratch)
+        formulas = Formulas(known, events, speeds)
+        found |= {number: formulas.time(events[number]) for number in missing}
+    return Estimate(
+        steps=dict(sorted(found.items())),
+        training_s=sum(t.seconds for n, t in found.items() if events[n].stage in TRAINING),
+        total_s=sum(t.seconds for t in found.values()) + PUBLISH_S * slowness,
+        peak_bytes=max((t.peak_bytes for t in found.values() if t.peak_bytes), default=None),
+    )
+
+
+def note_timings(
+    config: Config, events: Sequence[Event], made: Mapping[str, Receipt], timings: Timings
+) -> None:
+    """Keep what the steps took that a run has made; `made` are their receipts."""
+    known = outline(config, events, None)
+    for event in events:
+        receipt = made.get(f"{event.stage} {event.label}".strip())
+        if not event.remembered and event.record is not None and receipt:
+            amount = _amount(event, known)
+            took = Timing(receipt.seconds, amount, receipt.peak_rss_bytes)
+            timings.note(event.stage, _decides(event, known), took)
+    timings.save()
+
+
+def _recall(event: Event, known: Outline, timings: Timings, scratch: Path) -> Timing | None:
+    """What a step of the kind took the last time, or in this plan."""
+    with suppress(OSError, ValueError):
+        looked = receipts.read(scratch / event.stage / event.key)
+        return Timing(looked.seconds, 1.0, looked.peak_rss_bytes)
+    past = timings.find(event.stage, _decides(event, known))
+    if past is None:
+        return None
+    amount = _amount(event, known)
+    ratio = amount / past.amount
+    if event.stage in ("distill", "qat") and not 1 / _SIMILAR <= ratio <= _SIMILAR:
+        return None
+    return Timing(past.each_s * amount, amount, past.peak_bytes)
+
+
+def _decides(event: Event, known: Outline) -> dict[str, Any]:
+    """All that decides how long a step takes, but for the amount of its work."""
+    settings = to_jsonable_python(getattr(event.inputs, "config", None))
+    if isinstance(settings, dict):
+        settings = {name: value for name, value in settings.items() if name not in _NOT_PACE}
+    cached = getattr(event.inputs, "cache", None) is not None
+    models = len(getattr(event.inputs, "builts", ()))
+    return {
+        **known.decides,
+        "label": event.label,
+        "config": settings,
+        "cached": cached,
+        "models": models,
+    }
+
+
+def _amount(event: Event, known: Outline) -> float:
+    if event.stage in ("distill", "qat"):
+        return float(event.inputs.config.steps)
+    return float(max(1, known.photo_pixels)) if event.stage in _BY_PHOTOS else 1.0
+
+
+def _time(
+    known: Outline,
+    events: Sequence[Event],
+    stages: set[str],
+    slowness: float,
+    timings: Timings,
+    scratch: Path,
+) -> Speeds:
+    """What the formulas of these stages need, timed now where it was not before."""
+    from mipkd.distill import teacher as teachers
+
+    student, teacher = known.student, known.teacher
+    student_s = teacher_s = None
+    if student:
+        student_s = time_pixel(timings, student.decides, student.make)
+    if teacher:
+        decides = {"net": [teacher.arch, teacher.hyper]}
+        teacher_s = time_pixel(timings, decides, lambda: teachers.load(teacher))
+    export_s = time_export(timings, student, scratch / "export") if student else None
+    step = None
+    trained = next((e for e in events if e.stage == "distill" and not e.remembered), None)
+    if trained and "distill" in stages and student and teacher:
+        kept = _kept(trained, events)
+        step = time_step(
+            timings, trained.inputs.config, student, teacher, kept, scratch / "training"
+        )
+    timings.save()
+    return Speeds(student_s, teacher_s, export_s, slowness, step)
+
+
+def _kept(trained: Event, events: Sequence[Event]) -> Kept | None:
+    """What a training reads from its cache, only planned or there."""
+    if trained.inputs.cache is None:
+        return None
+    by_key = {event.key: event.inputs for event in events}
+    cache = by_key[trained.inputs.cache.key]
+    directions = by_key[cache.directions.key] if cache.directions else None
+    return Kept(cache.device, directions)
