@@ -56,13 +56,13 @@ def _check_photos(on: RunContext) -> None:
     A finished student is calibrated for INT8 on photos: of the wrong kind, they cost as much
     quality as training on them does. In floats it needs none.
     """
-    built = {p: info.target for info in on.targets for p in on.precisions(info)}
-    needing = [p for p in built if PRECISIONS[p].needs_patches]
     if not on.config.model:
         require_photos(on.config, "a student is trained on photos like those it will see")
-    elif needing:
-        why = f"{needing[0]} of {built[needing[0]]} is calibrated on photos like those it will see"
-        require_photos(on.config, why)
+    for info in on.targets:
+        for precision in on.precisions(info):
+            if PRECISIONS[precision].needs_patches:
+                what = f"{precision} of {info.target}"
+                require_photos(on.config, f"{what} is calibrated on photos like those it will see")
 
 
 def require_photos(config: Config, why: str) -> None:

@@ -41,8 +41,7 @@ log = logging.getLogger(__name__)
 _SIDE = 96  # LR pixels a side of the image that a forward pass is timed on
 _PHOTO = 128  # LR pixels a side of the photos of noise, at least
 _USUAL_S = 0.0036  # of `_work` on the machine that the estimates' constants come from, when idle
-_TURNS = 50
-_LONG_S = 1.0  # that forward passes are timed, at least one
+_LONG_S = 1.0  # that work and forward passes are timed: a busy machine's pace moves
 
 
 @dataclass(frozen=True)
@@ -74,10 +73,11 @@ class Kept:
 def time_work() -> float:
     """How many times slower this machine is now than an idle one that constants come from."""
     _work()
-    start = perf_counter()
-    for _ in range(_TURNS):
+    start, turns = perf_counter(), 0
+    while perf_counter() - start < _LONG_S:
         _work()
-    return max(0.2, (perf_counter() - start) / _TURNS / _USUAL_S)
+        turns += 1
+    return (perf_counter() - start) / turns / _USUAL_S
 
 
 def _work() -> None:
@@ -96,7 +96,7 @@ def time_pixel(timings: Timings, decides: dict[str, Any], load: Callable[[], SRN
     with torch.inference_mode():
         net(lr_NCHW)
         start, passes = perf_counter(), 0
-        while perf_counter() - start < _LONG_S:  # a busy machine's pace moves
+        while perf_counter() - start < _LONG_S:
             net(lr_NCHW)
             passes += 1
     found = Timing(perf_counter() - start, passes * side * side)
