@@ -170,7 +170,7 @@ class Formulas:
         warm_s = max(config.warmup_s, (config.min_warmups + 1) * frame_s)
         least_s = max(config.min_time_s, config.min_samples * frame_s)
         attempts: int = min(config.attempts, 1 + sum(self._slow > busy for busy in _BUSY))
-        samples_s = sum(min(config.max_time_s, least_s * 2**n) for n in range(attempts))
+        samples_s = sum(min(config.max_time_s, least_s * (1 << n)) for n in range(attempts))
         turns = 1 + frame_s / max(config.turn_s, frame_s)  # a turn's first call is not counted
         return warm_s + samples_s * turns + max(0.2, 5 * frame_s)
 

@@ -28,7 +28,8 @@ from pipeline.bundle.pack import pack, student_builds
 from pipeline.config import Config
 from pipeline.contenders import Contender
 from pipeline.inputs import Images
-from pipeline.judge.gates import GateConfig, judge
+from pipeline.judge.bounds import GateConfig
+from pipeline.judge.gates import judge
 from pipeline.origin import commit, now
 from pipeline.ownership import BUNDLE, CONFIG, claim, write_config
 from pipeline.receipts import find_changed_file
@@ -71,6 +72,7 @@ def judge_and_publish(config: Config, run: Run, found: Found, *, command: str) -
         found.images.tests.value,
     )
     receipts = run.receipts()
+    distilled = student.distilled.value if student.distilled else None
     evidence = Evidence(
         name=run.root.name,
         command=command,
@@ -79,7 +81,7 @@ def judge_and_publish(config: Config, run: Run, found: Found, *, command: str) -
         smoke=config.smoke,
         teacher=found.teacher.value if found.teacher else None,
         student=model,
-        distilled=student.distilled.value if student.distilled else None,
+        distilled=distilled,
         graph=graph.value,
         tests=found.images.tests.value,
         photos=found.images.photos.value,
@@ -87,7 +89,7 @@ def judge_and_publish(config: Config, run: Run, found: Found, *, command: str) -
         host=found.host,
         measurements=measurements,
         failures=failures,
-        verdict=judge(config.gates, measurements, failures, plans),
+        verdict=judge(config.gates, measurements, failures, plans, distilled),
         config=_plain(config),
         seconds={name: receipt.seconds for name, receipt in receipts.items()},
         not_measured=_not_measured(measurements),
@@ -140,7 +142,7 @@ def _judge_anew(
         created=now(),
         measurements=measurements,
         failures=failures,
-        verdict=judge(gates, measurements, failures, before.plans),
+        verdict=judge(gates, measurements, failures, before.plans, before.distilled),
         not_measured=_not_measured(measurements),
     )
 

@@ -96,14 +96,32 @@ def mean_over_images(values: Sequence[float], *, level: float = 0.95) -> Estimat
     removal of skewness by transformation", J. R. Statist. Soc. B 54, 1992), with Student's
     quantiles. One image tells nothing of the spread.
     """
-    found = np.asarray(values, dtype=np.float64)
-    mean, count = float(found.mean()), len(found)
-    if count < 2:
-        return Estimate(mean, float("nan"), float("nan"))
-    error = float(found.std(ddof=1)) / math.sqrt(count)
-    skewness, quantile = _skewness(found), _t(level, count - 1)
-    upper, lower = (_remove_skew(end, skewness, count) for end in (-quantile, quantile))
-    return Estimate(mean, mean - lower * error, mean - upper * error)
+    return Sample.of(values).mean(len(values), level=level)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the mean's interval depends on, so that other numbers of such images can be tried."""
+
+    average: float
+    deviation: float  # standard deviation; NaN of one image
+    skewness: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Sample:
+        """Of at least one value."""
+        found = np.asarray(values, dtype=np.float64)
+        deviation = float(found.std(ddof=1)) if len(found) > 1 else math.nan
+        return cls(float(found.mean()), deviation, _skewness(found))
+
+    def mean(self, count: int, *, level: float) -> Estimate:
+        """As `mean_over_images` of so many with this average, deviation and skewness."""
+        if count < 2:
+            return Estimate(self.average, math.nan, math.nan)
+        error = self.deviation / math.sqrt(count)
+        quantile = _t(level, count - 1)
+        upper, lower = (_remove_skew(end, self.skewness, count) for end in (-quantile, quantile))
+        return Estimate(self.average, self.average - lower * error, self.average - upper * error)
 
 
 def _skewness(values: npt.NDArray[np.float64]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,7 +43,17 @@ Precisions = Annotated[
 ]
 Steps = Annotated[int | None, typer.Option(help="Training steps.", min=1)]
 LatencyBudget = Annotated[
-    float | None, typer.Option(help="Milliseconds, for --student auto: the largest that fits.")
+    float | None,
+    typer.Option(
+        help="Milliseconds that an image may take (p90); --student auto is the largest within it."
+    ),
+]
+SizeText = Annotated[
+    str | None,
+    typer.Option(
+        "--size",
+        help="LR size that limits are judged at, WIDTHxHEIGHT: 320x180; default the largest.",
+    ),
 ]
 Qat = Annotated[
     bool | None,
@@ -77,14 +87,14 @@ _SETTINGS = {
     **{name: name for name in ("teacher", "model", "student", "data", "val", "scale", "out")},
     **{name: name for name in ("target", "precision", "compare", "demo_data")},
     "steps": "distill.steps",
-    "latency_budget": "fit.latency_budget_ms",
+    "latency_budget": "gates.max_latency_ms",
+    "size": "gates.size",
     "qat": "qat.run",
     "device": "device.address",
     "methods": "study.methods",
     "seeds": "study.seeds",
     "seconds": "study.seconds",
 }
-_LISTS = ("target", "precision", "compare", "methods")
 
 
 def load_settings(options: Mapping[str, Any], *, alone: bool = False) -> Config:
@@ -103,8 +113,7 @@ def _flags(options: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that the options of a command stand for."""
     flags: dict[str, Any] = {}
     for name in options.keys() & _SETTINGS.keys():
-        given = options[name]
-        value = split_list(given, f"--{name}") if name in _LISTS else given
+        value = _READ.get(name, _as_is)(options[name], f"--{name}")
         section, _, setting = _SETTINGS[name].rpartition(".")
         (flags.setdefault(section, {}) if section else flags)[setting] = value
     return flags
@@ -127,6 +136,31 @@ def split_list(text: str | None, option: str) -> tuple[str, ...] | None:
     if text is not None and not found:
         raise UsageError(f"{option}: {text!r} names nothing", hint="names, separated by commas")
     return found or None
+
+
+def parse_size(text: str | None, option: str = "--size") -> tuple[int, int] | None:
+    """LR height and width of `WIDTHxHEIGHT`.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if text is None:
+        return None
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise UsageError(f"{option}: {text!r} is not WIDTHxHEIGHT", hint="--size 320x180")
+    return int(height), int(width)
+
+
+def _as_is(value: object, _option: str) -> object:
+    return value
+
+
+# How options are read that are not taken as they are.
+_READ: dict[str, Callable[[Any, str], Any]] = {
+    **dict.fromkeys(("target", "precision", "compare", "methods"), split_list),
+    "size": parse_size,
+}
 
 
 def open_run(

@@ -35,6 +35,7 @@ def _with_run_options(work: Callable[[Config, bool], None]) -> Callable[..., Non
         target: o.TargetNames = None,
         student: o.StudentSpec = None,
         latency_budget: o.LatencyBudget = None,
+        size: o.SizeText = None,
         data: o.Data = None,
         demo_data: o.DemoData = None,
         val: o.Val = None,
