@@ -15,6 +15,7 @@ from typing import Any
 from pydantic_core import to_jsonable_python
 
 from pipeline import receipts
+from pipeline.bench.host import describe_host
 from pipeline.config import Config
 from pipeline.formulas import PUBLISH_S, Formulas, Speeds
 from pipeline.inputs import ImageSizes
@@ -150,7 +151,7 @@ def _time(
             timings, trained.inputs.config, student, teacher, kept, scratch / "training"
         )
     timings.save()
-    return Speeds(student_s, teacher_s, export_s, slowness, step)
+    return Speeds(student_s, teacher_s, export_s, slowness, describe_host().cores, step)
 
 
 def _kept(trained: Event, events: Sequence[Event]) -> Kept | None:

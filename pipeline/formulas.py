@@ -37,6 +37,8 @@ _PROJECTED = 4.0  # passes of the teacher over the patches that a start is fitte
 _BACKWARD = 3.0  # a training step's passes of the student
 _ROUNDED = 3.0  # times as long with INT8's rounding in it
 _FEW, _RANGES, _CONFIRMED, _FRONT = 16, 2, 3, 5  # of a search: pipeline/quantize/search.py
+_SHARED = 0.85  # of the cores' sum that threads bring together
+_RUNTIME = 0.7  # of torch's time that a runtime for inference takes
 _BUSY = (1.5, 4.0)  # times slower than idle, from where what is measured drifts once more
 
 
@@ -44,10 +46,11 @@ _BUSY = (1.5, 4.0)  # times slower than idle, from where what is measured drifts
 class Speeds:
     """What was timed on this machine; None where it could not be."""
 
-    student_pixel_s: float | None  # of a forward pass, for an LR pixel
+    student_pixel_s: float | None  # of a forward pass on one core, for an LR pixel
     teacher_pixel_s: float | None
     export_s: float | None  # of the student
     slowness: float  # 1: as the idle machine of the constants
+    cores: int
     step: Timing | None = None  # of the training
 
 
@@ -58,8 +61,10 @@ class Formulas:
         self._known, self._speeds = known, speeds
         self._slow = speeds.slowness
         self._by_key = {event.key: event for event in events}
-        self._student_s = speeds.student_pixel_s or _PIXEL_S * self._slow
-        self._teacher_s = speeds.teacher_pixel_s or self._student_s
+        alone_s = speeds.student_pixel_s or _PIXEL_S * self._slow
+        together = max(1.0, _SHARED * speeds.cores / self._slow)  # cores that others leave
+        self._student_s = alone_s / together  # of torch, for an LR pixel
+        self._teacher_s = (speeds.teacher_pixel_s or alone_s) / together
         photos_s = _PHOTO_PIXEL_S * known.photo_pixels * self._slow
         self._plain = {
             "photos": 0.1 * self._slow + photos_s,
@@ -111,13 +116,15 @@ class Formulas:
         return self._known.test_pixels / max(1, self._known.tests)
 
     def _pixel_s(self, role: str) -> float:
-        return self._teacher_s if role == "teacher" else self._student_s
+        """Of a runtime, for an LR pixel."""
+        return _RUNTIME * (self._teacher_s if role == "teacher" else self._student_s)
 
     def _reference(self, event: Event) -> float:
-        teacher = self._teacher_s if self._known.teacher else 0.0
         inputs: ReferenceInputs = event.inputs
-        others = max(0, len(inputs.graphs) - bool(self._known.teacher))
-        return 0.5 * self._slow + self._known.test_pixels * (teacher + others * self._student_s)
+        taught = bool(self._known.teacher)
+        others_s = max(0, len(inputs.graphs) - taught) * self._pixel_s("student")
+        pixel_s = others_s + taught * self._pixel_s("teacher")
+        return 0.5 * self._slow + self._known.test_pixels * pixel_s
 
     def _build(self, event: Event) -> float:
         inputs: BuildInputs = event.inputs
@@ -140,7 +147,7 @@ class Formulas:
         inputs: SearchInputs = event.inputs
         config, name = inputs.config, inputs.target.partition(":")[0]
         make_s = _CANDIDATE_S.get(name, _CANDIDATE_S["openvino"]) * self._slow
-        crops, crop_s = config.photos + config.pages, config.crop**2 * self._student_s
+        crops, crop_s = config.photos + config.pages, config.crop**2 * self._pixel_s("student")
         few = min(crops, _FEW) * crop_s + make_s
         whole = crops * crop_s + make_s
         tried = self._known.operations * few + (_RANGES + config.tries + _CONFIRMED) * whole
@@ -158,7 +165,7 @@ class Formulas:
         info, config = inputs.info, inputs.config
         roles = [self._role(ref.key) for ref in inputs.builts]
         students = sum(role != "teacher" for role in roles)
-        pixels_s = students * self._known.test_pixels * self._student_s
+        pixels_s = students * self._known.test_pixels * self._pixel_s("student")
         if info.simulated:
             return self._slow + 2 * pixels_s
         timed = sum(self._latency(config, size, role) for size in config.sizes for role in roles)
@@ -171,7 +178,8 @@ class Formulas:
         least_s = max(config.min_time_s, config.min_samples * frame_s)
         attempts: int = min(config.attempts, 1 + sum(self._slow > busy for busy in _BUSY))
         samples_s = sum(min(config.max_time_s, least_s * (1 << n)) for n in range(attempts))
-        turns = 1 + frame_s / max(config.turn_s, frame_s)  # a turn's first call is not counted
+        alone = frame_s >= config.turn_s  # else the first call of a turn is not counted
+        turns = 1.0 if alone else 1 + frame_s / config.turn_s
         return warm_s + samples_s * turns + max(0.2, 5 * frame_s)
 
     def _role(self, key: str) -> str:

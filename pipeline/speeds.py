@@ -7,7 +7,8 @@ again. Shapes: N batch, C channels, H W low-res size.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -87,13 +88,16 @@ def _work() -> None:
 
 
 def time_pixel(timings: Timings, decides: dict[str, Any], load: Callable[[], SRNet]) -> float:
-    """Seconds that a net's forward pass takes for an LR pixel, on the CPU."""
+    """Seconds that a net's forward pass takes for an LR pixel, on one core.
+
+    On more it depends on what else runs: threads wait for each other.
+    """
     if known := timings.find("forward", decides):
         return known.each_s
     net = load()
     side = -(-max(_SIDE, net.least) // net.multiple) * net.multiple
     lr_NCHW = torch.rand(1, 3, side, side)
-    with torch.inference_mode():
+    with torch.inference_mode(), _one_thread():
         net(lr_NCHW)
         start, passes = perf_counter(), 0
         while perf_counter() - start < _LONG_S:
@@ -102,6 +106,16 @@ def time_pixel(timings: Timings, decides: dict[str, Any], load: Callable[[], SRN
     found = Timing(perf_counter() - start, passes * side * side)
     timings.note("forward", decides, found)
     return found.each_s
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def time_export(timings: Timings, net: Sized, folder: Path) -> float:

@@ -10,11 +10,12 @@ import json
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from mipkd.core import codec, durable
+from mipkd.core.ranges import Range
 from pipeline.bench.host import describe_host
 from pipeline.stage import digest
 from targets._user_cache import user_folder
@@ -29,14 +30,20 @@ _MOST = 2000  # lines that are kept
 class Timing:
     """How long an amount of work of some kind took."""
 
-    seconds: float
-    amount: float = 1.0  # in the kind's own unit, such as steps
+    seconds: Annotated[float, Range(0, 1e9)]
+    amount: Annotated[float, Range(1e-9, 1e18)] = 1.0  # in the kind's own unit, such as steps
     peak_bytes: int | None = None  # of the process that did it
 
     @property
     def each_s(self) -> float:
         """Seconds for one of the kind's unit."""
-        return self.seconds / max(self.amount, 1e-12)
+        return self.seconds / self.amount
+
+
+@dataclass(frozen=True)
+class _Line:
+    kind: str
+    timing: Timing
 
 
 class Timings:
@@ -47,7 +54,7 @@ class Timings:
         self._found: dict[str, Timing] = {}
         if file is not None:
             with suppress(OSError):
-                for line in file.read_text().splitlines()[-_MOST:]:
+                for line in file.read_bytes().splitlines()[-_MOST:]:
                     self._read(line)
 
     def find(self, name: str, decides: Mapping[str, Any]) -> Timing | None:
@@ -56,25 +63,26 @@ class Timings:
 
     def note(self, name: str, decides: Mapping[str, Any], timing: Timing) -> None:
         """Keep one, in place of an earlier one of its kind."""
-        self._found[self._key(name, decides)] = timing
+        kind = self._key(name, decides)
+        self._found.pop(kind, None)
+        self._found[kind] = timing
 
     def save(self) -> None:
         """Write all that are known."""
         if self._file is None:
             return
         latest = list(self._found.items())[-_MOST:]
-        lines = [json.dumps({"kind": kind, **asdict(one)}) + "\n" for kind, one in latest]
+        lines = [json.dumps(codec.encode(_Line(kind, one))) for kind, one in latest]
         try:
-            durable.write_bytes(self._file, "".join(lines).encode())
+            durable.write_bytes(self._file, ("\n".join(lines) + "\n").encode())
         except OSError as error:
             log.debug("%s: %s", self._file, error)
 
-    def _read(self, line: str) -> None:
-        with suppress(ValueError, TypeError):
-            stated = codec.parse_json(line.encode())
-            kind = str(stated.pop("kind"))
-            self._found.pop(kind, None)  # the latest last
-            self._found[kind] = codec.decode(Timing, stated)
+    def _read(self, line: bytes) -> None:
+        with suppress(ValueError):
+            read = codec.decode(_Line, codec.parse_json(line))
+            self._found.pop(read.kind, None)  # the latest last
+            self._found[read.kind] = read.timing
 
     def _key(self, name: str, decides: Mapping[str, Any]) -> str:
         return f"{name} {digest({'host': self._host, **decides})}"

@@ -89,4 +89,6 @@ def test_a_command_that_looks_starts_and_writes_nothing(
     code, started, written = traced(home, *words)
     assert code in (0, 6, 7)
     assert started == []
-    assert written == set()
+    # A plan keeps what it has timed, so that the next one is quick.
+    kept = {"cache/mipkd-pipeline/timings/timings.jsonl"} if words[0] == "plan" else set()
+    assert written <= kept

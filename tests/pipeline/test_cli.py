@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from mipkd.archs import edsr
 from mipkd.core.errors import StageError
-from mipkd.core.images import resize_bicubic, write_png
+from mipkd.core.images import read_rgb, resize_bicubic, write_png
 from mipkd.distill import checkpoint
 from mipkd.distill.teacher import save
 from pipeline import cli
@@ -87,6 +87,14 @@ def test_one_command_trains_measures_and_reports(
     assert lines["identify"] == lines["photos"] == lines["tests"] == "skip"
     assert lines["distill"] == lines["measure"] == "run"
     assert "config.lr null -> 0.0001" in out
+    assert out.startswith("about ")
+    assert " of them training; memory up to " in out.splitlines()[0]
+
+    first = read_rgb(photos / "0.png")
+    write_png(photos / "more.png", first[::-1])
+    code, out, _ = ended("plan", *command[1:])
+    changed = [line for line in out.splitlines() if line.endswith("  the photos changed")]
+    assert {"photos", "distill"} <= {line.split()[1] for line in changed}
 
     code, out, _ = ended("report", run)
     assert code == 0
