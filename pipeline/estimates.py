@@ -14,6 +14,8 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
+from mipkd.core.errors import MipkdError
+from mipkd.distill import teacher as teachers
 from pipeline import receipts
 from pipeline.bench.host import describe_host
 from pipeline.config import Config
@@ -50,34 +52,34 @@ def estimate(
     scratch: Path,
 ) -> Estimate:
     """Of the steps that a plan would run; what is timed for it works in the folder `scratch`."""
+    todo = {number: event for number, event in enumerate(events) if not event.remembered}
+    if not todo:
+        return Estimate({}, 0.0, 0.0, None)
     known, slowness = outline(config, events, sizes), time_work()
-    found: dict[int, Timing] = {}
-    missing = []
-    for number, event in enumerate(events):
-        if event.remembered:
-            continue
-        if past := _recall(event, known, timings, scratch):
-            found[number] = past
-        else:
-            missing.append(number)
+    past = {number: _recall(event, known, timings, scratch) for number, event in todo.items()}
+    missing = [event for number, event in todo.items() if past[number] is None]
+    formulas = None
     if missing:
-        stages = {events[number].stage for number in missing}
-        speeds = _time(known, events, stages, slowness, timings, scratch)
+        speeds = _time(known, events, missing, slowness, timings, scratch)
         formulas = Formulas(known, events, speeds)
-        found |= {number: formulas.time(events[number]) for number in missing}
+    found = {n: one or (formulas.time(todo[n]) if formulas else None) for n, one in past.items()}
+    steps = {number: one for number, one in found.items() if one}
     return Estimate(
-        steps=dict(sorted(found.items())),
-        training_s=sum(t.seconds for n, t in found.items() if events[n].stage in TRAINING),
-        total_s=sum(t.seconds for t in found.values()) + PUBLISH_S * slowness,
-        peak_bytes=max((t.peak_bytes for t in found.values() if t.peak_bytes), default=None),
+        steps=steps,
+        training_s=sum(one.seconds for n, one in steps.items() if todo[n].stage in TRAINING),
+        total_s=sum(one.seconds for one in steps.values()) + PUBLISH_S * slowness,
+        peak_bytes=max((one.peak_bytes for one in steps.values() if one.peak_bytes), default=None),
     )
 
 
 def note_timings(
     config: Config, events: Sequence[Event], made: Mapping[str, Receipt], timings: Timings
 ) -> None:
-    """Keep what the steps took that a run has made; `made` are their receipts."""
-    known = outline(config, events, None)
+    """Keep what the steps took that a run has made, however it ended; `made` are their receipts."""
+    try:
+        known = outline(config, events, None)
+    except (MipkdError, OSError):  # why the run ended, which says so itself
+        return
     for event in events:
         receipt = made.get(f"{event.stage} {event.label}".strip())
         if not event.remembered and event.record is not None and receipt:
@@ -127,31 +129,28 @@ def _amount(event: Event, known: Outline) -> float:
 def _time(
     known: Outline,
     events: Sequence[Event],
-    stages: set[str],
+    missing: Sequence[Event],
     slowness: float,
     timings: Timings,
     scratch: Path,
 ) -> Speeds:
-    """What the formulas of these stages need, timed now where it was not before."""
-    from mipkd.distill import teacher as teachers
-
+    """What the formulas of these steps need, timed now where it was not before."""
     student, teacher = known.student, known.teacher
-    student_s = teacher_s = None
-    if student:
-        student_s = time_pixel(timings, student.decides, student.make)
+    student_s = teacher_s = export_s = None
+    steps: dict[str, Timing] = {}
     if teacher:
         decides = {"net": [teacher.arch, teacher.hyper]}
         teacher_s = time_pixel(timings, decides, lambda: teachers.load(teacher))
-    export_s = time_export(timings, student, scratch / "export") if student else None
-    step = None
-    trained = next((e for e in events if e.stage == "distill" and not e.remembered), None)
-    if trained and "distill" in stages and student and teacher:
-        kept = _kept(trained, events)
-        step = time_step(
-            timings, trained.inputs.config, student, teacher, kept, scratch / "training"
-        )
+    if student:
+        student_s = time_pixel(timings, student.decides, student.make)
+        export_s = time_export(timings, student, scratch / "timed-export")
+    for event in missing:
+        if event.stage == "distill" and student and teacher:
+            folder, kept = scratch / f"timed-{event.key}", _kept(event, events)
+            step = time_step(timings, event.inputs.config, student, teacher, kept, folder)
+            steps |= {event.key: step} if step else {}
     timings.save()
-    return Speeds(student_s, teacher_s, export_s, slowness, describe_host().cores, step)
+    return Speeds(student_s, teacher_s, export_s, slowness, describe_host().cores, steps)
 
 
 def _kept(trained: Event, events: Sequence[Event]) -> Kept | None:

@@ -5,8 +5,8 @@ The constants are of two idle cores of an AMD Zen 5, times how much slower this 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import ceil
 
 from mipkd.core.precision import PRECISIONS
@@ -51,7 +51,7 @@ class Speeds:
     export_s: float | None  # of the student
     slowness: float  # 1: as the idle machine of the constants
     cores: int
-    step: Timing | None = None  # of the training
+    steps: Mapping[str, Timing] = field(default_factory=dict)  # of the trainings, by their keys
 
 
 class Formulas:
@@ -90,7 +90,7 @@ class Formulas:
         """A step's seconds, and its memory where a training was timed."""
         formula = self._of.get(event.stage)
         seconds = formula(event) if formula else self._plain.get(event.stage, self._slow)
-        step = self._speeds.step if event.stage == "distill" else None
+        step = self._speeds.steps.get(event.key)
         return Timing(seconds, 1.0, step.peak_bytes if step else None)
 
     def _distill(self, event: Event) -> float:
@@ -103,8 +103,8 @@ class Formulas:
             start_s = _PROJECTED * pixels * self._teacher_s
         validated = 1 + ceil(config.steps / config.validation_period)
         seen_s = self._student_s * (validated + 1) + self._teacher_s
-        if self._speeds.step:
-            step_s = self._speeds.step.each_s
+        if timed := self._speeds.steps.get(event.key):
+            step_s = timed.each_s
         return start_s + config.steps * step_s + known.test_pixels * seen_s
 
     def _export(self, event: Event) -> float:

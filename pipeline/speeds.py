@@ -118,13 +118,17 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def time_export(timings: Timings, net: Sized, folder: Path) -> float:
-    """Seconds that the export of a net takes."""
+def time_export(timings: Timings, net: Sized, folder: Path) -> float | None:
+    """Seconds that the export of a net takes; None where torch cannot."""
     if known := timings.find("export", net.decides):
         return known.seconds
     start = perf_counter()
     folder.mkdir()
-    export(net.make(), out=folder, metadata={}, role="student", family=net.arch)
+    try:
+        export(net.make(), out=folder, metadata={}, role="student", family=net.arch)
+    except MipkdError as error:  # the run's own export says so
+        log.debug("an export cannot be timed: %s", error.what)
+        return None
     found = Timing(perf_counter() - start)
     timings.note("export", net.decides, found)
     return found.seconds

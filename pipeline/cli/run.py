@@ -128,5 +128,5 @@ def _say_step(took: Timing) -> str:
 
 def _say_why(event: Event) -> str:
     """The files and settings that changed, where that is why."""
-    changed = ", ".join(map(str, event.causes)) or event.why
+    changed = ", ".join(dict.fromkeys(map(str, event.causes))) or event.why
     return ", ".join(filter(None, (changed, event.note)))

@@ -82,7 +82,8 @@ def test_twice_the_steps_take_twice_as_long_and_a_slow_machine_longer() -> None:
     def seconds(steps: int, step_s: float) -> float:
         event = training(steps)
         known = outline(Config(), [event], SIZES)
-        speeds = Speeds(1e-6, 1e-5, 1.0, 1.0, cores=2, step=Timing(step_s))
+        steps = {event.key: Timing(step_s)}
+        speeds = Speeds(1e-6, 1e-5, 1.0, 1.0, cores=2, steps=steps)
         return Formulas(known, [event], speeds).time(event).seconds
 
     assert seconds(2000, 0.1) == pytest.approx(2 * seconds(1000, 0.1), rel=0.02)
