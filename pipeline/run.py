@@ -127,9 +127,9 @@ class Run:
         if self.dry:
             if not (stage.looks and self.scratch):
                 return Ref(key, None)
-            looked = Run(self.scratch).step(stage, inputs, depends_on=depends_on, label=label)
-            self._know(looked.value)
-            return looked
+            looked = self._look(stage, inputs, self.scratch / stage.name / key, asked, label)
+            self._know(looked.record)
+            return Ref(key, looked.record, looked.receipt.contents)
         made = self._make(stage, inputs, folder, asked, label)
         self._know(made.record)
         return Ref(key, made.record, made.receipt.contents)
@@ -214,6 +214,24 @@ class Run:
         if made is None:
             raise StageError(f"{stage.name}: {folder} cannot be read again: {why}")
         return made
+
+    def _look(
+        self, stage: Stage[I, R], inputs: I, folder: Path, asked: dict[str, Any], label: str
+    ) -> _Kept[R]:
+        """A step made for a plan alone, of which its time is noted and not by what it was made."""
+        log.info("%s %s", stage.name, label)
+        start = time.perf_counter()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            record, peak_bytes = self._call(stage, inputs, folder, label)
+            write_record(folder / receipts.RECORD, record, folder.parents[1])
+            seconds = round(time.perf_counter() - start, 3)
+            receipt = Receipt(asked, label, seconds=seconds, peak_rss_bytes=peak_bytes)
+            receipt = receipts.seal(receipt, folder)
+            receipts.write(receipt, folder)
+        except OSError as error:
+            raise as_stage_error(stage.name, error) from error
+        return _Kept(record, receipt)
 
     def _keep(self, record: Any, receipt: Receipt, partial: Path, folder: Path) -> None:
         """Store record and receipt of a step, and give its folder its name."""
