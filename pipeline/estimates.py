@@ -147,7 +147,8 @@ def _time(
     for event in missing:
         if event.stage == "distill" and student and teacher:
             folder, kept = scratch / f"timed-{event.key}", _kept(event, events)
-            step = time_step(timings, event.inputs.config, student, teacher, kept, folder)
+            config = event.inputs.config
+            step = time_step(timings, config, student, teacher, kept, folder, slowness)
             steps |= {event.key: step} if step else {}
     timings.save()
     return Speeds(student_s, teacher_s, export_s, slowness, describe_host().cores, steps)

@@ -19,7 +19,7 @@ import torch
 
 from mipkd.archs.base import SRNet, load_arch
 from mipkd.core import memory
-from mipkd.core.errors import MipkdError
+from mipkd.core.errors import MipkdError, StageError
 from mipkd.core.images import downscale, resize_bicubic
 from mipkd.core.photos import PhotoWriter
 from mipkd.core.records import Model, Photos, TeacherCache
@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 _SIDE = 96  # LR pixels a side of the image that a forward pass is timed on
 _PHOTO = 128  # LR pixels a side of the photos of noise, at least
 _USUAL_S = 0.0036  # of `_work` on the machine that the estimates' constants come from, when idle
+_BUSY = 1.3  # times slower than idle, from where other numbers of threads are tried
 _LONG_S = 1.0  # that work and forward passes are timed: a busy machine's pace moves
 
 
@@ -97,7 +98,7 @@ def time_pixel(timings: Timings, decides: dict[str, Any], load: Callable[[], SRN
     net = load()
     side = -(-max(_SIDE, net.least) // net.multiple) * net.multiple
     lr_NCHW = torch.rand(1, 3, side, side)
-    with torch.inference_mode(), _one_thread():
+    with torch.inference_mode(), _threads(1):
         net(lr_NCHW)
         start, passes = perf_counter(), 0
         while perf_counter() - start < _LONG_S:
@@ -109,9 +110,9 @@ def time_pixel(timings: Timings, decides: dict[str, Any], load: Callable[[], SRN
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def _threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:
@@ -141,6 +142,7 @@ def time_step(
     teacher: Model,
     kept: Kept | None,
     folder: Path,
+    slowness: float,
 ) -> Timing | None:
     """One training step, with its memory; None where it cannot be timed here."""
     settings = config.model_dump(exclude={"steps", "seed", "validate_every", "save_every", "init"})
@@ -158,15 +160,34 @@ def time_step(
             student.arch, student.hyper, teacher, photos, _fill(kept, teacher, photos, folder)
         )
         timed = config.model_copy(update={"init": "random", "compile": False})
-        pace = time_steps({"step": timed}, {"step": task}, places=2, rounds=2)["step"]
+        step_s = min(_time_with(count, timed, task) for count in _numbers(config, slowness))
     except MipkdError as error:
         log.info("a training step cannot be timed: %s", error.what)
         return None
-    if pace.why_not:
-        return None
-    found = Timing(pace.step_s, 1.0, memory.peak_bytes())
+    found = Timing(step_s, 1.0, memory.peak_bytes())
     timings.note("step", decides, found)
     return found
+
+
+def _numbers(config: DistillConfig, slowness: float) -> tuple[int, ...]:
+    """Of threads that a training may find to be the fastest: one where others keep cores busy."""
+    if config.threads:
+        return (config.threads,)
+    most = torch.get_num_threads()
+    return (1, most) if most > 1 and slowness > _BUSY else (most,)
+
+
+def _time_with(count: int, config: DistillConfig, task: TrainingTask) -> float:
+    """Seconds that a step takes with as many threads.
+
+    Raises:
+        StageError: it fails.
+    """
+    with _threads(count):
+        pace = time_steps({"step": config}, {"step": task}, places=2, rounds=2)["step"]
+    if pace.why_not:
+        raise StageError(pace.why_not)
+    return pace.step_s
 
 
 def _fill(kept: Kept | None, teacher: Model, photos: Photos, folder: Path) -> TeacherCache | None:
