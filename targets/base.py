@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, cast
 
@@ -73,6 +74,7 @@ class Feature(Enum):
     FLOAT_SEARCH = "float_search"  # `tuner`: which layers INT8 leaves float can be searched
     FIXED_INT8 = "fixed_int8"  # `quant_scheme`: a student can be trained for its one INT8 recipe
     UINT8_IO = "uint8_io"  # builds models that take and give uint8
+    FROM_NET = "from_net"  # builds from the torch net: not of a student that came as a graph
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,11 @@ class Target(ABC):
     @abstractmethod
     def why_not(self) -> str:
         """Why this machine cannot run the target: "REASON; CURE", and "" if it can."""
+
+    def why_not_build(self, precision: str) -> str:
+        """Why this machine cannot build one of `precisions`, for whichever machine runs it:
+        "REASON; CURE", and "" if it can."""
+        return ""
 
     @abstractmethod
     def versions(self) -> dict[str, str]:
@@ -279,6 +286,11 @@ def version_of(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return ""
+
+
+def is_installed(package: str) -> bool:
+    """Whether a Python package is there, and would be found by an import of that name."""
+    return bool(version_of(package)) and find_spec(package) is not None
 
 
 def files_of(built: Built) -> list[Path]:

@@ -62,7 +62,7 @@ def test_every_version_has_its_hashes() -> None:
 
 
 def test_the_lists_are_complete() -> None:
-    extras = ("dev", "docs", "foreign", "tensorrt-rtx", "openvino", "coreml", "heif")
+    extras = ("dev", "docs", "foreign", "tensorrt-rtx", "openvino", "coreml", "heif", "jetson")
     assert asked(*extras) <= read_pins("requirements/dev.txt").keys(), ANEW
     assert asked("openvino") <= read_pins("requirements/runtime.txt").keys(), ANEW
     lines = read("docs/ci/requirements.in").splitlines()

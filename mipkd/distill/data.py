@@ -27,7 +27,7 @@ from mipkd.core.records import Photos, TeacherCache, TestSet
 from mipkd.distill.batch import Batch
 from mipkd.distill.cache_store import HalfArray, TeacherOutput, open_cache
 from mipkd.distill.pair_reader import Pair as Pair
-from mipkd.distill.pair_reader import PairReader
+from mipkd.distill.pair_reader import PairReader, Size
 from mipkd.losses.base import TeacherPass
 
 AnyArray = npt.NDArray[Any]
@@ -46,7 +46,7 @@ def prepare_photos(source: Path | None, *, scale: int, patch: int, out: Path) ->
         StageError: the disk is full.
     """
     label = name_source(source, for_tests=False)
-    reader = PairReader(source, scale, least=patch * scale, least_is="a patch of ")
+    reader = _photo_reader(source, scale, patch)
     digest = hashlib.sha256(f"x{scale}".encode())
     with reader.explain_full_disk(out), closing(PhotoWriter(out)) as writer:
         for name, lr, hr in reader.pairs():
@@ -56,12 +56,7 @@ def prepare_photos(source: Path | None, *, scale: int, patch: int, out: Path) ->
                 digest.update(lr.data)
     reader.warn(label)
     if not writer.index:
-        least = patch * scale
-        raise UsageError(
-            f"{label}: none of {reader.count} photos can be used; "
-            f"the first: {reader.first_problem}",
-            hint=reader.hint(f"photos need {least} pixels a side; --set distill.patch=N for less"),
-        )
+        raise _no_photo(reader, label, patch)
     return Photos(
         folder=out,
         sha256=digest.hexdigest(),
@@ -100,13 +95,7 @@ def prepare_tests(source: Path | None, *, scale: int, out: Path) -> TestSet:
             names.append(name)
     reader.warn(label)
     if not names:
-        raise UsageError(
-            f"{label}: none of {reader.count} test images can be used; "
-            f"the first: {reader.first_problem}",
-            hint=reader.hint(
-                f"images of {_LEAST_LR * scale} pixels a side or more can be measured"
-            ),
-        )
+        raise _no_test(reader, label)
     return TestSet(
         folder=out,
         sha256=digest.hexdigest(),
@@ -118,6 +107,51 @@ def prepare_tests(source: Path | None, *, scale: int, out: Path) -> TestSet:
         is_sample=source is None,
         left_out=reader.left_out(),
     )
+
+
+def look_at_photos(source: Path | None, *, scale: int, patch: int) -> list[Size]:
+    """LR height and width of the photos that `prepare_photos` would store; nothing is stored.
+
+    Raises:
+        UsageError: as of `prepare_photos`.
+    """
+    reader = _photo_reader(source, scale, patch)
+    if found := list(reader.lr_sizes()):
+        return found
+    raise _no_photo(reader, name_source(source, for_tests=False), patch)
+
+
+def look_at_tests(source: Path | None, *, scale: int) -> list[Size]:
+    """LR height and width of the images that `prepare_tests` would store; nothing is stored.
+
+    Raises:
+        UsageError: as of `prepare_tests`.
+    """
+    reader = _test_reader(source, scale)
+    if found := list(reader.lr_sizes()):
+        return found
+    raise _no_test(reader, name_source(source, for_tests=True))
+
+
+def _no_photo(reader: PairReader, label: str, patch: int) -> UsageError:
+    least = patch * reader.scale
+    return UsageError(
+        f"{label}: none of {reader.count} photos can be used; the first: {reader.first_problem}",
+        hint=reader.hint(f"photos need {least} pixels a side; --set distill.patch=N for less"),
+    )
+
+
+def _no_test(reader: PairReader, label: str) -> UsageError:
+    least = _LEAST_LR * reader.scale
+    return UsageError(
+        f"{label}: none of {reader.count} test images can be used; "
+        f"the first: {reader.first_problem}",
+        hint=reader.hint(f"images of {least} pixels a side or more can be measured"),
+    )
+
+
+def _photo_reader(source: Path | None, scale: int, patch: int) -> PairReader:
+    return PairReader(source, scale, least=patch * scale, least_is="a patch of ")
 
 
 def _test_reader(source: Path | None, scale: int) -> PairReader:

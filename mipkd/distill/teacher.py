@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -231,10 +231,19 @@ def _gmacs_of_foreign(net: SRNet) -> float:
 
 def _check_scale(path: Path, scale: int, options: TeacherOptions) -> None:
     if options.scale and options.scale != scale:
-        raise UsageError(
-            f"{path}: its scale is x{scale}, --scale asks for x{options.scale}",
-            hint=f"leave --scale out, or give a x{options.scale} checkpoint",
-        )
+        refuse_scale(path, scale, options.scale)
+
+
+def refuse_scale(path: Path | None, scale: int, asked: int | None) -> NoReturn:
+    """Say that a file is of another scale than was asked for.
+
+    Raises:
+        UsageError: always.
+    """
+    raise UsageError(
+        f"{path}: its scale is x{scale}, --scale asks for x{asked}",
+        hint=f"leave --scale out, or give a file of x{asked}",
+    )
 
 
 def _apply_options(

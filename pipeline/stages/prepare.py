@@ -50,5 +50,12 @@ def tests(inputs: TestsInputs, *, out: Path) -> TestSet:
     return replace(found, probes=names)
 
 
+def scale_of(scale: Scale) -> int | None:
+    """The factor; None while the net is only planned."""
+    if isinstance(scale, int):
+        return scale
+    return scale.record.scale if scale.record else None
+
+
 def _factor(scale: Scale) -> int:
     return scale if isinstance(scale, int) else scale.value.scale

@@ -22,7 +22,8 @@ from pipeline.config import load
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PROGRAM = "mipkd-pipeline"
-OPTIONS = f"{PROGRAM} plan --teacher edsr.pth --target openvino"  # for lines of options alone
+# For lines of options alone, most of which are of INT8.
+OPTIONS = f"{PROGRAM} plan --teacher edsr.pth --target openvino --precision int8"
 
 # Commands of the program that are not run here, whole as they are typed, and why.
 _NO_DEVICE = "needs a device that lets us in by SSH; a loopback one is in tests/machine"
