@@ -55,7 +55,7 @@ def upscale(
         ),
     ] = None,
     bits: Annotated[
-        int, typer.Option(help="A channel, 8 or 16: of PNG, what the net gives before rounding.")
+        int, typer.Option(help="Bits a channel, 8 or 16 (PNG alone: before 8 bits are left).")
     ] = 8,
     memory: Annotated[float, typer.Option(help="GiB that the program may hold.", min=0.5)] = 2.0,
     tile: Annotated[

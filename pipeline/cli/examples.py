@@ -1,8 +1,15 @@
-"""One example for each command, below its help."""
+"""What stands below each command's help: names that its options know, and one example."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import typer
+from typer.core import TyperCommand
+
+from mipkd.core import plugins
+from mipkd.core.precision import PRECISIONS
 
 EXAMPLES = {
     "run": "mipkd-pipeline run --teacher edsr.pth --data photos/ --val Set5/ --target cpu,openvino",
@@ -24,13 +31,38 @@ EXAMPLES = {
 }
 
 
+class _Explained(TyperCommand):
+    """A command whose help ends with the names that its options know, and an example."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Names are looked up here: a start without --help does not wait for them."""
+        options = {one.name for one in self.params}
+        lines = [
+            f"Known {what}: {', '.join(list_())}"
+            for name, (what, list_) in _KNOWN.items()
+            if name in options
+        ]
+        lines += [f"Example: {EXAMPLES[str(self.name)]}"] if self.name in EXAMPLES else []
+        for line in lines:
+            formatter.write_paragraph()
+            with formatter.indentation():
+                formatter.write_text(line)
+
+
+# What an option's name takes, and where its names come from.
+_KNOWN: dict[str, tuple[str, Callable[[], Iterable[str]]]] = {
+    "target": ("targets", lambda: plugins.names("targets")),
+    "student": ("families", lambda: plugins.names("mipkd.archs")),
+    "arch": ("families", lambda: plugins.names("mipkd.archs")),
+    "precision": ("precisions", lambda: PRECISIONS),
+}
+
+
 def add_examples(app: typer.Typer) -> None:
-    """Show each command's example, where it has one, at the end of its help."""
+    """Let each command's help end with known names and its example."""
     commands = [*app.registered_commands]
     for group in app.registered_groups:
         if group.typer_instance is not None:
             commands += group.typer_instance.registered_commands
     for command in commands:
-        name = command.name or getattr(command.callback, "__name__", "")
-        if name in EXAMPLES:
-            command.epilog = f"Example: {EXAMPLES[name]}"
+        command.cls = _Explained

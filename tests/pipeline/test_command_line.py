@@ -71,6 +71,14 @@ def test_an_example_is_a_command_that_can_be_typed(name: str) -> None:
     assert EXAMPLES[name] in " ".join(shown.split())
 
 
+def test_help_lists_the_names_that_an_option_knows() -> None:
+    shown = " ".join(said("run", "--help").split())
+    assert "Known targets: coreml, cpu, jetson, null, openvino" in shown
+    assert "Known families: edge, edsr, imdn, lkdn, rcan, rlfn, swinir" in shown
+    assert "Known precisions: fp32, " in shown
+    assert "Known" not in said("verify", "--help")
+
+
 def test_the_settings_schema_is_the_one_in_the_docs() -> None:
     hint = "run: mipkd-pipeline schema > docs/config.schema.json"
     assert (ROOT / "docs" / "config.schema.json").read_text() == config_schema(), hint
