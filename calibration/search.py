@@ -162,6 +162,7 @@ class Found:
     best: Candidate
     bounds_met: bool
     pareto: tuple[Candidate, ...]
+    out_of_tries: bool = False  # the search for less work ended with its tries
 
 
 def search(
@@ -191,10 +192,12 @@ def search(
         tried[floats] = one
         return one
 
+    out_of_tries = True
     for _ in range(tries):
         floats = harms.choose(held, forced=forced, shift=shift)
         kept = _kept(tried.values(), bounds)
         if floats in tried or (kept and sum_work(harms.operations, floats) >= kept[0].work):
+            out_of_tries = False
             break  # nothing of less work is foretold
         one = attempt(floats)
         shift = _difference(one.loss, harms.foretell(floats))
@@ -209,7 +212,8 @@ def search(
     best = _best(tried.values(), bounds, slack)
     if best.confirmed is None:
         best = tried[best.floats] = replace(best, confirmed=confirm(best.floats))
-    return Found(best, is_kept(best, bounds), _pareto(tried.values(), bounds, best))
+    pareto = _pareto(tried.values(), bounds, best)
+    return Found(best, is_kept(best, bounds), pareto, out_of_tries)
 
 
 def is_kept(one: Candidate, bounds: Bounds) -> bool:
@@ -221,7 +225,7 @@ def remeasure(found: Found, loss: Loss, confirmed: Loss, bounds: Bounds) -> Foun
     """The same, with the best's losses measured again, as it will be built."""
     best = replace(found.best, loss=loss, confirmed=confirmed)
     pareto = tuple(best if one == found.best else one for one in found.pareto)
-    return Found(best, is_kept(best, bounds), pareto)
+    return replace(found, best=best, bounds_met=is_kept(best, bounds), pareto=pareto)
 
 
 def knapsack_floats(harms: Harms, bounds: Bounds, share: float) -> list[str]:

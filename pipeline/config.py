@@ -8,6 +8,7 @@ a stranger's: what can run a program or leave this machine is not taken from it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path, PurePath
 from typing import Any
@@ -21,7 +22,7 @@ from mipkd.distill.teacher import TeacherOptions
 from pipeline.bench.latency import BenchSettings
 from pipeline.bundle.golden import BundleConfig
 from pipeline.config_values import as_usage_error, assignments, merge_settings
-from pipeline.judge.gates import GateConfig
+from pipeline.judge.bounds import GateConfig
 from pipeline.judge.regression import BaselineConfig
 from pipeline.limits import LimitsConfig
 from pipeline.machine.base import DeviceConfig
@@ -119,7 +120,15 @@ def load(
     except ValidationError as error:
         raise as_usage_error(error, Config) from error
     config.distill.build_losses()  # a misspelt loss is refused before hours of work
-    return config
+    return _with_size(config)
+
+
+def _with_size(config: Config) -> Config:
+    """The LR size that gates are judged at is among those that are measured."""
+    size, bench = config.gates.size, config.bench
+    if size is None or size in bench.sizes:
+        return config
+    return config.model_copy(update={"bench": replace(bench, sizes=(*bench.sizes, size))})
 
 
 def is_file(rival: str) -> bool:

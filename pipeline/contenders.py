@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -31,7 +32,7 @@ from pipeline.quantize.search import check_floats
 from pipeline.stage import NotInKey, Ref
 from pipeline.stages.distill import DistillInputs, distill
 from pipeline.stages.export import ExportInputs, export
-from pipeline.stages.fit import FitInputs, fit, largest_within
+from pipeline.stages.fit import Budget, FitInputs, fit, largest_within
 from pipeline.study import settings_for_method
 from targets.base import find
 
@@ -267,22 +268,33 @@ def choose_student(on: RunContext, teacher: Ref[Model], patches: Ref[PatchSet]) 
             f"--student auto: {unseen[0]} is only simulated here, so no student can be timed on it",
             hint="name a student, or a --device that has it",
         )
-    if config.fit.latency_budget_ms is None:
-        raise UsageError(
-            "--student auto: no latency budget", hint="give --latency-budget in milliseconds"
-        )
+    budget = Budget(_budget_ms(config), config.gates.size or max(config.bench.sizes, key=math.prod))
     tried = []
     for info in on.targets:
         inputs = FitInputs(
-            config.fit, info, on.precisions(info), teacher, patches, NotInKey(on.machine)
+            config=config.fit,
+            budget=budget,
+            info=info,
+            precisions=on.precisions(info),
+            teacher=teacher,
+            patches=patches,
+            machine=NotInKey(on.machine),
         )
         built_with = find(info.target).versions()
         tried.append(on.run.step(fit, inputs, depends_on=built_with, label=info.target))
     if any(one.record is None for one in tried):
         return None  # only planned: which one it will be is not known
-    spec = largest_within(config.fit, [one.value for one in tried])
-    log.info("student: %s, the largest within %g ms", spec, config.fit.latency_budget_ms)
+    spec = largest_within(budget, [one.value for one in tried])
+    log.info("student: %s, the largest within %g ms", spec, budget.ms)
     return spec
+
+
+def _budget_ms(config: Config) -> float:
+    if config.gates.max_latency_ms == "off":
+        raise UsageError(
+            "--student auto: no latency budget", hint="give --latency-budget in milliseconds"
+        )
+    return config.gates.max_latency_ms
 
 
 def _warn_of_budget(student: Contender, baseline: Contender) -> None:

@@ -28,7 +28,8 @@ from pipeline.bundle.pack import pack, student_builds
 from pipeline.config import Config
 from pipeline.contenders import Contender
 from pipeline.inputs import Images
-from pipeline.judge.gates import GateConfig, judge
+from pipeline.judge.bounds import GateConfig
+from pipeline.judge.gates import judge
 from pipeline.origin import commit, now
 from pipeline.ownership import BUNDLE, CONFIG, claim, write_config
 from pipeline.receipts import find_changed_file

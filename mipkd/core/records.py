@@ -242,6 +242,7 @@ class QuantPlan:
     fixed: bool = False  # nothing was searched: the target's own recipe
     added_mse: float | None = None  # squared error more than FP32's, in levels of Y, on those crops
     tuned: QatStudent | None = None  # what is quantised in place of the graph, on grids of its own
+    out_of_tries: bool = False  # the search ended with its tries: fewer floats may do
 
     @property
     def trained_as_float(self) -> tuple[str, ...]:

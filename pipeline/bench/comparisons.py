@@ -92,7 +92,7 @@ def scored_metrics(measurements: Sequence[Measurement]) -> list[Metric]:
 
 
 def drop_by_image(
-    m: Measurement, base: Measurement | None, metric: str = "psnr_y"
+    m: Measurement | None, base: Measurement | None, metric: str = "psnr_y"
 ) -> dict[str, float]:
     """By how much each image is worse than with `base`, in the metric's unit.
 
@@ -120,17 +120,30 @@ def _by_image(m: Measurement | None, metric: str) -> dict[str, float]:
     return {s.image: s.metrics[metric] for s in m.scores if metric in s.metrics} if m else {}
 
 
-def channel_shift(m: Measurement, base: Measurement | None) -> tuple[float, str] | None:
-    """The channel that is furthest from `base` in brightness: levels, mean over the images, and in
-    words.
+def gain_by_image(m: Measurement | None, base: Measurement | None) -> dict[str, float]:
+    """By how many dB of PSNR-Y each image is better than with `base`; empty unless both scored the
+    same images."""
+    return {image: -lost for image, lost in drop_by_image(m, base).items()}
 
-    None unless both were scored on the same images, and with their colours.
+
+def channel_shifts(m: Measurement, base: Measurement | None) -> dict[str, list[float]]:
+    """By how many levels each channel of each image is brighter than with `base`, by colour.
+
+    Empty unless both were scored on the same images, and with their colours.
     """
     theirs = {s.image: s.shift_rgb for s in base.scores} if base else {}
     ours = {s.image: s.shift_rgb for s in m.scores}
     pairs = [(a, b) for image, a in ours.items() if a and (b := theirs.get(image))]
     if not pairs or len(pairs) < len(ours) or ours.keys() != theirs.keys():
+        return {}
+    return {colour: [a[c] - b[c] for a, b in pairs] for c, colour in enumerate(_COLOURS)}
+
+
+def channel_shift(m: Measurement, base: Measurement | None) -> tuple[float, str] | None:
+    """The channel that is furthest from `base` in brightness: levels, mean over the images, and in
+    words; None where colours are not known."""
+    means = {colour: statistics.fmean(one) for colour, one in channel_shifts(m, base).items()}
+    if not means:
         return None
-    shifts = [statistics.fmean(a[c] - b[c] for a, b in pairs) for c in range(len(_COLOURS))]
-    shift, colour = max(zip(shifts, _COLOURS, strict=True), key=lambda found: abs(found[0]))
-    return abs(shift), f"{colour} {shift:+.2f}"
+    colour = max(means, key=lambda c: abs(means[c]))
+    return abs(means[colour]), f"{colour} {means[colour]:+.2f}"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mipkd.core.errors import UsageError
 from mipkd.core.names import printable
 
 if TYPE_CHECKING:
@@ -38,7 +39,17 @@ Precisions = Annotated[
 ]
 Steps = Annotated[int | None, typer.Option(help="Training steps.", min=1)]
 LatencyBudget = Annotated[
-    float | None, typer.Option(help="Milliseconds, for --student auto: the largest that fits.")
+    float | None,
+    typer.Option(
+        help="Milliseconds that an image may take (p90); --student auto is the largest within it."
+    ),
+]
+SizeText = Annotated[
+    str | None,
+    typer.Option(
+        "--size",
+        help="LR size that limits are judged at, WIDTHxHEIGHT: 320x180; default the largest.",
+    ),
 ]
 Qat = Annotated[
     bool | None,
@@ -72,14 +83,14 @@ _SETTINGS = {
     **{name: name for name in ("teacher", "model", "student", "data", "val", "scale", "out")},
     **{name: name for name in ("target", "precision", "compare")},
     "steps": "distill.steps",
-    "latency_budget": "fit.latency_budget_ms",
+    "latency_budget": "gates.max_latency_ms",
+    "size": "gates.size",
     "qat": "qat.run",
     "device": "device.address",
     "methods": "study.methods",
     "seeds": "study.seeds",
     "seconds": "study.seconds",
 }
-_LISTS = ("target", "precision", "compare", "methods")
 
 
 def load_settings(options: Mapping[str, Any], *, alone: bool = False) -> Config:
@@ -92,7 +103,7 @@ def load_settings(options: Mapping[str, Any], *, alone: bool = False) -> Config:
 
     flags: dict[str, Any] = {}
     for name in options.keys() & _SETTINGS.keys():
-        value = split_list(options[name]) if name in _LISTS else options[name]
+        value = _READ.get(name, _as_is)(options[name])
         section, _, setting = _SETTINGS[name].rpartition(".")
         (flags.setdefault(section, {}) if section else flags)[setting] = value
     file = Path(options["config"]) if options["config"] else None  # a text in older typers
@@ -102,6 +113,31 @@ def load_settings(options: Mapping[str, Any], *, alone: bool = False) -> Config:
 def split_list(text: str | None) -> tuple[str, ...] | None:
     """The parts between commas; None for no text."""
     return tuple(part.strip() for part in text.split(",") if part.strip()) if text else None
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """LR height and width of `WIDTHxHEIGHT`.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if text is None:
+        return None
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise UsageError(f"--size: {text!r} is not WIDTHxHEIGHT", hint="--size 320x180")
+    return int(height), int(width)
+
+
+def _as_is(value: object) -> object:
+    return value
+
+
+# How options are read that are not taken as they are.
+_READ: dict[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("target", "precision", "compare", "methods"), split_list),
+    "size": parse_size,
+}
 
 
 def open_run(settings: Config, *, force: bool, dry: bool = False) -> Run:

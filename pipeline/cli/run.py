@@ -28,6 +28,7 @@ def _with_run_options(work: Callable[[Config, bool], None]) -> Callable[..., Non
         target: o.TargetNames = None,
         student: o.StudentSpec = None,
         latency_budget: o.LatencyBudget = None,
+        size: o.SizeText = None,
         data: o.Data = None,
         val: o.Val = None,
         precision: o.Precisions = None,

@@ -22,7 +22,8 @@ from pipeline.bundle.provenance import PROVENANCE, read_provenance
 from pipeline.bundle.replay import Replayed, replay
 from pipeline.config_values import as_usage_error, assignments, merge_settings
 from pipeline.judge.baseline import check_comparable, load, of_bundle, save
-from pipeline.judge.gates import judge, overall, read_gates
+from pipeline.judge.bounds import read_gates
+from pipeline.judge.gates import judge, overall
 from pipeline.judge.golden_beside import judge_beside
 from pipeline.judge.regression import BaselineConfig, Beside, regress, time_in_turns
 from pipeline.judge.replayed import judge_figures, judge_replayed

@@ -21,7 +21,7 @@ from pipeline.bench.pixels import output_file
 from pipeline.bundle.golden import GOLDEN, HR, LR, names_in
 from pipeline.bundle.manifest import read
 from pipeline.bundle.replay import Replayed, replay
-from pipeline.judge.gates import Bound
+from pipeline.judge.bounds import Bound
 from pipeline.judge.regression import BaselineConfig
 from pipeline.limits import LimitsConfig
 

@@ -22,17 +22,14 @@ from pipeline.bench.latency import BenchSettings
 from pipeline.bench.models import time_models
 from pipeline.bench.stats import Estimate, mean_over_images, ratio_of_medians
 from pipeline.bundle.manifest import read
-from pipeline.judge.gates import Bound
+from pipeline.judge.bounds import Bound
+from pipeline.judge.means import SURE
 from targets.base import find
 
 Pair = tuple[Latency, Latency]  # the baseline's, ours
 Timed = Mapping[tuple[str, str], Sequence[Pair]]  # by target and precision, one a size
 
-# A loss of just the margin then passes one time in 100 at most, though the losses be as skewed as
-# a lognormal whose logarithm has a standard deviation of 1. An interval of 99 % would let three
-# times pass: few images do not show how long the tail is.
-SURE = 0.9995
-FEWEST_IMAGES = 10  # with fewer it passes more often, with 5 two times in 100
+FEWEST_IMAGES = 10  # more than a run asks for: what replaces a model that is shipped is compared
 _TAIL = 0.05  # the share of images that lose most
 _OLD = "baseline"  # the role of its models among those measured in turns
 

@@ -87,7 +87,7 @@ class SearchInputs:
     tuned: Ref[QatStudent] | None = None
 
 
-@stage(version=15, resumes=True, apart=True)
+@stage(version=16, resumes=True, apart=True)
 def search(inputs: SearchInputs, *, out: Path) -> QuantPlan:
     """How to quantise the graph.
 
@@ -128,6 +128,7 @@ def search(inputs: SearchInputs, *, out: Path) -> QuantPlan:
         worst_db=confirmed.worst_db,
         added_mse=confirmed.added_mse,
         met=found.bounds_met,
+        out_of_tries=found.out_of_tries,
         max_drop_db=config.max_drop_db,
         max_worst_db=config.max_worst_drop_db,
         front=front,

@@ -6,20 +6,21 @@ Weights are random: they do not change what an inference costs.
 from __future__ import annotations
 
 import logging
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from mipkd.archs.base import gmacs
 from mipkd.core.errors import MipkdError, UsageError
 from mipkd.core.records import Built, Model, PatchSet, TargetInfo
 from mipkd.distill import student as students
 from mipkd.export.onnx import export
+from pipeline.bench.comparisons import Size
 from pipeline.bench.latency import BenchSettings
+from pipeline.bench.stats import percentiles
 from pipeline.machine.base import Job, Machine, MachineLostError
 from pipeline.stage import NotInKey, Ref, stage
 from targets.base import BuildRequest, find
@@ -30,12 +31,10 @@ _HOPELESS = 4  # times the budget: those with more arithmetic still are not trie
 
 
 class FitConfig(BaseModel):
-    """The budget of `--student auto`, and the students that are tried."""
+    """The students that `--student auto` tries."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    latency_budget_ms: float | None = Field(None, gt=0)  # p50 of the fastest precision
-    size: tuple[int, int] = (180, 320)  # LR height, width
     candidates: tuple[str, ...] = (
         "edge:c16b3",
         "edge:c16b6",
@@ -59,7 +58,15 @@ class Candidate:
     gmacs: float
     target: str
     precision: str
-    p50_ms: float
+    p90_ms: float
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a gate will ask of the student's latency."""
+
+    ms: float  # p90 of the fastest precision
+    size: Size  # LR height, width
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,7 @@ class FitInputs:
     """Students of a teacher, to be timed on a machine."""
 
     config: FitConfig
+    budget: Budget
     info: TargetInfo
     precisions: tuple[str, ...]
     teacher: Ref[Model]
@@ -74,47 +82,46 @@ class FitInputs:
     machine: NotInKey[Machine]
 
 
-@stage(version=3)
+@stage(version=4)
 def fit(inputs: FitInputs, *, out: Path) -> tuple[Candidate, ...]:
     """Candidates smaller than the teacher, the least first, until one is hopelessly slow."""
     config, target = inputs.config, inputs.info.target
     found = []
     for cost, spec in _by_cost(config, inputs.teacher.value):
         builts = _build_candidate(inputs, spec, out / spec.replace(":", "-"))
-        p50s_s = _time_candidate(inputs.machine.value, inputs.info, builts, config.size)
-        if p50s_s:
-            fastest = min(p50s_s, key=lambda p: p50s_s[p])
-            ms = p50s_s[fastest] * 1e3
+        p90s_s = _time_candidate(inputs.machine.value, inputs.info, builts, inputs.budget.size)
+        if p90s_s:
+            fastest = min(p90s_s, key=lambda p: p90s_s[p])
+            ms = p90s_s[fastest] * 1e3
             log.info("%s on %s: %.2f ms in %s", spec, target, ms, fastest)
             found.append(Candidate(spec, cost, target, fastest, ms))
-            if config.latency_budget_ms and ms > _HOPELESS * config.latency_budget_ms:
+            if ms > _HOPELESS * inputs.budget.ms:
                 break
     return tuple(found)
 
 
-def largest_within(config: FitConfig, tried: Sequence[Sequence[Candidate]]) -> str:
+def largest_within(budget: Budget, tried: Sequence[Sequence[Candidate]]) -> str:
     """The spec with the most arithmetic that is within the budget on every target.
 
     Raises:
         UsageError: none is.
     """
-    assert config.latency_budget_ms is not None
     slowest: dict[str, Candidate] = {}
     for one in (c for of_target in tried for c in of_target):
         known = slowest.get(one.spec)
-        slowest[one.spec] = one if known is None or one.p50_ms > known.p50_ms else known
+        slowest[one.spec] = one if known is None or one.p90_ms > known.p90_ms else known
     everywhere = [
         c for spec, c in slowest.items() if all(spec in {o.spec for o in of} for of in tried)
     ]
-    within = [c for c in everywhere if c.p50_ms <= config.latency_budget_ms]
+    within = [c for c in everywhere if c.p90_ms <= budget.ms]
     if not within:
-        quickest = min(everywhere, key=lambda c: c.p50_ms, default=None)
-        best = f"the quickest, {quickest.spec}, takes {quickest.p50_ms:.3g}" if quickest else "none"
+        quickest = min(everywhere, key=lambda c: c.p90_ms, default=None)
+        best = f"the quickest, {quickest.spec}, takes {quickest.p90_ms:.3g}" if quickest else "none"
         where = f" on {quickest.target}" if quickest else " could be built"
         raise UsageError(
-            f"--latency-budget: no student runs in {config.latency_budget_ms:g} ms at LR "
-            f"{config.size[1]}x{config.size[0]}: {best}{' ms' if quickest else ''}{where}",
-            hint="raise the budget, or lower the size: --set fit.size=[90,160]",
+            f"--latency-budget: no student has a p90 of {budget.ms:g} ms at LR "
+            f"{budget.size[1]}x{budget.size[0]}: {best}{' ms' if quickest else ''}{where}",
+            hint="raise the budget, or lower the size: --size 160x90",
         )
     return max(within, key=lambda c: c.gmacs).spec
 
@@ -150,9 +157,9 @@ def _build_candidate(inputs: FitInputs, spec: str, folder: Path) -> list[Built]:
 
 
 def _time_candidate(
-    machine: Machine, info: TargetInfo, builts: Sequence[Built], size: tuple[int, int]
+    machine: Machine, info: TargetInfo, builts: Sequence[Built], size: Size
 ) -> dict[str, float]:
-    """Median seconds by precision; when they fail together each is timed alone."""
+    """p90 in seconds by precision; when they fail together each is timed alone."""
     if not builts:
         return {}
     settings = BenchSettings(sizes=(size,), min_time_s=0.5, max_time_s=5.0, attempts=1)
@@ -165,9 +172,9 @@ def _time_candidate(
             log.warning("%s %s: %s", info.target, builts[0].precision, error.what)
             return {}
         alone = [_time_candidate(machine, info, [built], size) for built in builts]
-        return {precision: p50_s for one in alone for precision, p50_s in one.items()}
+        return {precision: p90_s for one in alone for precision, p90_s in one.items()}
     return {
-        built.precision: statistics.median(one.samples_s)
+        built.precision: percentiles(one.samples_s).p90_s.value
         for built, m in zip(builts, found, strict=True)
         for one in m.latencies
         if one.samples_s

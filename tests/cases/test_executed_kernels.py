@@ -17,7 +17,8 @@ from mipkd.core.measurement import ImageScore, Latency, Measurement
 from mipkd.core.records import Built, Graph, PatchSet
 from pipeline.bench.latency import BenchSettings
 from pipeline.bench.models import time_models
-from pipeline.judge.gates import GateConfig, judge
+from pipeline.judge.bounds import GateConfig
+from pipeline.judge.gates import judge
 from pipeline.report.figures import compute_figures
 from pipeline.report.results_file import read_results, write_results
 from pipeline.report.tables import main_table

@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from mipkd.losses.mixture_of_priors import MixtureOfPriors
-from pipeline.judge.gates import GateConfig, MetricBounds
+from pipeline.judge.bounds import GateConfig, MetricBounds
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -14,7 +14,8 @@ from mipkd.core.records import Built
 from pipeline.bench.board import Watch, read_board
 from pipeline.bench.host import OtherPrograms
 from pipeline.bench.latency import BenchSettings
-from pipeline.judge.gates import GateConfig, judge
+from pipeline.judge.bounds import GateConfig
+from pipeline.judge.gates import judge
 from pipeline.machine.local import Local
 from pipeline.stage import NotInKey, ready
 from pipeline.stages.measure import MeasureInputs, measure

@@ -3,9 +3,9 @@
 import pytest
 
 from mipkd.core.errors import UsageError
-from pipeline.stages.fit import Candidate, FitConfig, largest_within
+from pipeline.stages.fit import Budget, Candidate, largest_within
 
-BUDGET = FitConfig(latency_budget_ms=10.0)
+BUDGET = Budget(10.0, (180, 320))
 CPU = [
     Candidate("edge:c16b3", 1.0, "cpu", "int8", 2.0),
     Candidate("rlfn:c52b6", 5.0, "cpu", "fp32", 9.0),
@@ -15,7 +15,7 @@ CPU = [
 
 def test_the_most_arithmetic_within_the_budget_is_taken() -> None:
     assert largest_within(BUDGET, [CPU]) == "edge:c64b10"
-    assert largest_within(FitConfig(latency_budget_ms=7.0), [CPU]) == "edge:c16b3"
+    assert largest_within(Budget(7.0, (180, 320)), [CPU]) == "edge:c16b3"
 
 
 def test_every_target_must_run_it_in_time() -> None:
@@ -30,8 +30,8 @@ def test_every_target_must_run_it_in_time() -> None:
 
 def test_a_budget_that_none_keeps_names_the_quickest() -> None:
     with pytest.raises(
-        UsageError, match=r"in 1 ms at LR 320x180: the quickest, edge:c16b3, takes 2"
+        UsageError, match=r"a p90 of 1 ms at LR 320x180: the quickest, edge:c16b3, takes 2"
     ):
-        largest_within(FitConfig(latency_budget_ms=1.0), [CPU])
+        largest_within(Budget(1.0, (180, 320)), [CPU])
     with pytest.raises(UsageError, match="none could be built"):
         largest_within(BUDGET, [[]])

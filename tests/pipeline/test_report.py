@@ -25,7 +25,8 @@ from mipkd.core.records import Distilled, Graph, Model, PatchSet, Photos
 from mipkd.metrics.base import find_metric
 from pipeline.bench.pixels import score_images
 from pipeline.cli.summary import summarize
-from pipeline.judge.gates import GateConfig, judge
+from pipeline.judge.bounds import GateConfig
+from pipeline.judge.gates import judge
 from pipeline.report import schema
 from pipeline.report.results_file import SCHEMA_VERSION, read_results
 from pipeline.report.wording import milliseconds, number
