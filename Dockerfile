@@ -29,7 +29,7 @@ WORKDIR /opt/mipkd-pipeline
 FROM base AS check
 COPY docs/ci/requirements.txt docs/ci/requirements.txt
 RUN pip install --require-hashes --requirement docs/ci/requirements.txt
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml PACKAGE.md LICENSE ./
 COPY pipeline pipeline
 COPY mipkd mipkd
 COPY targets targets
@@ -44,7 +44,7 @@ CMD ["--help"]
 # Everything. Packages come before the sources, so that a change of ours costs no download.
 FROM base AS full
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY pyproject.toml constraints.txt PACKAGE.md LICENSE ./
 COPY requirements/runtime.txt requirements/runtime.txt
 # A base that brings its own torch, and what is pinned to it, keeps them: our package, still without
 # modules, brings what is missing. Else all is installed by hash but torch: which build of it is

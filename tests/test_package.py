@@ -1,6 +1,7 @@
 """The wheel holds all that the program needs, and asks for it, and for nothing else."""
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -40,7 +41,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Wheel:
     tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("wheel")
     for name in ROOMS:
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "PACKAGE.md", "LICENSE"):
         shutil.copy(ROOT / name, tree / name)
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*pip, "--wheel-dir", str(out), str(tree)], check=True)
@@ -62,6 +63,14 @@ def test_every_module_and_data_file_is_in_the_wheel(wheel: Wheel) -> None:
 def test_nothing_else_is_in_the_wheel(wheel: Wheel) -> None:
     rooms = {name.split("/")[0] for name in wheel.names}
     assert {r for r in rooms if not r.endswith(".dist-info")} == set(ROOMS)
+
+
+def test_what_an_index_shows_has_no_link_that_needs_the_repository(wheel: Wheel) -> None:
+    shown = str(wheel.metadata.get_payload())
+    assert shown == (ROOT / "PACKAGE.md").read_text()
+    links = re.findall(r"\]\(([^)]*)\)|^\[[^\]]*\]: (\S+)", shown, re.MULTILINE)
+    links += [url.split(", ")[1:] for url in wheel.metadata.get_all("Project-URL", [])]
+    assert all(one.startswith("https://") for found in links for one in found if one)
 
 
 def test_a_plain_install_brings_no_tools_of_others_trades(wheel: Wheel) -> None:
