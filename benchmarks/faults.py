@@ -35,7 +35,16 @@ KINDS = ("kill", "full disk", "cut record", "flipped bit")
 COMMANDS = ("run", "run again", "collect", "baseline", "upscale")
 _QUICK = (
     *("--target", "cpu", "--precision", "fp32,int8", "--set", "quantize.search=false"),
-    *("--set", "calibrate.count=4", "--set", "calibrate.size=32", "--set", "bench.max_busy=1"),
+    *(
+        "--set",
+        "distill.threads=1",
+        "--set",
+        "calibrate.count=4",
+        "--set",
+        "calibrate.size=32",
+        "--set",
+        "bench.max_busy=1",
+    ),
     *("--set", "bench.sizes=[[24,32]]", "--set", "bench.min_time_s=0.02"),
     *("--set", "bench.warmup_s=0.01", "--set", "bench.max_drift=99"),
 )

@@ -72,6 +72,7 @@ def judge_and_publish(config: Config, run: Run, found: Found, *, command: str) -
         found.images.tests.value,
     )
     receipts = run.receipts()
+    distilled = student.distilled.value if student.distilled else None
     evidence = Evidence(
         name=run.root.name,
         command=command,
@@ -80,7 +81,7 @@ def judge_and_publish(config: Config, run: Run, found: Found, *, command: str) -
         smoke=config.smoke,
         teacher=found.teacher.value if found.teacher else None,
         student=model,
-        distilled=student.distilled.value if student.distilled else None,
+        distilled=distilled,
         graph=graph.value,
         tests=found.images.tests.value,
         photos=found.images.photos.value,
@@ -88,7 +89,7 @@ def judge_and_publish(config: Config, run: Run, found: Found, *, command: str) -
         host=found.host,
         measurements=measurements,
         failures=failures,
-        verdict=judge(config.gates, measurements, failures, plans),
+        verdict=judge(config.gates, measurements, failures, plans, distilled),
         config=_plain(config),
         seconds={name: receipt.seconds for name, receipt in receipts.items()},
         not_measured=_not_measured(measurements),
@@ -141,7 +142,7 @@ def _judge_anew(
         created=now(),
         measurements=measurements,
         failures=failures,
-        verdict=judge(gates, measurements, failures, before.plans),
+        verdict=judge(gates, measurements, failures, before.plans, before.distilled),
         not_measured=_not_measured(measurements),
     )
 

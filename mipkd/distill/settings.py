@@ -115,6 +115,9 @@ class DistillConfig(BaseModel):
     # cache is part of a training's key, this limit is not.
     cache_gb: float = Field(8.0, ge=0, exclude=True)
     device: str = "auto"
+    # Of a training on the CPU; None: as many as are fastest now. Results differ in their last bits
+    # between numbers: to repeat or resume a training to the last bit, fix one.
+    threads: int | None = Field(None, ge=1, exclude=True)
     seed: int = Field(0, ge=0)
     validate_every: int | None = Field(None, ge=1)  # None: five times in all
     save_every: int = Field(100, ge=1)

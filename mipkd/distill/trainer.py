@@ -24,6 +24,7 @@ from mipkd.distill.interrupt import Interrupt
 from mipkd.distill.latent_directions import read_cache_directions
 from mipkd.distill.progress import ProgressLog, curves_file
 from mipkd.distill.settings import DistillConfig
+from mipkd.distill.threads import tuned_threads
 from mipkd.distill.train_step import Learner
 from mipkd.distill.validate import Validation
 
@@ -77,13 +78,17 @@ def train(inputs: TrainingInputs, *, tests: Sequence[Pair], out: Path) -> TrainR
     validation = Validation(tests, inputs.teacher, out / "pictures", learner.device)
     probe = HealthProbe(learner, inputs.sampler.batch(0).select(slice(PROBE_PATCHES)))
     progress = ProgressLog(out, step=learner.step, steps=config.steps)
-    with closing(progress), Interrupt() as interrupt:
+    with (
+        closing(progress),
+        Interrupt() as interrupt,
+        tuned_threads(config, learner.device) as run_step,
+    ):
         if learner.step == 0:
             psnr = training.psnr_y_db = validation(learner.averaged, 0)
             references = _score_references(validation, psnr, inputs.inherited)
             progress.log_step(0, {}, 0.0, psnr, probe.measure() | references)
         while learner.step < config.steps:
-            terms = learner.advance(sampler)
+            terms = run_step(lambda: learner.advance(sampler))
             stops = mine.any(interrupt.requested)
             last = learner.step == config.steps
             score, figures = None, dict[str, float]()

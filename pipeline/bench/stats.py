@@ -69,7 +69,7 @@ def ratio_of_medians(slow_s: Sequence[float], fast_s: Sequence[float]) -> Estima
         return Estimate(value, 0.0, float("inf"))
     blocks = min(max(count // _PER_BLOCK, _FEWEST_BLOCKS), _MOST_BLOCKS)
     logs = _log_medians(slow_s, blocks) - _log_medians(fast_s, blocks)
-    reach = float(np.exp(student_quantile(0.95, blocks - 1) * logs.std(ddof=1) / math.sqrt(blocks)))
+    reach = float(np.exp(_t(0.95, blocks - 1) * logs.std(ddof=1) / math.sqrt(blocks)))
     return Estimate(value, value / reach, value * reach)
 
 
@@ -85,7 +85,7 @@ def mean_over_seeds(values: Sequence[float]) -> Estimate:
     mean, count = float(found.mean()), len(found)
     reach = float("nan")
     if count > 1:
-        reach = student_quantile(0.95, count - 1) * float(found.std(ddof=1)) / math.sqrt(count)
+        reach = _t(0.95, count - 1) * float(found.std(ddof=1)) / math.sqrt(count)
     return Estimate(mean, mean - reach, mean + reach)
 
 
@@ -96,14 +96,32 @@ def mean_over_images(values: Sequence[float], *, level: float = 0.95) -> Estimat
     removal of skewness by transformation", J. R. Statist. Soc. B 54, 1992), with Student's
     quantiles. One image tells nothing of the spread.
     """
-    found = np.asarray(values, dtype=np.float64)
-    mean, count = float(found.mean()), len(found)
-    if count < 2:
-        return Estimate(mean, float("nan"), float("nan"))
-    error = float(found.std(ddof=1)) / math.sqrt(count)
-    skewness, quantile = _skewness(found), student_quantile(level, count - 1)
-    upper, lower = (_remove_skew(end, skewness, count) for end in (-quantile, quantile))
-    return Estimate(mean, mean - lower * error, mean - upper * error)
+    return Sample.of(values).mean(len(values), level=level)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the mean's interval depends on, so that other numbers of such images can be tried."""
+
+    average: float
+    deviation: float  # standard deviation; NaN of one image
+    skewness: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Sample:
+        """Of at least one value."""
+        found = np.asarray(values, dtype=np.float64)
+        deviation = float(found.std(ddof=1)) if len(found) > 1 else math.nan
+        return cls(float(found.mean()), deviation, _skewness(found))
+
+    def mean(self, count: int, *, level: float) -> Estimate:
+        """As `mean_over_images` of so many with this average, deviation and skewness."""
+        if count < 2:
+            return Estimate(self.average, math.nan, math.nan)
+        error = self.deviation / math.sqrt(count)
+        quantile = _t(level, count - 1)
+        upper, lower = (_remove_skew(end, self.skewness, count) for end in (-quantile, quantile))
+        return Estimate(self.average, self.average - lower * error, self.average - upper * error)
 
 
 def _skewness(values: npt.NDArray[np.float64]) -> float:
@@ -140,9 +158,7 @@ def mean_over_seeds_and_images(values_SI: Sequence[Sequence[float]]) -> Estimate
     if min(seeds, images) > 1:
         of_seeds = float(values.mean(axis=1).var(ddof=1)) / seeds
         of_images = float(values.mean(axis=0).var(ddof=1)) / images
-        weighted = of_seeds * student_quantile(0.95, seeds - 1) + of_images * student_quantile(
-            0.95, images - 1
-        )
+        weighted = of_seeds * _t(0.95, seeds - 1) + of_images * _t(0.95, images - 1)
         both = of_seeds + of_images
         reach = weighted / math.sqrt(both) if both else 0.0
     return Estimate(mean, mean - reach, mean + reach)
@@ -155,7 +171,7 @@ def ratio_of_means(tops: Sequence[float], bottoms: Sequence[float]) -> Estimate:
     """
     above, below = (np.asarray(values, dtype=np.float64) for values in (tops, bottoms))
     top, bottom, count = float(above.mean()), float(below.mean()), len(above)
-    spread = np.cov(above, below) * student_quantile(0.95, count - 1) ** 2 / count
+    spread = np.cov(above, below) * _t(0.95, count - 1) ** 2 / count
     (of_top, shared), (_, of_bottom) = spread.tolist()
     square = bottom**2 - of_bottom
     if square <= 0:
@@ -165,7 +181,7 @@ def ratio_of_means(tops: Sequence[float], bottoms: Sequence[float]) -> Estimate:
     return Estimate(top / bottom, (middle - reach) / square, (middle + reach) / square)
 
 
-def student_quantile(level: float, freedom: int) -> float:
+def _t(level: float, freedom: int) -> float:
     """How many standard errors to either side hold `level` of Student's t."""
     from scipy.special import stdtrit
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from mipkd.core.evidence import Failure, Gate, Outcome, Verdict
 from mipkd.core.measurement import Measurement
-from mipkd.core.records import QuantPlan
+from mipkd.core.records import Distilled, QuantPlan
 from pipeline.bench.comparisons import (
     NOT_MEASURED,
     simulated_targets,
@@ -19,6 +19,7 @@ from pipeline.bench.comparisons import (
 from pipeline.bench.distillation_gain import is_rival
 from pipeline.judge.bounds import GateConfig
 from pipeline.judge.outcomes import invalid, passes
+from pipeline.judge.outlook import foresee
 from pipeline.judge.quality import judge_bicubic, judge_gains, judge_pixels
 from pipeline.judge.recommendation import recommend
 from pipeline.judge.speed import judge_limits, judge_speedup
@@ -29,8 +30,12 @@ def judge(
     measurements: Sequence[Measurement],
     failures: Sequence[Failure],
     plans: Sequence[QuantPlan] = (),
+    training: Distilled | None = None,
 ) -> Verdict:
-    """FAIL if any gate fails, else INVALID if any could not be judged, else PASS."""
+    """FAIL if any gate fails, else INVALID if any could not be judged, else PASS.
+
+    Of a student's `training` a remark says what more of it would bring.
+    """
     gates = (
         *judge_bicubic(config, measurements),
         *(gate for m in students(measurements) for gate in _judge_model(config, m, measurements)),
@@ -40,10 +45,11 @@ def judge(
     )
     stopped = {gate.subject for gate in gates if gate.outcome is not Outcome.PASS}
     limits = judge_limits(config, measurements, stopped)
+    outlook = foresee(config.max_loss_to_teacher, measurements, training)
     return Verdict(
         outcome=overall((*gates, *limits.of_targets)),
         gates=(*gates, *limits.of_targets),
-        remarks=tuple(_remarks(measurements, plans)),
+        remarks=tuple(filter(None, (outlook, *_remarks(measurements, plans)))),
         recommended=recommend(measurements, (*gates, *limits.of_models), failures),
     )
 

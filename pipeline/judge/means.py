@@ -6,13 +6,12 @@ interval of 99.95 %, the other of one of 95 %. Losses are skewed: a few images b
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from mipkd.core.evidence import Outcome
-from pipeline.bench.stats import mean_over_images, student_quantile
+from pipeline.bench.stats import Sample, mean_over_images
 
 # A loss of just the bound then passes one time in 100 at most from 10 images on, though the losses
 # be as skewed as a lognormal whose logarithm has a standard deviation of 1; with 5 images two times
@@ -23,21 +22,21 @@ FEWEST_IMAGES = 5
 _MOST_IMAGES = 10_000  # more would do, and nobody has them
 
 
-def judge_mean(losses: Sequence[float], bound: float) -> tuple[Outcome, str]:
+def judge_mean(losses: Sequence[float], bound: float, *, sure: float = SURE) -> tuple[Outcome, str]:
     """Whether the mean loss over all images of such a kind is at most `bound`.
 
-    `losses` are of one image each, in any unit. With INVALID comes why: too few images, or too near
-    the bound, and about how many would do.
+    `losses` are of one image each, in any unit; `sure` is how sure PASS has to be. With INVALID
+    comes why: too few images, or too near the bound, and about how many would do.
     """
     count = len(losses)
     if not np.isfinite(losses).all():
         return Outcome.INVALID, "not every image has a finite figure"
     if count >= FEWEST_IMAGES:
-        if mean_over_images(losses, level=SURE).high <= bound:
+        if mean_over_images(losses, level=sure).high <= bound:
             return Outcome.PASS, ""
         if mean_over_images(losses, level=LIKELY).low > bound:
             return Outcome.FAIL, ""
-    needed = _images_needed(losses, bound)
+    needed = _images_needed(losses, bound, sure)
     would_do = (
         f"about {needed} would do" if needed else "more would hardly tell: it is at its bound"
     )
@@ -48,20 +47,20 @@ def judge_mean(losses: Sequence[float], bound: float) -> tuple[Outcome, str]:
     return Outcome.INVALID, f"inconclusive with {_images(count)}, {would_do}"
 
 
-def _images_needed(losses: Sequence[float], bound: float) -> int | None:
-    """How many images such as these would tell, if their mean and spread were those of all."""
-    distance = abs(float(np.mean(losses)) - bound) if len(losses) else 0.0
-    spread = float(np.std(losses, ddof=1)) if len(losses) > 1 else math.nan
-    if not distance or not math.isfinite(spread):
+def _images_needed(losses: Sequence[float], bound: float, sure: float) -> int | None:
+    """How many such images would tell, if these showed the mean, the spread and the skewness."""
+    if len(losses) < 2:
         return None
-    level = SURE if np.mean(losses) <= bound else LIKELY
+    sample = Sample.of(losses)
 
     def tells(count: int) -> bool:
-        return student_quantile(level, count - 1) * spread / math.sqrt(count) <= distance
+        if sample.average <= bound:
+            return sample.mean(count, level=sure).high <= bound
+        return sample.mean(count, level=LIKELY).low > bound
 
-    if not tells(_MOST_IMAGES):
+    low, high = max(FEWEST_IMAGES, len(losses) + 1), _MOST_IMAGES
+    if not tells(high):
         return None
-    low, high = FEWEST_IMAGES, _MOST_IMAGES
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if tells(middle) else (middle + 1, high)

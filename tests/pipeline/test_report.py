@@ -60,15 +60,16 @@ class EvidenceOf:
     def __init__(self, root: Path, side: int = 160) -> None:
         self.root, self.random = root, np.random.default_rng(0)
         photos = {"chelsea": data.chelsea(), "coffee": data.coffee(), "rocket": data.rocket()}
+        photos |= {f"{name}-left": photo[20:, 20:] for name, photo in photos.items()}
         self.hr = {name: photo[60:, 100:][:side, : side + 40] for name, photo in photos.items()}
         self.hr = {name: crop_to_multiple(hr, SCALE) for name, hr in self.hr.items()}
         (root / "tests" / "hr").mkdir(parents=True)
         for name, hr in self.hr.items():
             write_png(root / "tests" / "hr" / f"{name}.png", hr)
-        shares = {"bicubic": 0.0, "teacher": 0.45, "student": 0.35}
+        shares = {"bicubic": 0.0, "teacher": 0.38, "student": 0.35}
         self.measured = [self.one(role, "reference", "fp32", s) for role, s in shares.items()]
         for role, target, precision in MS:
-            share = {"int8": 0.345, "bf16": 0.349}.get(precision, 0.35)
+            share = {"int8": 0.3485, "bf16": 0.349}.get(precision, 0.35)
             share = 0.27 if (target, precision) == ("cpu", "int8") else share
             self.measured.append(self.one(role, target, precision, share))
         self.evidence = self.all()
@@ -393,8 +394,8 @@ def test_latencies_of_an_invalid_measurement_are_not_shown(make: Make) -> None:
     assert "6.00" not in made["report.md"]
     console = Console(width=200, file=StringIO())
     console.print(summarize(replace(evidence, measurements=tuple(slow))))
-    told = console.file.getvalue()
-    assert told.count("INVALID") == len(MS)
+    table = console.file.getvalue().split("PASS ")[0]
+    assert table.count("INVALID") == len(MS)
 
 
 def test_markup_in_names_stays_text(make: Make) -> None:
@@ -486,14 +487,16 @@ def test_float_layers_are_shown_with_their_reasons_and_the_front(
 
 
 def beside(evidence: Evidence, name: str, lost_db: float) -> Evidence:
-    """With a rival whose pixels are worse by so much, and by 0.02 dB more on each next image."""
+    """With a rival whose pixels are worse by so much, on some by 0.02 and 0.04 dB more."""
     mine = [m for m in evidence.measurements if m.role == "student"]
     theirs = [
         replace(
             m,
             role=name,
             scores=tuple(
-                replace(one, metrics={"psnr_y": one.psnr_y_db - lost_db - 0.02 * n, "ssim_y": 0.9})
+                replace(
+                    one, metrics={"psnr_y": one.psnr_y_db - lost_db - 0.02 * (n % 3), "ssim_y": 0.9}
+                )
                 for n, one in enumerate(m.scores)
             ),
         )
@@ -522,7 +525,7 @@ def test_the_gain_over_a_rival_is_told_first_and_in_full(make: Make) -> None:
     assert parsed(found["index.html"])
     assert "PSNR-Y of the student over scratch: reference fp32 +0.200 dB; " in found["index.html"]
     row = found["report.md"].split("| cpu | int8 | scratch | ")[1].splitlines()[0]
-    assert "| +0.200 (+0.150 to +0.250) | 100 % (100 to 100) | 1.00× " in row
+    assert "| +0.200 (+0.181 to +0.219) | 100 % (100 to 100) | 1.00× " in row
 
 
 def test_rows_of_rivals_lie_between_student_and_teacher(make: Make) -> None:
@@ -537,7 +540,7 @@ def test_rows_of_rivals_lie_between_student_and_teacher(make: Make) -> None:
 def test_no_gain_to_keep_is_said_and_no_share_given(make: Make) -> None:
     evidence = beside(make(), "logits", -0.02)  # the student's lead is -0.02, 0 and 0.02 dB
     found = files(evidence)
-    said = "Over logits: 0.000 dB in FP32 (-0.050 to +0.050): no gain in FP32 to keep."
+    said = "Over logits: 0.000 dB in FP32 (-0.019 to +0.019): no gain in FP32 to keep."
     assert said in found["report.md"]
     assert "none to keep" in found["index.html"]
     terminal = StringIO()
