@@ -73,6 +73,14 @@ def test_what_an_index_shows_has_no_link_that_needs_the_repository(wheel: Wheel)
     assert all(one.startswith("https://") for found in links for one in found if one)
 
 
+def test_readers_learn_of_every_extra(wheel: Wheel) -> None:
+    extras = set(wheel.metadata.get_all("Provides-Extra", [])) - {"dev", "docs"}
+    shown = re.findall(r"^\| `([\w-]+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert extras <= set(shown)
+    told = set(re.findall(r"`([\w-]+)`", (ROOT / "PACKAGE.md").read_text()))
+    assert extras <= told
+
+
 def test_a_plain_install_brings_no_tools_of_others_trades(wheel: Wheel) -> None:
     core = wheel.asks_for()
     assert {"torch", "onnxruntime", "pillow"} <= core
