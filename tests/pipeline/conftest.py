@@ -26,6 +26,7 @@ _QUICK = (
     *("--set", "quantize.size=[32,32]"),
     *("--set", "bench.sizes=[[24,32],[32,32]]", "--set", "bench.min_time_s=0.05"),
     *("--set", "bench.warmup_s=0.01", "--set", "bench.max_drift=9", "--set", "bench.max_busy=1"),
+    *("--set", "gates.max_loss_to_teacher=off"),  # the teacher is random weights, and slow
 )
 
 
