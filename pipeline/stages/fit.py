@@ -6,12 +6,13 @@ Weights are random: they do not change what an inference costs.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from mipkd.archs.base import gmacs
 from mipkd.core.errors import MipkdError, UsageError
@@ -48,6 +49,15 @@ class FitConfig(BaseModel):
         "edsr:c32b8",
         "edsr:c64b16",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_limits(cls, stated: Any) -> Any:
+        for name in ("latency_budget_ms", "size"):
+            if isinstance(stated, Mapping) and name in stated:
+                option = "--latency-budget" if name != "size" else "--size 320x180"
+                raise ValueError(f"{name} is a gate's now; {option}")
+        return stated
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ def test_openvino_counts_what_a_graph_leaves_it_no_8_bit_kernel_for(
 
 def measured(precision: str, ms: float, db: float, **kernels: int) -> Measurement:
     samples = tuple(ms * 1e-3 * (1 + 1e-3 * (n % 7)) for n in range(40))
-    scores = (ImageScore("a", {"psnr_y": db}), ImageScore("b", {"psnr_y": db}))
+    scores = tuple(ImageScore(name, {"psnr_y": db}) for name in "abcde")
     latency = Latency((16, 16), samples, warmup=1, cold_start_s=0.1)
     role = {"role": "student", "target": "openvino", "precision": precision}
     return Measurement(**role, latencies=(latency,), scores=scores, kernels=kernels)  # type: ignore[arg-type]

@@ -32,7 +32,7 @@ data = "photos"
 precision = ["fp32"]
 val = "Set5"
 distill = {batch = 2, patch = 16, steps = 2, precision = "fp32"}
-fit = {size = [16, 16], candidates = ["edge:c8b1"]}
+fit = {candidates = ["edge:c8b1"]}
 calibrate = {count = 4, size = 16}
 quantize = {search = false}
 bench.sizes = [[24, 24]]
@@ -41,7 +41,7 @@ bench.warmup_s = 0.01
 bench.max_drift = 9
 bench.max_busy = 1
 bench.attempts = 1
-gates = {min_speedup_over_teacher = "off"}
+gates = {min_speedup_over_teacher = "off", max_loss_to_teacher = "off"}
 identify = {accept_worse_than_bicubic = true}
 """
 
