@@ -23,7 +23,7 @@ def test_the_demos_student_keeps_what_its_teacher_has_over_bicubic_and_is_faster
     assert next(g["figure"] for g in gates if g["name"] == "gain over bicubic") > 0.5
     kept = [gate for gate in gates if gate["name"] == "loss to the teacher"]
     assert {gate["outcome"] for gate in kept} == {"PASS"}
-    assert max(gate["figure"] for gate in kept) < 0.1  # of what the teacher has over bicubic
+    assert max(gate["figure"] for gate in kept) < 0.15  # of what the teacher has over bicubic
     of_pixels = [g for g in gates if g["name"] in ("mean drop", "worst drop", "channel shift")]
     assert {gate["outcome"] for gate in of_pixels} == {"PASS"}
     speed = [g for g in gates if g["name"] == "speed-up over teacher"]
