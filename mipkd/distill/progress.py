@@ -157,13 +157,13 @@ def _truncate_after(file: Path, step: int) -> None:
 
 
 def _open_board(folder: Path, step: int) -> Any:
-    """A TensorBoard writer that drops the points after `step`; None without the package."""
+    """A TensorBoard writer that drops the points after `step`; None without the extra `train`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of its imports
             from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        log.info("tensorboard is not installed: curves are in metrics.jsonl only")
+        log.debug("tensorboard is not installed: curves are in metrics.jsonl only")
         return None
     with report_write_errors(folder / "tensorboard"):
         return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else 0)
