@@ -67,8 +67,8 @@ class Scene:
         model = str(files("pipeline") / "presets" / "teacher_x2.safetensors")
         baseline = ("--baseline", str(home / "baseline.json"), "--update-baseline")
         return {
-            "run": ("run", "--model", model, *_QUICK, "--out", str(home / "new")),
-            "run again": ("run", "--model", model, *_QUICK, "--out", run),
+            "run": ("run", "--model", model, "--demo-data", *_QUICK, "--out", str(home / "new")),
+            "run again": ("run", "--model", model, "--demo-data", *_QUICK, "--out", run),
             "collect": ("collect", str(self.results), run),
             "baseline": ("check", bundle, *baseline, "--reason", "a fault"),
             "upscale": (

@@ -61,7 +61,7 @@ def list_cases(out: Path, run: Path, work: Path) -> Iterator[tuple[str, Words]]:
         yield f"doctor {make.__name__}", ("doctor", make(files))
     graph = ("--target", "cpu", "--precision", "fp32", "--out", work / "run")
     for make in graphs.GRAPHS:
-        yield f"run {make.__name__}", ("run", "--model", make(files), *graph)
+        yield f"run {make.__name__}", ("run", "--model", make(files), "--demo-data", *graph)
     for make in images.IMAGES:
         yield f"upscale {make.__name__}", ("upscale", bundle, make(files), "-o", work / "out")
     for make in bundles.RESULTS:

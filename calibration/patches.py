@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,19 +27,9 @@ def choose(photos: Photos, *, count: int, size: int, seed: int, out: Path) -> Pa
     Raises:
         UsageError: fewer than two photos, or none is large enough.
     """
-    if photos.count < _FEWEST:
-        raise UsageError(
-            f"calibrate: {photos.source} has {photos.count} photo that can be used; "
-            f"{_FEWEST} are the fewest: one for ranges, one to check them on",
-            hint="give a folder of photos: --data",
-        )
-    mine, _ = split(photos, seed)
-    large = [p.lr_HWC for p in mine if min(p.lr_HWC.shape[:2]) >= size]
-    if not large:
-        raise UsageError(
-            f"calibrate: no photo of {photos.source} has {size} LR pixels a side",
-            hint=f"give larger photos, or --set calibrate.size={size // 2}",
-        )
+    every = [photo.lr_HWC for photo in open_photos(photos)]
+    sizes = [(image.shape[0], image.shape[1]) for image in every]
+    large = [every[i] for i in find_large(sizes, size=size, seed=seed, source=photos.source)]
     rng = np.random.default_rng(seed)
     drawn = np.stack([_draw(large, size, rng) for _ in range(count * _DRAWS)])
     chosen = drawn[spread(drawn, count)]
@@ -53,10 +44,34 @@ def choose(photos: Photos, *, count: int, size: int, seed: int, out: Path) -> Pa
     )
 
 
+def find_large(
+    lr_sizes: Sequence[tuple[int, int]], *, size: int, seed: int, source: str
+) -> list[int]:
+    """Which photos of these LR heights and widths patches of `size` pixels can be drawn from.
+
+    Raises:
+        UsageError: fewer than two photos, or none is large enough.
+    """
+    if len(lr_sizes) < _FEWEST:
+        raise UsageError(
+            f"calibrate: {source} has {len(lr_sizes)} photo that can be used; "
+            f"{_FEWEST} are the fewest: one for ranges, one to check them on",
+            hint="give a folder of photos: --data",
+        )
+    held = _held(len(lr_sizes), seed)
+    large = [i for i, sides in enumerate(lr_sizes) if i not in held and min(sides) >= size]
+    if not large:
+        raise UsageError(
+            f"calibrate: no photo of {source} has {size} LR pixels a side",
+            hint=f"give larger photos, or --set calibrate.size={size // 2}",
+        )
+    return large
+
+
 def split(photos: Photos, seed: int) -> tuple[list[Photo], list[Photo]]:
     """Photos to calibrate on, and those held out; the same ones for the same seed."""
     every = open_photos(photos)
-    held = set(np.random.default_rng(seed).permutation(len(every))[: _held(len(every))].tolist())
+    held = _held(len(every), seed)
     return (
         [p for i, p in enumerate(every) if i not in held],
         [p for i, p in enumerate(every) if i in held],
@@ -85,8 +100,10 @@ def spread(patches: ByteArray, count: int) -> npt.NDArray[np.int64]:
     return np.array(picked)
 
 
-def _held(count: int) -> int:
-    return max(1, round(_HELD * count))
+def _held(count: int, seed: int) -> set[int]:
+    """Which of `count` photos are held out."""
+    held = max(1, round(_HELD * count))
+    return set(np.random.default_rng(seed).permutation(count)[:held].tolist())
 
 
 def _draw(images: list[ByteArray], size: int, rng: np.random.Generator) -> ByteArray:

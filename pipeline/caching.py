@@ -46,6 +46,12 @@ class Subject:
     student: str | None
     photos: Ref[Photos]
     tests: Ref[TestSet]
+    planned_pixels: int | None = None  # LR pixels of photos that are only planned, where known
+
+    @property
+    def lr_pixels(self) -> int | None:
+        """The LR pixels of all photos, where they are known."""
+        return count_lr_pixels(self.photos.record) if self.photos.record else self.planned_pixels
 
 
 def keep_teacher(on: Subject, trainings: Mapping[N, DistillConfig]) -> dict[N, Cache | None]:
@@ -154,10 +160,9 @@ def _trained_without(on: Subject, uses: Sequence[_Use]) -> bool:
 
 def _pays(on: Subject, uses: Sequence[_Use], passes: Sequence[TeacherPass]) -> bool:
     """Whether the teacher would see more pixels in all trainings than the photos have."""
-    if on.photos.record is None:
+    if (pixels := on.lr_pixels) is None:
         return True
     trained = sum(use.served[name] for use in uses for name in passes)
-    pixels = count_lr_pixels(on.photos.record)
     if trained < pixels:
         log.info(
             "teacher cache: left out: photos have %.3g million LR pixels, patches of all trainings "
@@ -190,7 +195,7 @@ def _make_cache(
 
 def _size(on: Subject, found: Ref[Directions] | None) -> int | None:
     """Bytes; None while it is only planned."""
-    photos = on.photos.record
-    if photos is None or (found and found.record is None):
+    teacher, pixels = on.teacher.record, on.lr_pixels
+    if pixels is None or teacher is None or (found and found.record is None):
         return None
-    return cache_bytes(count_lr_pixels(photos), photos.scale, found.record if found else None)
+    return cache_bytes(pixels, teacher.scale, found.record if found else None)

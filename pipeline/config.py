@@ -49,6 +49,7 @@ class Config(BaseModel):
     model: Path | None = None  # a finished student: enters after distillation
     student: str | None = None  # such as "edsr:c32b8", or "auto"
     data: Path | None = None  # folder of HR photos to train and calibrate on
+    demo_data: bool = False  # sample photos in the place of `data`
     val: Path | None = None  # folder of HR photos, or a set with HR/ and LR_bicubic/X4/
     scale: int | None = None
     target: tuple[str, ...] | None = None
@@ -74,6 +75,11 @@ class Config(BaseModel):
     study: StudyConfig = Field(default_factory=StudyConfig)
 
     @property
+    def uses_demo_photos(self) -> bool:
+        """Whether the sample photos were asked for: by name, or by the demo with its teacher."""
+        return self.demo_data or (self.model is None and self.teacher == packaged(_TEACHER))
+
+    @property
     def smoke(self) -> bool:
         """Whether something of ours stands in for the user's: a run that shows that all works."""
         return bool(self.stand_ins)
@@ -84,6 +90,7 @@ class Config(BaseModel):
         ours = [
             ("the teacher", self.teacher == packaged(_TEACHER)),
             ("training photos", self.data is None and self.model is None),
+            ("calibration photos", self.data is None and self.model is not None and self.demo_data),
             ("test images", self.val is None),
         ]
         names = [name for name, stands_in in ours if stands_in]

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 
 from mipkd.core.errors import MissingError, UsageError
@@ -210,8 +211,10 @@ class _Trainer:
         assert self.teacher is not None
         spec = choose_student(self.on, self.teacher, patches)
         trainings = {"student": self.on.config.distill, **taught}
+        images = self.images
+        planned = sum(prod(size) for size in images.sizes.photos) if images.sizes else None
         subject = caching.Subject(
-            self.on.run, self.teacher, spec, self.images.photos, self.images.tests
+            self.on.run, self.teacher, spec, images.photos, images.tests, planned
         )
         caches = caching.keep_teacher(subject, trainings)
         return replace(self, spec=spec, caches=caches)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -15,7 +16,9 @@ from pipeline.config import Config
 from pipeline.failures import record_failure
 from pipeline.machine.base import Machine
 from pipeline.run import Run
-from targets.base import find
+from targets.base import Feature, find
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,18 @@ class RunContext:
 
     def precisions(self, info: TargetInfo) -> tuple[str, ...]:
         """Those asked for that a target offers; all of its own where none was asked for."""
-        return tuple(p for p in self.config.precision or info.precisions if p in info.precisions)
+        return precisions_of(self.config, info)
+
+    def plans_int8(self, info: TargetInfo) -> bool:
+        """Whether INT8 of a target is planned: its floats are searched, or a student is trained for
+        its fixed recipe.
+
+        What a layer costs on another machine is not known here: there INT8 has a fixed recipe.
+        """
+        features, config = find(info.target).features, self.config
+        can_search = Feature.FLOAT_SEARCH in features and info.local
+        searched = config.quantize.search and can_search
+        return searched or (config.qat.run and Feature.FIXED_INT8 in features)
 
     def catch(
         self, target: str, precision: str, stage: str, role: str
@@ -45,7 +59,8 @@ def choose_targets(config: Config, machine: Machine) -> tuple[TargetInfo, ...]:
 
     Raises:
         UsageError: an unknown target or precision, or precisions that none of them offers.
-        MissingError: a target that was asked for cannot run there, before any work is lost.
+        MissingError: a target that was asked for cannot run there, or one of its precisions cannot
+            be built here, before any work is lost.
     """
     asked = config.precision or ()
     for precision in asked:
@@ -53,7 +68,7 @@ def choose_targets(config: Config, machine: Machine) -> tuple[TargetInfo, ...]:
             raise UsageError(
                 f"--precision: unknown name {precision!r}", hint=nearest(precision, PRECISIONS)
             )
-    found = _runnable(config.target, machine)
+    found = _runnable(config, machine)
     known = dict.fromkeys(name for info in found for name in info.precisions)
     if asked and not known.keys() & set(asked):
         names = ", ".join(info.target for info in found)
@@ -65,17 +80,42 @@ def choose_targets(config: Config, machine: Machine) -> tuple[TargetInfo, ...]:
     return found
 
 
-def _runnable(names: Sequence[str] | None, machine: Machine) -> tuple[TargetInfo, ...]:
-    """Those named, which must all run there; for None those of the CPU that do."""
+def _runnable(config: Config, machine: Machine) -> tuple[TargetInfo, ...]:
+    """Those named, which must all run there and be built here; else those of the CPU that do."""
+    names = tuple(dict.fromkeys(config.target or ()))
     offered = _offers(names or ("cpu", "openvino"), machine)
     lacking = [info for info in offered if info.why_not]
     where, option = _place_of(machine)
     hint = f"see what can run: mipkd-pipeline doctor{option}"
     if names and lacking:
         raise MissingError(f"target {lacking[0].target}{where}: {lacking[0].why_not}", hint=hint)
-    if len(lacking) == len(offered):
+    unbuilt = {info.target: why for info in offered if (why := _why_not_built(config, info))}
+    if names and unbuilt:
+        what, cure = next(iter(unbuilt.values()))
+        raise MissingError(what, hint=cure)
+    usable = tuple(one for one in offered if not one.why_not and one.target not in unbuilt)
+    if not usable:
         raise MissingError(f"neither cpu nor openvino can run{where}", hint=hint)
-    return tuple(info for info in offered if not info.why_not)
+    for what, cure in unbuilt.values():
+        log.warning("%s: left out; %s", what, cure)
+    return usable
+
+
+def precisions_of(config: Config, info: TargetInfo) -> tuple[str, ...]:
+    """Those asked for that a target offers; all of its own where none was asked for."""
+    return tuple(p for p in config.precision or info.precisions if p in info.precisions)
+
+
+def _why_not_built(config: Config, info: TargetInfo) -> tuple[str, str] | None:
+    """Which precision cannot be built here and why, and the cure; None where all can."""
+    target = find(info.target)
+    for precision in () if info.why_not else precisions_of(config, info):
+        if reason := target.why_not_build(precision):
+            why, _, cure = reason.partition("; ")
+            others = [p for p in info.precisions if not target.why_not_build(p)]
+            without = f"; or leave it out: --precision {','.join(others)}" if others else ""
+            return f"target {info.target}: {precision} {why}", cure + without
+    return None
 
 
 def _place_of(machine: Machine) -> tuple[str, str]:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from mipkd.core import plugins
 from mipkd.core.apart import Limits, call_apart
 from mipkd.core.names import printable
+from mipkd.core.records import TargetInfo
 from mipkd.metrics.base import list_metrics
 from pipeline.machine.base import DeviceConfig, connect
-from targets.base import every
+from targets.base import every, find
 
 if TYPE_CHECKING:
     from mipkd.archs.base import SRNet
@@ -27,17 +28,23 @@ def examine_machine(config: DeviceConfig | None = None) -> dict[str, Any]:
     _warn_of_plugins()
     with connect(config or DeviceConfig()) as machine:
         offered = machine.offers(every())
-    targets = {
-        name: {
-            "usable": not info.why_not,
-            "why_not": info.why_not,
-            "simulated": not info.why_not and info.simulated,
-            "precisions": list(info.precisions),
-            "versions": info.versions,
-        }
-        for name, info in offered.items()
-    }
+    targets = {name: _examine_target(info) for name, info in offered.items()}
     return {"host": asdict(next(iter(offered.values())).host), "targets": targets}
+
+
+def _examine_target(info: TargetInfo) -> dict[str, Any]:
+    """What a run would find: models are built here, for whichever machine runs them."""
+    target = None if info.why_not else find(info.target)
+    lacking = {p: target.why_not_build(p) for p in info.precisions} if target else {}
+    cannot_build = {precision: why for precision, why in lacking.items() if why}
+    return {
+        "usable": not info.why_not,
+        "why_not": info.why_not,
+        "simulated": not info.why_not and info.simulated,
+        "precisions": [one for one in info.precisions if one not in cannot_build],
+        "cannot_build": cannot_build,
+        "versions": info.versions,
+    }
 
 
 def _warn_of_plugins() -> None:
@@ -73,8 +80,10 @@ def _describe_target(one: dict[str, Any]) -> str:
     """Of one target: whether it is here, and with what, or why not."""
     if one["why_not"]:
         return f"no    {one['why_not']}"
-    precisions = ", ".join(one["precisions"])
-    return f"yes   {precisions}" + (" (pixels simulated, not timed)" if one["simulated"] else "")
+    said = ", ".join(one["precisions"])
+    said += " (pixels simulated, not timed)" if one["simulated"] else ""
+    lacking = "".join(f"; {name} {why}" for name, why in one["cannot_build"].items())
+    return f"yes   {said}{lacking}"
 
 
 def examine_checkpoint(file: Path, images: Path | None, sets: Sequence[str]) -> dict[str, Any]:
@@ -169,5 +178,6 @@ def describe(found: dict[str, Any], indent: str = "") -> str:
             lines += [f"{indent}{name}:", describe(value, indent + "  ")]
         elif value not in ("", [], {}, None):
             shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+            shown = f"{shown} at LR 256x256" if name == "gmacs" else shown
             lines.append(f"{indent}{name}: {printable(str(shown))}")
     return "\n".join(lines)

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from mipkd.core.evidence import Evidence
 from mipkd.distill import student as students
-from pipeline import publish
+from pipeline import preflight, publish
 from pipeline.bench.distillation_gain import is_rival
 from pipeline.bench.host import describe_host
 from pipeline.config import Config
@@ -51,12 +51,15 @@ def measure_all(config: Config, run: Run) -> publish.Found:
         students.check_family(str(config.student), "--student")
     with connect(config.device) as machine:
         targets = choose_targets(config, machine)
-        return _measure_all(RunContext(config, run, machine, describe_host(), targets), baselines)
+        on = RunContext(config, run, machine, describe_host(), targets)
+        preflight.check_targets(on)
+        return _measure_all(on, baselines)
 
 
 def _measure_all(on: RunContext, asked: Sequence[Baseline]) -> publish.Found:
     nets = identify_nets(on)
     baselines = list(identify_baselines(on, asked, nets))
+    preflight.check_trainings(on, nets, asked)
     images = prepare_images(on.config, on.run, nets.like, on.config.distill.patch)
     patches = choose_patches(on, images)
     contenders = train_and_export(on, nets, images, patches, baselines)
@@ -91,6 +94,7 @@ def _with_plans(one: Contender, targets: Sequence[OnTarget]) -> Contender:
 def train_from_photos(config: Config, run: Run, spec: str) -> Trained:
     """Train the net that `spec` names from random weights, on photos alone."""
     students.check_family(spec, "--arch")
+    preflight.require_photos(config, "a net is trained on photos like those it will see")
     scale = config.scale or 4
     settings = config.distill.model_copy(update={"method": "scratch", "losses": ()})
     if settings.init in ("project", "inherit"):

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from calibration.patches import find_large
 from mipkd.core.errors import UsageError
 from mipkd.core.image_sets import hash_folder
 from mipkd.core.records import Graph, Model, PatchSet, Photos, TestSet
+from mipkd.distill.data import look_at_photos, look_at_tests, name_source
+from mipkd.distill.pair_reader import Size
+from mipkd.distill.teacher import refuse_scale
 from mipkd.export.foreign_graph import external_files
+from pipeline.bundle.licences import licence_warning
 from pipeline.config import Config
 from pipeline.context import RunContext
 from pipeline.receipts import hash_file
@@ -19,9 +25,11 @@ from pipeline.stages.calibrate import CalibrateInputs, calibrate
 from pipeline.stages.export import AdoptInputs, adopt
 from pipeline.stages.identify import IdentifyInputs, identify
 from pipeline.stages.keep_apart import KeepApartInputs, check_apart, keep_apart
-from pipeline.stages.prepare import PhotosInputs, Scale, TestsInputs, photos, tests
+from pipeline.stages.prepare import PhotosInputs, Scale, TestsInputs, photos, scale_of, tests
 from pipeline.study import Subject
 from pipeline.teacher_check import check_teacher
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,15 @@ class Images:
 
     photos: Ref[Photos]
     tests: Ref[TestSet]
+    sizes: ImageSizes | None = None  # of a plan, which prepares no image
+
+
+@dataclass(frozen=True)
+class ImageSizes:
+    """LR height and width of the images that would be used."""
+
+    photos: tuple[Size, ...]
+    tests: tuple[Size, ...]
 
 
 def identify_nets(on: RunContext) -> Nets:
@@ -53,7 +70,6 @@ def identify_nets(on: RunContext) -> Nets:
 
     Raises:
         MipkdError: a file that is no net, or nets of two scales.
-        UsageError: QAT is to be taught by a teacher that is not there.
     """
     config = on.config
     images, photos = source_of_folder(config.val), source_of_folder(config.data)
@@ -63,13 +79,13 @@ def identify_nets(on: RunContext) -> Nets:
     model = identify_checkpoint(on, "student", file, photos, label="student")
     graph = adopt_graph(on, config.model if foreign else None, images)
     check_scale("--model", model or graph, teacher)
-    if config.qat.run and config.qat.taught_by == "teacher" and not teacher:
-        raise UsageError(
-            "qat.taught_by: there is no teacher", hint="give --teacher, or let it teach itself"
-        )
+    if graph and graph.record and config.scale not in (None, graph.record.scale):
+        refuse_scale(config.model, graph.record.scale, config.scale)
     teaches = not config.model or (config.qat.run and config.qat.taught_by == "teacher")
     if teacher and teaches:
         check_teacher(on.run, teacher, images or photos, config.identify, config.teacher)
+        if teacher.record and (warning := licence_warning(teacher.record)):
+            log.warning("%s", warning)
     return Nets(teacher, model, graph)
 
 
@@ -81,16 +97,32 @@ def prepare_images(config: Config, run: Run, scale: Scale, patch: int) -> Images
     """
     test_set = run.step(tests, TestsInputs(scale, source_of_folder(config.val)))
     pixels = run.step(photos, PhotosInputs(patch, scale, source_of_folder(config.data)))
+    sizes = (
+        _look_at_images(config, factor, patch) if run.dry and (factor := scale_of(scale)) else None
+    )
     apart = KeepApartInputs(pixels, (test_set,))
     if run.dry and not run.remembers(keep_apart, apart):
         check_apart(config.data, (config.val,))
     run.step(keep_apart, apart)
-    return Images(pixels, test_set)
+    return Images(pixels, test_set, sizes)
+
+
+def _look_at_images(config: Config, scale: int, patch: int) -> ImageSizes:
+    tests = look_at_tests(config.val, scale=scale)
+    return ImageSizes(tuple(look_at_photos(config.data, scale=scale, patch=patch)), tuple(tests))
 
 
 def choose_patches(on: RunContext, images: Images) -> Ref[PatchSet]:
-    """What quantisers calibrate on."""
-    return on.run.step(calibrate, CalibrateInputs(on.config.calibrate, images.photos))
+    """What quantisers calibrate on.
+
+    Raises:
+        UsageError: too few photos, or too small; a plan says so too.
+    """
+    config = on.config.calibrate
+    if images.sizes:
+        source = name_source(on.config.data, for_tests=False)
+        find_large(images.sizes.photos, size=config.size, seed=config.seed, source=source)
+    return on.run.step(calibrate, CalibrateInputs(config, images.photos))
 
 
 def is_graph(file: Path | None) -> bool:

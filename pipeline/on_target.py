@@ -11,7 +11,6 @@ from mipkd.core.evidence import Failure
 from mipkd.core.measurement import Measurement
 from mipkd.core.precision import PRECISIONS
 from mipkd.core.records import Built, Graph, Model, PatchSet, QatStudent, QuantPlan, TargetInfo
-from mipkd.distill import ranks
 from pipeline.bench.distillation_gain import is_rival
 from pipeline.contenders import Contender
 from pipeline.context import RunContext
@@ -23,7 +22,7 @@ from pipeline.quantize.search import SearchInputs, check_floats, search
 from pipeline.stage import NotInKey, Ref
 from pipeline.stages.build import BuildInputs, build
 from pipeline.stages.measure import MeasureInputs, measure
-from targets.base import Feature, find
+from targets.base import find
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +79,7 @@ class OnTarget:
         assert one.graph is not None, "what is built has a graph"
         config, name = self.on.config, self.info.target
         plan = None
-        if precision == "int8" and self._is_planned:
+        if precision == "int8" and self.on.plans_int8(self.info):
             plan = self.plans[one.name] = self._plan(one, one.graph)
         elif precision == "int8" and one.name == "student":
             self._warn_of_unused()
@@ -95,17 +94,6 @@ class OnTarget:
         machine, tests = NotInKey(on.machine), self.images.tests
         inputs = MeasureInputs(on.config.bench, self.info, tuple(some), tests, machine)
         return on.run.step(measure, inputs, label=self.info.target)
-
-    @property
-    def _is_planned(self) -> bool:
-        """Whether floats are searched, or a student is trained for a fixed recipe.
-
-        What a layer costs on another machine is not known here: there INT8 has a fixed recipe.
-        """
-        features, config = find(self.info.target).features, self.on.config
-        can_search = Feature.FLOAT_SEARCH in features and self.info.local
-        searched = config.quantize.search and can_search
-        return searched or (config.qat.run and Feature.FIXED_INT8 in features)
 
     def _warn_of_unused(self) -> None:
         """What was asked for and INT8 by a fixed recipe does not heed."""
@@ -126,15 +114,10 @@ class OnTarget:
         name, versions = self.info.target, self.info.versions
         label = f"{name} {one.name}" if is_rival(one.name) else name
         if config.qat.run:
-            if ranks.current().count > 1:
+            if one.net is None:  # the student's own was refused before
                 raise UnsupportedError(
-                    "qat: runs in one process",
-                    hint="run it again without torchrun: finished steps are remembered",
-                )
-            if one.net is None:
-                raise UnsupportedError(
-                    f"qat: the {one.name} came as a graph, which cannot be trained",
-                    hint="give a checkpoint, or leave out --qat",
+                    f"qat: {one.name} came as a graph, which cannot be trained",
+                    hint="give its checkpoint to --compare, or leave out --qat",
                 )
             by_teacher = config.qat.taught_by == "teacher"
             lessons = QatInputs(

@@ -70,6 +70,8 @@ def claim(
             for place in dict.fromkeys(_place(file, root) for file in others):
                 log.warning("%s: kept as %s", place, durable.put_aside(place).name)
             _mark(root)
+        else:
+            _check_writable(root)
     except OSError as error:
         raise _cannot_write(root, where, error) from error
 
@@ -120,6 +122,18 @@ def _place(file: Path, root: Path) -> Path:
     """What is put aside for a file: the bundle or report that it lies in, else itself."""
     folders = (root / name for name in _FOLDERS)
     return next((one for one in folders if one in (file, *file.parents)), file)
+
+
+def _check_writable(root: Path) -> None:
+    """Whether a folder could be made; nothing is.
+
+    Raises:
+        OSError: as of making it.
+    """
+    above = next(one for one in (root, *root.parents) if os.path.lexists(one))
+    why = 0 if os.access(above, os.W_OK | os.X_OK) else errno.EACCES
+    if why := why if above.is_dir() else errno.ENOTDIR:
+        raise OSError(why, os.strerror(why), str(above))
 
 
 def _mark(root: Path) -> None:

@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from mipkd.core import durable, memory
 from mipkd.core.apart import Limits, Worker
 from mipkd.core.errors import MipkdError, StageError, UsageError
 from pipeline import receipts
+from pipeline.causes import Cause, find_causes
 from pipeline.origin import commit, noting, now, program_version
 from pipeline.receipts import Receipt
 from pipeline.stage import (
@@ -44,6 +45,7 @@ log = logging.getLogger(__name__)
 K = TypeVar("K")
 EVIDENCE = "evidence.json"  # of a finished run, in its folder
 JOURNAL = "journal.jsonl"
+_CHANGED = "changed: "  # before what differs in a step's key
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,9 @@ class Event:
     remembered: bool
     why: str
     note: str = ""
+    causes: tuple[Cause, ...] = ()  # what the user changed since it was last made
+    inputs: Any = field(default=None, compare=False, repr=False)
+    record: Any = field(default=None, compare=False, repr=False)  # None: only planned, or failed
 
 
 @dataclass(frozen=True)
@@ -68,13 +73,16 @@ class _Kept(Generic[R]):
 
 @dataclass
 class Run:
-    """A folder of steps. With `dry` nothing runs and nothing is written."""
+    """A folder of steps. With `dry` nothing is written there, and only what looks at a user's files
+    runs, in the folder `scratch` where there is one."""
 
     root: Path
     dry: bool = False
+    scratch: Path | None = None
     events: list[Event] = field(default_factory=list)
     keys: dict[str, str] = field(default_factory=dict)  # "stage label" -> key, in order
     _worker: Worker | None = None
+    _causes: dict[str, tuple[Cause, ...]] = field(default_factory=dict)  # by key
     _checked: dict[Path, tuple[_Kept[Any] | None, str]] = field(default_factory=dict)
 
     def remembers(self, stage: Stage[I, R], inputs: I, *, depends_on: object = None) -> bool:
@@ -104,18 +112,31 @@ class Run:
         folder = self.root / stage.name / key
         kept, spoilt = self._find(stage, inputs, folder)
         retry = kept is not None and stage.retry_if is not None and stage.retry_if(kept.record)
-        why = self._unless_planned(inputs) if kept else spoilt or self._why(stage, label, asked)
+        changed = [] if kept or spoilt else self._changes(stage, label, asked)
+        why = self._unless_planned(inputs) if kept else spoilt or self._why(stage, asked, changed)
         why = "what was measured cannot be used" if retry else why
         known = kept is not None and not retry
-        self.events.append(Event(stage.name, label, key, known, why, note))
+        causes = find_causes(stage.name, label, inputs, changed, self._causes)
+        self._causes[key] = causes
+        self.events.append(Event(stage.name, label, key, known, why, note, causes, inputs))
         self.keys[f"{stage.name} {label}".strip()] = key
         if kept and not retry:
             self._journal("remembered", stage=stage.name, label=label, key=key)
+            self._know(kept.record)
             return Ref(key, kept.record, kept.receipt.contents)
         if self.dry:
-            return Ref(key, None)
+            if not (stage.looks and self.scratch):
+                return Ref(key, None)
+            looked = self._look(stage, inputs, self.scratch / stage.name / key, asked, label)
+            self._know(looked.record)
+            return Ref(key, looked.record, looked.receipt.contents)
         made = self._make(stage, inputs, folder, asked, label)
+        self._know(made.record)
         return Ref(key, made.record, made.receipt.contents)
+
+    def _know(self, record: Any) -> None:
+        """Note what the latest step made."""
+        self.events[-1] = replace(self.events[-1], record=record)
 
     @contextmanager
     def one_process(self) -> Iterator[None]:
@@ -194,6 +215,24 @@ class Run:
             raise StageError(f"{stage.name}: {folder} cannot be read again: {why}")
         return made
 
+    def _look(
+        self, stage: Stage[I, R], inputs: I, folder: Path, asked: dict[str, Any], label: str
+    ) -> _Kept[R]:
+        """A step made for a plan alone, of which its time is noted and not by what it was made."""
+        log.info("%s %s", stage.name, label)
+        start = time.perf_counter()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            record, peak_bytes = self._call(stage, inputs, folder, label)
+            write_record(folder / receipts.RECORD, record, folder.parents[1])
+            seconds = round(time.perf_counter() - start, 3)
+            receipt = Receipt(asked, label, seconds=seconds, peak_rss_bytes=peak_bytes)
+            receipt = receipts.seal(receipt, folder)
+            receipts.write(receipt, folder)
+        except OSError as error:
+            raise as_stage_error(stage.name, error) from error
+        return _Kept(record, receipt)
+
     def _keep(self, record: Any, receipt: Receipt, partial: Path, folder: Path) -> None:
         """Store record and receipt of a step, and give its folder its name."""
         write_record(partial / receipts.RECORD, record, self.root, (partial, folder))
@@ -266,18 +305,22 @@ class Run:
         names = ", ".join(name for name, key in self.keys.items() if key in planned)
         return f"remembered, if {names} comes out as before" if names else "remembered"
 
-    def _why(self, stage: Stage[I, R], label: str, asked: dict[str, Any]) -> str:
-        """What differs from the latest receipt of the same stage and label."""
+    def _why(self, stage: Stage[I, R], asked: dict[str, Any], changed: Sequence[str]) -> str:
         folder = self.root / stage.name
         if next(folder.glob(_partial_name(asked)), None):
             return "was interrupted" + (", goes on where it was" if stage.resumes else "")
+        return _CHANGED + ", ".join(changed) if changed else "not yet run"
+
+    def _changes(self, stage: Stage[I, R], label: str, asked: dict[str, Any]) -> list[str]:
+        """What differs from the latest receipt of the same stage and label; nothing without one."""
+        folder = self.root / stage.name
         files = sorted(folder.glob(f"*/{receipts.RECEIPT}"), key=lambda f: f.stat().st_mtime)
         for file in reversed(files):
             with suppress(OSError, ValueError):  # damaged
                 old = receipts.read(file.parent)
                 if old.label == label and "inputs" not in old.asked:
-                    return "changed: " + (", ".join(differences(old.asked, asked)) or "order")
-        return "not yet run"
+                    return differences(old.asked, asked) or ["order"]
+        return []
 
     def _journal(self, event: str, **facts: Any) -> None:
         if self.dry:

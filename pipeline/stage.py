@@ -80,6 +80,7 @@ class Stage(Generic[I_contra, R_co]):
     retry_if: Callable[[Any], bool] | None = None  # whether a record is made anew next time
     apart: bool = False  # native code may crash: it works in a process of its own
     limits: Callable[[Any], Limits] | None = None  # of that process, by the inputs
+    looks: bool = False  # in seconds, at what a user gave: a plan looks too, in a folder of its own
 
     @property
     def returns(self) -> Any:
@@ -93,6 +94,7 @@ def stage(
     retry_if: Callable[[Any], bool] | None = None,
     apart: bool = False,
     limits: Callable[[Any], Limits] | None = None,
+    looks: bool = False,
 ) -> Callable[[StageFunction[I, R]], Stage[I, R]]:
     """Make a stage of a function; its name is the function's.
 
@@ -101,7 +103,7 @@ def stage(
     """
     apart = apart or limits is not None
     return lambda function: Stage(
-        function.__name__, version, function, resumes, retry_if, apart, limits
+        function.__name__, version, function, resumes, retry_if, apart, limits, looks
     )
 
 
@@ -153,6 +155,14 @@ def refs_of(value: Any) -> Iterator[Ref[Any]]:
         yield from (ref for one in value.values() for ref in refs_of(one))
     elif is_dataclass(value) and not isinstance(value, (NotInKey, type)):
         yield from (ref for one in fields(value) for ref in refs_of(getattr(value, one.name)))
+
+
+def sources_of(value: Any) -> Iterator[Source]:
+    """The files and folders from outside in a field of inputs."""
+    if isinstance(value, Source):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        yield from (source for one in value for source in sources_of(one))
 
 
 def digest(asked: dict[str, Any]) -> str:

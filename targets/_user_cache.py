@@ -25,8 +25,13 @@ def engine_folder(runtime: str, *facts: str, files: Sequence[Path] = ()) -> Path
     key = hashlib.sha256(repr((runtime, facts)).encode())
     for file in files:
         key.update(hashlib.sha256(file.read_bytes()).digest())
+    return user_folder("engines", f"{runtime}-{key.hexdigest()[:32]}")
+
+
+def user_folder(*names: str) -> Path | None:
+    """A folder in this user's cache; None where no folder of this user alone can be written."""
     with contextlib.suppress(OSError, RuntimeError):  # a user without a home, a full disk
-        folder = _cache_home() / _NAME / "engines" / f"{runtime}-{key.hexdigest()[:32]}"
+        folder = _cache_home().joinpath(_NAME, *names)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return folder if _is_own(folder) else None
     return None

@@ -28,7 +28,7 @@ from targets._coreml.convert import (
 )
 from targets._coreml.quantize import quantize_convolutions
 from targets._torch.exported_program import load_net
-from targets.base import BuildRequest, Session, Target, check_options, version_of
+from targets.base import BuildRequest, Feature, Session, Target, check_options, version_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,6 +83,7 @@ class SimulatedSession(Session):
 class CoreMl(Target):
     """Core ML of macOS 13, iOS 16 and later, on all compute units or on some of them."""
 
+    features = frozenset({Feature.FROM_NET})
     options: ClassVar[Mapping[str, str]] = {"compute_units": "|".join(COMPUTE_UNITS)}
     # All but the stored weights is FP16.
     tolerances: ClassVar[Mapping[str, Tolerance]] = {"w8": tolerance_of("fp16")}
@@ -111,6 +112,10 @@ class CoreMl(Target):
     def why_not(self) -> str:
         """Only coremltools can be missing; a machine that is no Mac simulates."""
         return "" if version_of("coremltools") else f"coremltools is not installed; {INSTALL}"
+
+    def why_not_build(self, precision: str) -> str:
+        """coremltools converts, on any machine."""
+        return self.why_not()
 
     def versions(self) -> dict[str, str]:
         """coremltools, numpy, torch, and macOS where it is the runtime."""

@@ -80,6 +80,7 @@ TARGET = Jetson(
         install="sudo apt install python3-libnvinfer, "
         "and in a venv: python3 -m venv --system-site-packages",
         without_gpu=False,
+        install_int8='pip install "mipkd-pipeline[jetson]"',
     ),
     name="jetson",
 )

@@ -26,7 +26,7 @@ from targets._openvino.session import (
 )
 from targets._openvino.stable_names import names_in, number_in_order
 from targets._openvino.uint8_io import with_uint8_io
-from targets.base import BuildRequest, Feature, Target, version_of
+from targets.base import BuildRequest, Feature, Target, is_installed, version_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,6 +80,12 @@ class OpenVino(Target):
         if not version_of("openvino"):
             return f"openvino is not installed; {devices.INSTALL}"
         return devices.why_absent(self._device)
+
+    def why_not_build(self, precision: str) -> str:
+        """openvino converts every graph, and nncf quantises it."""
+        needed = ("openvino", "nncf") if precision == "int8" else ("openvino",)
+        lacking = next((name for name in needed if not is_installed(name)), "")
+        return f"needs {lacking}, which is not installed; {devices.INSTALL}" if lacking else ""
 
     def versions(self) -> dict[str, str]:
         """openvino, numpy, nncf where it is installed, and an accelerator's name and driver."""
@@ -162,9 +168,9 @@ class OpenVino(Target):
         from targets._openvino.quantize import NncfInt8
 
         assert request.patches is not None, "accepted with them"
-        if not version_of("nncf"):
-            what = f"{self.name} int8 needs nncf, which is not installed"
-            raise MissingError(what, hint=devices.INSTALL)
+        if reason := self.why_not_build("int8"):
+            what, _, cure = reason.partition("; ")
+            raise MissingError(f"{self.name} int8 {what}", hint=cure)
         # An accelerator is taken to be as careful as NNCF takes it to be.
         careful = self._device != "CPU" or saturates(request.on)
         patches, scheme = request.patches, request.scheme

@@ -9,5 +9,6 @@ TARGET = TensorRt(
         modules=("tensorrt_rtx", "tensorrt_rtx_bindings"),
         install='pip install "mipkd-pipeline[tensorrt-rtx]"',
         without_gpu=True,
+        install_int8='pip install "mipkd-pipeline[tensorrt-rtx]"',
     )
 )

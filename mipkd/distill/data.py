@@ -27,11 +27,10 @@ from mipkd.core.records import Photos, TeacherCache, TestSet
 from mipkd.distill.batch import Batch
 from mipkd.distill.cache_store import HalfArray, TeacherOutput, open_cache
 from mipkd.distill.pair_reader import Pair as Pair
-from mipkd.distill.pair_reader import PairReader
+from mipkd.distill.pair_reader import PairReader, Size
 from mipkd.losses.base import TeacherPass
 
 AnyArray = npt.NDArray[Any]
-_SAMPLE_TEST_SIZE = 256  # HR pixels a side
 _LEAST_LR = 16  # pixels a side: for an SSIM window inside the borders, and for nets' windows
 
 
@@ -46,7 +45,7 @@ def prepare_photos(source: Path | None, *, scale: int, patch: int, out: Path) ->
         StageError: the disk is full.
     """
     label = name_source(source, for_tests=False)
-    reader = PairReader(source, scale, least=patch * scale, least_is="a patch of ")
+    reader = _photo_reader(source, scale, patch)
     digest = hashlib.sha256(f"x{scale}".encode())
     with reader.explain_full_disk(out), closing(PhotoWriter(out)) as writer:
         for name, lr, hr in reader.pairs():
@@ -56,12 +55,7 @@ def prepare_photos(source: Path | None, *, scale: int, patch: int, out: Path) ->
                 digest.update(lr.data)
     reader.warn(label)
     if not writer.index:
-        least = patch * scale
-        raise UsageError(
-            f"{label}: none of {reader.count} photos can be used; "
-            f"the first: {reader.first_problem}",
-            hint=reader.hint(f"photos need {least} pixels a side; --set distill.patch=N for less"),
-        )
+        raise _no_photo(reader, label, patch)
     return Photos(
         folder=out,
         sha256=digest.hexdigest(),
@@ -79,7 +73,7 @@ def prepare_tests(source: Path | None, *, scale: int, out: Path) -> TestSet:
     """Write the test images as PNG to `out`/hr and `out`/lr.
 
     `source` is a folder of HR photos, a set with LR images in a known layout, or the HR part of
-    such a set; None gives the samples, cropped. Images that cannot be read or are too small to
+    such a set; None gives the samples. Images that cannot be read or are too small to
     measure are left out with a warning.
 
     Raises:
@@ -100,13 +94,7 @@ def prepare_tests(source: Path | None, *, scale: int, out: Path) -> TestSet:
             names.append(name)
     reader.warn(label)
     if not names:
-        raise UsageError(
-            f"{label}: none of {reader.count} test images can be used; "
-            f"the first: {reader.first_problem}",
-            hint=reader.hint(
-                f"images of {_LEAST_LR * scale} pixels a side or more can be measured"
-            ),
-        )
+        raise _no_test(reader, label)
     return TestSet(
         folder=out,
         sha256=digest.hexdigest(),
@@ -120,20 +108,64 @@ def prepare_tests(source: Path | None, *, scale: int, out: Path) -> TestSet:
     )
 
 
+def look_at_photos(source: Path | None, *, scale: int, patch: int) -> list[Size]:
+    """LR height and width of the photos that `prepare_photos` would store; nothing is stored.
+
+    Raises:
+        UsageError: as of `prepare_photos`.
+    """
+    reader = _photo_reader(source, scale, patch)
+    if found := list(reader.lr_sizes()):
+        return found
+    raise _no_photo(reader, name_source(source, for_tests=False), patch)
+
+
+def look_at_tests(source: Path | None, *, scale: int) -> list[Size]:
+    """LR height and width of the images that `prepare_tests` would store; nothing is stored.
+
+    Raises:
+        UsageError: as of `prepare_tests`.
+    """
+    reader = _test_reader(source, scale)
+    if found := list(reader.lr_sizes()):
+        return found
+    raise _no_test(reader, name_source(source, for_tests=True))
+
+
+def _no_photo(reader: PairReader, label: str, patch: int) -> UsageError:
+    least = patch * reader.scale
+    return UsageError(
+        f"{label}: none of {reader.count} photos can be used; the first: {reader.first_problem}",
+        hint=reader.hint(f"photos need {least} pixels a side; --set distill.patch=N for less"),
+    )
+
+
+def _no_test(reader: PairReader, label: str) -> UsageError:
+    least = _LEAST_LR * reader.scale
+    return UsageError(
+        f"{label}: none of {reader.count} test images can be used; "
+        f"the first: {reader.first_problem}",
+        hint=reader.hint(f"images of {least} pixels a side or more can be measured"),
+    )
+
+
+def _photo_reader(source: Path | None, scale: int, patch: int) -> PairReader:
+    return PairReader(source, scale, least=patch * scale, least_is="a patch of ")
+
+
 def _test_reader(source: Path | None, scale: int) -> PairReader:
-    return PairReader(source, scale, least=_LEAST_LR * scale, crop=_SAMPLE_TEST_SIZE)
+    return PairReader(source, scale, least=_LEAST_LR * scale, for_tests=True)
 
 
 def read_hr(source: Path | None, *, for_tests: bool) -> Iterator[tuple[str, ByteArray]]:
     """Name and HR of each image that would be trained or tested on, nothing prepared or said."""
-    crop = _SAMPLE_TEST_SIZE if for_tests else 0
-    return PairReader(source, 1, least=_LEAST_LR, crop=crop).hr_images()
+    return PairReader(source, 1, least=_LEAST_LR, for_tests=for_tests).hr_images()
 
 
 def name_source(source: Path | None, *, for_tests: bool) -> str:
     """What a folder, or the samples that stand in for it, is called."""
-    samples = "sample photos of scikit-image" + ("" if for_tests else " and scikit-learn")
-    return printable(source) if source else samples
+    kind = "test images" if for_tests else "photos"
+    return printable(source) if source else f"sample {kind} of the package"
 
 
 def probe_images(source: Path | None, *, scale: int, count: int = 5) -> list[Pair]:

@@ -8,15 +8,16 @@ from __future__ import annotations
 import errno
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
+from typing import TypeVar
 
 import numpy as np
 
 from mipkd.core.errors import StageError, UsageError
 from mipkd.core.folders import LeftOut, count_reasons, readable_suffixes, say_reasons
-from mipkd.core.image_headers import pixels_in
+from mipkd.core.image_headers import pixels_in, size_of
 from mipkd.core.image_sets import ImageSet, Member, find_set, hash_file
 from mipkd.core.images import ByteArray, crop_to_multiple, downscale, read_photo
 from mipkd.core.names import printable, unique_names
@@ -24,7 +25,10 @@ from mipkd.core.samples import sample_photos, sample_tests
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Pair = tuple[str, ByteArray, ByteArray]  # name, LR, HR
+Size = tuple[int, int]  # height, width
+_READ = 2  # of the images that are looked at: what calibration needs
 _NAMED = 3  # files of each kind of message that are named if there are many
 # Parts of published sets that a run at one scale has no use for: nobody misses them.
 _EXPECTED = ("LR of another scale", "HR for another scale", "another LR of a pair")
@@ -33,17 +37,24 @@ _EXPECTED = ("LR of another scale", "HR for another scale", "another LR of a pai
 class PairReader:
     """The images of a folder, or the samples, as pairs of one scale.
 
-    `least` is what HR images need a side; samples to test on are cropped to `crop`.
+    `least` is what HR images need a side; without a folder `for_tests` says which samples.
     """
 
     def __init__(
-        self, source: Path | None, scale: int, *, least: int, crop: int = 0, least_is: str = ""
+        self,
+        source: Path | None,
+        scale: int,
+        *,
+        least: int,
+        for_tests: bool = False,
+        least_is: str = "",
     ) -> None:
         self.source, self.scale = source, scale
-        self._least, self._least_is, self._crop = least, least_is, crop
-        found = find_set(source, scale) if source else _samples(crop)
+        self._least, self._least_is = least, least_is
+        found = find_set(source, scale) if source else _find_samples(for_tests)
         self._members, self._left_out = found.members, list(found.left_out)
         self._notes: list[str] = []
+        self._read_whole = 0  # of those looked at
         self.published: set[str] = set()  # names of those with LR images of their own
         self.count = len(self._members)
 
@@ -62,18 +73,36 @@ class PairReader:
         """Name and HR of each image that can be used."""
         return ((member.name, hr_HWC) for member, hr_HWC in self._images())
 
+    def lr_sizes(self) -> Iterator[Size]:
+        """LR height and width of each image that can be used, as headers tell; the first are read.
+
+        Raises:
+            UsageError: a published LR image has the wrong size.
+        """
+        for member, size in self._usable(self._look_at):
+            lr_size = size[0] // self.scale, size[1] // self.scale
+            if member.lr and size_of(member.lr) != lr_size:
+                hr_HWC = self._read_hr(member)
+                if hr_HWC is None or self._lr_of(member, hr_HWC) is None:
+                    continue
+            yield lr_size
+
     def _images(self) -> Iterator[tuple[Member, ByteArray]]:
+        return self._usable(self._read_hr)
+
+    def _usable(self, read: Callable[[Member], T | None]) -> Iterator[tuple[Member, T]]:
+        """Each image of which `read` gives something, once."""
         first = dict[tuple[int, str], Member]()
         sizes = Counter(member.hr.stat().st_size for member in self._members if member.hr.exists())
         for member in self._members:
-            hr_HWC = self._read_hr(member)
-            if hr_HWC is None:
+            found = read(member)
+            if found is None:
                 continue
             size = member.hr.stat().st_size
             key = size, hash_file(member.hr) if sizes[size] > 1 else ""
             same = first.setdefault(key, member)
             if same is member:
-                yield member, hr_HWC
+                yield member, found
             else:
                 why = f"the same file as {self._shown(same.hr)}"
                 self._leave_out(member.hr, "duplicate", why)
@@ -144,15 +173,27 @@ class PairReader:
         image = self._read(member.hr)
         if image is None:
             return None
-        image = _centre(image, self._crop) if self._crop and not self.source else image
         hr_HWC = np.ascontiguousarray(crop_to_multiple(image, self.scale))
-        if min(hr_HWC.shape[:2]) < self._least:
-            needed = f"{self._least_is}{self._least}x{self._least}"
-            end = "" if self._least_is else ", too small to be measured"
-            why = f"{_size(hr_HWC)} is smaller than {needed}{end}"
-            self._leave_out(member.hr, "too small", why)
-            return None
-        return hr_HWC
+        return hr_HWC if self._is_large(member, hr_HWC.shape[:2]) else None
+
+    def _look_at(self, member: Member) -> Size | None:
+        """The photo's size, its sides multiples of the scale; None where it cannot be used."""
+        height, width = size_of(member.hr) if self.source else (0, 0)
+        if self._read_whole < _READ or not height:  # a header may promise what cannot be read
+            hr_HWC = self._read_hr(member)
+            self._read_whole += hr_HWC is not None
+            return None if hr_HWC is None else hr_HWC.shape[:2]
+        size = height - height % self.scale, width - width % self.scale
+        return size if self._is_large(member, size) else None
+
+    def _is_large(self, member: Member, size: Size) -> bool:
+        if min(size) >= self._least:
+            return True
+        needed = f"{self._least_is}{self._least}x{self._least}"
+        end = "" if self._least_is else ", too small to be measured"
+        why = f"{size[1]}x{size[0]} is smaller than {needed}{end}"
+        self._leave_out(member.hr, "too small", why)
+        return False
 
     def _lr_of(self, member: Member, hr_HWC: ByteArray) -> ByteArray | None:
         if member.lr is None:
@@ -190,8 +231,8 @@ class PairReader:
         return file.relative_to(self.source or "") if inside else PurePath(file.name)
 
 
-def _samples(crop: int) -> ImageSet:
-    files = sample_tests() if crop else sample_photos()
+def _find_samples(for_tests: bool) -> ImageSet:
+    files = sample_tests() if for_tests else sample_photos()
     names = unique_names([PurePath(file.name) for file in files])
     members = (Member(name, file, None) for name, file in zip(names, files, strict=True))
     return ImageSet(tuple(members), ())
@@ -199,8 +240,3 @@ def _samples(crop: int) -> ImageSet:
 
 def _size(image_HWC: ByteArray) -> str:
     return f"{image_HWC.shape[1]}x{image_HWC.shape[0]}"
-
-
-def _centre(image_HWC: ByteArray, size: int) -> ByteArray:
-    top, left = ((side - size) // 2 for side in image_HWC.shape[:2])
-    return image_HWC[top : top + size, left : left + size]

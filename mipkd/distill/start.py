@@ -69,14 +69,30 @@ def check_init(init: str) -> None:
         )
 
 
+def check_start(init: str, student: SRNet) -> None:
+    """Refuse first weights that there are not, or that do not fit; the student may be on meta.
+
+    Raises:
+        UsageError: as of `initialise`.
+    """
+    check_init(init)
+    if init not in _WAYS:
+        _read_weights(student, Path(init))
+
+
+def count_start_pixels(gmacs: float) -> int:
+    """LR pixels of the patches that a projection is fitted to, of a teacher of `gmacs` at LR
+    256x256."""
+    return min(_PLACES, max(_LEAST_PLACES, int(_GMACS / gmacs * 256**2)))
+
+
 def cut_start_patches(
     photos: Photos, *, most: int, multiple: int, gmacs: float, seed: int
 ) -> Tensor:
     """LR patches (N, 3, H, W) to fit a projection to, at most `most` pixels a side; fewer for a
     teacher of many `gmacs` at LR 256x256."""
     side = max(multiple, min(_SIDE, most) // multiple * multiple)
-    places = min(_PLACES, max(_LEAST_PLACES, int(_GMACS / gmacs * 256**2)))
-    count = min(8 * 128, places // side**2)
+    count = min(8 * 128, count_start_pixels(gmacs) // side**2)
     return PatchSampler(photos, patch=side, batch=count, seed=seed).batch(0).lr_NCHW
 
 
@@ -123,6 +139,10 @@ def _project(student: SRNet, arch: Arch, teacher: SRNet, lr_NCHW: Tensor) -> str
 
 
 def _copy_checkpoint(student: SRNet, path: Path) -> None:
+    student.load_state_dict(_read_weights(student, path))
+
+
+def _read_weights(student: SRNet, path: Path) -> dict[str, Tensor]:
     check_init(str(path))
     _, net = identify(path, role="student", options=TeacherOptions())
     weights = net.state_dict()
@@ -133,4 +153,4 @@ def _copy_checkpoint(student: SRNet, path: Path) -> None:
                 f"distill.init: {path}: {key} is {found}, the student's is {tuple(value.shape)}",
                 hint="give a checkpoint of the student's own size",
             )
-    student.load_state_dict(weights)
+    return weights

@@ -21,21 +21,28 @@ from mipkd.distill.training_task import TrainingTask, open_training
 
 log = logging.getLogger(__name__)
 
-_PLACES = 6  # in the schedule, evenly spread: a loss may end before the training does
+_PLACES = 6  # in the schedule: a loss may end before the training does
 _ROUNDS = 4  # through all places; the first one warms up
 
 
 @ranks.run_on_all
 def time_steps(
-    configs: Mapping[str, DistillConfig], tasks: Mapping[str, TrainingTask]
+    configs: Mapping[str, DistillConfig],
+    tasks: Mapping[str, TrainingTask],
+    *,
+    places: int = _PLACES,
+    rounds: int = _ROUNDS,
 ) -> dict[str, Pace]:
-    """The pace of each training, by name, or why it failed. No weights are kept."""
+    """The pace of each training, by name, or why it failed. No weights are kept.
+
+    It is timed at `places` in the schedule, evenly spread, in all rounds but the first.
+    """
     timed: dict[str, _TimedTraining] = {}
     failed: dict[str, Pace] = {}
     for name, config in configs.items():
         with _note_failure(name, failed):
-            timed[name] = _TimedTraining(config, tasks[name])
-    for number, place, name in product(range(_ROUNDS), range(_PLACES), timed):
+            timed[name] = _TimedTraining(config, tasks[name], places)
+    for number, place, name in product(range(rounds), range(places), timed):
         if name not in failed:
             with _note_failure(name, failed):
                 timed[name].advance(place, record=number > 0)
@@ -45,7 +52,7 @@ def time_steps(
 class _TimedTraining:
     """A training that is advanced at chosen places of its schedule."""
 
-    def __init__(self, config: DistillConfig, task: TrainingTask) -> None:
+    def __init__(self, config: DistillConfig, task: TrainingTask, places: int) -> None:
         start = perf_counter()
         opened = open_training(config, task)
         principal, mine = read_cache_directions(task.cache), ranks.current()
@@ -56,11 +63,11 @@ class _TimedTraining:
         )
         self._learner.advance(self._sampler)
         self._start_s = perf_counter() - start
-        self._seconds: list[list[float]] = [[] for _ in range(_PLACES)]
+        self._seconds: list[list[float]] = [[] for _ in range(places)]
 
     def advance(self, place: int, *, record: bool) -> None:
         """Two steps there; the first, which may have to prepare for the place, is not timed."""
-        at = int((place + 0.5) / _PLACES * self._learner.config.steps)
+        at = int((place + 0.5) / len(self._seconds) * self._learner.config.steps)
         self._learner.step = at
         self._learner.advance(self._sampler)
         self._learner.step = at  # again: the next step may be past the end of a short training

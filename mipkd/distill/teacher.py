@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -114,12 +114,12 @@ def load_structure(model: Model) -> SRNet:
 
 def save_copy(model: Model, net: SRNet, file: Path) -> None:
     """Copy an identified model's weights into a safetensors file that `load` can read."""
-    if net.in_parts:
+    if model.arch in arch_names():
         arch = load_arch(model.arch)
         save(net, arch, hyper_of(arch, model), file, licence=model.licence)
     else:  # under its own key names, by which spandrel recognises it
         found = recognise(model.file, blocks=str(model.hyper["blocks"]))
-        assert isinstance(found, Foreign), "what is not in parts is not ours"
+        assert isinstance(found, Foreign), "it is none of ours"
         write_state(found.state, file, {"licence": model.licence})
 
 
@@ -231,10 +231,19 @@ def _gmacs_of_foreign(net: SRNet) -> float:
 
 def _check_scale(path: Path, scale: int, options: TeacherOptions) -> None:
     if options.scale and options.scale != scale:
-        raise UsageError(
-            f"{path}: its scale is x{scale}, --scale asks for x{options.scale}",
-            hint=f"leave --scale out, or give a x{options.scale} checkpoint",
-        )
+        refuse_scale(path, scale, options.scale)
+
+
+def refuse_scale(path: Path | None, scale: int, asked: int | None) -> NoReturn:
+    """Say that a file is of another scale than was asked for.
+
+    Raises:
+        UsageError: always.
+    """
+    raise UsageError(
+        f"{path}: its scale is x{scale}, --scale asks for x{asked}",
+        hint=f"leave --scale out, or give a file of x{asked}",
+    )
 
 
 def _apply_options(

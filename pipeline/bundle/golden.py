@@ -32,6 +32,10 @@ class BundleConfig(BaseModel):
 
     golden_images: int = Field(5, ge=1)  # test images that are not too large, beside the probes
     golden_pixels: int = Field(2**17, ge=1)  # of the largest one, LR
+    # What a run cannot know, for the model card and OpenModelDB: names there, such as "me/edsr-x4".
+    base_model: str | None = None  # the teacher's repository
+    datasets: tuple[str, ...] = ()  # that the photos are of
+    authors: tuple[str, ...] = ()  # of the models
 
 
 def choose(

@@ -24,6 +24,7 @@ from targets.base import check_options, find
 SCHEMA = 1
 MANIFEST = "manifest.json"
 SBOM = "sbom.cdx.json"  # here, since sbom.py needs CycloneDX and `check` does not have it
+CATALOGUE = "openmodeldb.json"  # the models' entry there
 SIGNATURE = "manifest.json.sig"  # of it, so it cannot be listed in it
 FOREIGN, MISSING = "not of this bundle", "missing"  # what may be wrong with a file
 _HINT = "give the folder bundle/ of a run, whole"
@@ -277,6 +278,7 @@ def _names(folder: Path) -> Iterator[str]:
 def _role(name: str) -> str:
     top = name.partition("/")[0]
     known = {"README.md": "card", "provenance.json": "provenance", SBOM: "sbom", "run.json": "run"}
+    known[CATALOGUE] = "card"
     return known.get(top, top)
 
 

@@ -19,15 +19,16 @@ from mipkd.export.receptive_field import ReceptiveField, find_receptive_field
 from pipeline.bundle import manifest
 from pipeline.bundle.card import card
 from pipeline.bundle.golden import BundleConfig, copy_golden
+from pipeline.bundle.hub import open_model_db
 from pipeline.bundle.measurements import write_measurements
-from pipeline.bundle.provenance import PROVENANCE, RUN, provenance, run_facts
+from pipeline.bundle.provenance import PROVENANCE, RUN, provenance, run_facts, without_paths
 from pipeline.origin import program_version
 from pipeline.report.figures import compute_figures
 from pipeline.run import as_stage_error
 from targets.base import files_of
 
 _FILES = ("README.md", PROVENANCE, RUN, manifest.MANIFEST, manifest.SBOM, manifest.SIGNATURE)
-_PARTS = (*_FILES, "model", "golden", "quality", "bench")
+_PARTS = (*_FILES, manifest.CATALOGUE, "model", "golden", "quality", "bench")
 
 
 def pack(evidence: Evidence, config: BundleConfig, out: Path) -> Path:
@@ -106,7 +107,10 @@ def _fill(evidence: Evidence, config: BundleConfig, out: Path) -> None:
     stated = provenance(evidence, program_version(), files)
     for name, facts in ((PROVENANCE, stated), (RUN, run_facts(evidence))):
         (out / name).write_text(json.dumps(facts, indent=1, sort_keys=True))
-    write_text(out / "README.md", card(evidence, compute_figures(evidence), models, golden[0]))
+    text = card(evidence, compute_figures(evidence), models, golden[0], config)
+    write_text(out / "README.md", text)
+    entry = without_paths(open_model_db(evidence, config, files))
+    write_text(out / manifest.CATALOGUE, str(entry))
     manifest.write(
         manifest.Manifest(
             schema=manifest.SCHEMA,

@@ -25,19 +25,27 @@ ModelFile = Annotated[
     typer.Option("--model", help="A finished student (checkpoint or ONNX): nothing is trained."),
 ]
 TargetNames = Annotated[
-    str | None, typer.Option("--target", help="Targets, separated by commas: cpu,openvino.")
+    str | None, typer.Option("--target", help="Targets, separated by commas; default: of this CPU.")
 ]
 StudentSpec = Annotated[
-    str | None, typer.Option("--student", help="Family and size, such as edsr:c32b8.")
+    str | None,
+    typer.Option(
+        "--student", help="Family and size, such as edsr:c32b8, or auto; default: half the teacher."
+    ),
 ]
 Data = Annotated[Path | None, typer.Option(help="Folder of HR photos to train on.")]
+DemoData = Annotated[
+    bool | None,
+    typer.Option("--demo-data", help="Sample photos of the package instead of --data: a trial."),
+]
 Val = Annotated[
     Path | None, typer.Option(help="Folder of HR photos, or a set with HR/ and LR_bicubic/X4/.")
 ]
 Precisions = Annotated[
-    str | None, typer.Option("--precision", help="Precisions: fp32,bf16,fp16,w8,int8.")
+    str | None,
+    typer.Option("--precision", help="Precisions, separated by commas; default: all of a target."),
 ]
-Steps = Annotated[int | None, typer.Option(help="Training steps.", min=1)]
+Steps = Annotated[int | None, typer.Option(help="Training steps; default 10000.", min=1)]
 LatencyBudget = Annotated[
     float | None,
     typer.Option(
@@ -81,7 +89,7 @@ Sets = Annotated[
 # Where the value of an option goes in the configuration, by the option's name.
 _SETTINGS = {
     **{name: name for name in ("teacher", "model", "student", "data", "val", "scale", "out")},
-    **{name: name for name in ("target", "precision", "compare")},
+    **{name: name for name in ("target", "precision", "compare", "demo_data")},
     "steps": "distill.steps",
     "latency_budget": "gates.max_latency_ms",
     "size": "gates.size",
@@ -101,21 +109,40 @@ def load_settings(options: Mapping[str, Any], *, alone: bool = False) -> Config:
     """
     from pipeline.config import load
 
+    file = Path(options["config"]) if options["config"] else None  # a text in older typers
+    return load(_flags(options), file=file, sets=options["sets"] or (), alone=alone)
+
+
+def _flags(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that the options of a command stand for."""
     flags: dict[str, Any] = {}
     for name in options.keys() & _SETTINGS.keys():
-        value = _READ.get(name, _as_is)(options[name])
+        value = _READ.get(name, _as_is)(options[name], f"--{name}")
         section, _, setting = _SETTINGS[name].rpartition(".")
         (flags.setdefault(section, {}) if section else flags)[setting] = value
-    file = Path(options["config"]) if options["config"] else None  # a text in older typers
-    return load(flags, file=file, sets=options["sets"] or (), alone=alone)
+    return flags
 
 
-def split_list(text: str | None) -> tuple[str, ...] | None:
-    """The parts between commas; None for no text."""
-    return tuple(part.strip() for part in text.split(",") if part.strip()) if text else None
+def settings_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What options and `--set` of a command state, section by section."""
+    from pipeline.config_values import assignments, merge_settings
+
+    return merge_settings(_flags(options), assignments(options["sets"] or ()))
 
 
-def parse_size(text: str | None) -> tuple[int, int] | None:
+def split_list(text: str | None, option: str) -> tuple[str, ...] | None:
+    """The parts between commas; None for no text.
+
+    Raises:
+        UsageError: there are only commas.
+    """
+    found = tuple(part.strip() for part in (text or "").split(",") if part.strip())
+    if text is not None and not found:
+        raise UsageError(f"{option}: {text!r} names nothing", hint="names, separated by commas")
+    return found or None
+
+
+def parse_size(text: str | None, option: str = "--size") -> tuple[int, int] | None:
     """LR height and width of `WIDTHxHEIGHT`.
 
     Raises:
@@ -125,23 +152,27 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
         return None
     width, _, height = text.lower().partition("x")
     if not (width.isdecimal() and height.isdecimal()):
-        raise UsageError(f"--size: {text!r} is not WIDTHxHEIGHT", hint="--size 320x180")
+        raise UsageError(f"{option}: {text!r} is not WIDTHxHEIGHT", hint="--size 320x180")
     return int(height), int(width)
 
 
-def _as_is(value: object) -> object:
+def _as_is(value: object, _option: str) -> object:
     return value
 
 
 # How options are read that are not taken as they are.
-_READ: dict[str, Callable[[Any], Any]] = {
+_READ: dict[str, Callable[[Any, str], Any]] = {
     **dict.fromkeys(("target", "precision", "compare", "methods"), split_list),
     "size": parse_size,
 }
 
 
-def open_run(settings: Config, *, force: bool, dry: bool = False) -> Run:
+def open_run(
+    settings: Config, *, force: bool, dry: bool = False, scratch: Path | None = None
+) -> Run:
     """The run's folder, named after what was given where no other name was.
+
+    A dry one looks at a user's files in the folder `scratch`.
 
     Raises:
         UsageError: it holds what a run did not make, and `force` was not given.
@@ -153,7 +184,7 @@ def open_run(settings: Config, *, force: bool, dry: bool = False) -> Run:
     assert settings.out or given, "a configuration without a folder has a teacher or a model"
     root = (settings.out or Path("runs") / Path(given or "").stem).resolve()
     claim(root, force=force, dry=dry)
-    return Run(root, dry=dry)
+    return Run(root, dry=dry, scratch=scratch)
 
 
 def command_line() -> str:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import typer
 
+from mipkd.core.texts import say_duration
 from pipeline.cli import options as o
+from pipeline.cli.effect import check_effect
 from pipeline.cli.kits import explain_kits
 from pipeline.cli.terminal import EXIT, Verbose, print_wide, say, set_logging
 
 if TYPE_CHECKING:
     from pipeline.config import Config
+    from pipeline.estimates import Estimate
+    from pipeline.run import Event
+    from pipeline.timings import Timing
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +37,7 @@ def _with_run_options(work: Callable[[Config, bool], None]) -> Callable[..., Non
         latency_budget: o.LatencyBudget = None,
         size: o.SizeText = None,
         data: o.Data = None,
+        demo_data: o.DemoData = None,
         val: o.Val = None,
         precision: o.Precisions = None,
         steps: o.Steps = None,
@@ -45,6 +53,7 @@ def _with_run_options(work: Callable[[Config, bool], None]) -> Callable[..., Non
     ) -> None:
         set_logging(verbose)
         settings = o.load_settings(context.params)
+        check_effect(o.settings_of(context.params), settings)
         if settings.smoke:
             log.warning(
                 "smoke run: samples of the package stand in for %s; it shows that all works, it "
@@ -61,13 +70,18 @@ def _with_run_options(work: Callable[[Config, bool], None]) -> Callable[..., Non
 def run(settings: Config, force: bool) -> None:
     """Distil, export, quantise, measure, judge and report. Finished steps are remembered."""
     from pipeline.cli.summary import summarize
+    from pipeline.estimates import note_timings
     from pipeline.flow import run_pipeline
     from pipeline.publish import bundle_folder, kit_targets
     from pipeline.report.results_file import report_folder
+    from pipeline.timings import open_timings
 
     here = o.open_run(settings, force=force)
     with here.lock():
-        evidence = run_pipeline(settings, here, command=o.command_line())
+        try:
+            evidence = run_pipeline(settings, here, command=o.command_line())
+        finally:  # what was done counts, however it ended
+            note_timings(settings, here.events, here.receipts(), open_timings())
     print_wide(summarize(evidence))
     say(f"report: {report_folder(here.root) / 'index.html'}")
     say(f"bundle: {bundle_folder(here.root)}")
@@ -77,14 +91,42 @@ def run(settings: Config, force: bool) -> None:
 
 @_with_run_options
 def plan(settings: Config, force: bool) -> None:
-    """Say what `run` with the same options would do, what it remembers, and why."""
+    """Say what `run` with the same options would do and how long it takes, and why."""
+    from pipeline.estimates import estimate
     from pipeline.flow import measure_all
+    from pipeline.timings import open_timings
 
-    here = o.open_run(settings, force=force, dry=True)
-    measure_all(settings, here)
-    for event in here.events:
-        verb = "skip" if event.remembered else "run "
-        why = ", ".join(filter(None, (event.why, event.note)))
-        say(f"{verb}  {event.stage + ' ' + event.label:<32} {why}")
-    todo = sum(not e.remembered for e in here.events)
-    say(f"{todo} of {len(here.events)} steps would run, in {here.root}")
+    with TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        here = o.open_run(settings, force=force, dry=True, scratch=scratch)
+        found = measure_all(settings, here)
+        sizes = found.images.sizes
+        would = estimate(settings, here.events, sizes, open_timings(), scratch)
+    say(_say_total(would))
+    for number, event in enumerate(here.events):
+        took = would.steps.get(number)
+        verb, takes = ("run ", _say_step(took)) if took else ("skip", "")
+        say(f"{verb}  {event.stage + ' ' + event.label:<32} {takes:>16}  {_say_why(event)}")
+    say(f"{len(would.steps)} of {len(here.events)} steps would run, in {here.root}")
+
+
+def _say_total(would: Estimate) -> str:
+    if not would.steps:
+        return "nothing to make: all steps are remembered"
+    said = f"about {say_duration(would.total_s)}"
+    if would.training_s:
+        said += f", {say_duration(would.training_s)} of them training"
+    if would.peak_bytes:
+        said += f"; memory up to {would.peak_bytes / 2**30:.1f} GiB"
+    return f"{said}; on this machine, as busy as it is now"
+
+
+def _say_step(took: Timing) -> str:
+    memory = f" {took.peak_bytes / 2**30:.1f} GiB" if took.peak_bytes else ""
+    return say_duration(took.seconds) + memory
+
+
+def _say_why(event: Event) -> str:
+    """The files and settings that changed, where that is why."""
+    changed = ", ".join(dict.fromkeys(map(str, event.causes))) or event.why
+    return ", ".join(filter(None, (changed, event.note)))

@@ -16,6 +16,7 @@ def train(
     context: typer.Context,
     arch: Annotated[str, typer.Option(help="Family and size, such as rcan:g10b20.")],
     data: o.Data = None,
+    demo_data: o.DemoData = None,
     val: o.Val = None,
     steps: o.Steps = None,
     scale: Annotated[int, typer.Option(help="Upscaling factor.", min=2, max=4)] = 4,
@@ -44,6 +45,7 @@ def study(
     teacher: o.Teacher = None,
     student: o.StudentSpec = None,
     data: o.Data = None,
+    demo_data: o.DemoData = None,
     val: Annotated[
         str | None, typer.Option(help="Test sets, separated by commas; the first validates.")
     ] = None,
@@ -65,11 +67,13 @@ def study(
     """Teach one student in several ways, and say with intervals what each brought."""
     set_logging(verbose)
     from pipeline.inputs import study_subject
+    from pipeline.preflight import require_photos
     from pipeline.report.study import table_of
     from pipeline.study import run_study
 
-    tests = [Path(name) for name in o.split_list(val) or ()]
+    tests = [Path(name) for name in o.split_list(val, "--val") or ()]
     settings = o.load_settings(context.params | {"val": tests[0] if tests else None})
+    require_photos(settings, "students are trained on photos like those they will see")
     settings = settings.model_copy(update={"out": settings.out or Path("runs/study")})
     here = o.open_run(settings, force=force)
     with here.lock():

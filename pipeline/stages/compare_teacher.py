@@ -21,7 +21,7 @@ class CompareTeacherInputs:
     images: Source | None
 
 
-@stage(version=1)
+@stage(version=1, looks=True)
 def compare_teacher(inputs: CompareTeacherInputs, *, out: Path) -> TeacherQuality:
     """PSNR-Y of the teacher and of bicubic on a few images."""
     model = inputs.teacher.value

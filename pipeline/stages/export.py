@@ -147,7 +147,7 @@ def _limits(inputs: AdoptInputs) -> Limits:
     return inputs.limits.value.of(*(one.path for one in (inputs.source, *inputs.weights)))
 
 
-@stage(version=3, limits=_limits)
+@stage(version=3, limits=_limits, looks=True)
 def adopt(inputs: AdoptInputs, *, out: Path) -> Graph:
     """Any ONNX graph with one image in and one out, brought to our range and dynamic sizes."""
     images = inputs.images.path if inputs.images else None

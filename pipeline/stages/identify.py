@@ -27,7 +27,7 @@ def _limits(inputs: IdentifyInputs) -> Limits:
     return inputs.limits.value.of(inputs.checkpoint.path)
 
 
-@stage(version=3, limits=_limits)
+@stage(version=3, limits=_limits, looks=True)
 def identify(inputs: IdentifyInputs, *, out: Path) -> Model:
     """The model in a checkpoint; its weights are copied into `out` as safetensors."""
     photos = inputs.photos.path if inputs.photos else None

@@ -41,6 +41,7 @@ class Flavour:
     modules: tuple[str, ...]  # the first that is installed is used
     install: str
     without_gpu: bool  # whether it builds on a machine without a GPU
+    install_int8: str = "pip install nncf"  # what quantises a graph for it
 
     def found(self) -> str:
         """The module that is installed, "" if none is."""

@@ -15,6 +15,7 @@ from targets._tensorrt.engine import Profile
 from targets._tensorrt.session import PlanSession
 from targets._tensorrt.target import TensorRt, facts, fp16_or_bf16
 from targets._torch.exported_program import export_program, load_net
+from targets.base import Feature
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,7 +38,7 @@ SETTINGS = {
 class TorchTensorRt(TensorRt):
     """TensorRT engines made from the torch net instead of from ONNX."""
 
-    features = frozenset()
+    features = frozenset({Feature.FROM_NET})
     options: ClassVar[Mapping[str, str]] = {
         **TensorRt.options,
         "made_for": r"sm\d*-trt[\w.+-]+",

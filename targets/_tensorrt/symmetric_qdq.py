@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,6 +35,8 @@ _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 _MOST = 127  # the integer that a channel's largest weight becomes
 _MIDDLE = 128  # of a grid's 0 to 255: a signed 0
 
+Maker = Callable[..., Any]  # takes a model, patches and what stays float; gives the model with Q/DQ
+
 
 def quantize_symmetric(
     model: Any, patches: PatchSet, learned: QuantScheme | None = None
@@ -47,7 +50,7 @@ def quantize_symmetric(
     Raises:
         MissingError: neither is installed.
     """
-    maker = next((made_by for name, made_by in _MAKERS.items() if find_spec(name)), None)
+    maker = find_maker()
     if maker is None:
         raise MissingError("int8 needs nncf, which is not installed", hint="pip install nncf")
     found = sensitive_layers_of(model)
@@ -59,6 +62,11 @@ def quantize_symmetric(
         set_scales(quantized, learned.grids)
     notes = [found.note_on_floats("float"), *_note_on_channels(model, floats)]
     return quantized, (*notes, ATTENTION_FLOAT) if found.attention else tuple(notes)
+
+
+def find_maker() -> Maker | None:
+    """What quantises here, the better first; None where neither is installed."""
+    return next((made_by for name, made_by in _MAKERS.items() if find_spec(name)), None)
 
 
 def read_rounding(model: Any, patches: PatchSet) -> QuantScheme:

@@ -60,6 +60,17 @@ class TensorRt(Target):
             missing.append("without a GPU onnxruntime is needed; pip install onnxruntime")
         return "; and ".join(missing)
 
+    def why_not_build(self, precision: str) -> str:
+        """What builds the engine here, and for INT8 what quantises."""
+        if reason := self.why_not():
+            return reason
+        if precision != "int8":
+            return ""
+        from targets._tensorrt.symmetric_qdq import find_maker
+
+        cure = self._flavour.install_int8
+        return "" if find_maker() else f"needs nncf, which is not installed; {cure}"
+
     def versions(self) -> dict[str, str]:
         """The runtime, what makes its graph, and the GPU's facts that an engine depends on."""
         return {self._flavour.name: self._flavour.load().__version__, **facts(*MAKERS)}

@@ -60,7 +60,18 @@ def test_a_crash_is_a_row_and_the_rest_goes_on(
     words = [word.replace("SEARCH", search) for word in QUICK]
     path = os.pathsep.join([str(ROOT), str(tmp_path)])
     done = subprocess.run(
-        [sys.executable, "-c", START, "run", "--model", model, "--out", "run", *words],
+        [
+            sys.executable,
+            "-c",
+            START,
+            "run",
+            "--model",
+            model,
+            "--demo-data",
+            "--out",
+            "run",
+            *words,
+        ],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": path},
         capture_output=True,

@@ -62,7 +62,16 @@ def test_doctor_refuses_a_checkpoint(make: checkpoints.Maker, tmp_path: Path) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [graphs.endless_scan, graphs.functions_of_functions])
 def test_a_run_refuses_a_graph(make: checkpoints.Maker, tmp_path: Path) -> None:
-    words = ("run", "--model", make(tmp_path), "--target", "cpu", "--out", tmp_path / "run")
+    words = (
+        "run",
+        "--model",
+        make(tmp_path),
+        "--demo-data",
+        "--target",
+        "cpu",
+        "--out",
+        tmp_path / "run",
+    )
     check_refusal(measure(*words, folder=tmp_path, limit_s=MOST_S))
 
 

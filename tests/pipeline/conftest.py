@@ -20,6 +20,7 @@ from pipeline import cli
 
 SIMULATED = "coreml"  # on any machine but a Mac
 _QUICK = (
+    "--demo-data",
     *("--target", f"cpu,null,{SIMULATED},jetson", "--precision", "fp32,int8"),
     *("--set", "calibrate.count=8", "--set", "calibrate.size=32"),
     *("--set", "quantize.photos=6", "--set", "quantize.pages=2", "--set", "quantize.crop=32"),

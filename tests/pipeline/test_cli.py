@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from mipkd.archs import edsr
 from mipkd.core.errors import StageError
-from mipkd.core.images import resize_bicubic, write_png
+from mipkd.core.images import read_rgb, resize_bicubic, write_png
 from mipkd.distill import checkpoint
 from mipkd.distill.teacher import save
 from pipeline import cli
@@ -87,6 +87,14 @@ def test_one_command_trains_measures_and_reports(
     assert lines["identify"] == lines["photos"] == lines["tests"] == "skip"
     assert lines["distill"] == lines["measure"] == "run"
     assert "config.lr null -> 0.0001" in out
+    assert out.startswith("about ")
+    assert " of them training; memory up to " in out.splitlines()[0]
+
+    first = read_rgb(photos / "0.png")
+    write_png(photos / "more.png", first[::-1])
+    code, out, _ = ended("plan", *command[1:])
+    changed = [line for line in out.splitlines() if "  the photos changed" in line]
+    assert {"photos", "distill"} <= {line.split()[1] for line in changed}
 
     code, out, _ = ended("report", run)
     assert code == 0
@@ -96,7 +104,8 @@ def test_a_finished_model_enters_after_distillation(
     teacher: Path, photos: Path, shown: Path, tmp_path: Path
 ) -> None:
     code, _out, err = ended(
-        "run", "--model", teacher, "--data", photos, "--val", shown, "--out", tmp_path / "r", *TINY
+        *("run", "--model", teacher, "--data", photos, "--val", shown, "--out", tmp_path / "r"),
+        *TINY[2:],  # no steps: nothing is trained
     )
     assert code in (0, 6, 7), err
     assert "distill" not in err
@@ -174,11 +183,13 @@ def test_a_model_of_another_scale(teacher: Path, photos: Path, tmp_path: Path) -
     save(edsr.EDSR(hyper), edsr.ARCH, hyper, tmp_path / "x4.safetensors", licence="")
     model = tmp_path / "x4.safetensors"
     code, _, err = ended(
-        "run", "--teacher", teacher, "--model", model, "--val", photos, "--out", tmp_path / "r"
+        *("run", "--teacher", teacher, "--model", model, "--data", photos),
+        *("--val", photos, "--out", tmp_path / "r"),
     )
     assert code == 2
     assert "scale is x4, the teacher's x2" in err
-    code, _, err = ended("run", "--teacher", teacher, "--scale", 3, "--out", tmp_path / "s")
+    command = ("run", "--teacher", teacher, "--data", photos, "--scale", 3)
+    code, _, err = ended(*command, "--out", tmp_path / "s")
     assert code == 2
     assert "its scale is x2" in err
 

@@ -36,7 +36,16 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     run = tmp_path_factory.mktemp("planted") / "run"
     model = Path(str(files("pipeline"))) / "presets" / "teacher_x2.safetensors"
-    words = ["run", "--model", str(model), "--target", "cpu", "--precision", "fp32,int8"]
+    words = [
+        "run",
+        "--model",
+        str(model),
+        "--demo-data",
+        "--target",
+        "cpu",
+        "--precision",
+        "fp32,int8",
+    ]
     sets = ("quantize.search=false", "calibrate.count=8", "calibrate.size=32")
     sets += ("bench.sizes=[[32,32]]", "bench.min_time_s=0.05", "bench.max_drift=9")
     sets += ("bench.max_busy=1", "gates.max_mean_drop_db=9", "gates.max_worst_drop_db=9")

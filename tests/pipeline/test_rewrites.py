@@ -65,10 +65,10 @@ def test_a_run_on_bytes_gives_the_same_pictures(
         assert np.array_equal(read_rgb(one), read_rgb(tmp_path / "b" / one.name))
 
 
-def test_a_target_without_models_on_bytes_is_a_row_that_failed(
+def test_a_target_without_models_on_bytes_is_refused_before_anything_is_made(
     start: Command, tmp_path: Path
 ) -> None:
     said = start(tmp_path / "run", *REWRITTEN[:2], "--target", "cpu,null")
-    assert said.code != 0
-    told = " ".join((said.out + said.err).split())
-    assert "build.pixels: null has no models on uint8 here" in told
+    assert said.code == 3
+    assert "error: build.pixels: null has no models on uint8 here" in said.err.splitlines()
+    assert not list((tmp_path / "run").glob("*/*"))

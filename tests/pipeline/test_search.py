@@ -167,7 +167,7 @@ def test_other_bounds_need_no_other_training(target: str, tmp_path: Path) -> Non
     def keys(**quantize: float) -> dict[str, str]:
         run = Run(tmp_path / "run", dry=True)
         asked = {"model": tmp_path / "net.pth", "target": (target,), "qat": {"run": True}}
-        measure_all(load(asked | {"quantize": quantize}), run)
+        measure_all(load(asked | {"demo_data": True, "quantize": quantize}), run)
         return run.keys
 
     usual, loose = keys(), keys(max_drop_db=0.5, max_worst_drop_db=2.0)
