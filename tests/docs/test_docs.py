@@ -84,9 +84,12 @@ NO_COMMANDS = {
 # Two training steps make a student worse than bicubic: its run fails by that gate, and so does
 # what judges its bundle anew. All others end with 0.
 WORSE_THAN_BICUBIC = ("run --teacher ", "run --config ", "check runs/edsr", "collect ")
-GATE = "FAIL    student: gain over bicubic"
+# As `check` and as `run` have it.
+GATE = ("FAIL    student: gain over bicubic", "FAIL    better than bicubic, student: ")
 # What a busy machine may do to any latency.
-OF_TIME = re.compile(r"(FAIL|INVALID) +\S+ \S+: (latency|slowdown) at |\S+ \S+: INVALID: latency")
+OF_TIME = re.compile(
+    r"(FAIL|INVALID) +(\S+ \S+: (latency|slowdown) at |latency at )|\S+ \S+: INVALID: latency"
+)
 
 # What readers have from earlier days: made from what the commands before have made.
 KEPT = {
