@@ -118,7 +118,7 @@ def subjects(folder: Path) -> dict[str, Subject]:
 def patches(folder: Path) -> PatchSet:
     """24 patches of 48x48 LR pixels, halved sample photos."""
     photos = [downscale(crop_to_multiple(read_rgb(f), 2), 2) for f in sample_photos()[:4]]
-    corners = [(t, x) for t in (0, 48) for x in (0, 48, 96)]
+    corners = [(t, x) for t in (0, 48) for x in (0, 40, 80)]
     found = [p[t : t + 48, x : x + 48] for p in photos for t, x in corners]
     np.save(folder / "patches.npy", np.stack(found))
     return PatchSet(folder / "patches.npy", "", "samples", len(found), (48, 48))
