@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist load
 
 .PHONY: demo test check docs lock clean
 
-demo: $(VENV)/ready
+demo: $(VENV)/demo
 	$(BIN)/mipkd-pipeline run
 
 test: $(VENV)/ready
@@ -25,13 +25,21 @@ docs: $(VENV)/ready
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
 
 # Everything by version and hash but torch: which build of it is right is the index's to say (CPU
-# where one is offered), so there is no one hash. Nothing is resolved here: the list is complete.
-$(VENV)/ready: pyproject.toml constraints.txt requirements/dev.txt
+# where one is offered), so there is no one hash. Nothing is resolved here: the lists are complete.
+define install
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement $<
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
+endef
+
+# What the program needs to run on `cpu` and `openvino`, and no tools.
+$(VENV)/demo: requirements/runtime.txt pyproject.toml constraints.txt
+	$(install)
+
+$(VENV)/ready: requirements/dev.txt pyproject.toml constraints.txt
+	$(install)
 
 # The lists with hashes, anew from the versions in constraints.txt; needs uv (pip install uv).
 LOCK := uv pip compile --quiet --universal --python-version 3.11.5 --no-python-downloads \

@@ -14,8 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import dataclass
-from itertools import combinations
+from dataclasses import asdict, dataclass
+from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,16 @@ def main() -> None:
     """Print the table; exit with 1 when too many new intervals exclude 0."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("studies", nargs="+", type=Path, help="study.json files")
-    rows = [row for file in parser.parse_args().studies for row in rows_of(file)]
+    parser.add_argument(
+        "--json", type=Path, help="file for these figures and the differences between arms"
+    )
+    asked = parser.parse_args()
+    rows = [row for file in asked.studies for row in rows_of(file)]
     print(table(rows))
+    if asked.json:
+        between = [one for file in asked.studies for one in differences_of(file)]
+        figures = {"arms": [asdict(row) for row in rows], "differences": between}
+        asked.json.write_text(json.dumps(figures, indent=1) + "\n")
     sys.exit(any(row.over_both > MOST for row in rows))
 
 
@@ -67,6 +75,20 @@ def rows_of(file: Path) -> list[Row]:
             psnr_SI = _psnr(study, arm, number)
             if len(psnr_SI) > 1:
                 found.append(_row(file.parent.name, Path(scores["source"]).name, arm, psnr_SI))
+    return found
+
+
+def differences_of(file: Path) -> list[dict[str, Any]]:
+    """What each arm has over each other one in dB, by intervals over seeds and images."""
+    study = json.loads(file.read_text())["study"]
+    found = []
+    for number, scores in enumerate(study["bicubic_scores"]):
+        arms = list(dict.fromkeys(one["arm"] for one in study["trained"]))
+        for arm, other in permutations(arms, 2):
+            gained_SI = _psnr(study, arm, number) - _psnr(study, other, number)
+            interval = mean_over_seeds_and_images(gained_SI.tolist())
+            names = {"test": Path(scores["source"]).name, "arm": arm, "over": other}
+            found.append(names | {"db": asdict(interval)})
     return found
 
 

@@ -178,5 +178,6 @@ def describe(found: dict[str, Any], indent: str = "") -> str:
             lines += [f"{indent}{name}:", describe(value, indent + "  ")]
         elif value not in ("", [], {}, None):
             shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+            shown = f"{shown} at LR 256x256" if name == "gmacs" else shown
             lines.append(f"{indent}{name}: {printable(str(shown))}")
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from mipkd.distill.data import look_at_photos, look_at_tests, name_source
 from mipkd.distill.pair_reader import Size
 from mipkd.distill.teacher import refuse_scale
 from mipkd.export.foreign_graph import external_files
+from pipeline.bundle.licences import licence_warning
 from pipeline.config import Config
 from pipeline.context import RunContext
 from pipeline.receipts import hash_file
@@ -26,6 +28,8 @@ from pipeline.stages.keep_apart import KeepApartInputs, check_apart, keep_apart
 from pipeline.stages.prepare import PhotosInputs, Scale, TestsInputs, photos, scale_of, tests
 from pipeline.study import Subject
 from pipeline.teacher_check import check_teacher
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,8 @@ def identify_nets(on: RunContext) -> Nets:
     teaches = not config.model or (config.qat.run and config.qat.taught_by == "teacher")
     if teacher and teaches:
         check_teacher(on.run, teacher, images or photos, config.identify, config.teacher)
+        if teacher.record and (warning := licence_warning(teacher.record)):
+            log.warning("%s", warning)
     return Nets(teacher, model, graph)
 
 

@@ -19,7 +19,7 @@ import tomllib
 
 from mipkd.core import codec, durable
 from mipkd.core.errors import UsageError
-from mipkd.core.names import printable
+from mipkd.core.names import BUNDLE, printable
 from pipeline.bundle import pack
 from pipeline.receipts import RECEIPT, RECORD
 from pipeline.report import write as report
@@ -29,7 +29,7 @@ from pipeline.run import EVIDENCE, JOURNAL, as_stage_error
 log = logging.getLogger(__name__)
 
 MARKER = ".mipkd-run"
-CONFIG, BUNDLE = "config.toml", "bundle"
+CONFIG = "config.toml"
 _LOCKS = ("lock", "lock.process")
 _FILES = (CONFIG, EVIDENCE, JOURNAL, *_LOCKS, MARKER)
 _FOLDERS = (BUNDLE, "collected", "report/latest")

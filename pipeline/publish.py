@@ -18,12 +18,13 @@ from mipkd.core.durable import put_aside
 from mipkd.core.errors import UsageError
 from mipkd.core.evidence import Evidence, Failure
 from mipkd.core.measurement import Host, Measurement
-from mipkd.core.names import printable
+from mipkd.core.names import BUNDLE, printable
 from mipkd.core.records import Built, Model, PatchSet
 from pipeline import kit_results
 from pipeline.bench.comparisons import NOT_MEASURED, simulated_targets
 from pipeline.bundle.golden import BundleConfig
 from pipeline.bundle.kit import is_kit, kit_name, make_kit
+from pipeline.bundle.licences import find_root, licence_warning
 from pipeline.bundle.pack import pack, student_builds
 from pipeline.config import Config
 from pipeline.contenders import Contender
@@ -31,7 +32,7 @@ from pipeline.inputs import Images
 from pipeline.judge.bounds import GateConfig
 from pipeline.judge.gates import judge
 from pipeline.origin import commit, now
-from pipeline.ownership import BUNDLE, CONFIG, claim, write_config
+from pipeline.ownership import CONFIG, claim, write_config
 from pipeline.receipts import find_changed_file
 from pipeline.report import history
 from pipeline.report.results_file import report_folder
@@ -98,6 +99,7 @@ def judge_and_publish(config: Config, run: Run, found: Found, *, command: str) -
         builts=builts,
         rivals=tuple(one.as_rival for one in found.baselines),
     )
+    evidence = _with_licence(evidence)
     write_config(run.root / CONFIG, tomli_w.dumps(_plain(config)), _stated_before(run))
     _publish(run, evidence)
     try:
@@ -137,7 +139,7 @@ def _judge_anew(
         [*others, brought], before.measurements, before.failures, before.builts, before.tests
     )
     gates = GateConfig.model_validate(before.config["gates"])
-    return replace(
+    judged = replace(
         before,
         created=now(),
         measurements=measurements,
@@ -145,6 +147,16 @@ def _judge_anew(
         verdict=judge(gates, measurements, failures, before.plans, before.distilled),
         not_measured=_not_measured(measurements),
     )
+    return _with_licence(judged)
+
+
+def _with_licence(evidence: Evidence) -> Evidence:
+    """The evidence with a remark on what the weights' licence forbids or leaves open."""
+    warning = licence_warning(find_root(evidence))
+    if not warning:
+        return evidence
+    remarks = (*evidence.verdict.remarks, warning)
+    return replace(evidence, verdict=replace(evidence.verdict, remarks=remarks))
 
 
 def _check_files(evidence: Evidence) -> None:

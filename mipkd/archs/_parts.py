@@ -136,18 +136,24 @@ Axes = Callable[[str], tuple[Axis | None, ...]]
 def inherit_channels(student: nn.Module, weights: StateDict, axes: Axes) -> None:
     """Fill a narrower student with the strongest channels of `weights` (the same key names).
 
-    A channel's strength is the summed norm of all weights that write or read it.
-
     Raises:
         UsageError: the student is wider somewhere, or differs in a dimension without channels.
     """
-    for name, parameter in student.named_parameters():
+    inherit_tensors(dict(student.named_parameters()), weights, axes)
+
+
+def inherit_tensors(student: Mapping[str, Tensor], weights: StateDict, axes: Axes) -> None:
+    """The same for the student's tensors by name, which may be views of its weights' parts.
+
+    A channel's strength is the summed norm of all weights that write or read it.
+    """
+    for name, parameter in student.items():
         pairs = zip(parameter.shape, weights[name].shape, strict=True)
         if any(mine > theirs for mine, theirs in pairs):
             raise _mismatch(name, weights[name], parameter)
-    kept = _strongest_channels(dict(student.named_parameters()), weights, axes)
+    kept = _strongest_channels(student, weights, axes)
     with torch.no_grad():
-        for name, parameter in student.named_parameters():
+        for name, parameter in student.items():
             value = weights[name]
             for dim, axis in enumerate(axes(name)[: value.ndim]):
                 if axis and axis.name in kept:

@@ -19,6 +19,7 @@ _RESERVED = '<>:"|?*\\/%'  # what Windows does not take, and our own escape
 # formats, lone surrogates, separators of lines and paragraphs. Of the formats, scripts need three.
 _ODD = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 _WRITTEN = frozenset("\u00ad\u200c\u200d")
+BUNDLE = "bundle"  # a run's folder of what is passed on
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # of Windows
 
 
@@ -29,6 +30,16 @@ def printable(text: str | PurePath, *, keep: str = "") -> str:
     terminal, a log or a page; `keep` is what stays as it is, such as line ends.
     """
     return "".join(_escape(one) if _is_odd(one) and one not in keep else one for one in str(text))
+
+
+def name_of_model(target: str, precision: str) -> str:
+    """Such as `openvino-int8`, a name that every file system takes."""
+    return f"{target}-{precision}".replace(":", "-")
+
+
+def model_folder(target: str, precision: str) -> str:
+    """Where a bundle has a model's files."""
+    return f"model/{name_of_model(target, precision)}"
 
 
 def why_unsafe(path: str) -> str:

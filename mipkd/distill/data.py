@@ -31,7 +31,6 @@ from mipkd.distill.pair_reader import PairReader, Size
 from mipkd.losses.base import TeacherPass
 
 AnyArray = npt.NDArray[Any]
-_SAMPLE_TEST_SIZE = 256  # HR pixels a side
 _LEAST_LR = 16  # pixels a side: for an SSIM window inside the borders, and for nets' windows
 
 
@@ -74,7 +73,7 @@ def prepare_tests(source: Path | None, *, scale: int, out: Path) -> TestSet:
     """Write the test images as PNG to `out`/hr and `out`/lr.
 
     `source` is a folder of HR photos, a set with LR images in a known layout, or the HR part of
-    such a set; None gives the samples, cropped. Images that cannot be read or are too small to
+    such a set; None gives the samples. Images that cannot be read or are too small to
     measure are left out with a warning.
 
     Raises:
@@ -155,19 +154,18 @@ def _photo_reader(source: Path | None, scale: int, patch: int) -> PairReader:
 
 
 def _test_reader(source: Path | None, scale: int) -> PairReader:
-    return PairReader(source, scale, least=_LEAST_LR * scale, crop=_SAMPLE_TEST_SIZE)
+    return PairReader(source, scale, least=_LEAST_LR * scale, for_tests=True)
 
 
 def read_hr(source: Path | None, *, for_tests: bool) -> Iterator[tuple[str, ByteArray]]:
     """Name and HR of each image that would be trained or tested on, nothing prepared or said."""
-    crop = _SAMPLE_TEST_SIZE if for_tests else 0
-    return PairReader(source, 1, least=_LEAST_LR, crop=crop).hr_images()
+    return PairReader(source, 1, least=_LEAST_LR, for_tests=for_tests).hr_images()
 
 
 def name_source(source: Path | None, *, for_tests: bool) -> str:
     """What a folder, or the samples that stand in for it, is called."""
-    samples = "sample photos of scikit-image" + ("" if for_tests else " and scikit-learn")
-    return printable(source) if source else samples
+    kind = "test images" if for_tests else "photos"
+    return printable(source) if source else f"sample {kind} of the package"
 
 
 def probe_images(source: Path | None, *, scale: int, count: int = 5) -> list[Pair]:

@@ -37,15 +37,21 @@ _EXPECTED = ("LR of another scale", "HR for another scale", "another LR of a pai
 class PairReader:
     """The images of a folder, or the samples, as pairs of one scale.
 
-    `least` is what HR images need a side; samples to test on are cropped to `crop`.
+    `least` is what HR images need a side; without a folder `for_tests` says which samples.
     """
 
     def __init__(
-        self, source: Path | None, scale: int, *, least: int, crop: int = 0, least_is: str = ""
+        self,
+        source: Path | None,
+        scale: int,
+        *,
+        least: int,
+        for_tests: bool = False,
+        least_is: str = "",
     ) -> None:
         self.source, self.scale = source, scale
-        self._least, self._least_is, self._crop = least, least_is, crop
-        found = find_set(source, scale) if source else _samples(crop)
+        self._least, self._least_is = least, least_is
+        found = find_set(source, scale) if source else _find_samples(for_tests)
         self._members, self._left_out = found.members, list(found.left_out)
         self._notes: list[str] = []
         self._read_whole = 0  # of those looked at
@@ -167,7 +173,6 @@ class PairReader:
         image = self._read(member.hr)
         if image is None:
             return None
-        image = _centre(image, self._crop) if self._crop and not self.source else image
         hr_HWC = np.ascontiguousarray(crop_to_multiple(image, self.scale))
         return hr_HWC if self._is_large(member, hr_HWC.shape[:2]) else None
 
@@ -226,8 +231,8 @@ class PairReader:
         return file.relative_to(self.source or "") if inside else PurePath(file.name)
 
 
-def _samples(crop: int) -> ImageSet:
-    files = sample_tests() if crop else sample_photos()
+def _find_samples(for_tests: bool) -> ImageSet:
+    files = sample_tests() if for_tests else sample_photos()
     names = unique_names([PurePath(file.name) for file in files])
     members = (Member(name, file, None) for name, file in zip(names, files, strict=True))
     return ImageSet(tuple(members), ())
@@ -235,8 +240,3 @@ def _samples(crop: int) -> ImageSet:
 
 def _size(image_HWC: ByteArray) -> str:
     return f"{image_HWC.shape[1]}x{image_HWC.shape[0]}"
-
-
-def _centre(image_HWC: ByteArray, size: int) -> ByteArray:
-    top, left = ((side - size) // 2 for side in image_HWC.shape[:2])
-    return image_HWC[top : top + size, left : left + size]

@@ -109,7 +109,8 @@ class ProgressLog:
             done = step - self._first
             left = ""
             if done:
-                left = f", {(now - self._start) / done * (self._steps - step):.0f} s left"
+                seconds = (now - self._start) / done * (self._steps - step)
+                left = f", {format_duration(seconds)} left"
             log.info("step %d of %d%s: %s", step, self._steps, left, shown.strip())
 
     def close(self) -> None:
@@ -121,6 +122,20 @@ class ProgressLog:
         if self._board:
             with suppress(OSError):
                 self._board.close()
+
+
+def format_duration(seconds: float) -> str:
+    """A time as people say it: 40 s, 12 min, 3 h 05 min, 2 d 4 h; the last part is rounded."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, rest = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {rest:02} min"
+    days, hours = divmod(round(minutes / 60), 24)
+    return f"{days} d {hours} h"
 
 
 def _truncate_after(file: Path, step: int) -> None:
@@ -142,13 +157,13 @@ def _truncate_after(file: Path, step: int) -> None:
 
 
 def _open_board(folder: Path, step: int) -> Any:
-    """A TensorBoard writer that drops the points after `step`; None without the package."""
+    """A TensorBoard writer that drops the points after `step`; None without the extra `train`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of its imports
             from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        log.info("tensorboard is not installed: curves are in metrics.jsonl only")
+        log.debug("tensorboard is not installed: curves are in metrics.jsonl only")
         return None
     with report_write_errors(folder / "tensorboard"):
         return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else 0)

@@ -33,6 +33,11 @@ _MISTAKEN = (
 )
 
 
+# Without the dependencies that spandrel names: they are here but for einops, and torchvision, which
+# it does not need here, makes pip replace torch by the build that the newest torchvision wants.
+_INSTALL = "pip install --no-deps einops spandrel"
+
+
 class NotKnownError(UnsupportedError):
     """spandrel does not know it, or takes it for what it is not."""
 
@@ -113,10 +118,10 @@ def _import_for(path: Path, unknown: str) -> Any:
         if missing == "spandrel":
             raise MissingError(
                 f"{path}: {unknown}; spandrel, which may know it, is not installed",
-                hint="pip install 'mipkd-pipeline[foreign]'",
+                hint=_INSTALL,
             ) from error
         raise _broken(path, unknown, error) from error
-    except (ImportError, RuntimeError, OSError) as error:
+    except Exception as error:  # of what it imports
         raise _broken(path, unknown, error) from error
 
 
@@ -146,17 +151,16 @@ def _without_torchvision() -> Iterator[None]:
 def _can_import(name: str) -> bool:
     try:
         importlib.import_module(name)
-    except (ImportError, RuntimeError, OSError):
+    except Exception:  # a torchvision of another build fails as it likes
         return False
     return True
 
 
 def _broken(path: Path, unknown: str, error: Exception) -> MissingError:
-    first = str(error).splitlines()[0]
+    first = next(iter(str(error).splitlines()), type(error).__name__)
     return MissingError(
         f"{path}: {unknown}; spandrel, which may know it, cannot be imported: {first}",
-        hint="pip install 'mipkd-pipeline[foreign]'; a torchvision beside it must be of torch's "
-        "build (CPU or CUDA): https://pytorch.org/get-started/locally",
+        hint=f"install it anew: {_INSTALL} --force-reinstall",
     )
 
 

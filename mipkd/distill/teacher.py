@@ -114,12 +114,12 @@ def load_structure(model: Model) -> SRNet:
 
 def save_copy(model: Model, net: SRNet, file: Path) -> None:
     """Copy an identified model's weights into a safetensors file that `load` can read."""
-    if net.in_parts:
+    if model.arch in arch_names():
         arch = load_arch(model.arch)
         save(net, arch, hyper_of(arch, model), file, licence=model.licence)
     else:  # under its own key names, by which spandrel recognises it
         found = recognise(model.file, blocks=str(model.hyper["blocks"]))
-        assert isinstance(found, Foreign), "what is not in parts is not ours"
+        assert isinstance(found, Foreign), "it is none of ours"
         write_state(found.state, file, {"licence": model.licence})
 
 

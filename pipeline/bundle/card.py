@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Sequence
 
 from markupsafe import Markup
 
 from mipkd.core.evidence import Evidence
-from mipkd.core.records import Model
 from pipeline.bench.comparisons import NOT_MEASURED
 from pipeline.bundle import manifest
+from pipeline.bundle.golden import BundleConfig
+from pipeline.bundle.hub import front_matter
+from pipeline.bundle.licences import find_root, licence_warning
 from pipeline.bundle.provenance import command, source, without_paths
 from pipeline.report import wording
 from pipeline.report.figures import Figures, ModelFigures
@@ -20,13 +21,14 @@ from pipeline.report.tables import Row, Table, images_used, sizes_of
 from pipeline.report.write import environment
 
 _UNSEEN = "not measured on the device"
-_NON_COMMERCIAL = re.compile(
-    r"non.?commercial|research.only|academic|\bby-nc\b|(^|-)nc(-|$)", re.IGNORECASE
-)
 
 
 def card(
-    evidence: Evidence, figures: Figures, models: Sequence[manifest.Model], golden: str
+    evidence: Evidence,
+    figures: Figures,
+    models: Sequence[manifest.Model],
+    golden: str,
+    config: BundleConfig,
 ) -> str:
     """`README.md` of a bundle; `golden` is an image that it holds."""
     text = (
@@ -42,34 +44,13 @@ def card(
             tests=source(evidence.tests),
             detail=images_used(evidence)[0].detail,
             command=shlex.join(command(evidence)),
-            warning=licence_warning(_root(evidence)),
+            warning=licence_warning(find_root(evidence)),
             golden=golden,
             unseen=[m for m in models if m.kind == "simulated"],
             not_measured=NOT_MEASURED,
         )
     )
-    return str(without_paths(text))
-
-
-def licence_warning(model: Model) -> str:
-    """What a licence forbids or leaves open; "" when it does neither."""
-    if model.licence.strip().lower() in ("", "unknown", "none", "other"):
-        return (
-            f"The licence of the {model.role}'s weights is unknown. Until you know it, you may not "
-            "have the right to use or to pass on these models"
-        )
-    if _NON_COMMERCIAL.search(model.licence):
-        return (
-            f"The {model.role}'s weights are under {model.licence}: not for commercial use, and "
-            "neither are these models"
-        )
-    return ""
-
-
-def _root(evidence: Evidence) -> Model:
-    """Where the conditions of the weights come from."""
-    taught = evidence.distilled and evidence.teacher
-    return evidence.teacher if taught and evidence.teacher else evidence.student
+    return str(without_paths(front_matter(evidence, config, models) + "\n" + text))
 
 
 def _table(evidence: Evidence, figures: Figures, models: Sequence[manifest.Model]) -> Table:

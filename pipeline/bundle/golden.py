@@ -15,10 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mipkd.core.image_headers import pixels_in
 from mipkd.core.measurement import REFERENCE, Measurement
+from mipkd.core.names import name_of_model
 from mipkd.core.records import TestSet
 from pipeline.bench.comparisons import drop_by_image, find_reference, students
 from pipeline.bench.pixels import output_file
-from pipeline.bundle.manifest import name_of
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,10 @@ class BundleConfig(BaseModel):
 
     golden_images: int = Field(5, ge=1)  # test images that are not too large, beside the probes
     golden_pixels: int = Field(2**17, ge=1)  # of the largest one, LR
+    # What a run cannot know, for the model card and OpenModelDB: names there, such as "me/edsr-x4".
+    base_model: str | None = None  # the teacher's repository
+    datasets: tuple[str, ...] = ()  # that the photos are of
+    authors: tuple[str, ...] = ()  # of the models
 
 
 def choose(
@@ -80,7 +84,7 @@ def copy_golden(
 
 def golden_folder(bundle: Path, target: str, precision: str) -> Path:
     """Where the outputs of a model lie, or of the FP32 student in ONNX Runtime."""
-    name = REFERENCE if target == REFERENCE else name_of(target, precision)
+    name = REFERENCE if target == REFERENCE else name_of_model(target, precision)
     return bundle / GOLDEN / name
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from mipkd.core.codec import decode_file, read_json
 from mipkd.core.errors import MipkdError, UsageError
-from mipkd.core.names import find_twins, printable, why_unsafe
+from mipkd.core.names import find_twins, model_folder, name_of_model, printable, why_unsafe
 from mipkd.core.precision import PRECISIONS
 from mipkd.core.ranges import Bytes, Multiple, Pixels, Scale
 from mipkd.core.records import Built
@@ -24,6 +24,7 @@ from targets.base import check_options, find
 SCHEMA = 1
 MANIFEST = "manifest.json"
 SBOM = "sbom.cdx.json"  # here, since sbom.py needs CycloneDX and `check` does not have it
+CATALOGUE = "openmodeldb.json"  # the models' entry there
 SIGNATURE = "manifest.json.sig"  # of it, so it cannot be listed in it
 FOREIGN, MISSING = "not of this bundle", "missing"  # what may be wrong with a file
 _HINT = "give the folder bundle/ of a run, whole"
@@ -80,12 +81,12 @@ class Model:
     @property
     def name(self) -> str:
         """How its folders and files are called."""
-        return name_of(self.target, self.precision)
+        return name_of_model(self.target, self.precision)
 
     @property
     def home(self) -> str:
         """Its folder in the bundle."""
-        return f"model/{self.name}"
+        return model_folder(self.target, self.precision)
 
     def built(self, bundle: Path) -> Built:
         """The record that its target opens."""
@@ -142,11 +143,6 @@ class Problem:
     file: str  # printable
     what: str
     hint: str = ""  # how it may have come there
-
-
-def name_of(target: str, precision: str) -> str:
-    """Such as `openvino-int8`, a name that every file system takes."""
-    return f"{target}-{precision}".replace(":", "-")
 
 
 def write(manifest: Manifest, folder: Path) -> None:
@@ -282,6 +278,7 @@ def _names(folder: Path) -> Iterator[str]:
 def _role(name: str) -> str:
     top = name.partition("/")[0]
     known = {"README.md": "card", "provenance.json": "provenance", SBOM: "sbom", "run.json": "run"}
+    known[CATALOGUE] = "card"
     return known.get(top, top)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from mipkd.core.codec import decode_file, encode, read_json
 from mipkd.core.errors import UsageError
 from mipkd.core.measurement import REFERENCE, Measurement
-from pipeline.bundle.manifest import name_of
+from mipkd.core.names import name_of_model
 
 
 def write_measurements(measurements: Sequence[Measurement], out: Path) -> None:
@@ -57,7 +57,7 @@ def _file(m: Measurement) -> str:
     if m.target == REFERENCE:
         return f"{REFERENCE}-{m.role}.json"
     role = "" if m.role == "student" else f"-{m.role}"
-    return f"{name_of(m.target, m.precision)}{role}.json"
+    return f"{name_of_model(m.target, m.precision)}{role}.json"
 
 
 def _write(file: Path, m: Measurement) -> None:

@@ -11,6 +11,7 @@ from mipkd.core import codec, durable
 from mipkd.core.errors import MissingError, UsageError
 from mipkd.core.evidence import Evidence
 from mipkd.core.measurement import Measurement
+from mipkd.core.names import model_folder
 from mipkd.core.precision import executed_precision
 from mipkd.core.records import Built
 from mipkd.core.texts import write_text
@@ -18,15 +19,16 @@ from mipkd.export.receptive_field import ReceptiveField, find_receptive_field
 from pipeline.bundle import manifest
 from pipeline.bundle.card import card
 from pipeline.bundle.golden import BundleConfig, copy_golden
+from pipeline.bundle.hub import open_model_db
 from pipeline.bundle.measurements import write_measurements
-from pipeline.bundle.provenance import PROVENANCE, RUN, provenance, run_facts
+from pipeline.bundle.provenance import PROVENANCE, RUN, provenance, run_facts, without_paths
 from pipeline.origin import program_version
 from pipeline.report.figures import compute_figures
 from pipeline.run import as_stage_error
 from targets.base import files_of
 
 _FILES = ("README.md", PROVENANCE, RUN, manifest.MANIFEST, manifest.SBOM, manifest.SIGNATURE)
-_PARTS = (*_FILES, "model", "golden", "quality", "bench")
+_PARTS = (*_FILES, manifest.CATALOGUE, "model", "golden", "quality", "bench")
 
 
 def pack(evidence: Evidence, config: BundleConfig, out: Path) -> Path:
@@ -105,7 +107,10 @@ def _fill(evidence: Evidence, config: BundleConfig, out: Path) -> None:
     stated = provenance(evidence, program_version(), files)
     for name, facts in ((PROVENANCE, stated), (RUN, run_facts(evidence))):
         (out / name).write_text(json.dumps(facts, indent=1, sort_keys=True))
-    write_text(out / "README.md", card(evidence, compute_figures(evidence, out), models, golden[0]))
+    text = card(evidence, compute_figures(evidence), models, golden[0], config)
+    write_text(out / "README.md", text)
+    entry = without_paths(open_model_db(evidence, config, files))
+    write_text(out / manifest.CATALOGUE, str(entry))
     manifest.write(
         manifest.Manifest(
             schema=manifest.SCHEMA,
@@ -125,7 +130,7 @@ def _copy_model(
     built: Built, evidence: Evidence, around: ReceptiveField, out: Path
 ) -> manifest.Model:
     """A model's files, laid into the bundle."""
-    home = f"model/{manifest.name_of(built.target, built.precision)}"
+    home = model_folder(built.target, built.precision)
     parts = files_of(built) if built.file.exists() else []
     if not parts:
         raise MissingError(

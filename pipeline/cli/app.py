@@ -13,13 +13,14 @@ import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from mipkd.core.errors import MipkdError, StageError, UsageError
 from pipeline.cli import bundle, doctor, kits, run, runs, sign, study
+from pipeline.cli.examples import add_examples
 from pipeline.cli.terminal import ROOMS, print_any_name, say, set_logging
 
 log = logging.getLogger(__name__)
@@ -77,16 +78,39 @@ app = typer.Typer(
     help="Distil a super-resolution teacher into a student for an edge device, "
     "and prove that speed and quality survived.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (run.run, study.train, study.study, run.plan, doctor.doctor):
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from pipeline.origin import commit, program_version
+
+        made = commit()
+        typer.echo(f"mipkd-pipeline {program_version()}" + (f" ({made})" if made else ""))
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """What stands before any command."""
+
+
+for command in (run.run, study.train, study.study, run.plan, doctor.doctor, doctor.schema):
     app.command()(command)
 runs.register(app)
 bundle.register(app)
 kits.register(app)
 sign.register(app)
+add_examples(app)
 
 
 def main() -> None:

@@ -40,9 +40,23 @@ def register(app: typer.Typer) -> None:
 def upscale(
     bundle: Bundle,
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the results, PNG.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", help="Folder of the results; FILE.png, .webp or .jpg for one picture."
+        ),
+    ],
     target: Annotated[str | None, typer.Option(help="Default: what the run recommends.")] = None,
     precision: Annotated[str | None, typer.Option(help="Default: what the run recommends.")] = None,
+    file_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format", help="png, webp (no pixel is lost) or jpeg (quality 95); default: of --out."
+        ),
+    ] = None,
+    bits: Annotated[
+        int, typer.Option(help="Bits a channel, 8 or 16 (PNG alone: before 8 bits are left).")
+    ] = 8,
     memory: Annotated[float, typer.Option(help="GiB that the program may hold.", min=0.5)] = 2.0,
     tile: Annotated[
         int | None, typer.Option(help="LR pixels a side of a tile; default: what fits.", min=1)
@@ -62,8 +76,10 @@ def upscale(
 
     from pipeline.bundle.trial import limits_with, try_models
     from pipeline.upscale import upscale as work
+    from pipeline.upscale.output import choose_output
 
-    pictures = work.list_pictures(images, out)
+    output = choose_output(out, file_format, bits)
+    pictures = work.list_pictures(images, output)
     model = work.choose_model(bundle, target, precision)
     try_models(bundle, [model], limits_with(sets or ()))
     say(f"{model.target} {model.precision}, x{model.scale}")
@@ -74,7 +90,7 @@ def upscale(
             bundle,
             model,
             pictures,
-            out,
+            output,
             memory_bytes=int(memory * 2**30),
             side=tile,
             overwrite=overwrite,

@@ -1,4 +1,4 @@
-"""The command that looks: doctor."""
+"""The commands that look: doctor at machine and checkpoint, schema at the settings."""
 
 from __future__ import annotations
 
@@ -41,6 +41,16 @@ def doctor(
     say_lines(json.dumps(found, indent=2) if as_json else render(found))
     if file:
         doctor.check_quality(found, sets or ())
+
+
+def schema() -> None:
+    """Print the JSON schema of mipkd.toml: every setting, its default and its range.
+
+    Editors that know TOML complete and check by it: `#:schema mipkd.schema.json` in the first line.
+    """
+    from pipeline.config_schema import config_schema
+
+    typer.echo(config_schema(), nl=False)
 
 
 def _load_device(address: str | None, sets: Sequence[str]) -> DeviceConfig | None:

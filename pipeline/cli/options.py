@@ -25,10 +25,13 @@ ModelFile = Annotated[
     typer.Option("--model", help="A finished student (checkpoint or ONNX): nothing is trained."),
 ]
 TargetNames = Annotated[
-    str | None, typer.Option("--target", help="Targets, separated by commas: cpu,openvino.")
+    str | None, typer.Option("--target", help="Targets, separated by commas; default: of this CPU.")
 ]
 StudentSpec = Annotated[
-    str | None, typer.Option("--student", help="Family and size, such as edsr:c32b8.")
+    str | None,
+    typer.Option(
+        "--student", help="Family and size, such as edsr:c32b8, or auto; default: half the teacher."
+    ),
 ]
 Data = Annotated[Path | None, typer.Option(help="Folder of HR photos to train on.")]
 DemoData = Annotated[
@@ -39,9 +42,10 @@ Val = Annotated[
     Path | None, typer.Option(help="Folder of HR photos, or a set with HR/ and LR_bicubic/X4/.")
 ]
 Precisions = Annotated[
-    str | None, typer.Option("--precision", help="Precisions: fp32,bf16,fp16,w8,int8.")
+    str | None,
+    typer.Option("--precision", help="Precisions, separated by commas; default: all of a target."),
 ]
-Steps = Annotated[int | None, typer.Option(help="Training steps.", min=1)]
+Steps = Annotated[int | None, typer.Option(help="Training steps; default 10000.", min=1)]
 LatencyBudget = Annotated[
     float | None,
     typer.Option(

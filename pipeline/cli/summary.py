@@ -1,4 +1,4 @@
-"""The end of a run on a terminal: one table and the verdict."""
+"""The end of a run on a terminal: the verdict, what to ship, one table, what does not pass."""
 
 from __future__ import annotations
 
@@ -11,20 +11,63 @@ from rich.text import Text
 from mipkd.core.evidence import Evidence, Gate, Outcome
 from mipkd.core.measurement import BY_KIT, Measurement
 from mipkd.core.names import printable
-from pipeline.bench.comparisons import mean_of, p50_s, simulated_targets, speedup
+from pipeline.bench.comparisons import (
+    NOT_MEASURED,
+    mean_of,
+    p50_s,
+    simulated_targets,
+    speedup,
+)
 from pipeline.bench.distillation_gain import compare_with
 from pipeline.cli.terminal import COLOURS
-from pipeline.report.sentences import gain_sentence
+from pipeline.report.advice import advise
+from pipeline.report.answers import list_answers
+from pipeline.report.figures import compute_figures
+from pipeline.report.gate_groups import group_gates
+from pipeline.report.glossary import QUESTIONS
+from pipeline.report.sentences import answer, describe_gate, gain_sentence, reason
 from pipeline.report.wording import precision_label, whose
 
 
 def summarize(evidence: Evidence) -> Group:
-    """Latency, speed-up, PSNR and drop of each, then what no gate passes and what to ship."""
+    """The verdict, what to ship, figures of each model, and which gates do not pass."""
+    verdict = evidence.verdict
+    smoke = [Text("smoke run on sample photos: not a result", "yellow")] if evidence.smoke else []
+    return Group(
+        *smoke,
+        *_answers(evidence),
+        _table(evidence),
+        *_gates(evidence),
+        *_notes(evidence),
+        _line(f"verdict: {verdict.outcome.value}", f"bold {COLOURS[verdict.outcome]}"),
+    )
+
+
+def _answers(evidence: Evidence) -> Iterator[Text]:
+    """What a manager reads: may it be shipped, how good it is, what to take for each target."""
+    verdict, figures = evidence.verdict, compute_figures(evidence)
+    bold = f"bold {COLOURS[verdict.outcome]}"
+    yield _line(f"verdict: {verdict.outcome.value}: {answer(verdict)}", bold)
+    yield _line(reason(verdict))
+    if figures.compared:
+        means = ", ".join(f"{role} {db:.2f} dB" for role, db in figures.compared.items())
+        images = len(evidence.tests.images)
+        yield _line(f"mean PSNR-Y of {images} test images, student in FP32: {means}")
+    for one in list_answers(evidence, figures):
+        more = [one.summary, one.file] if one.file else [one.summary, one.why]
+        said = f": {'; '.join(filter(None, more))}" if any(more) else ""
+        yield _line(f"  {one.target}: {one.what}{said}")
+    if unseen := simulated_targets(evidence.measurements):
+        yield _line(f"  simulated here, not measured on the device: {', '.join(unseen)}")
+
+
+def _table(evidence: Evidence) -> Table:
+    """Latency, speed-up, PSNR and what is lost of each model."""
     table = Table(title=f"{evidence.name}: x{evidence.graph.scale} student, mean of test images")
-    for name in ("target", "model", "precision", "size MB", "p50 ms", "at", "x teacher"):
+    for name in ("target", "model", "precision", "size MB", "p50 ms", "at"):
         table.add_column(name, justify="left" if name in ("target", "model") else "right")
-    table.add_column("PSNR-Y dB", justify="right")
-    table.add_column("drop dB", justify="right")
+    for name in ("x as fast as teacher", "PSNR-Y dB", "lost to FP32 dB"):
+        table.add_column(name, justify="right")
     for m in evidence.measurements:
         psnr, base = mean_of(m), mean_of(_of(evidence, m.role, "reference"))
         p50, size, faster = _latency(evidence, m)
@@ -37,30 +80,36 @@ def summarize(evidence: Evidence) -> Group:
             size,
             faster,
             f"{psnr:.3f}" if psnr else "",
-            f"{base - psnr:+.3f}" if psnr and base and m.target != "reference" else "",
+            f"{base - psnr:.3f}" if psnr and base and m.target != "reference" else "",
         )
+    return table
+
+
+def _gates(evidence: Evidence) -> Iterator[Text]:
+    """How many pass, and each that does not with its reason and what to do."""
     gates = evidence.verdict.gates
-    stopped = [gate for gate in gates if gate.outcome is not Outcome.PASS]
-    lines = [_outcome_line(Outcome.PASS, f"{len(gates) - len(stopped)} of {len(gates)} gates")]
-    lines += [_outcome_line(gate.outcome, gate_line(gate)) for gate in stopped]
+    passed = sum(gate.outcome is Outcome.PASS for gate in gates)
+    yield _outcome_line(Outcome.PASS, f"{passed} of {len(gates)} gates")
+    for question in QUESTIONS:
+        for group in group_gates(gates, question):
+            for gate in group.stopped:
+                helps = advise(gate, evidence.failures)
+                more = f". What to do: {helps}" if helps else ""
+                yield _outcome_line(gate.outcome, f"{describe_gate(gate)}: {gate.reason}{more}")
+
+
+def _notes(evidence: Evidence) -> Iterator[Text]:
     for rival in evidence.rivals:
         found = compare_with(rival.name, evidence.measurements)
-        lines.append(_line(f"gain    {gain_sentence(found, rival, evidence.student)}"))
-    lines += [_line(f"note    {where}") for where in dict.fromkeys(_elsewhere(evidence))]
-    lines += [_line(f"note    {remark}") for remark in evidence.verdict.remarks]
-    for one in evidence.verdict.recommended:
-        if not one.simulated:
-            what = one.precision or "nothing"
-            lines.append(_line(f"ship    {one.target}: {what}: {one.reason}"))
+        yield _line(f"gain    {gain_sentence(found, rival, evidence.student)}")
+    for where in dict.fromkeys(_elsewhere(evidence)):
+        yield _line(f"note    {where}")
+    for remark in evidence.verdict.remarks:
+        if not remark.endswith(NOT_MEASURED):  # said above, once
+            yield _line(f"note    {remark}")
     for failure in evidence.failures:
         what = f"{failure.target} {failure.precision}{whose(failure.role)}: {failure.what}"
-        lines.append(_line(f"FAILED  {what}", "red"))
-    verdict = evidence.verdict.outcome
-    unseen = simulated_targets(evidence.measurements)
-    but = f"; not measured on the device: {', '.join(unseen)}" if unseen else ""
-    end = _line(f"verdict: {verdict.value}{but}", f"bold {COLOURS[verdict]}")
-    smoke = Text("smoke run on sample photos: not a result", "yellow") if evidence.smoke else ""
-    return Group(table, *lines, end, smoke)
+        yield _line(f"FAILED  {what}", "red")
 
 
 def _elsewhere(evidence: Evidence) -> Iterator[str]:
@@ -89,8 +138,6 @@ def _line(text: str, style: str = "") -> Text:
 
 def _latency(evidence: Evidence, m: Measurement) -> tuple[str, str, str]:
     """Median at the middle of the measured sizes, and how many times the teacher's FP32."""
-    if m.simulated:
-        return "not measured", "", ""
     if not m.latencies:
         return "", "", ""
     size = m.latencies[len(m.latencies) // 2].size

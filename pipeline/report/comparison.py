@@ -94,7 +94,7 @@ def table(seen: Sequence[Seen]) -> Table:
     size = _common(seen)
     at = f" at {as_size(*size)}" if size else ""
     head = ["Target", "Precision", "Run", "On disk", f"p50 ms{at}", "PSNR-Y dB"]
-    head += [f"Over {seen[0].name}, dB", "Mean drop dB", "Worst drop dB", "Verdict"]
+    head += [f"Over {seen[0].name}, dB", "Lost to FP32, mean dB", "Worst image dB", "Verdict"]
     keys = dict.fromkeys(
         (m.target, m.precision) for one in seen for m in students(one.evidence.measurements)
     )

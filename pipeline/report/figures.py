@@ -6,15 +6,14 @@ They stand in `results.json` for readers that do not have this program, which ne
 from __future__ import annotations
 
 import math
-import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from mipkd.core.evidence import Evidence
 from mipkd.core.health import remark
 from mipkd.core.measurement import Kind, Latency, Measurement
+from mipkd.core.names import BUNDLE, model_folder
 from pipeline.bench.comparisons import (
     drop_by_image,
     find_reference,
@@ -29,6 +28,8 @@ from pipeline.bench.stats import Estimate, percentiles
 from pipeline.report.curves import last_health, psnr_before
 from pipeline.report.sentences import gain_sentence, verdict_sentence
 from pipeline.report.wording import as_size, megabytes, milliseconds, number, times
+
+_COMPARED = ("bicubic", "student", "teacher")
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class Shipping:
     target: str  # the target
     precision: str  # the precision; empty when nothing may be shipped
     summary: str  # its size, speed and quality in words
-    file: str  # the model's file, from the run's folder where it lies in it; may be empty
+    file: str  # the model in the bundle, from the run's folder; empty when nothing may be shipped
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,9 @@ class Figures:
 
     sentence: str  # the verdict in words
     shipping: tuple[Shipping, ...]  # one entry a target
+    # Mean PSNR-Y in dB over the test images of bicubic, of the student in FP32 and of the teacher,
+    # those that there are.
+    compared: dict[str, float]
     models: tuple[ModelFigures, ...]  # one entry a measurement, in the same order
     gains: tuple[DistillationGain, ...]  # over each student that it was compared with
     gain_sentences: tuple[str, ...]  # the same in words
@@ -119,15 +123,16 @@ class Figures:
     health: tuple[HealthFigure, ...]  # of the distillation; none where nothing is distilled
 
 
-def compute_figures(evidence: Evidence, out: Path) -> Figures:
-    """All figures of a run; `out` is the report's folder, in the run's."""
+def compute_figures(evidence: Evidence) -> Figures:
+    """All figures of a run."""
     curves = evidence.distilled.curves if evidence.distilled else None
     gains = tuple(compare_with(rival.name, evidence.measurements) for rival in evidence.rivals)
     models = tuple(_model(m, evidence) for m in evidence.measurements)
     health = last_health(curves) if curves else {}
     return Figures(
         sentence=verdict_sentence(evidence.verdict),
-        shipping=_shipping(evidence, models, out),
+        shipping=_shipping(evidence, models),
+        compared=_compared(evidence.measurements),
         models=models,
         gains=gains,
         gain_sentences=tuple(
@@ -210,16 +215,19 @@ def _quality(m: Measurement, base: Measurement | None, metric: str) -> QualityFi
     )
 
 
-def _shipping(
-    evidence: Evidence, models: Sequence[ModelFigures], out: Path
-) -> tuple[Shipping, ...]:
+def _compared(measurements: Sequence[Measurement]) -> dict[str, float]:
+    means = {role: mean_of(find_reference(measurements, role)) for role in _COMPARED}
+    return {role: mean for role, mean in means.items() if mean is not None}
+
+
+def _shipping(evidence: Evidence, models: Sequence[ModelFigures]) -> tuple[Shipping, ...]:
     found = []
     pairs = list(zip(evidence.measurements, models, strict=True))
     for one in evidence.verdict.recommended:
         wanted = ("student", one.target, one.precision)
         pair = next((p for p in pairs if (p[0].role, p[0].target, p[0].precision) == wanted), None)
         summary = _summary(*pair) if pair else ""
-        file = _within_run(pair[0].file, out) if pair and pair[0].file else ""
+        file = _in_bundle(pair[0]) if pair else ""
         found.append(Shipping(one.target, one.precision, summary, file))
     return tuple(found)
 
@@ -227,7 +235,8 @@ def _shipping(
 def _summary(m: Measurement, figures: ModelFigures) -> str:
     """Such as "1.20 MB; 17.4 ms at LR 320×180, 3.41× as fast as the teacher; 32.04 dB"."""
     facts = [megabytes(m.size_bytes)]
-    latency = max(figures.latencies, key=lambda one: math.prod(one.size), default=None)
+    valid = (one for one in figures.latencies if not one.invalid_because)
+    latency = max(valid, key=lambda one: math.prod(one.size), default=None)
     if latency:
         p50 = milliseconds(latency.p50_ms.value if latency.p50_ms else None)
         over = latency.over_teacher
@@ -238,7 +247,6 @@ def _summary(m: Measurement, figures: ModelFigures) -> str:
     return "; ".join(facts)
 
 
-def _within_run(file: Path, out: Path) -> str:
-    """The file's path from the folder that holds both it and the report: the run's."""
-    common = Path(os.path.commonpath([file.absolute(), out.absolute()]))
-    return file.absolute().relative_to(common).as_posix()
+def _in_bundle(m: Measurement) -> str:
+    """Where a bundle has the model that was measured."""
+    return f"{BUNDLE}/{model_folder(m.target, m.precision)}/{m.file.name}" if m.file else ""

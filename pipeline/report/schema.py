@@ -75,7 +75,7 @@ def _refer(record: Any, parts: dict[str, Schema]) -> Schema:
     if record.__name__ not in parts:
         part = parts[record.__name__] = {"description": _sentence(record), "type": "object"}
         hints = get_type_hints(record, include_extras=True)
-        meanings = _comments(record)
+        meanings = read_comments(record)
         names = [field.name for field in dataclasses.fields(record)]
         part["properties"] = {
             name: {**_type(hints[name], parts), "description": meanings.get(name, "")}
@@ -129,10 +129,10 @@ def _sentence(record: type) -> str:
     return " ".join((inspect.getdoc(record) or "").partition("\n\n")[0].split())
 
 
-def _comments(record: type) -> dict[str, str]:
+def read_comments(record: type) -> dict[str, str]:
     """The comment of each field, those of the records that it extends too."""
     bases = record.__bases__ if dataclasses.is_dataclass(record.__bases__[0]) else ()
-    found = {name: text for base in bases for name, text in _comments(base).items()}
+    found = {name: text for base in bases for name, text in read_comments(base).items()}
     source = textwrap.dedent(inspect.getsource(record))
     comments = {
         token.start[0]: token.string.lstrip("# ")

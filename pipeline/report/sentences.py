@@ -2,35 +2,57 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 from mipkd.core.evidence import Gate, Outcome, Verdict
 from mipkd.core.precision import QUANTIZED
 from mipkd.core.records import Model, Rival
 from pipeline.bench.distillation_gain import NO_GAIN, DistillationGain, TargetGain
-from pipeline.report.wording import percents, share, signed, thousands
+from pipeline.report.glossary import title_of
+from pipeline.report.wording import bound_of, percents, share, signed, thousands, with_unit
+
+_LONGEST = 120  # letters of a reason within a sentence
 
 
-def verdict_sentence(verdict: Verdict) -> str:
-    """May it be shipped, and what?"""
+def answer(verdict: Verdict) -> str:
+    """May it be shipped? In a few words."""
+    ships = any(one.precision for one in verdict.recommended)
+    seen = any(not one.simulated for one in verdict.recommended)
+    if verdict.outcome is Outcome.PASS:
+        if seen:
+            return "Yes, you may ship it." if ships else "Not yet: nothing to ship was found."
+        return "Not yet: no device was measured."
+    if verdict.outcome is Outcome.FAIL:
+        return "Part of it may be shipped." if ships else "No, do not ship it."
+    return "Part of it may be shipped; the rest is not proven." if ships else "Not proven yet."
+
+
+def reason(verdict: Verdict) -> str:
+    """Why, in one line: what failed, else what could not be judged, else that all pass."""
     gates = verdict.gates
     failed = [gate for gate in gates if gate.outcome is Outcome.FAIL]
     unjudged = [gate for gate in gates if gate.outcome is Outcome.INVALID]
-    ships = [f"{one.target} {one.precision}" for one in verdict.recommended if one.precision]
     if failed:
-        start = f"{'Not all of it' if ships else 'No'}: {_of(failed, gates)} failed"
-    elif unjudged:
-        start = f"Not proven: {_of(unjudged, gates)} could not be judged"
-    else:
-        start = f"Yes: all {len(gates)} gates pass" if ships else f"All {len(gates)} gates pass"
-    unseen = [one.target for one in verdict.recommended if one.simulated]
-    ends = (
-        [f"Ship {_and(ships) or 'nothing'}."]
-        if ships or len(unseen) < len(verdict.recommended)
-        else []
-    )
-    ends += [f"Not measured on the device: {_and(unseen)}."] if unseen else []
-    return f"{start}{_who(failed or unjudged)}. {' '.join(ends)}"
+        return f"{_of(failed, gates)} failed: {_name_first(failed)}."
+    if unjudged:
+        return f"{_of(unjudged, gates)} could not be judged: {_name_first(unjudged)}."
+    return f"All {len(gates)} gates pass."
+
+
+def verdict_sentence(verdict: Verdict) -> str:
+    """Answer, reason, and what to ship."""
+    ships = [f"{one.target} {one.precision}" for one in verdict.recommended if one.precision]
+    said = f"{answer(verdict)} {reason(verdict)}"
+    return f"{said} Ship {_and(ships)}." if ships else said
+
+
+def describe_gate(gate: Gate) -> str:
+    """Such as "quality lost, worst image, openvino int8: 0.610 dB (bound 0.5 dB)"."""
+    title = f"{title_of(gate.name)}, {gate.subject}"
+    if gate.figure is None or not gate.unit:
+        return title
+    return f"{title}: {with_unit(gate.figure, gate.unit)} (bound {bound_of(gate)})"
 
 
 def gain_sentence(found: DistillationGain, rival: Rival, student: Model) -> str:
@@ -74,11 +96,9 @@ def _of(some: Sequence[Gate], every: Sequence[Gate]) -> str:
     return f"{len(some)} of {len(every)} gates"
 
 
-def _who(gates: Sequence[Gate]) -> str:
-    """The gates by subject, the first three subjects."""
-    named: dict[str, list[str]] = {}
-    for gate in gates:
-        named.setdefault(gate.subject, []).append(gate.name)
-    texts = [f"{subject}: {', '.join(names)}" for subject, names in named.items()]
-    more = [f"{len(texts) - 3} more"] if len(texts) > 3 else []
-    return f" ({'; '.join(texts[:3] + more)})" if texts else ""
+def _name_first(gates: Sequence[Gate]) -> str:
+    """The first of them, and how many more; those on the student itself concern every target."""
+    first = min(gates, key=lambda gate: gate.subject != "student")
+    more = f"; and {len(gates) - 1} more" if len(gates) > 1 else ""
+    why = f": {textwrap.shorten(first.reason, _LONGEST, placeholder=' ...')}"
+    return describe_gate(first) + (why if first.figure is None else "") + more

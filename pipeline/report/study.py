@@ -20,6 +20,7 @@ from mipkd.core.texts import write_text
 from pipeline.bench.stats import Estimate, mean_over_seeds, mean_over_seeds_and_images
 from pipeline.report.curves import read_rows, series
 from pipeline.report.plots import COLOURS, Curve, Span, lines, spans
+from pipeline.report.tables import Row, Table
 from pipeline.report.wording import NONE, number, signed
 from pipeline.report.write import environment, others_in
 
@@ -97,8 +98,7 @@ def write_study(study: Study, out: Path) -> Path:
     template = environment(html=True).get_template("study.html.j2")
     page = template.render(
         s=study,
-        head=_head(study),
-        rows=[_cells(line, study) for line in table],
+        table=_table(study, table),
         plots=[(name, Markup(svg)) for name, svg in _plots(study, table)],
         curves=Markup(_curves(study)),
         legend=[(arm, i % COLOURS) for i, arm in enumerate(_arms(study))],
@@ -132,6 +132,11 @@ def markdown(study: Study) -> str:
 def table_of(study: Study) -> tuple[list[str], list[list[str]]]:
     """Head and rows, as text."""
     return _head(study), [_cells(line, study) for line in lines_of(study)]
+
+
+def _table(study: Study, found: Sequence[Line]) -> Table:
+    rows = [Row("arm" if line.seeds else "reference", _cells(line, study)) for line in found]
+    return Table(_head(study), rows, first=2)
 
 
 def _line(name: str, arm: str, index: int, study: Study) -> Line:

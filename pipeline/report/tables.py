@@ -6,18 +6,18 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from mipkd.core.evidence import Evidence, Verdict
+from mipkd.core.evidence import Evidence, Gate
 from mipkd.core.measurement import BY_KIT, Measurement
 from mipkd.core.precision import order_of
 from mipkd.core.records import FloatLayer, QuantPlan
 from mipkd.metrics.base import Metric
 from pipeline.bench.comparisons import drop_by_image, find_reference, scored_metrics
-from pipeline.bench.stats import Estimate
 from pipeline.report.figures import Figures, LatencyFigures, ModelFigures, Speedup
+from pipeline.report.glossary import title_of
 from pipeline.report.wording import (
     NONE,
     as_size,
-    in_ms,
+    bound_of,
     interval,
     kernels,
     listed,
@@ -28,9 +28,9 @@ from pipeline.report.wording import (
     signed,
     thousands,
     three_digits,
+    with_unit,
 )
 
-_NOT_MEASURED = "not measured"
 _ROLES = {"student": 0, "teacher": 2, "bicubic": 3}  # between the first two: rivals
 
 
@@ -65,22 +65,48 @@ class ImagesUsed:
     left_out: Mapping[str, int] = field(default_factory=dict)  # why: how many
 
 
-def main_table(evidence: Evidence, figures: Figures) -> Table:
-    """Target x precision: size, latency, speed-up, quality, drop."""
-    sizes, metrics = sizes_of(evidence.measurements), scored_metrics(evidence.measurements)
+def quality_table(evidence: Evidence, figures: Figures) -> Table:
+    """Every metric of each model's own pixels, and what its PSNR-Y is below the teacher's."""
+    metrics = scored_metrics(evidence.measurements)
+    teacher = figures.compared.get("teacher")
+    head = ["Target", "Model", *(f"{m.title} {m.unit}".rstrip() for m in metrics)]
+    head += ["To the teacher, dB"] if teacher is not None else []
+    rows = []
+    for m, found in sort_measurements(evidence, figures):
+        if found.quality:
+            cells = [*_names(m), *_means(found, metrics)]
+            mean = found.quality["psnr_y"].mean if "psnr_y" in found.quality else math.nan
+            cells += [signed(mean - teacher, 3)] if teacher is not None else []
+            rows.append(Row(_kind(m, evidence), cells))
+    return Table(head, rows, first=2)
+
+
+def speed_table(evidence: Evidence, figures: Figures) -> Table:
+    """What each model takes on disk and in time, and how many times as fast it is as others."""
+    sizes = sizes_of(evidence.measurements)
+    head = ["Target", "Model", "On disk", *(f"p50 ms at {as_size(*size)}" for size in sizes)]
+    head += ["× as fast as the teacher", "× as fast as in FP32"]
+    rows = [
+        Row(
+            _kind(m, evidence),
+            [*_names(m), megabytes(m.size_bytes), *_medians(found, sizes), *_speed(found)],
+        )
+        for m, found in sort_measurements(evidence, figures)
+        if m.kind == "measured"
+    ]
+    return Table(head, rows, first=2)
+
+
+def cost_table(evidence: Evidence, figures: Figures) -> Table:
+    """What each precision loses against the same network in FP32, and what that brings."""
     told = any(m.kernels for m in evidence.measurements)
     head = ["Target", "Model", *(["Convolutions run"] if told else []), "On disk"]
-    head += [f"p50 ms at {as_size(*size)}" for size in sizes]
-    head += ["× teacher", "× own FP32", *(f"{m.title} {m.unit}".rstrip() for m in metrics)]
-    head += ["Mean drop dB", "Worst drop dB"]
-    shipped = {(one.target, one.precision) for one in evidence.verdict.recommended}
+    head += ["× as fast as in FP32", "PSNR-Y lost, mean dB", "PSNR-Y lost, worst image dB"]
     rows = []
-    for m, found in _sort_measurements(evidence, figures):
-        ships = m.role == "student" and (m.target, m.precision) in shipped
-        kind = "shipped" if ships else m.kind if m.kind == "reference" else _role(m)
-        cells = [*_names(m), *([kernels(m)] if told else []), megabytes(m.size_bytes)]
-        cells += [*_medians(found, sizes), *_speed(found)]
-        rows.append(Row(kind, [*cells, *_means(found, metrics), *_drops(found)]))
+    for m, found in sort_measurements(evidence, figures):
+        if m.kind != "reference" and found.quality:
+            cells = [*_names(m), *([kernels(m)] if told else []), megabytes(m.size_bytes)]
+            rows.append(Row(_kind(m, evidence), [*cells, _speed(found)[1], *_drops(found)]))
     return Table(head, rows, first=3 if told else 2)
 
 
@@ -96,71 +122,34 @@ def devices(measurements: Iterable[Measurement]) -> list[str]:
     return [f"{', '.join(targets)} on {device}" for device, targets in on.items()]
 
 
-def latency_table(evidence: Evidence, figures: Figures) -> Table:
-    """Every latency in full."""
-    head = ["Target", "Model", "LR size", "Samples", "p50 ms", "p90 ms", "p99 ms"]
-    head += ["Bytes to bytes ms", "Cold ms", "Load ms", "Memory MB"]
-    head += ["× teacher", "× own FP32"]
-    metered = any(one.power_from for m in evidence.measurements for one in m.latencies)
-    head += ["J/frame"] if metered else []
-    rows = []
-    for m, found in _sort_measurements(evidence, figures):
-        for raw, one in zip(m.latencies, found.latencies, strict=True):
-            few = " *" if 0 < len(raw.samples_s) < 100 else ""
-            cells = [
-                m.target,
-                f"{m.role} {precision_label(m)}",
-                as_size(*one.size),
-                "INVALID" if one.invalid_because else str(len(raw.samples_s)),
-                _with_ends(one.p50_ms),
-                _with_ends(one.p90_ms),
-                _with_ends(one.p99_ms, few),
-                milliseconds(in_ms(raw.end_to_end_s)),
-                milliseconds(in_ms(raw.cold_start_s) if raw.samples_s else None),
-                milliseconds(in_ms(raw.load_s)),
-                three_digits(raw.memory_bytes / 1e6 if raw.memory_bytes is not None else None),
-                _ratio(one.over_teacher, name_it=True),
-                _ratio(one.over_fp32),
-            ]
-            cells += [three_digits(raw.joules_per_frame)] if metered else []
-            rows.append(Row("INVALID" if one.invalid_because else _role(m), cells))
-    return Table(head, rows, first=3)
-
-
-def _with_ends(one: Estimate | None, few: str = "") -> str:
-    if one is None:
-        return NONE
-    return f"{milliseconds(one.value)}{few} ({milliseconds(one.low)} to {milliseconds(one.high)})"
-
-
-def gate_table(verdict: Verdict) -> Table:
-    """Every gate with figure, bound and reason; those that do not pass first."""
+def gate_table(gates: Iterable[Gate]) -> Table:
+    """Gates with figure, bound and reason; those that do not pass first."""
     order = ("FAIL", "INVALID", "PASS")
     rows = [
         Row(
             gate.outcome.value,
             [
                 gate.outcome.value,
+                title_of(gate.name),
                 gate.subject,
-                gate.name,
-                _with_unit(gate.figure, gate.unit),
-                _with_unit(gate.bound if gate.unit else None, gate.unit),
+                with_unit(gate.figure, gate.unit),
+                bound_of(gate),
                 gate.reason,
             ],
         )
-        for gate in sorted(verdict.gates, key=lambda gate: order.index(gate.outcome.value))
+        for gate in sorted(gates, key=lambda gate: order.index(gate.outcome.value))
     ]
-    return Table(["Outcome", "Subject", "Gate", "Figure", "Bound", "Reason"], rows, first=3, last=5)
+    return Table(["Outcome", "Gate", "Of", "Figure", "Bound", "Reason"], rows, first=3, last=5)
 
 
 def image_table(evidence: Evidence, figures: Figures) -> Table:
     """PSNR of each image: the references, then what each target loses on it."""
-    scored = [m for m, _ in _sort_measurements(evidence, figures) if m.scores]
+    scored = [m for m, _ in sort_measurements(evidence, figures) if m.scores]
     references = [m for m in reversed(scored) if m.kind == "reference"]
     targets = [m for m in scored if m.kind != "reference"]
     head = ["Image"]
     head += [f"{m.role} {m.precision if m.role != 'bicubic' else ''}".strip() for m in references]
-    head += [f"drop {m.target} {_model(m)}" for m in targets]
+    head += [f"lost, {m.target} {_model(m)}" for m in targets]
     by_image: dict[str, list[str]] = {}
     for m in references:
         for score in m.scores:
@@ -168,7 +157,7 @@ def image_table(evidence: Evidence, figures: Figures) -> Table:
     for m in targets:
         drops = drop_by_image(m, find_reference(evidence.measurements, m.role))
         for score in m.scores:
-            drop = signed(drops.get(score.image), 3)
+            drop = number(drops.get(score.image), 3)
             by_image.setdefault(score.image, []).append(drop)
     rows = [Row("image", [name, *cells]) for name, cells in by_image.items()]
     return Table(head, rows, first=1)
@@ -185,7 +174,7 @@ def model_table(evidence: Evidence) -> Table:
         ("Parameters", [thousands(model.params or None) for _, model in models]),
         ("GMACs at LR 256×256", [number(model.gmacs or None, 1) for _, model in models]),
         ("Checkpoint layout", [model.layout for _, model in models]),
-        ("Settled", [listed(model.settled) for _, model in models]),
+        ("Not in the file; found by", [listed(model.settled) for _, model in models]),
         ("Licence", [model.licence for _, model in models]),
         ("SHA-256", [model.sha256[:16] for _, model in models]),
     ]
@@ -238,16 +227,18 @@ def sizes_of(measurements: Iterable[Measurement]) -> list[tuple[int, int]]:
     return sorted(found, key=lambda size: (size[0] * size[1], size))
 
 
-def _sort_measurements(
+def sort_measurements(
     evidence: Evidence, figures: Figures
 ) -> list[tuple[Measurement, ModelFigures]]:
-    """Targets as they ran; student, rivals, teacher; floats before INT8; references last."""
+    """Targets as they ran; student, rivals, teacher; floats before INT8; then references, and what
+    was simulated."""
     every = evidence.measurements
     rivals = list(dict.fromkeys(m.role for m in every if m.role not in _ROLES))
     targets = list(dict.fromkeys(m.target for m in every if m.kind != "reference"))
     return sorted(
         zip(every, figures.models, strict=True),
         key=lambda pair: (
+            pair[0].kind == "simulated",
             targets.index(pair[0].target) if pair[0].target in targets else len(targets),
             _ROLES.get(pair[0].role, 1),
             rivals.index(pair[0].role) if pair[0].role in rivals else 0,
@@ -256,7 +247,15 @@ def _sort_measurements(
     )
 
 
-def _role(m: Measurement) -> str:
+def _kind(m: Measurement, evidence: Evidence) -> str:
+    """Of a row: what is to be shipped, what is a reference or simulated, else whose model it is."""
+    shipped = {(one.target, one.precision) for one in evidence.verdict.recommended}
+    if m.role == "student" and (m.target, m.precision) in shipped:
+        return "shipped"
+    return role_of(m) if m.kind == "measured" else m.kind
+
+
+def role_of(m: Measurement) -> str:
     """Of a row: all rivals look alike."""
     return m.role if m.role in _ROLES else "rival"
 
@@ -274,8 +273,6 @@ def _names(m: Measurement) -> list[str]:
 
 
 def _medians(found: ModelFigures, sizes: list[tuple[int, int]]) -> list[str]:
-    if found.kind == "simulated":
-        return [_NOT_MEASURED] * len(sizes)
     by_size = {one.size: one for one in found.latencies}
     return [_median(by_size.get(size)) for size in sizes]
 
@@ -289,10 +286,12 @@ def _median(one: LatencyFigures | None) -> str:
 def _speed(found: ModelFigures) -> list[str]:
     """At the largest size."""
     one = max(found.latencies, key=lambda one: math.prod(one.size), default=None)
-    return [_ratio(one.over_teacher), _ratio(one.over_fp32)] if one else [NONE, NONE]
+    return (
+        [describe_ratio(one.over_teacher), describe_ratio(one.over_fp32)] if one else [NONE, NONE]
+    )
 
 
-def _ratio(ratio: Speedup | None, *, name_it: bool = False) -> str:
+def describe_ratio(ratio: Speedup | None, *, name_it: bool = False) -> str:
     if ratio is None:
         return NONE
     return interval(ratio) + (f" of {ratio.against}" if name_it else "")
@@ -308,9 +307,4 @@ def _drops(found: ModelFigures) -> list[str]:
     if psnr_y is None:
         return [NONE, NONE]
     worst = f" ({psnr_y.worst_image})" if round(psnr_y.worst_drop or 0.0, 3) else ""
-    return [signed(psnr_y.mean_drop, 3), signed(psnr_y.worst_drop, 3) + worst]
-
-
-def _with_unit(value: float | None, unit: str) -> str:
-    digits = 3 if unit == "dB" else 2
-    return number(value, digits, "×" if unit == "x" else f" {unit}") if value is not None else NONE
+    return [number(psnr_y.mean_drop, 3), number(psnr_y.worst_drop, 3) + worst]

@@ -10,6 +10,7 @@ from mipkd.core.health import BODY_GRADIENT
 from mipkd.core.precision import order_of
 
 if TYPE_CHECKING:
+    from mipkd.core.evidence import Gate
     from mipkd.core.measurement import Measurement
     from mipkd.core.records import QuantPlan
     from pipeline.bench.stats import Estimate
@@ -60,6 +61,28 @@ def milliseconds(value: float | None) -> str:
     if value >= 100:
         return f"{value:.0f}"
     return f"{value:.{2 if value < 10 else 1}f}" if value >= 1 else f"{value:.3f}"
+
+
+def with_unit(value: float | None, unit: str) -> str:
+    """A gate's figure or bound: a factor, a share in percent, or a number with its unit."""
+    if value is None or not unit:
+        return NONE
+    if unit == "x":
+        return number(value, 2, "×")
+    if unit.startswith("of "):
+        return f"{number(100 * value, 1)}\u00a0% {unit}"
+    if unit == "ms":
+        return f"{milliseconds(value)} ms"
+    return number(value, 3 if unit == "dB" else 2, f" {unit}")
+
+
+def bound_of(gate: Gate) -> str:
+    """A bound as it was set, without zeros at the end."""
+    if gate.unit == "x":
+        return f"{gate.bound:g}×"
+    if gate.unit.startswith("of "):
+        return f"{100 * gate.bound:g}\u00a0%"
+    return f"{gate.bound:g} {gate.unit}" if gate.unit else NONE
 
 
 def in_ms(seconds: float | None) -> float | None:

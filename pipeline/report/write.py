@@ -13,11 +13,17 @@ from mipkd.core.durable import LEFT_BY_SYSTEMS, new_folder
 from mipkd.core.errors import UsageError
 from mipkd.core.evidence import Evidence
 from mipkd.core.texts import write_text
-from pipeline.report import charts, tables, wording
+from pipeline.bench.comparisons import NOT_MEASURED, simulated_targets
+from pipeline.report import charts, sentences, tables, wording
+from pipeline.report.advice import advise, next_step
+from pipeline.report.answers import list_answers
 from pipeline.report.crops import find_exhibits
 from pipeline.report.figures import Figures, compute_figures
 from pipeline.report.gain_tables import draw_gains, gain_table, list_unknown
+from pipeline.report.gate_groups import group_gates
+from pipeline.report.glossary import QUESTIONS, explain, list_words
 from pipeline.report.junit import junit
+from pipeline.report.latency_table import latency_table, list_doubts
 from pipeline.report.markup import cell, code, in_html
 from pipeline.report.results_file import RESULTS, SCHEMA_VERSION, run_of, write_results
 
@@ -30,7 +36,7 @@ def write(evidence: Evidence, out: Path) -> Path:
 
     An earlier report there is replaced once the new one is whole. Gives the path of the page.
     """
-    figures = compute_figures(evidence, out)
+    figures = compute_figures(evidence)
     with new_folder(out, keep=others_in) as partial:
         write_results(evidence, figures, partial / RESULTS, run_of(out))
         tests = junit(evidence.name, evidence.created, evidence.verdict.gates)
@@ -80,6 +86,7 @@ def _page(evidence: Evidence, figures: Figures) -> str:
         fronts=[Markup(charts.front(plan)) for plan in evidence.plans],
         image_table=tables.image_table(evidence, figures),
         model_table=tables.model_table(evidence),
+        words=list_words(),
     )
 
 
@@ -90,12 +97,21 @@ def _render(template: str, evidence: Evidence, figures: Figures, **more: object)
         f=figures,
         w=wording,
         version=SCHEMA_VERSION,
-        main=tables.main_table(evidence, figures),
-        gates=tables.gate_table(evidence.verdict),
+        s=sentences,
+        todo=next_step(evidence.verdict, evidence.failures),
+        answers=list_answers(evidence, figures),
+        unseen=simulated_targets(evidence.measurements),
+        remarks=[one for one in evidence.verdict.remarks if not one.endswith(NOT_MEASURED)],
+        questions=QUESTIONS,
+        groups={one: group_gates(evidence.verdict.gates, one) for one in QUESTIONS},
+        quality=tables.quality_table(evidence, figures),
+        speed=tables.speed_table(evidence, figures),
+        cost=tables.cost_table(evidence, figures),
         floats=[tables.float_table(plan) for plan in evidence.plans],
         gains=gain_table(figures.gains, evidence.measurements),
         untold=list_unknown(figures.gains),
-        latencies=tables.latency_table(evidence, figures),
+        latencies=latency_table(evidence, figures),
+        doubts=list_doubts(figures),
         devices=tables.devices(evidence.measurements),
         images=tables.images_used(evidence),
         **more,
@@ -113,5 +129,6 @@ def environment(*, html: bool) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    found.filters.update(cell=cell, code=code)
+    found.filters.update(cell=cell, code=code, explain=explain)
+    found.globals.update(advise=advise)
     return found

@@ -30,14 +30,14 @@ class TestsInputs:
     source: Source | None
 
 
-@stage(version=2)
+@stage(version=3)
 def photos(inputs: PhotosInputs, *, out: Path) -> Photos:
     """Training photos decoded into flat uint8 files, HR and LR."""
     path = inputs.source.path if inputs.source else None
     return data.prepare_photos(path, scale=_factor(inputs.scale), patch=inputs.patch, out=out)
 
 
-@stage(version=3)
+@stage(version=4)
 def tests(inputs: TestsInputs, *, out: Path) -> TestSet:
     """Test images, HR and LR, and probes, LR alone."""
     path = inputs.source.path if inputs.source else None

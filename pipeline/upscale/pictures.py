@@ -1,7 +1,8 @@
-"""Pictures as users have them: alpha, grey, orientation and profile kept, or clearly refused."""
+"""Pictures as users have them: alpha, grey, orientation and profile kept; what is lost is told."""
 
 from __future__ import annotations
 
+import io
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mipkd.core.deep_pixels import is_deep
+from mipkd.core.deep_pixels import is_deep, read_deep
 from mipkd.core.errors import UsageError
 from mipkd.core.image_headers import bytes_to_read, open_image, size_of
 from mipkd.core.images import ByteArray, read_rgb
@@ -19,8 +20,12 @@ from pipeline.upscale.png import profile_chunk
 if TYPE_CHECKING:
     from PIL import Image
 
-_ORIENTATION = 0x0112
-_KNOWN = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX")
+# EXIF tags: orientation, and what a TIFF says of how its pixels are stored.
+_OF_THE_PIXELS = (
+    *(0x0112, *range(254, 260), 262, 263, 266, *range(277, 280), 273, 284, 317, 320, 332, 334),
+    *(*range(322, 326), 338, 339, 34675),
+)
+_KNOWN = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK")
 
 
 @dataclass(frozen=True)
@@ -30,22 +35,28 @@ class Picture:
     rgb_HWC: ByteArray
     alpha_HW1: ByteArray | None
     grey: bool
-    chunks: dict[str, bytes]  # of a PNG: colour profile and EXIF
+    profile: bytes = b""  # of its colours, ICC
+    exif: bytes = b""  # without the orientation
+    lost: tuple[str, ...] = ()  # what the file held and the picture does not, in words
 
     @property
     def channels(self) -> int:
         """Number of output channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA."""
         return (1 if self.grey else 3) + (self.alpha_HW1 is not None)
 
+    @property
+    def chunks(self) -> dict[str, bytes]:
+        """Profile and EXIF for a PNG, in the order that PNG wants."""
+        found = {"iCCP": profile_chunk(self.profile)} if self.profile else {}
+        return found | ({"eXIf": self.exif.removeprefix(b"Exif\0\0")} if self.exif else {})
+
 
 def read_picture(file: Path, memory_bytes: int | None = None) -> Picture:
-    """A picture of 8 bits a channel, if reading it takes no more than `memory_bytes`.
+    """A picture in 8 bits a channel, if reading it takes no more than `memory_bytes`.
 
     Raises:
-        UsageError: it cannot be read, or holds what would be lost: 16 bits, CMYK, frames.
+        UsageError: it cannot be read, or holds what would be lost without a trace, such as frames.
     """
-    from PIL import ImageOps
-
     if not file.is_file():
         raise UsageError(f"{file}: no such file", hint="give images, or folders of images")
     needed = bytes_to_read(file)
@@ -56,38 +67,76 @@ def read_picture(file: Path, memory_bytes: int | None = None) -> Picture:
             f"{max(0, memory_bytes) / 2**30:.1f} GiB are left of --memory",
             hint="raise --memory, or cut the picture",
         )
-    plain = read_rgb(file)  # says what is wrong with a damaged file
+    read_rgb(file)  # says what is wrong with a damaged file
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with open_image(file) as image:
-            if why := _refuse(file, image):
-                raise UsageError(f"{file}: {why}", hint="convert it to 8 bits RGB first")
-            image.load()
-            with suppress(Exception):  # damaged EXIF costs the orientation, as in read_rgb
-                ImageOps.exif_transpose(image, in_place=True)
-            chunks, grey = _chunks(image), image.mode in ("1", "L", "LA")
-            if not image.has_transparency_data:
-                return Picture(plain, None, grey, chunks)
-            rgba = np.array(image.convert("RGBA"))
-    return Picture(np.ascontiguousarray(rgba[..., :3]), rgba[..., 3:], grey, chunks)
+            if why := _refuse(image):
+                raise UsageError(f"{file}: {why}", hint="convert it to RGB first")
+            upright, lost = _as_8_bits(file, image)
+            # A profile of inks describes no RGB.
+            profile = b"" if image.mode == "CMYK" else image.info.get("icc_profile") or b""
+            exif, grey = _exif(image), upright.mode in ("1", "L", "LA")
+            if not upright.has_transparency_data:
+                plain = np.array(upright.convert("RGB"))
+                return Picture(plain, None, grey, profile, exif, lost)
+            rgba = np.array(upright.convert("RGBA"))
+    plain, alpha = np.ascontiguousarray(rgba[..., :3]), rgba[..., 3:]
+    return Picture(plain, alpha, grey, profile, exif, lost)
+
+
+def _as_8_bits(file: Path, image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
+    """The opened picture upright, of 8 bits a channel and no inks, and what that costs."""
+    from PIL import ImageOps
+
+    deep = is_deep(image)
+    was_deep = deep or (image.format == "PNG" and _png_depth(file) == 16)
+    lost = ["16 bits a channel are read as 8: finer steps are lost"] if was_deep else []
+    image.load()
+    if deep:
+        upright, note = read_deep(image, file)
+        return upright, (*lost, note) if note else tuple(lost)
+    with suppress(Exception):  # damaged EXIF costs the orientation, as in read_rgb
+        ImageOps.exif_transpose(image, in_place=True)
+    if image.mode == "CMYK":
+        image, how = _read_inks(image)
+        lost.append(f"CMYK is read as RGB, {how}: colours outside of sRGB are lost")
+    return image, tuple(lost)
+
+
+def _read_inks(image: Image.Image) -> tuple[Image.Image, str]:
+    """CMYK as sRGB, by its profile where it has one that can be used, and how."""
+    from PIL import ImageCms
+
+    profile = image.info.get("icc_profile")
+    if profile:
+        with suppress(ImageCms.PyCMSError, OSError, ValueError):
+            found = ImageCms.profileToProfile(
+                image, io.BytesIO(profile), ImageCms.createProfile("sRGB"), outputMode="RGB"
+            )
+            assert found is not None, "not in place"
+            return found, "by its profile"
+    return image.convert("RGB"), "by a plain formula for want of a profile"
 
 
 def join_alpha(picture: Picture, rgb_HWC: ByteArray, alpha_HW1: ByteArray | None) -> ByteArray:
-    """Upscaled colour, and alpha of the same rows, in the picture's own channels."""
+    """Upscaled colour, and alpha of the same rows, in the picture's own channels; alpha of 8 bits
+    is spread over the 16 of colour that has so many."""
     if picture.grey:
-        rgb_HWC = np.rint(rgb_HWC.mean(axis=2, keepdims=True)).astype(np.uint8)
-    return rgb_HWC if alpha_HW1 is None else np.concatenate((rgb_HWC, alpha_HW1), axis=2)
+        rgb_HWC = np.rint(rgb_HWC.mean(axis=2, keepdims=True)).astype(rgb_HWC.dtype)
+    if alpha_HW1 is None:
+        return rgb_HWC
+    spread = alpha_HW1.astype(rgb_HWC.dtype) * (257 if rgb_HWC.dtype == np.uint16 else 1)
+    return np.concatenate((rgb_HWC, spread), axis=2)
 
 
-def _refuse(file: Path, image: Image.Image) -> str:
+def _refuse(image: Image.Image) -> str:
     # A phone's second image in a JPEG, a map of light or depth, is not the picture.
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     if frames > 1:
         return f"has {frames} frames, and only one would be kept"
-    if image.mode not in _KNOWN:
-        return f"has pixels of mode {image.mode}, which would be lost in 8 bits RGB"
-    if is_deep(image) or (image.format == "PNG" and _png_depth(file) == 16):
-        return "has 16 bits a channel, half of which would be lost"
+    if image.mode not in _KNOWN and not is_deep(image):
+        return f"has pixels of mode {image.mode}, which have no plain counterpart in RGB"
     return ""
 
 
@@ -96,14 +145,12 @@ def _png_depth(file: Path) -> int:
         return opened.read(25)[24]
 
 
-def _chunks(image: Image.Image) -> dict[str, bytes]:
-    """In the order that PNG wants: the profile before the pixels; EXIF without orientation."""
-    found = {}
-    if profile := image.info.get("icc_profile"):
-        found["iCCP"] = profile_chunk(profile)
+def _exif(image: Image.Image) -> bytes:
+    """Its EXIF without what describes its own pixels; "" where there is none, or a damaged one."""
     with suppress(Exception):
         exif = image.getexif()
-        exif.pop(_ORIENTATION, None)
+        for tag in _OF_THE_PIXELS:
+            exif.pop(tag, None)
         if len(exif):
-            found["eXIf"] = exif.tobytes().removeprefix(b"Exif\0\0")
-    return found
+            return exif.tobytes()
+    return b""

@@ -12,7 +12,15 @@ from mipkd.archs.base import Arch, SRNet, gmacs, pair_positions, params
 from mipkd.core import plugins
 from mipkd.core.errors import UnsupportedError, UsageError
 
-SMALL = {"edge": "c12b3", "edsr": "c12b3", "rcan": "c12g2b2", "rlfn": "c12b3m14", "swinir": "c12r2"}
+SMALL = {
+    "edge": "c12b3",
+    "edsr": "c12b3",
+    "imdn": "c12b3",
+    "lkdn": "c12b3a10",
+    "rcan": "c12g2b2",
+    "rlfn": "c12b3m14",
+    "swinir": "c12r2",
+}
 ARCHS = [name for name in plugins.names("mipkd.archs") if name in SMALL]
 
 
@@ -123,6 +131,8 @@ TABLE = {
     ("edge", "c32b6"): ((0.0599, 0.0642, 0.0703), (3.93, 4.25, 4.69)),
     ("edsr", "c256b32"): ((40.73, 43.68, 43.09), (2669, 2865, 3293)),
     ("edsr", "c64b32"): ((2.55, 2.74, 2.70), (167, 180, 207)),
+    ("imdn", "c64b6"): ((0.694, 0.703, 0.715), (45.2, 45.8, 46.5)),
+    ("lkdn", "c56b8"): ((0.304, 0.311, 0.322), (19.7, 20.1, 20.8)),
     ("rcan", "c64g10b20"): ((15.44, 15.63, 15.59), (1003, 1016, 1043)),
     ("rcan", "c64g10b6"): ((5.02, 5.21, 5.17), (327, 339, 367)),
     ("rlfn", "c52b6"): ((0.527, 0.534, 0.544), (32.8, 33.3, 33.9)),
@@ -236,6 +246,8 @@ def test_an_image_smaller_than_a_window_is_upscaled(name: str) -> None:
         ("edsr", "c4b16", (4, 10, 16)),
         ("rcan", "c4g10b1", (2, 6, 10)),
         ("edge", "c8b6", (1, 3, 5)),
+        ("imdn", "c8b6", (1, 3, 5)),
+        ("lkdn", "c8b8", (2, 5, 7)),
         ("rlfn", "c8b6", (1, 3, 6)),
         ("swinir", "c6r6", (1, 3, 5)),
         ("swinir", "c6r4", (0, 2, 3)),

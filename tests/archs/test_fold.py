@@ -12,7 +12,7 @@ from mipkd.archs.base import SRNet
 from mipkd.core import plugins
 from mipkd.export.onnx import export
 
-SPECS = (("edsr", "c8b1"), ("rcan", "c8g1b1"), ("rlfn", "c8b1"))
+SPECS = (("edsr", "c8b1"), ("rcan", "c8g1b1"), ("rlfn", "c8b1"), ("imdn", "c8b2"), ("lkdn", "c8b2"))
 
 
 def made(family: str, budget: str, scale: int, **changed: object) -> SRNet:

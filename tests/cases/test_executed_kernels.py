@@ -21,7 +21,7 @@ from pipeline.judge.bounds import GateConfig
 from pipeline.judge.gates import judge
 from pipeline.report.figures import compute_figures
 from pipeline.report.results_file import read_results, write_results
-from pipeline.report.tables import main_table
+from pipeline.report.tables import cost_table
 from pipeline.report.wording import kernels, precision_label
 from targets._onnxruntime import session
 from targets.base import BuildRequest, Target, find
@@ -168,10 +168,10 @@ def test_the_report_names_what_runs_and_how_much_of_it(tmp_path: Path) -> None:
         for m in evidence.measurements
     )
     evidence = replace(evidence, measurements=told)
-    figures = compute_figures(evidence, tmp_path)
+    figures = compute_figures(evidence)
     (found,) = (f for f in figures.models if f.executes != f.precision)
     assert (found.precision, found.executes, found.share_as_asked) == ("int8", "fp32", 0.0)
-    table = main_table(evidence, figures)
+    table = cost_table(evidence, figures)
     assert table.head[2] == "Convolutions run"
     (row,) = (row.cells for row in table.rows if "asked" in row.cells[1])
     assert row[:3] == [asked[0].target, "student fp32 (asked: int8)", "12 of 13 in fp32, 1 in bf16"]

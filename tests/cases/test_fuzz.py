@@ -216,11 +216,11 @@ def test_results(version: str, folder: Path) -> None:
     old = GOLDEN / "results-1.6.json"
     evidence = read_results(old)
     file = folder / "results.json"
-    write_results(evidence, compute_figures(evidence, folder), file, folder)
+    write_results(evidence, compute_figures(evidence), file, folder)
     text = (old if version == "1.6" else file).read_bytes()
 
     def read(source: Path) -> None:
-        compute_figures(read_results(source), folder)
+        compute_figures(read_results(source))
 
     @quick(50)
     @given(damaged(text) if version == "bytes" else mutations(json.loads(text)))

@@ -3,6 +3,8 @@
 import importlib
 import json
 import logging
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -115,28 +117,59 @@ def stranger(tmp_path: Path) -> Path:
 def test_what_nobody_knows_names_the_nearest_of_ours(spandrel: Any, stranger: Path) -> None:
     with pytest.raises(UnsupportedError, match="nearest is edsr, but its key 'body") as caught:
         identify(stranger, role="teacher", options=ASIS)
-    assert "edsr, rcan" in caught.value.hint
+    assert "edsr, imdn, lkdn, rcan" in caught.value.hint
     assert "spandrel does not know it either" in caught.value.hint
 
 
-def test_without_spandrel_the_extra_is_named(
+def test_without_spandrel_its_install_is_named_that_leaves_torch_alone(
     stranger: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "spandrel", None)
     with pytest.raises(MissingError, match=r"nearest is edsr.*is not installed") as caught:
         identify(stranger, role="teacher", options=ASIS)
-    assert "mipkd-pipeline[foreign]" in caught.value.hint
+    assert caught.value.hint == "pip install --no-deps einops spandrel"
 
 
-def test_a_torchvision_of_another_build_is_told(
+def test_what_keeps_spandrel_from_its_import_is_told(
     stranger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "spandrel.py").write_text("raise RuntimeError('operator nms does not exist')")
+    (tmp_path / "spandrel.py").write_text("raise RuntimeError('no kernel for this machine')")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "spandrel", raising=False)
-    with pytest.raises(MissingError, match="cannot be imported: operator nms") as caught:
+    with pytest.raises(MissingError, match="cannot be imported: no kernel for") as caught:
         identify(stranger, role="teacher", options=ASIS)
-    assert "torchvision" in caught.value.hint
+    assert "--no-deps einops spandrel" in caught.value.hint
+
+
+TORCHVISIONS = {
+    "of a CUDA build": "raise RuntimeError('operator torchvision::nms does not exist')",
+    "of another torch": "import torch; torch.library.no_such_name",
+}
+READ = """
+import sys, torch
+from mipkd.distill.spandrel_reader import import_spandrel
+
+spandrel = import_spandrel()
+assert "torchvision" not in sys.modules, "a module of ours stays where the real one is asked for"
+net = spandrel.architectures.DCTLSA.DCTLSA()
+found = spandrel.ModelLoader().load_from_state_dict(net.state_dict())
+print(found.architecture.name, found.scale)
+"""
+
+
+@pytest.mark.parametrize("kind", TORCHVISIONS)
+def test_it_reads_nets_beside_any_torchvision(spandrel: Any, kind: str, tmp_path: Path) -> None:
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    (package / "__init__.py").write_text(TORCHVISIONS[kind])
+    found = subprocess.run(
+        [sys.executable, "-c", READ],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.stdout.split() == ["DCTLSA", "4"], found.stderr
 
 
 def test_a_denoiser_is_refused(spandrel: Any, tmp_path: Path) -> None:

@@ -198,6 +198,16 @@ def test_the_result_has_the_plain_students_keys_and_its_curves_every_term(
     assert list((tmp_path / "run/tensorboard").iterdir())
 
 
+def test_without_tensorboard_curves_are_in_metrics_jsonl_and_nothing_is_complained_of(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    result = trained(photos, tmp_path / "run")
+    assert len(result.curves.read_text().splitlines()) == 13
+    assert not (tmp_path / "run/tensorboard").exists()
+    assert "tensorboard" not in caplog.text
+
+
 def test_scratch_and_logits_go_through_the_same_trainer(photos: Path, tmp_path: Path) -> None:
     assert trained(photos, tmp_path / "s", teacher=False, method="scratch").losses == ("pixel",)
     assert trained(photos, tmp_path / "l", method="logits").losses == ("pixel", "logits")

@@ -20,7 +20,12 @@ from pipeline import cli
 from pipeline.config import load
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "PACKAGE.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 PROGRAM = "mipkd-pipeline"
 # For lines of options alone, most of which are of INT8.
 OPTIONS = f"{PROGRAM} plan --teacher edsr.pth --target openvino --precision int8"
@@ -28,6 +33,7 @@ OPTIONS = f"{PROGRAM} plan --teacher edsr.pth --target openvino --precision int8
 # Commands of the program that are not run here, whole as they are typed, and why.
 _NO_DEVICE = "needs a device that lets us in by SSH; a loopback one is in tests/machine"
 SKIPPED = {
+    "mipkd-pipeline run": "tests/pipeline/test_demo.py runs it, with no settings beside",
     "mipkd-pipeline doctor --device ssh://pi@raspberrypi": _NO_DEVICE,
     "mipkd-pipeline run --teacher edsr.pth --data photos/ --val Set5/ --target cpu "
     "--device ssh://pi@raspberrypi --set device.python=~/venv/bin/python": _NO_DEVICE,
@@ -47,6 +53,16 @@ _COSIGN = (
 # Lines of other programs, and why they are not run.
 OTHERS = {
     "make demo": "installs; what it runs is in tests/pipeline/test_demo.py",
+    **dict.fromkeys(
+        (
+            "pip install .",
+            "pip install '.[openvino,foreign]'",
+            "pip install mipkd-pipeline",
+            "pip install 'mipkd-pipeline[openvino,foreign]'",
+            "docker build -t mipkd-pipeline .",
+        ),
+        "installs; tests/test_package.py and test_container.py hold what",
+    ),
     "make check": "runs these tests",
     "make test": "runs these tests",
     "make docs": "installs; the pages are built in test_site.py",
@@ -59,7 +75,6 @@ OTHERS = {
 
 # Blocks that are no commands, by how they begin.
 NO_COMMANDS = {
-    "pipeline/ the command line": "the tree of folders",
     "- uses: YOUR-ORGANISATION/": "a step of a workflow",
     "[[distill.losses]]": "settings",
     "#!/bin/bash": "a job of Slurm",

@@ -14,7 +14,12 @@ from mipkd.losses.mixture_of_priors import MixtureOfPriors
 from pipeline.judge.bounds import GateConfig, MetricBounds
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "PACKAGE.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 
 
 def test_links_lead_somewhere() -> None:

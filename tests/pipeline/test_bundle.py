@@ -22,7 +22,7 @@ from mipkd.core.errors import StageError
 from mipkd.core.evidence import Evidence
 from mipkd.core.images import read_rgb, write_png
 from mipkd.core.records import Distilled, Rival
-from pipeline.bundle import card, golden, manifest, pack, provenance
+from pipeline.bundle import golden, licences, manifest, pack, provenance
 from pipeline.bundle.golden import BundleConfig
 from pipeline.run import Run
 
@@ -180,7 +180,7 @@ def test_a_licence_that_forbids_or_is_unknown_warns(
     once: Finished, licence: str, warns: bool
 ) -> None:
     student = Run(once.root).load_record("evidence.json", Evidence).student
-    assert bool(card.licence_warning(replace(student, licence=licence))) == warns
+    assert bool(licences.licence_warning(replace(student, licence=licence))) == warns
 
 
 def test_verify_replays_every_model(once: Finished, ended: Command) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -57,8 +58,9 @@ def test_what_was_measured_is_read_to_the_last_digit(version: str) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_its_figures_come_out_as_they_stood_there(version: str, tmp_path: Path) -> None:
     stated, evidence = of(version)
-    figures = compute_figures(evidence, tmp_path)
-    assert figures.sentence == stated["verdict"]["sentence"]
+    figures = compute_figures(evidence)
+    counted = re.compile(r"\d+ of \d+ gates|ll \d+ gates")
+    assert counted.findall(figures.sentence) == counted.findall(stated["verdict"]["sentence"])
     for old, found in zip(stated["measurements"], figures.models, strict=True):
         for one, latency in zip(old["latencies"], found.latencies, strict=True):
             if one["p50_ms"] is not None:

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mipkd.core.evidence import Gate, Outcome
 from mipkd.core.images import read_rgb
 from pipeline.bundle import manifest
 from pipeline.upscale import upscale as work
+from pipeline.upscale.output import Output
 
 Finished = Any  # the record of conftest.py
 Command = Callable[..., Any]
@@ -58,8 +60,8 @@ def test_the_first_picture_that_is_cut_is_compared_with_one_piece(
     made = work.upscale_all(
         once.bundle,
         model,
-        work.list_pictures([photos], tmp_path / "out"),
-        tmp_path / "out",
+        work.list_pictures([photos], Output(tmp_path / "out")),
+        Output(tmp_path / "out"),
         memory_bytes=2**31,
         side=60,
         notify=lambda done, whole: None,
@@ -177,3 +179,92 @@ def test_tiles_are_called_exact_or_not_but_never_both() -> None:
         assert ("up to" in text) == (not exact and levels is not None)
     assert "up to 39 levels from one piece" in said["", 39]
     assert said["", 1] == "tiles exact but for rounding, margin 7 LR pixels"
+
+
+def test_results_are_of_the_format_that_is_asked_for(
+    once: Finished, photos: Path, tmp_path: Path, ended: Command
+) -> None:
+    words = ("--target", "cpu", "--precision", "fp32", "--tile", "400")
+    asked = {"png": (), "webp": ("--format", "webp"), "jpeg": ("--format", "jpeg")}
+    found = {}
+    for name, option in asked.items():
+        out = tmp_path / name
+        for _ in range(2):  # it knows its own results, and replaces them
+            said = ended("upscale", once.bundle, photos, "-o", out, *words, *option)
+            assert said.code == 0, said.err
+        found[name] = {file.name: Image.open(file) for file in out.iterdir()}
+        assert ("JPEG holds no transparency" in said.err) == (name == "jpeg")
+    assert {image.format for image in found["jpeg"].values()} == {"JPEG"}
+    plain = np.array(found["png"]["wide.png"])
+    assert np.array_equal(np.array(found["webp"]["wide.webp"]), plain)
+    alpha = found["png"]["small.png"].convert("RGBA")
+    assert np.array_equal(np.array(found["webp"]["small.webp"].convert("RGBA")), np.array(alpha))
+    assert np.abs(np.array(found["jpeg"]["wide.jpg"]).astype(int) - plain).mean() < 4
+    for file in (tmp_path / "webp/wide.webp", tmp_path / "jpeg/wide.jpg"):
+        with Image.open(file) as image:
+            image.load()
+        image.save(file, comment=image.info.get("comment", b""), exif=image.getexif())
+        format_ = "webp" if file.suffix == ".webp" else "jpeg"
+        said = ended("upscale", once.bundle, photos, "-o", file.parent, *words, "--format", format_)
+        assert (said.code, "was not made by upscale" in said.err) == (5, True)
+
+
+def test_one_picture_goes_into_the_file_that_is_named(
+    once: Finished, photos: Path, tmp_path: Path, ended: Command
+) -> None:
+    words = ("upscale", once.bundle, photos / "wide.jpg", "--tile", "400", "-o")
+    file = tmp_path / "new" / "large.webp"
+    assert ended(*words, file).code == 0
+    with Image.open(file) as image:
+        assert (image.format, image.size) == ("WEBP", (300, 220))
+    for option, what in {
+        ("--format", "jpeg"): "is a file of format webp, --format asks for jpeg",
+        ("--bits", "16"): "--bits 16: webp holds 8 bits a channel",
+        ("--bits", "12"): "--bits: 12",
+        ("--format", "tiff"): "--format: 'tiff'",
+        (str(photos / "small.png"),): "is one file, for 2 pictures",
+    }.items():
+        said = ended(*words, file, *option)
+        assert (said.code, what in said.err) == (2, True), said.err
+
+
+def test_16_bits_are_what_the_net_gives_before_8_are_left(
+    once: Finished, photos: Path, tmp_path: Path, ended: Command
+) -> None:
+    words = ("upscale", once.bundle, photos / "wide.jpg", "--target", "cpu", "--precision", "fp32")
+    assert ended(*words, "--tile", "60", "-o", tmp_path / "8.png").code == 0
+    assert ended(*words, "--tile", "60", "-o", tmp_path / "16.png", "--bits", "16").code == 0
+    deep, eight = sixteen_bits(tmp_path / "16.png"), np.array(Image.open(tmp_path / "8.png"))
+    assert np.abs(deep / 257 - eight).max() <= 0.51
+    assert len(np.unique(deep)) > 2 * 256  # 8 bits stretched to 16 have 256 levels
+
+
+def sixteen_bits(file: Path) -> Any:
+    """The samples of a PNG of 16 bits RGB."""
+    from mipkd.core.deep_pixels import _samples
+
+    with Image.open(file) as image:
+        image.load()
+        return _samples(image, file)[0].astype(float)
+
+
+@pytest.mark.parametrize("verdict", ["FAIL", "INVALID", "PASS"])
+def test_a_bundle_that_no_gate_passed_is_not_used_in_silence(
+    verdict: str, once: Finished, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged = work.check.check_recorded(once.bundle)
+    why = "0.4 dB lost on one crop"
+    gate = Gate("worst drop", "cpu int8", Outcome(verdict), 0.4, 0.1, "dB", why)
+    found = replace(judged, gates=(gate,), outcome=Outcome(verdict))
+    monkeypatch.setattr(work.check, "check_recorded", lambda bundle: found)
+    caplog.set_level("INFO")
+    work.choose_model(once.bundle, None, None)
+    said = [(one.levelname, one.message) for one in caplog.records if "worst drop" in one.message]
+    if verdict == "PASS":
+        assert not said
+        return
+    ((level, message),) = said
+    assert level == ("WARNING" if verdict == "FAIL" else "INFO")
+    assert verdict in message
+    assert "worst drop (cpu int8)" in message
+    assert (why in message) == (verdict == "FAIL")
