@@ -33,6 +33,7 @@ class Call:
     says: str
     words: str
     hint: str = ""
+    fresh: bool = False  # the plan has to look for itself: nothing is remembered of the run
 
 
 _TAUGHT = "--teacher GIVEN/teacher.safetensors --val GIVEN/shown --target cpu --precision fp32"
@@ -48,25 +49,26 @@ CALLS = (
     Call(2, "--precision: cpu: none of bf16 can be built", f"{_ALL} --precision bf16", "int8"),
     Call(2, "target: unknown name 'openvio'", f"{_ALL} --target openvio", "openvino"),
     Call(2, "--target: ',' names nothing", f"{_ALL} --target ,"),
-    Call(2, "its scale is x2, --scale asks for x3", f"{_ALL} --scale 3"),
-    Call(2, "its scale is x2, --scale asks for x4", f"{_GRAPH} --scale 4"),
+    Call(2, "its scale is x2, --scale asks for x3", f"{_ALL} --scale 3", fresh=True),
+    Call(2, "its scale is x2, --scale asks for x4", f"{_GRAPH} --scale 4", fresh=True),
     Call(2, "absent: no such folder", f"{_TAUGHT} --data GIVEN/absent"),
     Call(2, "empty: no image in it", f"{_TAUGHT} --data GIVEN/empty"),
     Call(2, "empty: no image in it", f"{_ALL} --val GIVEN/empty"),
-    Call(2, "none of 2 photos can be used", f"{_TAUGHT} --data GIVEN/small", "distill.patch"),
+    Call(2, "none of 2 photos can be used", f"{_TAUGHT} --data GIVEN/small",
+         "distill.patch", fresh=True),
     Call(2, "none of 2 photos can be used", f"{_TAUGHT} --data GIVEN/damaged", "can be read"),
     Call(2, "none of 2 test images can be used", f"{_ALL} --val GIVEN/small", "32 pixels"),
     Call(2, "has 1 photo that can be used; 2 are the fewest", f"{_TAUGHT} --data GIVEN/one"),
     Call(2, "no photo of", f"{_ALL} --set calibrate.size=60", "calibrate.size=30"),
     Call(2, "is the test image", f"{_TAUGHT} --data GIVEN/shown", "out of --data"),
     Call(2, "--student: unknown family 'esdr'", f"{_ALL} --student esdr:c8b1", "edsr"),
-    Call(2, "--student: cannot read 'wide'", f"{_ALL} --student edsr:wide", "edsr:c32"),
+    Call(2, "--student: cannot read 'wide'", f"{_ALL} --student edsr:wide", "edsr:c32", fresh=True),
     Call(2, "--compare: unknown method 'scrach'", f"{_ALL} --compare scrach", "scratch"),
     Call(2, "absent.pth: no such file", f"{_ALL} --compare GIVEN/absent.pth"),
     Call(2, "--compare: scratch+crosskd: distill.positions", f"{_ALL} --compare scratch+crosskd "
          "--set distill.positions={student=[9],teacher=[9]}"),
     Call(2, "absent.pth: no such file", f"{_ALL} --teacher GIVEN/absent.pth"),
-    Call(2, "text.pth: not a checkpoint", f"{_FINISHED} --model GIVEN/text.pth"),
+    Call(2, "text.pth: not a checkpoint", f"{_FINISHED} --model GIVEN/text.pth", fresh=True),
     Call(2, "--steps: no effect", f"{_FINISHED} --steps 5", "qat.steps"),
     Call(2, "--student: no effect", f"{_FINISHED} --student edsr:c8b1"),
     Call(2, "--set qat.steps: no effect", f"{_ALL} --set qat.steps=5", "--qat"),
@@ -79,7 +81,7 @@ CALLS = (
     Call(2, "--qat: no effect on cpu", f"{_ALL} --qat"),
     Call(3, "--qat: --model", f"{_GRAPH} --qat", "checkpoint"),
     Call(3, "build.pixels: jetson", f"{_ALL} --target jetson --set build.pixels=uint8"),
-    Call(3, "no better than bicubic", _ALL.replace("=true", "=false"), "image_range"),
+    Call(3, "no better than bicubic", _ALL.replace("=true", "=false"), "image_range", fresh=True),
     Call(4, "cuda:99", f"{_ALL} --set distill.device=cuda:99", "distill.device=cpu"),
     Call(2, "distill.init: 'absent.pth': no such file", f"{_ALL} --set distill.init=absent.pth"),
     Call(2, "distill.init: ", f"{_ALL} --set distill.init=GIVEN/other.safetensors", "own size"),
@@ -154,9 +156,10 @@ def test_there_are_enough_kinds() -> None:
 def test_plan_refuses_what_run_refuses(
     call: Call, ended: Callable[..., Ended], given: Path
 ) -> None:
-    planned = ended("plan", call.words)
     ran = ended("run", call.words)
+    planned = ended("plan", call.words + " --out GIVEN/planned" * call.fresh)
     assert planned == ran
+    assert not (given / "planned").exists()
     assert ran.code == call.code
     assert call.says.replace("GIVEN", str(given)) in ran.what
     assert call.hint in ran.hint
