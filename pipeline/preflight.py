@@ -80,14 +80,14 @@ def require_photos(config: Config, why: str) -> None:
 
 def _check_qat(on: RunContext) -> None:
     config = on.config
+    if config.qat.taught_by == "teacher" and not config.teacher:
+        raise UsageError(
+            "qat.taught_by: there is no teacher", hint="give --teacher, or let it teach itself"
+        )
     if is_graph(config.model):
         raise UnsupportedError(
             f"--qat: --model {config.model} is an ONNX graph, which cannot be trained",
             hint="give its checkpoint, or leave out --qat",
-        )
-    if config.qat.taught_by == "teacher" and not config.teacher:
-        raise UsageError(
-            "qat.taught_by: there is no teacher", hint="give --teacher, or let it teach itself"
         )
     if ranks.current().count > 1:
         raise UnsupportedError(
