@@ -18,9 +18,9 @@ from pipeline.cli.terminal import EXIT, Verbose, print_wide, say, set_logging
 
 if TYPE_CHECKING:
     from pipeline.config import Config
-    from pipeline.estimates import Estimate
+    from pipeline.plan.estimates import Estimate
+    from pipeline.plan.timings import Timing
     from pipeline.run import Event
-    from pipeline.timings import Timing
 
 log = logging.getLogger(__name__)
 
@@ -70,11 +70,11 @@ def _with_run_options(work: Callable[[Config, bool], None]) -> Callable[..., Non
 def run(settings: Config, force: bool) -> None:
     """Distil, export, quantise, measure, judge and report. Finished steps are remembered."""
     from pipeline.cli.summary import summarize
-    from pipeline.estimates import note_timings
     from pipeline.flow import run_pipeline
+    from pipeline.plan.estimates import note_timings
+    from pipeline.plan.timings import open_timings
     from pipeline.publish import bundle_folder, kit_targets
     from pipeline.report.results_file import report_folder
-    from pipeline.timings import open_timings
 
     here = o.open_run(settings, force=force)
     with here.lock():
@@ -92,9 +92,9 @@ def run(settings: Config, force: bool) -> None:
 @_with_run_options
 def plan(settings: Config, force: bool) -> None:
     """Say what `run` with the same options would do and how long it takes, and why."""
-    from pipeline.estimates import estimate
     from pipeline.flow import measure_all
-    from pipeline.timings import open_timings
+    from pipeline.plan.estimates import estimate
+    from pipeline.plan.timings import open_timings
 
     with TemporaryDirectory() as folder:
         scratch = Path(folder)

@@ -11,15 +11,15 @@ from mipkd.core.texts import say_duration
 from mipkd.distill.settings import DistillConfig
 from pipeline.causes import Cause
 from pipeline.config import Config
-from pipeline.estimates import Estimate, estimate, note_timings
-from pipeline.formulas import Formulas, Speeds
 from pipeline.inputs import ImageSizes
-from pipeline.outline import outline
+from pipeline.plan.estimates import Estimate, estimate, note_timings
+from pipeline.plan.formulas import Formulas, Speeds
+from pipeline.plan.outline import outline
+from pipeline.plan.timings import Timing, Timings
 from pipeline.receipts import Receipt
 from pipeline.run import Event, Run
 from pipeline.stage import Ref, Source, stage
 from pipeline.stages.distill import DistillInputs
-from pipeline.timings import Timing, Timings
 
 SIZES = ImageSizes(photos=((100, 100),) * 8, tests=((64, 64),) * 2)
 

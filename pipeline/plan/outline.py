@@ -18,8 +18,8 @@ from mipkd.distill import teacher as teachers
 from mipkd.distill.cache_fill import count_lr_pixels
 from pipeline.config import Config
 from pipeline.inputs import ImageSizes
+from pipeline.plan.speeds import Sized
 from pipeline.run import Event
-from pipeline.speeds import Sized
 
 
 @dataclass(frozen=True)

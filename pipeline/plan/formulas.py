@@ -12,7 +12,8 @@ from math import ceil
 from mipkd.core.precision import PRECISIONS
 from mipkd.distill.start import count_start_pixels
 from pipeline.bench.latency import BenchSettings
-from pipeline.outline import Outline
+from pipeline.plan.outline import Outline
+from pipeline.plan.timings import Timing
 from pipeline.quantize.qat import QatInputs
 from pipeline.quantize.search import SearchInputs
 from pipeline.run import Event
@@ -21,7 +22,6 @@ from pipeline.stages.distill import DistillInputs
 from pipeline.stages.fit import FitInputs
 from pipeline.stages.measure import MeasureInputs
 from pipeline.stages.reference import ReferenceInputs
-from pipeline.timings import Timing
 
 PUBLISH_S = 4.0  # report and bundle
 _PIXEL_S = 1.5e-6  # of a student that is no net of ours, for an LR pixel

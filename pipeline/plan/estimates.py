@@ -1,7 +1,7 @@
 """What the steps of a plan would take here: seconds and memory.
 
 A step of a kind that this machine has done before takes what it took then. Another is computed from
-what `pipeline.speeds` times now and from the settings.
+what `pipeline.plan.speeds` times now and from the settings.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from mipkd.distill import teacher as teachers
 from pipeline import receipts
 from pipeline.bench.host import describe_host
 from pipeline.config import Config
-from pipeline.formulas import PUBLISH_S, Formulas, Speeds
 from pipeline.inputs import ImageSizes
-from pipeline.outline import Outline, outline
+from pipeline.plan.formulas import PUBLISH_S, Formulas, Speeds
+from pipeline.plan.outline import Outline, outline
+from pipeline.plan.speeds import Kept, time_export, time_pixel, time_step, time_work
+from pipeline.plan.timings import Timing, Timings
 from pipeline.receipts import Receipt
 from pipeline.run import Event
-from pipeline.speeds import Kept, time_export, time_pixel, time_step, time_work
-from pipeline.timings import Timing, Timings
 
 TRAINING = ("directions", "teacher_cache", "distill", "qat")
 _SIMILAR = 10.0  # times as many steps: a start weighs otherwise then

@@ -28,6 +28,7 @@ from mipkd.distill.settings import DistillConfig
 from mipkd.distill.step_timing import time_steps
 from mipkd.distill.training_task import TrainingTask
 from mipkd.export.onnx import export
+from pipeline.plan.timings import Timing, Timings
 from pipeline.stage import NotInKey, ready
 from pipeline.stages.teacher_cache import (
     DirectionsInputs,
@@ -35,7 +36,6 @@ from pipeline.stages.teacher_cache import (
     directions,
     teacher_cache,
 )
-from pipeline.timings import Timing, Timings
 
 log = logging.getLogger(__name__)
 

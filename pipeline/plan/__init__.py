@@ -1,0 +1,1 @@
+"""How long a run would take here and how much memory, before it starts."""
