@@ -92,7 +92,9 @@ def command(name: str, photos: Path, shown: Path, out: Path) -> Any:
         "train": ("--arch", "edsr:c8b1", "--scale", "2"),
     }[name]
     words = (name.split()[0], *own, "--data", photos, "--val", shown, "--out", out)
-    words += ("--set", "distill.patch=16", "--set", "distill.steps=2")
+    words += ("--set", "distill.patch=16")
+    words += ("--set", "distill.steps=2") if "--model" not in own else ()
+    words += ("--set", "calibrate.size=16") if name != "train" else ()
     return CliRunner().invoke(cli.app, [str(word) for word in words])
 
 

@@ -108,7 +108,7 @@ def test_photos_confirm_what_a_layout_assumes_or_refuse_it(
     assert model.hyper["image_range"] == 255.0
     assert model.hyper["mean"] == pytest.approx((0.4488, 0.4371, 0.404))
     told = model.settled["res_scale"]
-    assert re.search(r"on 5 images of the sample photos: [\d.]+ dB, .*, bicubic", told)
+    assert re.search(r"on 7 images of the sample photos: [\d.]+ dB, .*, bicubic", told)
     assert ("was refused" if res_scale != 1 else "confirmed") in told
 
 
@@ -170,10 +170,9 @@ def test_a_plan_tells_what_it_remembers_of_the_teacher(
 ) -> None:
     torch.save(tiny(), tmp_path / "a.pth")
     words = ("--teacher", tmp_path / "a.pth", "--data", photos, "--out", tmp_path / "out")
-    words = (*words, "--target", "cpu")
-    assert ended("plan", *words).code == 0
-    assert ended("run", *words).code == 3
-    assert ended("plan", *words).code == 3
+    words = (*words, "--target", "cpu", "--set", "calibrate.size=32")
+    for command in ("plan", "run", "plan"):
+        assert ended(command, *words).code == 3
     assert ended("plan", *words, *ACCEPT).code == 0
 
 
@@ -187,7 +186,7 @@ MADE = {
 }
 
 
-@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("name", ["lightning", "both"])
 def test_a_real_net_in_other_wrappings_keeps_its_figure_on_set5(
     name: str, assets: Path, ended: Command, tmp_path: Path
 ) -> None:

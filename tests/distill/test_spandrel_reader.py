@@ -180,7 +180,7 @@ def test_a_denoiser_is_refused(spandrel: Any, tmp_path: Path) -> None:
         identify(file, role="teacher", options=ASIS)
 
 
-@pytest.mark.parametrize(("scale", "published"), [(2, 38.246), (4, 32.523)])
+@pytest.mark.parametrize(("scale", "published"), [(4, 32.523)])
 def test_dctlsa_reaches_its_published_figures_on_set5(
     spandrel: Any, assets: Path, scale: int, published: float
 ) -> None:

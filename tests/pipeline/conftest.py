@@ -15,10 +15,13 @@ import torch
 from typer.testing import CliRunner
 
 from mipkd.archs import edsr
+from mipkd.core.images import read_rgb, write_png
+from mipkd.core.samples import sample_tests
 from mipkd.distill.teacher import save
 from pipeline import cli
 
 SIMULATED = "coreml"  # on any machine but a Mac
+SHOWN = ("blue-periwinkle", "canyon-wren", "ocean-waves")  # test images: too few for a mean
 _QUICK = (
     "--demo-data",
     *("--target", f"cpu,null,{SIMULATED},jetson", "--precision", "fp32,int8"),
@@ -72,7 +75,11 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     hyper = edsr.Hyper(scale=2, channels=48, blocks=10)
     save(edsr.EDSR(hyper), edsr.ARCH, hyper, folder / "slow.safetensors", licence="CC-BY-NC-4.0")
     model = Path(str(files("pipeline"))) / "presets" / "teacher_x2.safetensors"
-    words = ("run", "--model", model, "--teacher", folder / "slow.safetensors", *_QUICK)
+    (folder / "shown").mkdir()
+    for photo in (one for one in sample_tests() if one.stem in SHOWN):
+        write_png(folder / "shown" / f"{photo.stem}.png", read_rgb(photo))
+    nets = ("--model", model, "--teacher", folder / "slow.safetensors")
+    words = ("run", *nets, "--val", folder / "shown", *_QUICK)
     before = logging.root.handlers[:], logging.root.level
     said = _ended(*words, "--out", folder / "run")
     logging.root.handlers[:], logging.root.level = before

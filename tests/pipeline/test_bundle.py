@@ -55,9 +55,11 @@ def test_a_run_leaves_a_bundle_that_holds_what_it_lists(once: Finished) -> None:
     assert {f.role for f in found.files.values()} == {
         *("bench", "card", "golden", "model", "provenance", "quality", "run", "sbom"),
     }
-    assert {"quality/cpu-int8.json", "bench/cpu-fp32-teacher.json", "golden/lr/chelsea.png"} <= {
-        *found.files
-    }
+    assert {
+        "quality/cpu-int8.json",
+        "bench/cpu-fp32-teacher.json",
+        "golden/lr/blue-periwinkle.png",
+    } <= {*found.files}
     assert not [n for n in found.files if n.endswith((".pkl", ".pt", ".pth", ".plan"))]
     assert not list(once.root.glob("*bundle?*"))
 
@@ -165,7 +167,7 @@ def test_the_cards_example_runs(once: Finished, tmp_path: Path) -> None:
     assert code
     subprocess.run([sys.executable, "-c", code[1]], cwd=tmp_path / "b", check=True)
     made = np.asarray(Image.open(tmp_path / "b" / "sr.png"))
-    assert np.array_equal(made, read_rgb(once.bundle / "golden/cpu-int8/chelsea.png"))
+    assert np.array_equal(made, read_rgb(once.bundle / "golden/cpu-int8/blue-periwinkle.png"))
 
 
 @pytest.mark.parametrize(
@@ -203,7 +205,7 @@ def test_verify_replays_every_model(once: Finished, ended: Command) -> None:
     [
         "model/cpu-int8/model.onnx",
         "model/coreml-fp32/model.mlpackage/Data/com.apple.CoreML/weights/weight.bin",
-        "golden/cpu-fp32/chelsea.png",
+        "golden/cpu-fp32/blue-periwinkle.png",
         "README.md",
     ],
 )
@@ -280,7 +282,7 @@ def test_another_schema_or_no_bundle_is_a_wrong_input(
 def test_outputs_that_differ_fail_even_with_right_hashes(
     finished: Finished, ended: Command
 ) -> None:
-    file = finished.bundle / "golden/cpu-fp32/chelsea.png"
+    file = finished.bundle / "golden/cpu-fp32/blue-periwinkle.png"
     image = read_rgb(file)
     image[0, 0, 0] ^= 16
     write_png(file, image)
@@ -296,7 +298,7 @@ def test_check_judges_as_the_run_did_and_asks_for_devices(once: Finished, ended:
     said = ended("check", once.bundle)
     assert said.code == (6 if verdict(once) == "FAIL" else 7)
     assert "INVALID coreml: measured: not measured on the device" in said.out
-    assert "PASS    cpu int8: mean drop 0." in said.out
+    assert "PASS    cpu int8: worst drop 0." in said.out
     results = json.loads((once.root / "report/latest/results.json").read_text())
     for gate in results["verdict"]["gates"]:
         assert f"{gate['outcome']:<8}{gate['subject']}: {gate['name']}" in said.out
@@ -322,7 +324,7 @@ def test_check_fails_by_the_bounds_in_the_bundle(
     finished: Finished, tmp_path: Path, ended: Command
 ) -> None:
     evidence = Run(finished.root).load_record("evidence.json", Evidence)
-    gates = evidence.config["gates"] | {"min_gain_over_bicubic_db": 20.0}
+    gates = evidence.config["gates"] | {"max_worst_drop_db": -20.0}
     pack.pack(
         replace(evidence, config=evidence.config | {"gates": gates}), BundleConfig(), tmp_path / "b"
     )

@@ -205,11 +205,11 @@ def test_results_of_another_runs_kit_are_refused(
 def test_results_on_other_images_are_refused(
     finished: Finished, results: Path, ended: Command
 ) -> None:
-    lr = next((finished.root / "tests").glob("*/lr/coffee.png"))
-    shutil.copy(lr.with_name("rocket.png"), lr)
+    lr = next((finished.root / "tests").glob("*/lr/canyon-wren.png"))
+    shutil.copy(lr.with_name("ocean-waves.png"), lr)
     said = ended("collect", results, finished.root)
     assert said.code == 2
-    assert "test image coffee differs from this run's" in said.err
+    assert "test image canyon-wren differs from this run's" in said.err
 
 
 def test_an_interrupted_kit_goes_on(kit: Path, bare: Path, tmp_path: Path) -> None:

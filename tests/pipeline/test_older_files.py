@@ -139,7 +139,11 @@ def test_a_baseline_of_schema_1_and_a_results_file_hold_the_same() -> None:
 def test_check_holds_a_bundle_against_an_older_results_file(
     once: Any, tmp_path: Path, ended: Ended
 ) -> None:
-    old = json.loads((GOLDEN / "results-1.5.json").read_text())
+    text = (GOLDEN / "results-1.5.json").read_text()
+    shown = {"chelsea": "blue-periwinkle", "coffee": "canyon-wren", "rocket": "ocean-waves"}
+    for then, now in shown.items():
+        text = text.replace(then, now)
+    old = json.loads(text)
     tests = read_provenance(once.bundle).tests
     old["tests"] |= {"sha256": tests.sha256, "source": tests.source}
     (tmp_path / "results.json").write_text(json.dumps(old))

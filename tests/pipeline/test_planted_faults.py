@@ -198,5 +198,5 @@ class Broken(Session):
 
 
 def test_no_image_is_made_of_values_that_are_no_numbers() -> None:
-    with pytest.raises(NotFiniteError, match="image of 5x4: values that are not finite"):
+    with pytest.raises(NotFiniteError, match="output of 10x8 pixels: values that are not finite"):
         upscale(Broken(), np.zeros((4, 5, 3), np.uint8), scale=2)

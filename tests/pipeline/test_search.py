@@ -42,7 +42,7 @@ Search = Callable[..., QuantPlan]
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Photos:
     folder = tmp_path_factory.mktemp("store")
     writer = PhotoWriter(folder)
-    files = sample_photos()[:5]
+    files = [one for one in sample_photos() if one.stem.startswith(("casa", "oakland", "tea"))]
     for file in files:
         hr = np.ascontiguousarray(crop_to_multiple(read_rgb(file), 2)[:160, :160])
         writer.add(file.name, hr, downscale(hr, 2))
