@@ -177,16 +177,12 @@ def test_a_plan_tells_what_it_remembers_of_the_teacher(
 
 
 MADE = {
-    "res_scale_tenth": tenth,
-    "compiled": lambda s: under("_orig_mod.", s),
     "lightning": lambda s: {"state_dict": under("model.", s)},
-    "net_wrapper": lambda s: {"net": s},
-    "basicsr_range_one": lambda s: {"params": basicsr(s, 1)},
     "both": lambda s: {"params": basicsr(tenth(s), 1)},
 }
 
 
-@pytest.mark.parametrize("name", ["lightning", "both"])
+@pytest.mark.parametrize("name", MADE)
 def test_a_real_net_in_other_wrappings_keeps_its_figure_on_set5(
     name: str, assets: Path, ended: Command, tmp_path: Path
 ) -> None:

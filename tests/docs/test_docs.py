@@ -97,7 +97,7 @@ KEPT = {
     "models/new": "runs/student/bundle",
     "models/released": "runs/student/bundle",
     "runs/a": "runs/edsr",
-    "runs/b": "runs/rcan",
+    "runs/b": "runs/student",
 }
 
 

@@ -330,7 +330,7 @@ def test_check_fails_by_the_bounds_in_the_bundle(
     )
     said = ended("check", tmp_path / "b")
     assert said.code == 6
-    assert "FAIL    student: gain over bicubic" in said.out
+    assert "FAIL    cpu int8: worst drop" in said.out
 
 
 def test_check_loads_no_network(once: Finished) -> None:

@@ -184,7 +184,7 @@ def test_a_run_that_is_repeated_or_widened_makes_only_what_is_new(
     planned = ended("plan", *words(given, "--compare", "scratch,at", "--out", compared))
     todo = steps_to_run(planned)
     assert "distill at" in todo
-    assert "search cpu" in todo
+    assert "search cpu at" in todo
     assert "distill scratch" not in todo
 
 

@@ -116,7 +116,7 @@ def test_figures_of_fewer_images_and_of_none_are_found(copy: Path) -> None:
     stated = json.loads(file.read_text())
     file.write_text(json.dumps({**stated, "scores": stated["scores"][:1]}))
     make_fit(copy)
-    assert "scores of 1 images, the test set has 3" in failed(copy)["figures"]
+    assert "scores of 1 images, the test set has 15" in failed(copy)["figures"]
     for kind in ("quality", "bench"):
         (copy / kind / "cpu-int8.json").unlink()
     make_fit(copy)
