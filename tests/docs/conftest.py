@@ -104,7 +104,9 @@ def _test_set(folder: Path, seed: int) -> None:
 
 
 def _piece(file: Path, start: int) -> ByteArray:
-    return read_rgb(file)[start : start + SIDE, start : start + SIDE]
+    image = read_rgb(file)
+    start %= min(image.shape[:2]) - SIDE + 1
+    return image[start : start + SIDE, start : start + SIDE]
 
 
 def _teacher(file: Path, arch: Arch, hyper: object) -> None:
