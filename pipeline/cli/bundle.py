@@ -78,7 +78,7 @@ def upscale(
     from pipeline.upscale import upscale as work
     from pipeline.upscale.output import choose_output
 
-    output = choose_output(out, file_format, bits)
+    output = choose_output(out, file_format, bits, overwrite=overwrite)
     pictures = work.list_pictures(images, output)
     model = work.choose_model(bundle, target, precision)
     try_models(bundle, [model], limits_with(sets or ()))
@@ -93,7 +93,6 @@ def upscale(
             output,
             memory_bytes=int(memory * 2**30),
             side=tile,
-            overwrite=overwrite,
             notify=lambda done, whole: bar.update(task, completed=done, total=whole),
         )
         for one in made:

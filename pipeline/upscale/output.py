@@ -20,6 +20,7 @@ class Output:
     format: str = "png"
     bits: int = 8  # a channel
     name: str = ""  # of the only result; empty: after each picture
+    overwrite: bool = False  # files that upscale did not make, too
 
     @property
     def suffix(self) -> str:
@@ -35,7 +36,9 @@ class Asked:
     result: PurePath
 
 
-def choose_output(out: Path, wanted: str | None, bits: int) -> Output:
+def choose_output(
+    out: Path, wanted: str | None = None, bits: int = 8, *, overwrite: bool = False
+) -> Output:
     """The output that `--out`, `--format` and `--bits` name; `--out` is one file where it ends as
     an image does, and is no folder.
 
@@ -58,8 +61,8 @@ def choose_output(out: Path, wanted: str | None, bits: int) -> Output:
             f"--bits 16: {kind} holds 8 bits a channel", hint="take --format png, or leave it out"
         )
     if named:
-        return Output(out.parent, kind, bits, out.name)
-    return Output(out, kind, bits)
+        return Output(out.parent, kind, bits, out.name, overwrite)
+    return Output(out, kind, bits, overwrite=overwrite)
 
 
 def name_results(asked: Sequence[Asked], output: Output) -> list[Asked]:

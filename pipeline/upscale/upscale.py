@@ -163,28 +163,22 @@ def upscale_all(
     memory_bytes: int,
     side: int | None,
     notify: OnProgress,
-    overwrite: bool = False,
 ) -> Iterator[Upscaled]:
     """Every picture's result; one that fails is reported and the others go on.
 
-    A file in its place that was made elsewhere is a failure too, unless `overwrite` is set.
+    A file in its place that was made elsewhere is a failure too, unless the output overwrites.
     `side` is that of a tile in LR pixels; None takes what fits into `memory_bytes`.
 
     Raises:
-        UsageError: `side` is too small for the net.
+        UsageError: `side` is too small for the net, or the model gives no 16 bits.
         StageError: the disk is full, or memory does not hold one tile.
     """
-    least = smallest_side(model.margin, model.multiple)
-    if side is not None and side < least:
-        raise UsageError(
-            f"--tile: {side} is too small for this net",
-            hint=f"at least {least}, margins of {model.margin} included",
-        )
-    out = output.folder
+    _check_side(model, side)
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        output.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"--out: {out}: {error.strerror}", hint="give a folder") from error
+        what = f"--out: {output.folder}: {error.strerror}"
+        raise UsageError(what, hint="give a folder") from error
     cutter = Cutter(model, model.built(bundle), memory_bytes, side)
     with closing(find(model.target).open(cutter.built)) as session:
         if output.bits == 16 and session.takes_uint8:
@@ -193,33 +187,45 @@ def upscale_all(
                 hint="name another --target or --precision",
             )
         for asked in pictures:
-            file, result = asked.file, out / asked.result
             try:
-                picture = read_picture(file, cutter.bytes_left())
-                _warn_of_loss(file, picture, output)
-                if file.resolve() == result.resolve():
-                    raise UsageError(f"{file}: would be overwritten", hint="give another --out")
-                levels = cutter.look(picture)
-                tiling = cutter.tiling(picture)
-                if cutter.is_new(picture, tiling):
-                    session.forget_shapes()
-                start = perf_counter()
-                result.parent.mkdir(parents=True, exist_ok=True)
-                size = tuple(side * model.scale for side in picture.rgb_HWC.shape[:2])
-                with _open_result(
-                    result, output, picture, (size[0], size[1]), overwrite, cutter.bytes_left()
-                ) as opened:
-                    _write(session, picture, tiling, model.scale, opened, output.bits, notify)
+                yield _upscale_one(session, cutter, asked, output, notify)
             except UsageError as error:
-                yield Upscaled(file, None, why=error.what)
-                continue
+                yield Upscaled(asked.file, None, why=error.what)
             except _IN_THE_WAY as error:
-                yield Upscaled(file, None, why=f"{result}: {error.strerror}")
-                continue
+                why = f"{output.folder / asked.result}: {error.strerror}"
+                yield Upscaled(asked.file, None, why=why)
             except OSError as error:
                 raise as_stage_error("upscale", error) from error
-            pixels = picture.rgb_HWC.shape[0] * picture.rgb_HWC.shape[1] * model.scale**2
-            yield Upscaled(file, result, perf_counter() - start, pixels / 1e6, levels=levels)
+
+
+def _check_side(model: manifest.Model, side: int | None) -> None:
+    least = smallest_side(model.margin, model.multiple)
+    if side is not None and side < least:
+        raise UsageError(
+            f"--tile: {side} is too small for this net",
+            hint=f"at least {least}, margins of {model.margin} included",
+        )
+
+
+def _upscale_one(
+    session: Session, cutter: Cutter, asked: Asked, output: Output, notify: OnProgress
+) -> Upscaled:
+    file, result, scale = asked.file, output.folder / asked.result, cutter.built.scale
+    picture = read_picture(file, cutter.bytes_left())
+    _warn_of_loss(file, picture, output)
+    if file.resolve() == result.resolve():
+        raise UsageError(f"{file}: would be overwritten", hint="give another --out")
+    levels = cutter.look(picture)
+    tiling = cutter.tiling(picture)
+    if cutter.is_new(picture, tiling):
+        session.forget_shapes()
+    start = perf_counter()
+    result.parent.mkdir(parents=True, exist_ok=True)
+    height, width = (length * scale for length in picture.rgb_HWC.shape[:2])
+    room = cutter.bytes_left()
+    with _open_result(result, output, picture, (height, width), room) as opened:
+        _write(session, picture, tiling, scale, opened, output.bits, notify)
+    return Upscaled(file, result, perf_counter() - start, height * width / 1e6, levels=levels)
 
 
 def _warn_of_loss(file: Path, picture: Picture, output: Output) -> None:
@@ -235,10 +241,10 @@ def _open_result(
     output: Output,
     picture: Picture,
     size: tuple[int, int],
-    overwrite: bool,
     memory_bytes: int,
 ) -> ResultFile:
     """A result of that height and width, to be written."""
+    overwrite = output.overwrite
     if output.format == "png":
         chunks, bits = picture.chunks, output.bits
         return PngBands(file, size, picture.channels, chunks, overwrite=overwrite, bits=bits)
