@@ -135,7 +135,6 @@ def test_without_patches_it_says_what_is_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("weights", "known", "float_db"),
     [
-        ("edsr_baseline_x4_deq8.pt", {}, 32.04),
         ("mlperf_edsr/edsr_f64b5_x2.pt", {"mean_shift": False, "image_range": 255.0}, 37.652),
     ],
 )
