@@ -37,9 +37,9 @@ def judged(kept: float, **bounds: object) -> tuple[Outcome, Gate]:
 
 
 def test_a_student_that_keeps_most_of_the_gain_passes_and_one_that_keeps_little_fails() -> None:
-    outcome, gate = judged(0.9)
+    outcome, gate = judged(0.95)
     assert outcome is gate.outcome is Outcome.PASS
-    assert gate.figure == pytest.approx(0.1, abs=0.01)
+    assert gate.figure == pytest.approx(0.05, abs=0.01)
     assert gate.subject == "cpu fp32"
     outcome, gate = judged(0.22)  # README's first table of 0.1.0
     assert outcome is gate.outcome is Outcome.FAIL
@@ -48,7 +48,7 @@ def test_a_student_that_keeps_most_of_the_gain_passes_and_one_that_keeps_little_
 
 
 def test_a_student_at_the_bound_is_not_known() -> None:
-    outcome, gate = judged(0.8)
+    outcome, gate = judged(0.85)
     assert outcome is gate.outcome is Outcome.INVALID
     assert gate.reason.startswith("inconclusive")
 
@@ -80,9 +80,9 @@ def test_what_more_steps_would_bring_is_read_from_the_curve(
     curves.write_text(
         "".join(json.dumps({"step": s, "psnr_y_db": p}) + "\n" for s, p in points.items())
     )
-    on = [scored("bicubic", 0.0), scored("teacher", 1.0), scored("student", 0.527)]
+    on = [scored("bicubic", 0.0), scored("teacher", 1.0), scored("student", 0.577)]
     training = Distilled(None, curves, (), 1000, 1.0, (), 30.0)  # type: ignore[arg-type]
     remarks = judge(GateConfig(), on, (), training=training).remarks
     assert any(says in remark for remark in remarks)
-    good = [*on[:2], scored("student", 0.9)]
+    good = [*on[:2], scored("student", 0.95)]
     assert not judge(GateConfig(), good, (), training=training).remarks
