@@ -57,9 +57,9 @@ OTHERS = {
     **dict.fromkeys(
         (
             "pip install .",
-            "pip install '.[openvino,foreign]'",
+            "pip install '.[openvino]'",
             "pip install mipkd-pipeline",
-            "pip install 'mipkd-pipeline[openvino,foreign]'",
+            "pip install 'mipkd-pipeline[openvino]'",
             "docker build -t mipkd-pipeline .",
         ),
         "installs; tests/test_package.py and test_container.py hold what",
