@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import logging
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -271,7 +270,7 @@ def choose_student(on: RunContext, teacher: Ref[Model], patches: Ref[PatchSet]) 
             f"--student auto: {unseen[0]} is only simulated here, so no student can be timed on it",
             hint="name a student, or a --device that has it",
         )
-    budget = Budget(_budget_ms(config), config.gates.size or max(config.bench.sizes, key=math.prod))
+    budget = Budget(_budget_ms(config), config.gates.size or max(config.bench.sizes, key=prod))
     tried = []
     for info in on.targets:
         inputs = FitInputs(

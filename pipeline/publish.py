@@ -38,6 +38,7 @@ from pipeline.report import history
 from pipeline.report.results_file import report_folder
 from pipeline.report.write import write
 from pipeline.run import EVIDENCE, Run
+from pipeline.run_lock import lock_folder
 from pipeline.stage import Ref
 
 log = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ def collect(file: Path, root: Path) -> tuple[kit_results.Collected, Evidence]:
     run = Run(root.resolve())
     before = _load_evidence(run, "collect")
     claim(run.root, where="collect")
-    with run.lock():
+    with lock_folder(run.root):
         kept = kit_results.list_kept(run)
         with kit_results.read_results(file, run, before) as read:
             _check_files(before)

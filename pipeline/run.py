@@ -19,8 +19,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from filelock import FileLock, Timeout
-
 from mipkd.core import durable, memory
 from mipkd.core.apart import Limits, Worker
 from mipkd.core.errors import MipkdError, StageError, UsageError
@@ -328,35 +326,6 @@ class Run:
         self.root.mkdir(parents=True, exist_ok=True)
         line = json.dumps({"at": now(), "event": event, **facts})
         durable.append_lines(self.root / JOURNAL, [line])
-
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keep a second run out of this folder.
-
-        Raises:
-            UsageError: the folder cannot be written, or another run holds it.
-        """
-        lock = FileLock(self.root / "lock", timeout=0)
-        holder = self.root / "lock.process"
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except Timeout:
-            process = holder.read_text() if holder.is_file() else "unknown"
-            raise UsageError(
-                f"--out: {self.root} is in use by another run (process {process})",
-                hint="wait for it, or give this run a folder of its own with --out",
-            ) from None
-        except OSError as error:
-            raise UsageError(
-                f"--out: cannot write to {self.root}: {error.strerror}",
-                hint="name a folder that you may write to",
-            ) from error
-        try:
-            holder.write_text(str(os.getpid()))
-            yield
-        finally:
-            lock.release()
 
 
 def _partial_name(asked: dict[str, Any]) -> str:

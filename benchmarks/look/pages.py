@@ -11,18 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from report_case import MS, EvidenceOf
+from report_case import MS, EvidenceOf, disturbed
 
 from mipkd.core.evidence import Evidence
 from mipkd.core.measurement import ImageScore
 from mipkd.core.study import SetScores, Study, Trained
-from pipeline.judge.bounds import GateConfig
-from pipeline.judge.gates import judge
 from pipeline.report import comparison, history
 from pipeline.report.study import write_study
 from pipeline.report.write import write
 
-_BUSY = "busy machine: other programs took 83% of the CPU (bound 70%, bench.max_busy)"
 _FIVE = {"targets": ("cpu", "openvino", "tensorrt"), "simulated": ("coreml", "jetson")}
 
 
@@ -46,15 +43,6 @@ def main(out: Path) -> None:
     compared = [comparison.Seen(name, made[name]) for name in ("two-fail", "five-fail")]
     comparison.write_page(compared, out / "comparison.html")
     write_study(study_of(made["two-fail"]), out / "study" / "report" / "latest")
-
-
-def disturbed(evidence: Evidence) -> Evidence:
-    """As if other programs had run beside one target."""
-    found = tuple(
-        replace(m, invalid_because=_BUSY) if m.target == "openvino" else m
-        for m in evidence.measurements
-    )
-    return replace(evidence, measurements=found, verdict=judge(GateConfig(), found, ()))
 
 
 def study_of(evidence: Evidence) -> Study:

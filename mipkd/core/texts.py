@@ -8,12 +8,17 @@ from mipkd.core.durable import write_bytes
 
 
 def say_duration(seconds: float) -> str:
-    """As people say it: 45 s, 14 min, 2 h 5 min."""
+    """As people say it: 40 s, 12 min, 3 h 05 min, 2 d 4 h; the last part is rounded."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
     hours, rest = divmod(minutes, 60)
-    return f"{minutes} min" if minutes < 90 else f"{hours} h" + (f" {rest} min" if rest else "")
+    if hours < 48:
+        return f"{hours} h {rest:02} min"
+    days, hours = divmod(round(minutes / 60), 24)
+    return f"{days} d {hours} h"
 
 
 def write_text(file: Path, text: str) -> None:

@@ -23,6 +23,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from mipkd.core.texts import say_duration
 from mipkd.distill.checkpoint import report_write_errors
 
 log = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ class ProgressLog:
             left = ""
             if done:
                 seconds = (now - self._start) / done * (self._steps - step)
-                left = f", {format_duration(seconds)} left"
+                left = f", {say_duration(seconds)} left"
             log.info("step %d of %d%s: %s", step, self._steps, left, shown.strip())
 
     def close(self) -> None:
@@ -122,20 +123,6 @@ class ProgressLog:
         if self._board:
             with suppress(OSError):
                 self._board.close()
-
-
-def format_duration(seconds: float) -> str:
-    """A time as people say it: 40 s, 12 min, 3 h 05 min, 2 d 4 h; the last part is rounded."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    hours, rest = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {rest:02} min"
-    days, hours = divmod(round(minutes / 60), 24)
-    return f"{days} d {hours} h"
 
 
 def _truncate_after(file: Path, step: int) -> None:

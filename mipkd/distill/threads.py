@@ -39,14 +39,20 @@ def tuned_threads(config: DistillConfig, device: torch.device) -> Iterator[RunSt
     own number.
     """
     before = torch.get_num_threads()
-    try:
-        if config.threads:
-            torch.set_num_threads(config.threads)
-            yield _run_plainly
-        elif device.type != "cpu" or ranks.current().count > 1:
+    with fixed_threads(config.threads or before):
+        if config.threads or device.type != "cpu" or ranks.current().count > 1:
             yield _run_plainly
         else:
             yield ThreadTuner(before).run
+
+
+@contextmanager
+def fixed_threads(count: int) -> Iterator[None]:
+    """Inside, torch has as many threads to begin with; afterwards as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
     finally:
         torch.set_num_threads(before)
 

@@ -96,11 +96,11 @@ def mean_over_images(values: Sequence[float], *, level: float = 0.95) -> Estimat
     removal of skewness by transformation", J. R. Statist. Soc. B 54, 1992), with Student's
     quantiles. One image tells nothing of the spread.
     """
-    return Sample.of(values).mean(len(values), level=level)
+    return Moments.of(values).mean(len(values), level=level)
 
 
 @dataclass(frozen=True)
-class Sample:
+class Moments:
     """What the mean's interval depends on, so that other numbers of such images can be tried."""
 
     average: float
@@ -108,7 +108,7 @@ class Sample:
     skewness: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Sample:
+    def of(cls, values: Sequence[float]) -> Moments:
         """Of at least one value."""
         found = np.asarray(values, dtype=np.float64)
         deviation = float(found.std(ddof=1)) if len(found) > 1 else math.nan

@@ -14,34 +14,13 @@ _NON_COMMERCIAL = re.compile(
 # SPDX identifiers that OpenModelDB and the Hugging Face Hub both know, the latter in small letters.
 # https://huggingface.co/docs/hub/repositories-licenses
 _SPDX = (
-    *(
-        "Apache-2.0",
-        "MIT",
-        "0BSD",
-        "BSD-2-Clause",
-        "BSD-3-Clause",
-        "BSL-1.0",
-        "ISC",
-        "NCSA",
-        "Zlib",
-    ),
-    *("CC0-1.0", "CC-BY-2.0", "CC-BY-3.0", "CC-BY-4.0", "CC-BY-SA-3.0", "CC-BY-SA-4.0"),
-    *("CC-BY-NC-2.0", "CC-BY-NC-3.0", "CC-BY-NC-4.0", "CC-BY-ND-4.0", "CC-BY-NC-ND-3.0"),
-    *("CC-BY-NC-ND-4.0", "CC-BY-NC-SA-2.0", "CC-BY-NC-SA-3.0", "CC-BY-NC-SA-4.0"),
-    *("GPL-2.0", "GPL-3.0", "LGPL-2.1", "LGPL-3.0", "AGPL-3.0", "MPL-2.0", "EPL-2.0", "EUPL-1.1"),
-    *(
-        "Zlib",
-        "Artistic-2.0",
-        "OSL-3.0",
-        "Unlicense",
-        "WTFPL",
-        "ECL-2.0",
-        "AFL-3.0",
-        "MS-PL",
-        "ODbL-1.0",
-    ),
+    "0BSD AFL-3.0 AGPL-3.0 Apache-2.0 Artistic-2.0 BSD-2-Clause BSD-3-Clause BSL-1.0 CC0-1.0 "
+    "CC-BY-2.0 CC-BY-3.0 CC-BY-4.0 CC-BY-NC-2.0 CC-BY-NC-3.0 CC-BY-NC-4.0 CC-BY-NC-ND-3.0 "
+    "CC-BY-NC-ND-4.0 CC-BY-NC-SA-2.0 CC-BY-NC-SA-3.0 CC-BY-NC-SA-4.0 CC-BY-ND-4.0 CC-BY-SA-3.0 "
+    "CC-BY-SA-4.0 ECL-2.0 EPL-2.0 EUPL-1.1 GPL-2.0 GPL-3.0 ISC LGPL-2.1 LGPL-3.0 MIT MPL-2.0 "
+    "MS-PL NCSA ODbL-1.0 OSL-3.0 Unlicense WTFPL Zlib"
 )
-_BY_NAME = {name.lower(): name for name in _SPDX}
+_BY_NAME = {name.lower(): name for name in _SPDX.split()}
 
 
 def find_root(evidence: Evidence) -> Model:

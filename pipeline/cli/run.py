@@ -75,9 +75,10 @@ def run(settings: Config, force: bool) -> None:
     from pipeline.plan.timings import open_timings
     from pipeline.publish import bundle_folder, kit_targets
     from pipeline.report.results_file import report_folder
+    from pipeline.run_lock import lock_folder
 
     here = o.open_run(settings, force=force)
-    with here.lock():
+    with lock_folder(here.root):
         try:
             evidence = run_pipeline(settings, here, command=o.command_line())
         finally:  # what was done counts, however it ended

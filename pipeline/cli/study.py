@@ -29,11 +29,12 @@ def train(
     """Train a net from photos alone: a checkpoint that `run --teacher` takes."""
     set_logging(verbose)
     from pipeline.flow import train_from_photos
+    from pipeline.run_lock import lock_folder
 
     settings = o.load_settings(context.params, alone=True)
     default = Path("runs") / f"{arch.replace(':', '-')}-x{scale}"
     here = o.open_run(settings.model_copy(update={"out": out or default}), force=force)
-    with here.lock():
+    with lock_folder(here.root):
         found = train_from_photos(settings, here, arch)
     net = found.distilled
     say(f"{net.psnr_y_db:.3f} dB PSNR-Y after {net.steps} steps, {net.seconds:.0f} s")
@@ -69,6 +70,7 @@ def study(
     from pipeline.inputs import study_subject
     from pipeline.preflight import require_photos
     from pipeline.report.study import table_of
+    from pipeline.run_lock import lock_folder
     from pipeline.study import run_study
 
     tests = [Path(name) for name in o.split_list(val, "--val") or ()]
@@ -76,7 +78,7 @@ def study(
     require_photos(settings, "students are trained on photos like those they will see")
     settings = settings.model_copy(update={"out": settings.out or Path("runs/study")})
     here = o.open_run(settings, force=force)
-    with here.lock():
+    with lock_folder(here.root):
         subject = study_subject(settings, tests or [settings.val])
         found = run_study(settings.study, settings.distill, subject, here, command=o.command_line())
     head, rows = table_of(found)

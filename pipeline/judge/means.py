@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mipkd.core.evidence import Outcome
-from pipeline.bench.stats import Sample, mean_over_images
+from pipeline.bench.stats import Moments, mean_over_images
 
 # A loss of just the bound then passes one time in 100 at most from 10 images on, though the losses
 # be as skewed as a lognormal whose logarithm has a standard deviation of 1; with 5 images two times
@@ -51,12 +51,12 @@ def _images_needed(losses: Sequence[float], bound: float, sure: float) -> int | 
     """How many such images would tell, if these showed the mean, the spread and the skewness."""
     if len(losses) < 2:
         return None
-    sample = Sample.of(losses)
+    seen = Moments.of(losses)
 
     def tells(count: int) -> bool:
-        if sample.average <= bound:
-            return sample.mean(count, level=sure).high <= bound
-        return sample.mean(count, level=LIKELY).low > bound
+        if seen.average <= bound:
+            return seen.mean(count, level=sure).high <= bound
+        return seen.mean(count, level=LIKELY).low > bound
 
     low, high = max(FEWEST_IMAGES, len(losses) + 1), _MOST_IMAGES
     if not tells(high):

@@ -29,7 +29,7 @@ from targets.base import find
 Pair = tuple[Latency, Latency]  # the baseline's, ours
 Timed = Mapping[tuple[str, str], Sequence[Pair]]  # by target and precision, one a size
 
-FEWEST_IMAGES = 10  # more than a run asks for: what replaces a model that is shipped is compared
+FEWEST_COMPARED = 10  # more than a run asks for: what replaces a model that is shipped is compared
 _TAIL = 0.05  # the share of images that lose most
 _OLD = "baseline"  # the role of its models among those measured in turns
 
@@ -142,9 +142,9 @@ def _mean_loss(bound: Bound, now: Measurement, lost: Sequence[float]) -> Iterato
     found, images = mean_over_images(lost, level=SURE), len(lost)
     why = f"{100 * SURE:g} % interval {found.low:+.4f} to {found.high:+.4f}, {images} images"
     outcome = Outcome.PASS if found.high < bound else Outcome.FAIL
-    if images < FEWEST_IMAGES:
-        why = f"{images} images, at least {FEWEST_IMAGES} are needed to pass"
-    unsure = images < FEWEST_IMAGES or (outcome is Outcome.FAIL and found.low <= 0)
+    if images < FEWEST_COMPARED:
+        why = f"{images} images, at least {FEWEST_COMPARED} are needed to pass"
+    unsure = images < FEWEST_COMPARED or (outcome is Outcome.FAIL and found.low <= 0)
     if unsure and found.value < bound:
         outcome, why = Outcome.INVALID, f"inconclusive: {why}"
     yield Gate("mean loss", subject(now), outcome, found.value, bound, "dB", why)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from mipkd.core.evidence import Gate, Outcome
 from mipkd.core.measurement import Latency, Measurement
 from pipeline.bench.comparisons import (
+    NOT_MEASURED,
     Size,
     p50_s,
     speedup_over_best,
@@ -58,7 +59,7 @@ def judge_speedup(
 
 
 @dataclass(frozen=True)
-class Limits:
+class LimitGates:
     """What a device has time and room for, as gates of each model and of each target's best."""
 
     of_models: tuple[Gate, ...] = ()
@@ -67,13 +68,13 @@ class Limits:
 
 def judge_limits(
     config: GateConfig, measurements: Sequence[Measurement], stopped: Collection[str]
-) -> Limits:
+) -> LimitGates:
     """Latency, frames per second, size and memory; `stopped` are subjects that another gate stops.
 
     One precision that keeps them all is enough to be shipped, so that a target's verdict is that of
-    its best.
+    its best. A target that was only simulated has a size, and no time that could be judged.
     """
-    on = [m for m in students(measurements) if not m.simulated and not m.invalid_because]
+    on = [m for m in students(measurements) if not m.invalid_because]
     every, chosen = list[Gate](), list[Gate]()
     for target in dict.fromkeys(m.target for m in on):
         models = [(m, tuple(_judge_model(config, m))) for m in on if m.target == target]
@@ -83,7 +84,7 @@ def judge_limits(
         _, best = min(models, key=lambda model: _rank(model[0], model[1], stopped))
         of = f"; the best of {len(models)} precisions" if len(models) > 1 else ""
         chosen += [replace(gate, reason=gate.reason + of) for gate in best]
-    return Limits(tuple(every), tuple(chosen))
+    return LimitGates(tuple(every), tuple(chosen))
 
 
 def _rank(
@@ -156,6 +157,8 @@ def _why_not(m: Measurement, size: Size) -> str:
     """Why there is no latency at that size; "" where it can be believed."""
     if valid_latency(m, size):
         return ""
+    if m.simulated or not m.latencies:
+        return NOT_MEASURED if m.simulated else "nothing was timed"
     found = next((one for one in m.latencies if one.size == size), None)
     if found is None:
         return f"LR {_size(size)} was not measured; give --size {_size(size)} to the run"

@@ -7,8 +7,7 @@ again. Shapes: N batch, C channels, H W low-res size.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -26,6 +25,7 @@ from mipkd.core.records import Model, Photos, TeacherCache
 from mipkd.distill import ranks
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.step_timing import time_steps
+from mipkd.distill.threads import fixed_threads
 from mipkd.distill.training_task import TrainingTask
 from mipkd.export.onnx import export
 from pipeline.plan.timings import Timing, Timings
@@ -98,7 +98,7 @@ def time_pixel(timings: Timings, decides: dict[str, Any], load: Callable[[], SRN
     net = load()
     side = -(-max(_SIDE, net.least) // net.multiple) * net.multiple
     lr_NCHW = torch.rand(1, 3, side, side)
-    with torch.inference_mode(), _threads(1):
+    with torch.inference_mode(), fixed_threads(1):
         net(lr_NCHW)
         start, passes = perf_counter(), 0
         while perf_counter() - start < _LONG_S:
@@ -107,16 +107,6 @@ def time_pixel(timings: Timings, decides: dict[str, Any], load: Callable[[], SRN
     found = Timing(perf_counter() - start, passes * side * side)
     timings.note("forward", decides, found)
     return found.each_s
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def time_export(timings: Timings, net: Sized, folder: Path) -> float | None:
@@ -183,7 +173,7 @@ def _time_with(count: int, config: DistillConfig, task: TrainingTask) -> float:
     Raises:
         StageError: it fails.
     """
-    with _threads(count):
+    with fixed_threads(count):
         pace = time_steps({"step": config}, {"step": task}, places=2, rounds=2)["step"]
     if pace.why_not:
         raise StageError(pace.why_not)

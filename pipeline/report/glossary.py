@@ -22,7 +22,6 @@ QUESTIONS: dict[Question, str] = {
 # Start of a gate's name: what pages call it, and the question that it answers. What follows the
 # start, such as " at 320x180", is kept.
 _GATES: dict[str, tuple[str, Question]] = {
-    "gain kept": ("share of the teacher's gain that is kept", "good"),
     "loss to the teacher": ("quality lost to the teacher", "good"),
     "gain over bicubic": ("better than bicubic", "good"),
     "gain retained": ("advantage kept in INT8", "good"),

@@ -8,7 +8,7 @@ from mipkd.core import samples
 from mipkd.core.errors import MissingError
 from mipkd.core.images import read_rgb
 from mipkd.core.samples import sample_photos, sample_tests
-from pipeline.judge.regression import FEWEST_IMAGES
+from pipeline.judge.regression import FEWEST_COMPARED
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,7 +19,7 @@ def test_photos_are_large_enough_to_train_on_at_every_scale() -> None:
 
 
 def test_there_are_enough_tests_to_judge_on_and_their_sides_fit_every_scale() -> None:
-    assert len(sample_tests()) >= FEWEST_IMAGES
+    assert len(sample_tests()) >= FEWEST_COMPARED
     for height, width, _ in (read_rgb(file).shape for file in sample_tests()):
         assert height % 12 == width % 12 == 0
 

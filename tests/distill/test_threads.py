@@ -1,8 +1,10 @@
 """The number of threads follows what is fastest, and looking costs little."""
 
 import pytest
+import torch
 
-from mipkd.distill.threads import ThreadTuner
+from mipkd.distill.settings import DistillConfig
+from mipkd.distill.threads import ThreadTuner, tuned_threads
 
 
 class Machine:
@@ -71,3 +73,17 @@ def test_noise_changes_nothing_and_one_core_is_left_alone() -> None:
     alone = Machine({1: 1.0})
     assert alone.run(alone.tuner(), 10) == 10.0
     assert alone.threads == 1
+
+
+def test_a_number_that_was_set_is_kept_and_given_back() -> None:
+    before, seen = torch.get_num_threads(), []
+
+    def step() -> dict[str, float]:
+        seen.append(torch.get_num_threads())
+        return {}
+
+    with tuned_threads(DistillConfig(threads=3), torch.device("cpu")) as run:
+        for _ in range(20):
+            run(step)
+    assert seen == [3] * 20
+    assert torch.get_num_threads() == before

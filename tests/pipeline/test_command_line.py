@@ -14,7 +14,7 @@ import tomllib
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from mipkd.distill.progress import format_duration
+from mipkd.core.texts import say_duration
 from pipeline import cli, doctor
 from pipeline.cli.examples import EXAMPLES
 from pipeline.config_schema import config_schema
@@ -107,8 +107,8 @@ def test_the_settings_schema_takes_the_presets_and_no_unknown_name() -> None:
         *((3 * 3600 + 290, "3 h 05 min"), (7199, "2 h 00 min"), (50 * 3600, "2 d 2 h")),
     ],
 )
-def test_a_time_that_is_left_is_told_as_people_say_it(seconds: float, words: str) -> None:
-    assert format_duration(seconds) == words
+def test_durations_are_said_as_people_say_them(seconds: float, words: str) -> None:
+    assert say_duration(seconds) == words
 
 
 def test_gmacs_are_told_with_their_size() -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from mipkd.core.texts import say_duration
 from mipkd.distill.settings import DistillConfig
 from pipeline.causes import Cause
 from pipeline.config import Config
@@ -89,14 +88,6 @@ def test_twice_the_steps_take_twice_as_long_and_a_slow_machine_longer() -> None:
     assert seconds(2000, 0.1) == pytest.approx(2 * seconds(1000, 0.1), rel=0.02)
     assert seconds(1000, 0.1) == pytest.approx(100, rel=0.02)
     assert seconds(1000, 0.4) > 3.9 * seconds(1000, 0.1)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "said"),
-    [(0.4, "0 s"), (45, "45 s"), (840, "14 min"), (5000, "83 min"), (7500, "2 h 5 min")],
-)
-def test_durations_are_said_as_people_say_them(seconds: float, said: str) -> None:
-    assert say_duration(seconds) == said
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from pathlib import Path
 from mipkd.core.errors import MipkdError
 from pipeline.ownership import claim
 from pipeline.run import Run
+from pipeline.run_lock import lock_folder
 from pipeline.stage import Ref, stage
 
 FOLDER = Path(sys.argv[1])
@@ -44,7 +45,7 @@ def second(inputs: After, *, out: Path) -> Path:
 
 def run(root):
     claim(root, force=False)
-    with Run(root).lock():
+    with lock_folder(root):
         this = Run(root)
         made = this.step(second, After(this.step(first, Nothing()))).value
         this.save_record("evidence.json", {"b": made.read_text()})

@@ -123,6 +123,16 @@ def test_what_was_not_measured_is_not_kept() -> None:
     assert (gate.outcome, gate.reason) == (Outcome.INVALID, "at LR 320x180: busy machine")
 
 
+def test_of_a_simulated_target_only_the_size_is_known() -> None:
+    simulated = replace(INT8, target="coreml", simulated=True, latencies=())
+    config = GateConfig(max_latency_ms=12, max_size_mb=1)
+    verdict = judged(config, simulated)
+    gate = named(verdict, "latency")
+    assert (verdict.outcome, gate.outcome) == (Outcome.INVALID, Outcome.INVALID)
+    assert gate.reason.startswith("not measured on the device")
+    assert named(verdict, "size of the model").outcome is Outcome.PASS
+
+
 @pytest.mark.parametrize("wrong", [{"max_latency_ms": 0}, {"min_fps": -1}, {"size": [0, 9]}])
 def test_limits_that_nothing_keeps_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):

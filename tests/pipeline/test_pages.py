@@ -14,20 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_case import EvidenceOf
+from report_case import EvidenceOf, disturbed
 from rich.console import Console
 
 from mipkd.core.evidence import Evidence, Gate, Outcome
 from pipeline.cli.summary import summarize
-from pipeline.judge.bounds import GateConfig
-from pipeline.judge.gates import judge
 from pipeline.report import history
 from pipeline.report.advice import advise
 from pipeline.report.gate_groups import group_gates
 from pipeline.report.glossary import QUESTIONS, explain, list_words, question_of, title_of
 from pipeline.report.write import write
 
-BUSY = "busy machine: other programs took 83% of the CPU (bound 70%, bench.max_busy)"
 SIMULATED = ("coreml", "jetson")
 
 
@@ -57,14 +54,6 @@ def on_terminal(evidence: Evidence) -> list[str]:
     console = Console(width=300, file=StringIO())
     console.print(summarize(evidence))
     return console.file.getvalue().splitlines()
-
-
-def disturbed(evidence: Evidence) -> Evidence:
-    found = tuple(
-        replace(m, invalid_because=BUSY) if m.target == "openvino" else m
-        for m in evidence.measurements
-    )
-    return replace(evidence, measurements=found, verdict=judge(GateConfig(), found, ()))
 
 
 def test_the_first_screen_says_whether_it_may_be_shipped(page: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from mipkd.core.evidence import Gate, Outcome
 from mipkd.core.measurement import Host, ImageScore, Latency, Measurement
-from pipeline.judge.regression import FEWEST_IMAGES, BaselineConfig, Beside, regress
+from pipeline.judge.regression import FEWEST_COMPARED, BaselineConfig, Beside, regress
 
 HOST = Host("a", "a CPU", 2, 2**34, "Linux", ())
 SIZE = (64, 64)
@@ -178,7 +178,7 @@ def test_every_bound_can_be_lifted() -> None:
     assert {gate.name for gate in gates} == {"there"}
 
 
-@pytest.mark.parametrize("images", [1, FEWEST_IMAGES - 1, FEWEST_IMAGES])
+@pytest.mark.parametrize("images", [1, FEWEST_COMPARED - 1, FEWEST_COMPARED])
 def test_few_images_do_not_show_that_nothing_is_lost(images: int) -> None:
     one = measured(np.random.default_rng(0))
     few = replace(one, scores=one.scores[:images])
@@ -187,9 +187,9 @@ def test_few_images_do_not_show_that_nothing_is_lost(images: int) -> None:
         for gate in regress(BaselineConfig(), [few], [few], Beside({}))
         if gate.name == "mean loss"
     )
-    enough = images == FEWEST_IMAGES
+    enough = images == FEWEST_COMPARED
     assert found.outcome is (Outcome.PASS if enough else Outcome.INVALID)
-    assert (f"at least {FEWEST_IMAGES} are needed to pass" in found.reason) != enough
+    assert (f"at least {FEWEST_COMPARED} are needed to pass" in found.reason) != enough
 
 
 def test_a_loss_over_the_bound_fails_on_few_images_too() -> None:

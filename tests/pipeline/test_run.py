@@ -13,6 +13,7 @@ from mipkd.core.errors import StageError, UsageError
 from pipeline import receipts
 from pipeline.receipts import hash_file
 from pipeline.run import Run
+from pipeline.run_lock import lock_folder
 from pipeline.stage import NotInKey, Ref, Source, stage
 
 ROOT = Path(__file__).parents[2]
@@ -230,8 +231,8 @@ def test_a_planned_step_writes_nothing(tmp_path: Path, source: Source) -> None:
 
 def test_two_runs_cannot_share_a_folder(tmp_path: Path) -> None:
     other = (
-        "import sys; from pathlib import Path; from pipeline.run import Run\n"
-        "with Run(Path(sys.argv[1])).lock():\n"
+        "import sys; from pathlib import Path; from pipeline.run_lock import lock_folder\n"
+        "with lock_folder(Path(sys.argv[1])):\n"
         "    print('held', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", other, str(tmp_path)]
@@ -242,16 +243,16 @@ def test_two_runs_cannot_share_a_folder(tmp_path: Path) -> None:
         assert holder.stdout.readline() == "held\n"
         with (
             pytest.raises(UsageError, match=f"in use by another run .process {holder.pid}"),
-            Run(tmp_path).lock(),
+            lock_folder(tmp_path),
         ):
             pass
-    with Run(tmp_path).lock():
+    with lock_folder(tmp_path):
         pass
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="cannot write to"), Run(tmp_path / "file/run").lock():
+    with pytest.raises(UsageError, match="cannot write to"), lock_folder(tmp_path / "file/run"):
         pass
 
 

@@ -16,7 +16,7 @@ from pipeline.bench.stats import (
     ratio_of_means,
     ratio_of_medians,
 )
-from pipeline.judge.regression import FEWEST_IMAGES, SURE
+from pipeline.judge.regression import FEWEST_COMPARED, SURE
 
 Array = npt.NDArray[np.float64]
 TRIALS = 1500
@@ -63,7 +63,7 @@ def test_seeds_alone_or_images_alone_give_students_t() -> None:
         assert found.low == pytest.approx(2 - 4.30265 / math.sqrt(3), abs=1e-4)
 
 
-@pytest.mark.parametrize(("images", "most"), [(FEWEST_IMAGES, 0.0125), (14, 0.01), (100, 0.01)])
+@pytest.mark.parametrize(("images", "most"), [(FEWEST_COMPARED, 0.0125), (14, 0.01), (100, 0.01)])
 @pytest.mark.parametrize("sigma", [0.5, 0.75, 1.0])
 def test_a_skewed_loss_of_just_the_margin_passes_one_time_in_a_hundred_at_most(
     images: int, most: float, sigma: float
