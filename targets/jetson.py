@@ -15,10 +15,11 @@ from typing import Any, ClassVar
 
 from mipkd.core.errors import MipkdError, MissingError, UnsupportedError
 from mipkd.core.records import Built, TargetInfo
+from targets._onnx.outside_files import refuse_outside_files
 from targets._tensorrt import engine
 from targets._tensorrt.cuda import gpu, is_jetson
 from targets._tensorrt.engine import Flavour, refuse_old
-from targets._tensorrt.profile import Profile, Size, usual_sizes
+from targets._tensorrt.profile import Profile, Size
 from targets._tensorrt.session import PlanSession, SimulatedSession, SizeSessions
 from targets._tensorrt.target import MAKERS, TensorRt, facts
 from targets._tensorrt.types import Parser
@@ -89,7 +90,7 @@ class JetsonDla(Jetson):
     """One of an AGX Orin's accelerators, with the GPU for the image's ends. It never ran."""
 
     features = frozenset({Feature.SIZES})
-    options: ClassVar[Mapping[str, str]] = {"sizes": r"\d+x\d+(,\d+x\d+)*", "margin": r"\d+"}
+    options: ClassVar[Mapping[str, str]] = {"sizes": r"(\d+x\d+,?)*", "margin": r"\d+"}
 
     def __init__(self, flavour: Flavour, name: str, core: int) -> None:
         super().__init__(flavour, name)
@@ -133,26 +134,34 @@ class JetsonDla(Jetson):
         return super().build(request)
 
     def _options(self, request: BuildRequest) -> dict[str, str]:
-        sizes = usual_sizes(request.sizes, request.graph.multiple)
-        listed = ",".join(f"{width}x{height}" for height, width in sizes)
+        listed = ",".join(f"{width}x{height}" for height, width in request.padded_sizes)
         return {"sizes": listed, "margin": str(request.margin)}
 
     def _typed_graph(self, request: BuildRequest) -> tuple[Any, str, tuple[str, ...]]:
-        from targets._tensorrt.dla import refuse_others
+        from targets._tensorrt.dla import SHUFFLE, refuse_others
 
         model, kind, notes = super()._typed_graph(request)
-        left = ", ".join(f"{count} {op}" for op, count in sorted(refuse_others(model).items()))
-        fits = f"on the DLA by NVIDIA's list of operators, on the GPU {left}; it never ran"
-        return model, kind, (*notes, fits)
+        left = refuse_others(model)
+        listed = ", ".join(f"{count} {op}" for op, count in sorted(left.items()))
+        fits = f"on the DLA by NVIDIA's list of operators, on the GPU {listed}; it never ran"
+        cure = "pixel shuffles leave the DLA: --set export.shuffle=conv_transpose keeps them on it"
+        return model, kind, (*notes, fits, *([cure] if left[SHUFFLE] else []))
 
     def open(self, built: Built) -> Session:
-        """An engine a size, built when it first comes; other images are padded or cut."""
+        """An engine a size, built when it first comes; images of sizes that were not asked for are
+        padded or cut, where any was."""
         self._require()
-        texts = (text.split("x") for text in built.options["sizes"].split(","))
+        session = (
+            SimulatedSession(built.file, self.name) if self.simulated else self._on_core(built)
+        )
+        texts = [text.split("x") for text in built.options["sizes"].split(",") if text]
         taken = tuple((int(height), int(width)) for width, height in texts)
-        sizes = Sizes(taken, int(built.options["margin"]), built.multiple)
-        if self.simulated:
-            return FixedSizes(SimulatedSession(built.file, self.name), sizes)
+        if not taken:
+            return session
+        return FixedSizes(session, Sizes(taken, int(built.options["margin"]), built.multiple))
+
+    def _on_core(self, built: Built) -> SizeSessions:
+        refuse_outside_files(built.file)
         trt, data = self._flavour.load(), built.file.read_bytes()
 
         def open_for(size: Size) -> PlanSession:
@@ -160,7 +169,7 @@ class JetsonDla(Jetson):
             plan = engine.engine(trt, data, Profile.at(size), cache=cache, dla=self._core)
             return PlanSession(trt, plan, dla=self._core)
 
-        return FixedSizes(SizeSessions(open_for), sizes)
+        return SizeSessions(open_for)
 
 
 def _lacks_dla(version: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from mipkd.core.errors import UnsupportedError
 
+SHUFFLE = "DepthToSpace"  # the DLA's own way is a transposed convolution: `export.shuffle`
 _PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _COMPUTED = _PRODUCTS | {
     *("Abs", "Add", "AveragePool", "BatchNormalization", "Clip", "Concat", "Cos", "Div", "Equal"),
@@ -25,7 +26,7 @@ _MOST_KERNEL, _MOST_STRIDE, _MOST_CHANNELS, _MOST_SCALE = 32, 8, 8192, 32
 
 def refuse_others(model: Any) -> Counter[str]:
     """Refuse a typed graph whose 16-bit part holds what a DLA does not compute; gives how many
-    operators of each kind stay with the GPU: those of float32 at the image's ends.
+    operators of each kind are left to the GPU: float32 ones at the image's ends, pixel shuffles.
 
     Raises:
         UnsupportedError: names the first one, and why.
@@ -38,12 +39,12 @@ def refuse_others(model: Any) -> Counter[str]:
         if node.op_type in _AT_BUILD or not {*node.output} & (halves | floats):
             continue
         at_end = node.op_type == "Cast" or bool({*node.output} & floats)
-        if at_end and node.op_type not in _PRODUCTS:
+        if node.op_type == SHUFFLE or (at_end and node.op_type not in _PRODUCTS):
             on_gpu[node.op_type] += 1
         elif reason := "FP16 would overflow" if at_end else _why_not(node, weights):
             raise UnsupportedError(
                 f"jetson: a DLA does not compute {node.op_type} {node.name!r}: {reason}",
-                hint=_cure(node.op_type),
+                hint="take the GPU: --target jetson",
             )
     return on_gpu
 
@@ -83,8 +84,3 @@ def _why_not(node: Any, weights: dict[str, Any]) -> str:
     ):
         return "it is grouped or padded"
     return ""
-
-
-def _cure(operator: str) -> str:
-    shuffle = "--set export.shuffle=conv_transpose, or " if operator == "DepthToSpace" else ""
-    return f"{shuffle}the GPU: --target jetson"

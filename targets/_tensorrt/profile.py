@@ -27,7 +27,7 @@ class Profile:
     def of(cls, sizes: Sequence[Size], multiple: int = 1) -> Profile:
         """From the smallest image up to the greatest height and width of `sizes`, tuned for the
         first of them; sides are rounded up to multiples of what the graph takes."""
-        padded = usual_sizes(sizes, multiple)
+        padded = [_pad(size, multiple) for size in sizes or _USUAL]
         most = max(h for h, _ in padded), max(w for _, w in padded)
         lowest = min(_pad((LEAST, LEAST), multiple)[0], *most)
         return cls((lowest, lowest), padded[0], most)
@@ -58,11 +58,6 @@ class Profile:
 
     def __str__(self) -> str:
         return "-".join(f"{width}x{height}" for height, width in self.sizes)
-
-
-def usual_sizes(sizes: Sequence[Size], multiple: int) -> tuple[Size, ...]:
-    """The sizes that were asked for, usual ones where none was, as whole multiples, each once."""
-    return tuple(dict.fromkeys(_pad(size, multiple) for size in sizes or _USUAL))
 
 
 def _pad(size: Size, multiple: int) -> Size:
