@@ -29,8 +29,6 @@ OLDEST = 10  # the first TensorRT with strongly typed networks and dynamic shape
 ASSUMED_SM = "86"  # without a GPU: Ampere, as on Jetson Orin and much in use
 
 _ABOUT_TYPES = re.compile(r"u?int8|zero.?point|\btypes?\b|\bconverting\b|\bcast", re.IGNORECASE)
-# FP16 scales of INT8 convolutions are widened to FP32, which is exact.
-_HARMLESS = re.compile(r"Converting conv (activation|weight) scales to fp32")
 
 
 @dataclass(frozen=True)
@@ -210,7 +208,7 @@ def _log(trt: Api) -> Any:
 
 def doubtful(messages: list[str]) -> list[str]:
     """The messages about types or zero points that change what is computed."""
-    return [m for m in messages if _ABOUT_TYPES.search(m) and not _HARMLESS.search(m)]
+    return [message for message in messages if _ABOUT_TYPES.search(message)]
 
 
 def _write(file: Path, data: bytes) -> None:
