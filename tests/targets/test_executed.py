@@ -87,7 +87,9 @@ def test_a_graph_that_overflows_fp16_is_bf16_by_its_own_account(
     weight.CopyFrom(onnx.numpy_helper.from_array(values, "weight"))
     onnx.save(model, tmp_path / "bright.onnx")
     bright = replace(thirds, file=tmp_path / "bright.onnx")
-    built = usable("jetson").build(BuildRequest(bright, "fp16", tmp_path / "out", noise))
+    host = Host("orin", "ARM", 8, 8 << 30, "Linux aarch64")
+    on = TargetInfo("jetson", "", False, ("fp32", "fp16"), {"tensorrt": "10.16.2"}, host)
+    built = usable("jetson").build(BuildRequest(bright, "fp16", tmp_path / "out", noise, on=on))
     assert (built.precision, built.executes) == ("fp16", "bf16")
     assert "asked for fp16, the runtime executes bf16" in built.notes
     assert any(note.startswith("BF16, not FP16: ") for note in built.notes)
