@@ -209,7 +209,8 @@ def _hosts(now: Measurement, before: Measurement) -> str:
     """Why recorded latencies of two machines say nothing; "" for one machine, set as it was."""
     if now.host and before.host and now.host.id == before.host.id:
         changed = describe_changes(before.conditions, now.conditions)
-        return f"measured under other settings: {changed}" if changed else ""
+        hint = "give the baseline as a bundle"
+        return f"measured under other settings ({changed}): {hint}" if changed else ""
     there, here = (m.host.cpu if m.host else "an unknown machine" for m in (before, now))
     return f"measured on another machine ({there}; now {here}): give the baseline as a bundle"
 

@@ -156,7 +156,7 @@ def test_recorded_latencies_of_another_power_mode_are_not_compared() -> None:
         gates = regress(BaselineConfig(), [now], [other], Beside({}))
         speed = next(gate for gate in gates if gate.name.startswith("slowdown"))
         assert speed.outcome is outcome
-        assert ("settings: power mode MAXN, then 15W" in speed.reason) == (other is before)
+        assert ("settings (power mode MAXN, then 15W)" in speed.reason) == (other is before)
 
 
 @pytest.mark.parametrize(("slower", "wanted"), [(1.1, Outcome.INVALID), (1.4, Outcome.FAIL)])

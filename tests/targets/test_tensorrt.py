@@ -30,7 +30,7 @@ from targets._onnxruntime.session import OrtSession
 from targets._tensorrt import engine
 from targets._tensorrt.cuda import gpu
 from targets._tensorrt.profile import Profile
-from targets._tensorrt.session import InProfile
+from targets._tensorrt.session import InProfile, SizeSessions
 from targets._tensorrt.target import TensorRt
 from targets._tensorrt.types import Parser, type_graph
 from targets.base import BuildRequest, FloatArray, Session, upscale
@@ -269,6 +269,23 @@ def test_an_image_beyond_the_profile_is_cut_or_padded(
     found = InProfile(seen, PROFILE, margin=5, multiple=1).run(lr)
     assert set(seen.sizes) == given
     np.testing.assert_array_equal(found, lr.repeat(2, 2).repeat(2, 3))
+
+
+def test_a_dla_gets_a_session_for_each_size_once() -> None:
+    opened: dict[tuple[int, int], Seen] = {}
+
+    def open_for(size: tuple[int, int]) -> Seen:
+        assert size not in opened
+        return opened.setdefault(size, Seen())
+
+    sessions = SizeSessions(open_for)
+    for size in ((24, 40), (32, 32), (24, 40)):
+        assert sessions.run(np.zeros((1, 3, *size), np.float32)).shape[2] == 2 * size[0]
+    assert {size: one.sizes for size, one in opened.items()} == {
+        (24, 40): [(24, 40)] * 2,
+        (32, 32): [(32, 32)],
+    }
+    sessions.close()
 
 
 def test_a_reference_is_given_the_tiles_of_an_engine() -> None:
