@@ -30,7 +30,7 @@ _LIMITS = ("CPU clock limit", "GPU clock limit")  # a board that is hot lowers t
 _SETTINGS = (
     *("board", "power mode", "container", "cores online"),
     *("CPU governor", "CPU clock floor", "GPU governor", "GPU clock floor"),
-    *_LIMITS,
+    *("GPU parts switched off", "memory clock limit", *_LIMITS),
 )
 
 
@@ -56,6 +56,8 @@ def read_board(root: Path = _ROOT) -> dict[str, str]:
         "GPU clock": _range_mhz([p / "cur_freq" for p in _gpus(root)], 1e6),
         "GPU clock floor": _range_mhz([p / "min_freq" for p in _gpus(root)], 1e6),
         "GPU clock limit": _range_mhz([p / "max_freq" for p in _gpus(root)], 1e6),
+        "GPU parts switched off": _each(p / "device/tpc_pg_mask" for p in _gpus(root)),
+        "memory clock limit": _range_mhz([root / "sys/kernel/nvpmodel_clk_cap/emc"], 1e6),
         "temperatures": ", ".join(f"{n} {t:.1f} °C" for n, t in _temperatures(_zones(root))),
     }
     return {name: value for name, value in found.items() if value}

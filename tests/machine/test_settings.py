@@ -114,13 +114,20 @@ def test_limits_of_clocks_are_no_setting_while_the_board_cools_itself(tmp_path: 
         f"{gpu}/max_freq": "1020000000",
         f"{gpu}/min_freq": "306000000",
         f"{gpu}/cur_freq": "612000000",
+        f"{gpu}/device/tpc_pg_mask": "252",
+        "sys/kernel/nvpmodel_clk_cap/emc": "3199000000",
         f"{cooling}/type": "devfreq-17000000.gpu",
         f"{cooling}/cur_state": "0",
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    cool = {"GPU clock floor": "306 MHz", "GPU clock limit": "1020 MHz"}
+    cool = {
+        "GPU clock floor": "306 MHz",
+        "GPU parts switched off": "252",
+        "memory clock limit": "3199 MHz",
+        "GPU clock limit": "1020 MHz",
+    }
     assert read_settings(tmp_path) == cool
     (tmp_path / gpu / "max_freq").write_text("612000000")
     assert describe_changes(cool, read_settings(tmp_path)) == (
