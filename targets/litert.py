@@ -14,6 +14,7 @@ from targets.base import BuildRequest, Feature, Target, version_of
 
 if TYPE_CHECKING:
     from mipkd.core.records import Built
+    from targets._litert.tuner import LiteRtTuner
 
 _INSTALL = 'pip install "mipkd-pipeline[litert]"'
 
@@ -22,12 +23,12 @@ class LiteRt(Target):
     """LiteRT's interpreter on the CPU."""
 
     name = "litert"
-    features = frozenset({Feature.UINT8_IO})
+    features = frozenset({Feature.FLOAT_SEARCH, Feature.UINT8_IO})
     options = OPTIONS
 
     def precisions(self) -> tuple[str, ...]:
         """FP32, weights in FP16, INT8."""
-        return ("fp32", "fp16")
+        return ("fp32", "fp16", "int8")
 
     def why_not(self) -> str:
         """Only ai-edge-litert can be missing."""
@@ -53,9 +54,15 @@ class LiteRt(Target):
         from targets._litert.stored import FP16_NOTE, UINT8_NOTE, store_fp16, take_uint8
 
         request.out.mkdir(parents=True, exist_ok=True)
-        file, notes = request.out / "model.tflite", []
+        file = request.out / "model.tflite"
+        notes: list[str] = []
         net = convert(request.graph.file, request.graph.multiple)
-        if request.precision == "fp16":
+        if request.precision == "int8":
+            from targets._litert.quantize import quantize_graph
+
+            net, found = quantize_graph(request, net)
+            notes += found
+        elif request.precision == "fp16":
             store_fp16(net)
             notes.append(FP16_NOTE)
         if request.uint8_io:
@@ -67,6 +74,12 @@ class LiteRt(Target):
         if request.is_local:
             executes = executed_precision(count_kernels(file, request.graph.multiple))
         return self.describe(request, file, executes=executes, notes=notes)
+
+    def tuner(self, request: BuildRequest) -> LiteRtTuner:
+        """Candidates for a search."""
+        from targets._litert.tuner import LiteRtTuner
+
+        return LiteRtTuner(request)
 
     def open(self, built: Built) -> LiteRtSession:
         """A session on all cores."""

@@ -71,7 +71,9 @@ def write(net: Net) -> bytes:
     s = schema()
     writer = _Writer(s, net)
     graph = s.SubGraphT()
-    for name in [net.image, *net.constants, *(o for op in net.ops for o in op.outputs)]:
+    read = {name for op in net.ops for name in op.inputs}
+    constants = [name for name in net.constants if name in read]
+    for name in [net.image, *constants, *(o for op in net.ops for o in op.outputs)]:
         writer.add_tensor(name)
     graph.tensors = writer.tensors
     graph.inputs, graph.outputs = [writer.index[net.image]], [writer.index[net.result]]
@@ -80,7 +82,9 @@ def write(net: Net) -> bytes:
     model = s.ModelT()
     model.version, model.description = 3, b"mipkd-pipeline"
     model.operatorCodes, model.subgraphs = writer.codes, [graph]
-    sizes = {n: [[x.times, x.over, x.add] for x in sides] for n, sides in net.sizes.items()}
+    sizes = {
+        n: [[x.times, x.over, x.add] for x in sides] for n, sides in net.sizes.items() if n in read
+    }
     about = s.MetadataT()
     about.name, about.buffer = _SIZES.encode(), writer.add_buffer(json.dumps(sizes).encode())
     model.metadata, model.buffers = [about], writer.buffers

@@ -102,7 +102,7 @@ class Builder:
 
     def tensor(self, name: str) -> str:
         """The name here of a tensor that is no constant."""
-        return self._real[name]
+        return str(self._real[name])
 
     def add(self, code: str, node: Any, inputs: list[str], output: str = "", **options: Any) -> str:
         """Add an operator of a node; `inputs` are names in ONNX or here; gives its output's name.
@@ -123,6 +123,11 @@ class Builder:
         self._real[output] = made
         if count := self.channels(output):
             self.net.channels[made] = count
+
+    def mark_parts(self, node: Any) -> None:
+        """Say of a node's operators that none of them alone is the node."""
+        for op in self.net.ops:
+            op.whole = op.whole and op.name != node.name
 
     def alias(self, node: Any) -> None:
         """What the node makes is what it reads, by another name."""

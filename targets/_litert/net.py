@@ -28,6 +28,7 @@ class Op:
     options: dict[str, Any] = field(default_factory=dict)
     # Which input of the ONNX graph reads each of `inputs`; none for what is not read there.
     edges: list[Edge | None] = field(default_factory=list)
+    whole: bool = True  # whether it alone is that node
     moves: bool = False  # a convolution of ones and zeros: its output has its input's values
 
 

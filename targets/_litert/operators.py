@@ -85,8 +85,8 @@ def _clip(builder: Builder, node: Any) -> None:
             raise refuse(node, "bounds that are computed")
         bounds.append(float(builder.values[given].reshape(())) if given else stated.get(name))
     least, most = (None if b is None or abs(b) > 3e38 else b for b in bounds)
-    known = {(0, None): "RELU", (0, 6): "RELU6", (-1, 1): "RELU_N1_TO_1"}
-    if code := known.get((least, most)):
+    known = {(0.0, None): "RELU", (0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1"}
+    if least is not None and (code := known.get((least, most))):
         builder.add(code, node, [node.input[0]])
         return
     source = node.input[0]
@@ -290,6 +290,7 @@ def _layer_norm(builder: Builder, node: Any) -> None:
     else:
         add("MUL", node, [plain, gain])
     builder.last.add(node.output[0])
+    builder.mark_parts(node)
 
 
 def _pow(builder: Builder, node: Any) -> None:
@@ -300,6 +301,7 @@ def _pow(builder: Builder, node: Any) -> None:
         builder.add("SQRT", node, [node.input[0]])
     else:
         builder.add("MUL", node, [node.input[0]] * 2)
+    builder.mark_parts(node)
     _follow(builder, node)
 
 

@@ -61,7 +61,7 @@ def _reorder(net: Net, tensor: str, order: Array, reader: Op) -> str:
 
 def _can_reorder(net: Net, maker: Op) -> bool:
     if maker.code == "CONV_2D":  # channels of a group stay together
-        return net.constants[maker.inputs[1]].shape[3] == _channels(net, maker.inputs[0])
+        return int(net.constants[maker.inputs[1]].shape[3]) == _channels(net, maker.inputs[0])
     if len(set(maker.inputs)) < len(maker.inputs):
         return False
     return maker.code in _OF_ONE or (maker.code in _POINTWISE and _same_channels(net, maker))
