@@ -17,6 +17,8 @@ from targets._litert.pads import no_pads, pad, pool_padding
 
 Rule = Callable[[Builder, Any], None]
 
+_JOINED = 4  # tensors that XNNPACK joins at a time
+_FEW = 16  # channels that a convolution may repeat: more are faster resized on the CPU
 _AXES = {0: 0, 1: 3, 2: 1, 3: 2}  # where an axis of NCHW lies in NHWC
 
 
@@ -111,7 +113,11 @@ def _concat(builder: Builder, node: Any) -> None:
         raise refuse(node, "of constants")
     turned = any(name in builder.last for name in node.input)
     axis = axis if turned else _AXES[axis]
-    builder.add("CONCATENATION", node, list(node.input), axis=axis)
+    names = list(node.input)
+    while len(names) > _JOINED:
+        part = f"{node.output[0]}_part"
+        names[:_JOINED] = [builder.add("CONCATENATION", node, names[:_JOINED], part, axis=axis)]
+    builder.add("CONCATENATION", node, names, axis=axis)
     _follow(builder, node)
 
 
@@ -255,10 +261,34 @@ def _resize(builder: Builder, node: Any) -> None:
         if not centred and (how, rounding) != ("asymmetric", "floor"):
             raise refuse(node, f"nearest, {how}, {rounding}")
         options = {"alignCorners": False, "halfPixelCenters": False}
+        if exact and _repeat(builder, node):
+            return
     code = "RESIZE_BILINEAR" if mode == "linear" else "RESIZE_NEAREST_NEIGHBOR"
     name = builder.constant(f"{node.output[0]}_size", [0, 0], np.int32)
     builder.net.sizes[name] = sides
     builder.add(code, node, [node.input[0], name], **options)
+
+
+def _repeat(builder: Builder, node: Any) -> bool:
+    """Repeat each pixel, of a tensor of few channels, by a convolution and a pixel shuffle: XNNPACK
+    knows no RESIZE_NEAREST_NEIGHBOR. Gives whether it could."""
+    scales = builder.values.get(node.input[2 if node.op_type == "Resize" else 1])
+    channels = builder.channels(node.input[0])
+    if scales is None or scales.size != 4 or not 0 < channels <= _FEW:
+        return False
+    times = int(scales[3])
+    if times < 2 or scales.tolist() != [1, 1, times, times]:
+        return False
+    weights = np.tile(np.eye(channels, dtype=np.float32), (times**2, 1))[:, None, None, :]
+    names = [
+        builder.constant(f"{node.output[0]}_{part}", values)
+        for part, values in (("ones", weights), ("zeros", np.zeros(len(weights))))
+    ]
+    repeated, inputs = f"{node.output[0]}_repeated", [node.input[0], *names]
+    source = builder.add("CONV_2D", node, inputs, repeated, padding="VALID", strideH=1, strideW=1)
+    builder.net.ops[-1].moves = True
+    builder.add("DEPTH_TO_SPACE", node, [source], blockSize=times)
+    return True
 
 
 def _transpose(builder: Builder, node: Any) -> None:

@@ -181,6 +181,18 @@ def test_a_graph_that_splits_and_joins(tmp_path: Path) -> None:
     assert codes.count("CONV_2D") == 2
 
 
+def test_xnnpack_takes_wide_joints_and_repeated_pixels(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Concat", ["lr"] * 7, ["all"], axis=1),
+        helper.make_node("Slice", ["all", "begin", "end", "channel"], ["some"]),
+        helper.make_node("Resize", ["lr", "", "double"], ["large"]),
+        helper.make_node("Resize", ["some", "", "double"], ["larger"], **LINEAR),
+        helper.make_node("Concat", ["large", "larger"], ["sr"], axis=1),
+    ]
+    content = assert_same(save(nodes, tmp_path / "model.onnx"))
+    assert left_by_xnnpack(at_size(content, (1, 8, 8, CHANNELS))) == []
+
+
 def test_a_size_taken_from_another_feature_map(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Shape", ["lr"], ["size"], start=2),
