@@ -286,7 +286,7 @@ def _repeat(builder: Builder, node: Any) -> bool:
     ]
     repeated, inputs = f"{node.output[0]}_repeated", [node.input[0], *names]
     source = builder.add("CONV_2D", node, inputs, repeated, padding="VALID", strideH=1, strideW=1)
-    builder.net.ops[-1].moves = True
+    builder.net.ops[-1].role = "moves"
     builder.add("DEPTH_TO_SPACE", node, [source], blockSize=times)
     return True
 

@@ -16,13 +16,14 @@ import numpy as np
 from mipkd.core.errors import StageError
 from mipkd.core.records import QuantParams, QuantScheme
 from targets._litert.net import Array, Edge, Grid, Net, Op
+from targets._litert.passes import split_slopes
 from targets._litert.ranges import (
     CLIPS,
     COMPUTES,
-    FOLLOWS,
     WHOLE,
     Group,
     clip_bounds,
+    follows,
     group,
     measure_ranges,
     moves,
@@ -135,7 +136,7 @@ class Int8:
         for op in self.net.ops:
             read = [makers.get(n) for n in op.inputs if n not in self.net.constants]
             whole = all(one is not None and _key(one) in inside for one in read)
-            if wants(op) or ((moves(op) or op.code in FOLLOWS) and whole):
+            if wants(op) or ((moves(op) or follows(op)) and whole):
                 inside.add(_key(op))
         return inside
 
@@ -181,7 +182,7 @@ class Int8:
 
 
 def _has_int8(op: Op) -> bool:
-    return op.code in COMPUTES and op.whole and not op.moves
+    return op.code in COMPUTES and op.whole and not op.role
 
 
 def _key(op: Op) -> str:
@@ -272,6 +273,7 @@ def quantize_graph(request: BuildRequest, net: Net) -> tuple[Net, tuple[str, ...
 
     assert request.patches is not None, "accepted with them"
     scheme, plan = request.scheme, request.plan
+    split_slopes(net)
     ranges = measure_ranges(net, request.patches, plan.ranges if plan else WHOLE)
     int8 = Int8.of(net, ranges, scheme)
     known = {op.name for op in int8.operations()}

@@ -41,6 +41,7 @@ def weights(*shape: int) -> FloatArray:
 
 CONSTANTS: dict[str, Any] = {
     "w": weights(12, 12, 3, 3),
+    "head": weights(12, 3, 3, 3),
     "grouped": weights(12, 4, 3, 3),
     "each": weights(24, 1, 3, 3),
     "dot": weights(12, 24, 1, 1),
@@ -275,6 +276,31 @@ def test_a_shuffle_by_a_transposed_convolution(
     built = find("litert").build(BuildRequest(graph, "fp32", tmp_path / "fp32"))
     with closing(find("litert").open(built)) as session:
         assert session.run(lr) == pytest.approx(by_onnxruntime(graph.file, lr), abs=1e-5)
+
+
+def test_int8_of_slopes_stays_in_one_delegate(patches: PatchSet, tmp_path: Path) -> None:
+    """Below and above one, by other operators that give the same."""
+    slopes = numpy_helper.from_array(np.linspace(-0.5, 2, 12, dtype=np.float32)[:, None, None], "s")
+    nodes = [
+        helper.make_node("Conv", ["lr", "head"], ["a"], "first", pads=[1, 1, 1, 1]),
+        helper.make_node("PRelu", ["a", "s"], ["b"], "slopes"),
+        helper.make_node("Conv", ["b", "w"], ["c"], "last", pads=[1, 1, 1, 1]),
+        helper.make_node("DepthToSpace", ["c"], ["sr"], "shuffle", blocksize=2, mode="CRD"),
+    ]
+    file = save(nodes, tmp_path / "model.onnx", channels=3)
+    model = onnx.load(file)
+    model.graph.initializer.append(slopes)
+    onnx.save(model, file)
+    graph = Graph(file, "", "student", scale=2, multiple=1, opset=20, family="onnx")
+    tuner = find("litert").tuner(BuildRequest(graph, "int8", tmp_path, patches))
+    assert tuner is not None
+    assert left_by_xnnpack(at_size(write(tuner.quantized("whole", ())), (1, 32, 32, 3))) == []
+    lr = np.random.default_rng(1).random((1, 3, 16, 16), dtype=np.float32)
+    wanted = by_onnxruntime(file, lr)
+    with closing(tuner.session("whole", ("first", "last"), "fp32")) as session:
+        assert session.run(lr) == pytest.approx(wanted, abs=1e-5)
+    with closing(tuner.session("whole", (), "fp32")) as session:
+        assert np.abs(session.run(lr) - wanted.clip(0, 1)).mean() < 0.02
 
 
 def test_int8_rounds_the_result_to_the_levels_of_pixels(
