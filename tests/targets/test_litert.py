@@ -326,7 +326,10 @@ def test_an_image_that_is_too_small_is_refused(tmp_path: Path) -> None:
 
 def test_what_is_no_model_is_refused(thirds: Graph, tmp_path: Path) -> None:
     built = find("litert").build(BuildRequest(thirds, "fp32", tmp_path / "out"))
-    (tmp_path / "bad.tflite").write_bytes(b"nothing")
-    for name, named in (("bad.tflite", "no LiteRT model"), ("model.onnx", "does not end in")):
-        with pytest.raises(UsageError, match=named):
-            find("litert").open(replace(built, file=tmp_path / name))
+    whole = built.file.read_bytes()
+    for content in (b"", b"nothing", whole[:40], whole[: len(whole) // 2], whole[:8] + bytes(400)):
+        (tmp_path / "bad.tflite").write_bytes(content)
+        with pytest.raises(UsageError, match="no LiteRT model"):
+            find("litert").open(replace(built, file=tmp_path / "bad.tflite"))
+    with pytest.raises(UsageError, match="does not end in"):
+        find("litert").open(replace(built, file=thirds.file))
