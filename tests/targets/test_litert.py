@@ -48,6 +48,7 @@ CONSTANTS: dict[str, Any] = {
     "bias": weights(12),
     "turned": weights(12, 12, 4, 4),
     "slope": weights(12, 1, 1),
+    "steep": np.linspace(-0.5, 2, 12, dtype=np.float32)[:, None, None],
     "vector": weights(1, 12, 1, 1),
     "one": np.array(1, np.float32),
     "zero": np.array(0, np.float32),
@@ -118,8 +119,8 @@ PARTS: dict[str, list[Node]] = {
 }
 
 
-def chain(parts: Sequence[Node], file: Path) -> Path:
-    """One operator behind another, from an image of 12 channels."""
+def chain(parts: Sequence[Node], file: Path, channels: int = CHANNELS) -> Path:
+    """One operator behind another."""
     nodes, name = [], "lr"
     for number, (kind, constants, stated) in enumerate(parts):
         made = f"t{number}" if number + 1 < len(parts) else "sr"
@@ -127,7 +128,7 @@ def chain(parts: Sequence[Node], file: Path) -> Path:
             helper.make_node(kind, [name, *constants], [made], f"{kind}{number}", **stated)
         )
         name = made
-    return save(nodes, file)
+    return save(nodes, file, channels)
 
 
 def save(nodes: list[Any], file: Path, channels: int = CHANNELS) -> Path:
@@ -278,29 +279,38 @@ def test_a_shuffle_by_a_transposed_convolution(
         assert session.run(lr) == pytest.approx(by_onnxruntime(graph.file, lr), abs=1e-5)
 
 
-def test_int8_of_slopes_stays_in_one_delegate(patches: PatchSet, tmp_path: Path) -> None:
-    """Below and above one, by other operators that give the same."""
-    slopes = numpy_helper.from_array(np.linspace(-0.5, 2, 12, dtype=np.float32)[:, None, None], "s")
-    nodes = [
-        helper.make_node("Conv", ["lr", "head"], ["a"], "first", pads=[1, 1, 1, 1]),
-        helper.make_node("PRelu", ["a", "s"], ["b"], "slopes"),
-        helper.make_node("Conv", ["b", "w"], ["c"], "last", pads=[1, 1, 1, 1]),
-        helper.make_node("DepthToSpace", ["c"], ["sr"], "shuffle", blocksize=2, mode="CRD"),
-    ]
-    file = save(nodes, tmp_path / "model.onnx", channels=3)
-    model = onnx.load(file)
-    model.graph.initializer.append(slopes)
-    onnx.save(model, file)
-    graph = Graph(file, "", "student", scale=2, multiple=1, opset=20, family="onnx")
+BETWEEN: dict[str, list[Node]] = {
+    **{name: PARTS[name] for name in ("leaky", "gelu", "sigmoid", "slopes", "mean", "enlarged")},
+    **{name: PARTS[name] for name in ("clip to 1", "clip to 6", "clip", "padded", "nearest")},
+    **{name: PARTS[name] for name in ("pooled", "pooled, same", "scalar", "transposed")},
+    **{name: PARTS[name] for name in ("strided", "grouped", "depthwise", "power", "normalised")},
+    "tanh": [("Tanh", [], {})],
+    "hard swish": [("HardSwish", [], {})],
+    "slopes above one": [("PRelu", ["steep"], {})],
+}
+
+
+@pytest.mark.parametrize("parts", BETWEEN)
+def test_int8_stays_in_one_delegate_and_near_the_floats(
+    parts: str, patches: PatchSet, tmp_path: Path
+) -> None:
+    first = ("Conv", ["head"], {"pads": [1, 1, 1, 1]})
+    file = chain(
+        [first, *BETWEEN[parts], ("Conv", ["w"], {"pads": [1, 1, 1, 1]})],
+        tmp_path / "model.onnx",
+        channels=3,
+    )
+    graph = Graph(file, "", "student", scale=1, multiple=2, opset=20, family="onnx")
     tuner = find("litert").tuner(BuildRequest(graph, "int8", tmp_path, patches))
     assert tuner is not None
     assert left_by_xnnpack(at_size(write(tuner.quantized("whole", ())), (1, 32, 32, 3))) == []
     lr = np.random.default_rng(1).random((1, 3, 16, 16), dtype=np.float32)
     wanted = by_onnxruntime(file, lr)
-    with closing(tuner.session("whole", ("first", "last"), "fp32")) as session:
+    every = [op.name for op in tuner.operations()]
+    with closing(tuner.session("whole", every, "fp32")) as session:
         assert session.run(lr) == pytest.approx(wanted, abs=1e-5)
     with closing(tuner.session("whole", (), "fp32")) as session:
-        assert np.abs(session.run(lr) - wanted.clip(0, 1)).mean() < 0.02
+        assert np.abs(session.run(lr).clip(0, 1) - wanted.clip(0, 1)).mean() < 0.02
 
 
 def test_int8_rounds_the_result_to_the_levels_of_pixels(
