@@ -12,20 +12,20 @@ from typing import Any
 import numpy as np
 
 from targets._litert.convolutions import conv, conv_transpose
-from targets._litert.from_onnx import Builder, attributes, refuse
+from targets._litert.from_onnx import AXES, Builder, attributes, follow_layout, refuse
 from targets._litert.pads import no_pads, pad, pool_padding
+from targets._litert.slices import split, take_slice
 
 Rule = Callable[[Builder, Any], None]
 
 _JOINED = 4  # tensors that XNNPACK joins at a time
 _FEW = 16  # channels that a convolution may repeat: more are faster resized on the CPU
-_AXES = {0: 0, 1: 3, 2: 1, 3: 2}  # where an axis of NCHW lies in NHWC
 
 
 def _binary(code: str) -> Rule:
     def rule(builder: Builder, node: Any) -> None:
         builder.add(code, node, [builder.operand(node, 0), builder.operand(node, 1)])
-        _follow(builder, node)
+        follow_layout(builder, node)
 
     return rule
 
@@ -33,24 +33,14 @@ def _binary(code: str) -> Rule:
 def _unary(code: str, **options: Any) -> Rule:
     def rule(builder: Builder, node: Any) -> None:
         builder.add(code, node, [node.input[0]], **options)
-        _follow(builder, node)
+        follow_layout(builder, node)
 
     return rule
 
 
-def _follow(builder: Builder, node: Any) -> None:
-    """What is made of tensors with channels last has them there too."""
-    read = [name for name in node.input if name in builder.last]
-    features = [name for name in node.input if name and name not in builder.values]
-    if read and len(read) < len(features):
-        raise refuse(node, "of tensors in two layouts")
-    if read:
-        builder.last.add(node.output[0])
-
-
 def _alias(builder: Builder, node: Any) -> None:
     builder.alias(node)
-    _follow(builder, node)
+    follow_layout(builder, node)
 
 
 def _leaky(builder: Builder, node: Any) -> None:
@@ -112,76 +102,13 @@ def _concat(builder: Builder, node: Any) -> None:
     if any(name in builder.values for name in node.input):
         raise refuse(node, "of constants")
     turned = any(name in builder.last for name in node.input)
-    axis = axis if turned else _AXES[axis]
+    axis = axis if turned else AXES[axis]
     names = list(node.input)
     while len(names) > _JOINED:
         part = f"{node.output[0]}_part"
         names[:_JOINED] = [builder.add("CONCATENATION", node, names[:_JOINED], part, axis=axis)]
     builder.add("CONCATENATION", node, names, axis=axis)
-    _follow(builder, node)
-
-
-def _slice(builder: Builder, node: Any) -> None:
-    starts, ends, axes, steps = _slice_bounds(builder, node)
-    begin, end, stride = [0] * 4, [0] * 4, [1] * 4
-    begin_mask = end_mask = 0b1111
-    for start, stop, axis, step in zip(starts, ends, axes, steps, strict=True):
-        at = axis % 4 if node.input[0] in builder.last else _AXES[axis % 4]
-        begin[at], stride[at] = int(start), int(step)
-        begin_mask &= ~(1 << at)
-        if stop < 2**31 - 1:
-            end[at] = int(stop)
-            end_mask &= ~(1 << at)
-    _strided_slice(builder, node, node.output[0], (begin, end, stride), begin_mask, end_mask)
-    _follow(builder, node)
-
-
-def _slice_bounds(builder: Builder, node: Any) -> list[list[int]]:
-    stated = attributes(node)
-    if "starts" in stated:  # before opset 10
-        starts, ends = list(stated["starts"]), list(stated["ends"])
-        return [starts, ends, list(stated.get("axes", range(len(starts)))), [1] * len(starts)]
-    given = [builder.values.get(name) for name in node.input[1:]]
-    if any(value is None for value, name in zip(given, node.input[1:], strict=True) if name):
-        raise refuse(node, "bounds that are computed")
-    starts, ends = (np.ravel(value).tolist() for value in given[:2] if value is not None)
-    axes = given[2] if len(given) > 2 and given[2] is not None else np.arange(len(starts))
-    steps = given[3] if len(given) > 3 and given[3] is not None else np.ones(len(starts), int)
-    return [starts, ends, np.ravel(axes).tolist(), np.ravel(steps).tolist()]
-
-
-def _split(builder: Builder, node: Any) -> None:
-    stated = attributes(node)
-    axis = _AXES[stated.get("axis", 0) % 4]
-    given = builder.values.get(node.input[1]) if len(node.input) > 1 else stated.get("split")
-    if given is None:
-        raise refuse(node, "into parts of unstated sizes")
-    first = 0
-    for name, size in zip(node.output, np.ravel(given).tolist(), strict=True):
-        begin, end = [0] * 4, [0] * 4
-        begin[axis], end[axis] = first, first + size
-        mask = 0b1111 & ~(1 << axis)
-        _strided_slice(builder, node, name, (begin, end, [1] * 4), mask, mask)
-        first += size
-
-
-def _strided_slice(
-    builder: Builder,
-    node: Any,
-    output: str,
-    bounds: tuple[list[int], list[int], list[int]],
-    begin_mask: int,
-    end_mask: int,
-) -> None:
-    names = [
-        builder.constant(f"{output}_{part}", values, np.int32)
-        for part, values in zip(("begin", "end", "stride"), bounds, strict=True)
-    ]
-    inputs = [node.input[0], *names]
-    made = builder.add(
-        "STRIDED_SLICE", node, inputs, output, beginMask=begin_mask, endMask=end_mask
-    )
-    builder.name(output, made)
+    follow_layout(builder, node)
 
 
 def _depth_to_space(builder: Builder, node: Any) -> None:
@@ -205,7 +132,7 @@ def _reduce(code: str) -> Rule:
             axes = builder.values[node.input[1]].tolist()
         if axes is None or not stated.get("keepdims", 1):
             raise refuse(node, "that drops dimensions")
-        turned = [a % 4 if node.input[0] in builder.last else _AXES[a % 4] for a in axes]
+        turned = [a % 4 if node.input[0] in builder.last else AXES[a % 4] for a in axes]
         _add_reduction(builder, node, code, turned)
 
     return rule
@@ -218,7 +145,7 @@ def _pool_all(code: str) -> Rule:
 def _add_reduction(builder: Builder, node: Any, code: str, axes: list[int]) -> None:
     name = builder.constant(f"{node.output[0]}_axes", sorted(axes), np.int32)
     builder.add(code, node, [node.input[0], name], keepDims=True)
-    _follow(builder, node)
+    follow_layout(builder, node)
 
 
 def _pool(code: str) -> Rule:
@@ -335,7 +262,7 @@ def _pow(builder: Builder, node: Any) -> None:
     else:
         builder.add("MUL", node, [node.input[0]] * 2)
     builder.mark_parts(node)
-    _follow(builder, node)
+    follow_layout(builder, node)
 
 
 RULES: dict[str, Rule] = {
@@ -371,9 +298,9 @@ RULES: dict[str, Rule] = {
     "Relu": _unary("RELU"),
     "Resize": _resize,
     "Sigmoid": _unary("LOGISTIC"),
-    "Slice": _slice,
+    "Slice": take_slice,
     "SpaceToDepth": _space_to_depth,
-    "Split": _split,
+    "Split": split,
     "Sqrt": _unary("SQRT"),
     "Sub": _binary("SUB"),
     "Tanh": _unary("TANH"),

@@ -76,6 +76,12 @@ PARTS: dict[str, list[Node]] = {
     "grouped": [("Conv", ["grouped"], {"group": 3, "pads": [1, 1, 1, 1]})],
     "depthwise": [("Conv", ["each"], {"group": 12}), ("Conv", ["dot"], {})],
     "transposed": [("ConvTranspose", ["turned"], {"strides": [2, 2], "pads": [1, 1, 1, 1]})],
+    "transposed, uneven": [
+        ("ConvTranspose", ["turned"], {"strides": [2, 2], "pads": [2, 1, 2, 0]})
+    ],
+    "transposed, more": [
+        ("ConvTranspose", ["w"], {"strides": [2, 2], "pads": [1] * 4, "output_padding": [1, 1]})
+    ],
     "transposed, valid": [("ConvTranspose", ["turned"], {"strides": [4, 4]})],
     "fused": [("Conv", ["w"], {}), ("Relu", [], {})],
     "clip to 6": [("Clip", ["zero", "six"], {})],
@@ -283,6 +289,7 @@ BETWEEN: dict[str, list[Node]] = {
     **{name: PARTS[name] for name in ("leaky", "gelu", "sigmoid", "slopes", "mean", "enlarged")},
     **{name: PARTS[name] for name in ("clip to 1", "clip to 6", "clip", "padded", "nearest")},
     **{name: PARTS[name] for name in ("pooled", "pooled, same", "scalar", "transposed")},
+    "transposed, uneven": PARTS["transposed, uneven"],
     **{name: PARTS[name] for name in ("strided", "grouped", "depthwise", "power", "normalised")},
     "tanh": [("Tanh", [], {})],
     "hard swish": [("HardSwish", [], {})],
