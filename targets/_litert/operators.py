@@ -253,6 +253,21 @@ def _layer_norm(builder: Builder, node: Any) -> None:
     builder.mark_parts(node)
 
 
+def _batch_norm(builder: Builder, node: Any) -> None:
+    """As it is in inference: a factor and a shift of each channel."""
+    if node.input[0] in builder.last or any(name not in builder.values for name in node.input[1:]):
+        raise refuse(node, "in training, or of another layout")
+    gain, shift, mean, variance = (builder.values[name] for name in node.input[1:5])
+    factor = gain / np.sqrt(variance + attributes(node).get("epsilon", 1e-5))
+    names = [
+        builder.constant(f"{node.name}_{part}", values.reshape(1, 1, 1, -1))
+        for part, values in (("factor", factor), ("shift", shift - mean * factor))
+    ]
+    scaled = builder.add("MUL", node, [node.input[0], names[0]], f"{node.output[0]}_scaled")
+    builder.add("ADD", node, [scaled, names[1]])
+    builder.mark_parts(node)
+
+
 def _pow(builder: Builder, node: Any) -> None:
     power = builder.values.get(node.input[1])
     if power is None or power.size != 1 or float(power.reshape(())) not in (0.5, 2.0):
@@ -269,6 +284,7 @@ RULES: dict[str, Rule] = {
     "Abs": _unary("ABS"),
     "Add": _binary("ADD"),
     "AveragePool": _pool("AVERAGE_POOL_2D"),
+    "BatchNormalization": _batch_norm,
     "Cast": _alias,
     "Clip": _clip,
     "Concat": _concat,

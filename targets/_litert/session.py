@@ -135,10 +135,8 @@ def _interpret(
 
 
 def count_kernels(file: Path, multiple: int) -> dict[str, int]:
-    """A model's convolutions by the precision of what they read.
-
-    Empty where XNNPACK takes less than all of them: which ones it took is not told.
-    """
+    """A model's convolutions by the type of what they read, in which XNNPACK and LiteRT's own
+    kernels compute them."""
     side = -(-_SIDE // multiple) * multiple
     interpreter = interpret(at_size(_read(file), (1, side, side, 3)))
     found: Counter[str] = Counter()

@@ -65,6 +65,7 @@ CONSTANTS: dict[str, Any] = {
     "around": np.array([0, 0, 1, 2, 0, 0, 3, 0]),
     "more": np.array([0, 0, 0, 0, 0, 1, 0, 0]),
     "gain": weights(12),
+    "spread": np.linspace(0.1, 2, 12, dtype=np.float32),
 }
 FLOOR = {"nearest_mode": "floor"}
 LINEAR = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
@@ -105,6 +106,7 @@ PARTS: dict[str, list[Node]] = {
     ],
     "slice": [("Slice", ["begin", "end", "channel"], {})],
     "mirrored": [("Pad", ["around"], {"mode": "reflect"})],
+    "batch normalised": [("BatchNormalization", ["gain", "bias", "bias", "spread"], {})],
     "padded": [("Pad", ["around"], {})],
     "another channel": [("Pad", ["more", "one"], {})],
     "shuffled": [("Conv", ["w"], {}), ("DepthToSpace", [], {"blocksize": 2, "mode": "CRD"})],
