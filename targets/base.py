@@ -75,6 +75,7 @@ class Feature(Enum):
     FIXED_INT8 = "fixed_int8"  # `quant_scheme`: a student can be trained for its one INT8 recipe
     UINT8_IO = "uint8_io"  # builds models that take and give uint8
     FROM_NET = "from_net"  # builds from the torch net: not of a student that came as a graph
+    SIZES = "sizes"  # what it builds depends on `BuildRequest.sizes`
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,14 @@ class BuildRequest:
     scheme: QuantScheme | None = None  # learned together with the weights of `graph`
     uint8_io: bool = False  # uint8 in and out; clipping and rounding in the model
     load_net: NetLoader | None = None  # for targets that start from the torch net
+    # LR height and width that it will run at, the one that is judged first, tiles last; empty: any.
+    sizes: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def padded_sizes(self) -> tuple[tuple[int, int], ...]:
+        """`sizes` as the model sees them: up to whole multiples of the graph's, each once."""
+        step = self.graph.multiple
+        return tuple(dict.fromkeys((h + -h % step, w + -w % step) for h, w in self.sizes))
 
     @property
     def is_local(self) -> bool:

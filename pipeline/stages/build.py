@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from mipkd.core import plugins
 from mipkd.core.errors import UnsupportedError
@@ -26,6 +26,8 @@ class BuildConfig(BaseModel):
 
     # "uint8": range, clipping and rounding happen in the model, where its target can do that.
     pixels: Literal["float32", "uint8"] = "float32"
+    # LR pixels a side of the tiles of larger images, for targets that build for some sizes.
+    tile: int = Field(default=256, ge=64, le=2048)
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,10 @@ class BuildInputs:
     calibration: Ref[PatchSet] | None
     plan: Ref[QuantPlan] | None
     photos: NotInKey[Ref[PatchSet] | None] = field(default_factory=lambda: NotInKey(None))
+    sizes: tuple[tuple[int, int], ...] = ()  # LR, where the target builds for some sizes
 
 
-@stage(version=13, apart=True)
+@stage(version=14, apart=True)
 def build(inputs: BuildInputs, *, out: Path) -> Built:
     """The model in the target's own format, with the versions of what built it here.
 
@@ -64,6 +67,7 @@ def build(inputs: BuildInputs, *, out: Path) -> Built:
         scheme=tuned.rounding if tuned else None,
         uint8_io=inputs.config.pixels == "uint8",
         load_net=load_deployed,
+        sizes=inputs.sizes,
     )
     built = target.build(request)
     if inputs.info.local and target.makes_pixels and PRECISIONS[inputs.precision].is_float:
