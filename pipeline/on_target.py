@@ -99,7 +99,7 @@ class OnTarget:
             return ()
         measured, tile = self.on.config.bench.sizes, self.on.config.build.tile
         judged = self.on.config.gates.size or max(measured, key=prod)
-        return tuple(dict.fromkeys((judged, *measured, (tile, tile))))
+        return tuple(dict.fromkeys((judged, *measured, *([(tile, tile)] if tile else ()))))
 
     def _measure(self, some: Sequence[Ref[Built]]) -> Measured:
         on = self.on

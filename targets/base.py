@@ -76,6 +76,7 @@ class Feature(Enum):
     UINT8_IO = "uint8_io"  # builds models that take and give uint8
     FROM_NET = "from_net"  # builds from the torch net: not of a student that came as a graph
     SIZES = "sizes"  # what it builds depends on `BuildRequest.sizes`
+    FIXED_SIZES = "fixed_sizes"  # builds models for those sizes alone
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,8 @@ class BuildRequest:
     load_net: NetLoader | None = None  # for targets that start from the torch net
     # LR height and width that it will run at, the one that is judged first, tiles last; empty: any.
     sizes: tuple[tuple[int, int], ...] = ()
+    fixed_sizes: bool = False  # for those alone
+    margin: int = 32  # LR pixels that a tile needs around it
 
     @property
     def padded_sizes(self) -> tuple[tuple[int, int], ...]:
@@ -111,6 +114,7 @@ class Target(ABC):
 
     name: str
     makes_pixels = True  # False for a target that measures the bench, not a runtime
+    remark = ""  # what `doctor` says of it beside its precisions
     features: frozenset[Feature] = frozenset()
     # What `Built.options` may hold, each with a pattern of its values. They come along with a model
     # from wherever it was made: nothing else reaches the runtime.
@@ -202,6 +206,11 @@ class Target(ABC):
             raise UnsupportedError(
                 f"build.pixels: {self.name} has no models on uint8 here",
                 hint="leave it at float32",
+            )
+        if request.fixed_sizes and Feature.FIXED_SIZES not in self.features:
+            raise UnsupportedError(
+                f"build.fixed_sizes: {self.name} has no models for some sizes alone",
+                hint="leave it at false",
             )
 
     def describe(

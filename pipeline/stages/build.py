@@ -27,7 +27,10 @@ class BuildConfig(BaseModel):
     # "uint8": range, clipping and rounding happen in the model, where its target can do that.
     pixels: Literal["float32", "uint8"] = "float32"
     # LR pixels a side of the tiles of larger images, for targets that build for some sizes.
-    tile: int = Field(default=256, ge=64, le=2048)
+    # 0: the sizes that are measured suffice.
+    tile: int = Field(default=256, ge=0, le=2048)
+    # For the sizes that are measured and tiles alone, where the target can do that.
+    fixed_sizes: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ def build(inputs: BuildInputs, *, out: Path) -> Built:
         uint8_io=inputs.config.pixels == "uint8",
         load_net=load_deployed,
         sizes=inputs.sizes,
+        fixed_sizes=inputs.config.fixed_sizes,
+        margin=_find_margin(inputs),
     )
     built = target.build(request)
     if inputs.info.local and target.makes_pixels and PRECISIONS[inputs.precision].is_float:
@@ -76,6 +81,16 @@ def build(inputs: BuildInputs, *, out: Path) -> Built:
         note = f"trained on with INT8's rounding: {tuned.steps} steps, {tuned.seconds:.0f} s"
         built = replace(built, notes=(*built.notes, note))
     return replace(built, versions=target.versions())
+
+
+def _find_margin(inputs: BuildInputs) -> int:
+    """LR pixels that a tile needs around it; looked for where a model is built for some sizes."""
+    from mipkd.export.receptive_field import find_receptive_field
+
+    graph = inputs.graph.value
+    if not inputs.sizes:
+        return BuildRequest.margin
+    return find_receptive_field(graph.file, graph.multiple).radius
 
 
 def _check_pixels(
