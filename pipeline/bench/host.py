@@ -95,7 +95,7 @@ def _read_linux_cpu() -> tuple[str, tuple[str, ...]]:
     board = read_text("/sys/firmware/devicetree/base/model")
     cpu = facts.get("model name") or board or facts.get("hardware") or platform.processor()
     flags = f"{facts.get('flags', '')} {facts.get('features', '')}".split()
-    return cpu or platform.machine(), _name_features(flags)
+    return cpu or platform.machine(), name_features(flags)
 
 
 def _read_apple_cpu() -> tuple[str, tuple[str, ...]]:
@@ -103,7 +103,7 @@ def _read_apple_cpu() -> tuple[str, tuple[str, ...]]:
     return _sysctl("machdep.cpu.brand_string") or platform.machine(), features
 
 
-def _name_features(flags: list[str]) -> tuple[str, ...]:
+def name_features(flags: list[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for flag, name in _FEATURES.items() if flag in flags))
 
 
