@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -67,7 +67,7 @@ def make_kit(bundle: Path, target: str, out: Path) -> Kit:
     others = [b for b in run.builts if b.target == target and b.role != "student"] if run else []
     builts = [*models, *(b for b in others if b.file.exists())]
     images = list(_tests(run) if run else _golden(bundle))
-    data = _pack(stated.name, target, builts, images, settings_of(bundle))
+    data = pack_kit(stated.name, target, builts, images, settings_of(bundle))
     try:
         durable.write_bytes(out, data)
     except OSError as error:
@@ -104,9 +104,10 @@ def find_run_around(bundle: Path, models: list[Built]) -> Evidence | None:
     return found if all(found.tests.lr_file(n).is_file() for n in _images(found)) else None
 
 
-def _pack(
-    run: str, target: str, builts: list[Built], images: list[Image], settings: BenchSettings
+def pack_kit(
+    run: str, target: str, builts: Sequence[Built], images: Iterable[Image], settings: BenchSettings
 ) -> bytes:
+    """The bytes of a kit of those models and images; `run` is the name of the run they are of."""
     with TemporaryDirectory() as scratch:
         file = Path(scratch) / "job.zip"
         job_file.write_job(file, target, builts, settings, images)

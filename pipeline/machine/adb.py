@@ -33,7 +33,7 @@ TARGET = "litert"
 THREADS = 4  # as benchmarks of phones have it: few have more fast cores
 _FOLDER = "/data/local/tmp/mipkd-pipeline"  # where a program may be started without root
 _PROGRAM = "benchmark_model"
-_GET = "download it from LiteRT's releases, then: --set device.benchmark_model=FILE"
+_GET = "get it for Android from LiteRT, then: --set device.benchmark_model=FILE"
 
 
 class Phone:

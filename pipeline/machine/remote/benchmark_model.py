@@ -87,10 +87,10 @@ def parse_timing(printed: str) -> Started:
     (warmed, _, _), (_, first, last) = runs
     memory = _MEMORY.search(printed)
     return Started(
-        samples_s=tuple(int(microseconds) * 1e-6 for microseconds in (first or last, last)),
+        samples_s=tuple(int(microseconds) / 1e6 for microseconds in (first or last, last)),
         warmup=int(warmed) - 1,
-        load_s=int(times[1]) * 1e-6,
-        cold_start_s=int(times[2]) * 1e-6,
+        load_s=int(times[1]) / 1e6,
+        cold_start_s=int(times[2]) / 1e6,
         memory_bytes=round(float(memory[1] or memory[2]) * 2**20) if memory else None,
     )
 
