@@ -153,12 +153,14 @@ def test_a_kit_measures_on_a_phone_and_its_results_are_taken(
     assert pixels[0].shape == (18, 26, 3)
 
 
-def test_a_phone_that_is_slowed_down_measures_nothing(
-    machine: Machine, model: Built, phone: Path
-) -> None:
-    job = job_of(machine, model, images=0)
+def test_a_phone_that_is_slowed_down_measures_nothing(model: Built, phone: Path) -> None:
     (phone / "thermal").write_text(COOL.replace("Status: 0", "Status: 2", 1))
-    (m,) = machine.run(job)
+    (phone / "printed").write_text(OLDER)
+    program = phone / "program"
+    program.write_text(f"#!/bin/sh\ncat {phone}/printed\n")
+    with connect(replace(config_of(), benchmark_model=program)) as machine:
+        (m,) = machine.run(job_of(machine, model, images=0))
+    assert m.latencies[0].samples_s == (0.2495,) * 6
     assert m.invalid_because == "throttled: Android's thermal status was MODERATE (2), not NONE (0)"
 
 
