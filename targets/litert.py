@@ -48,6 +48,7 @@ class LiteRt(Target):
         self.check(request)
         if reason := self.why_not():
             raise MissingError(f"{self.name}: {reason}")
+        from targets._litert.delegates import find_refusals
         from targets._litert.flatbuffer import write
         from targets._litert.from_onnx import convert
         from targets._litert.session import at_size
@@ -69,11 +70,13 @@ class LiteRt(Target):
             take_uint8(net)
             notes.append(UINT8_NOTE)
         side = -(-_SIDE // request.graph.multiple) * request.graph.multiple
-        file.write_bytes(at_size(write(net), (1, side, side, 3)))
+        content = at_size(write(net), (1, side, side, 3))
+        file.write_bytes(content)
         executes = ""
         if request.is_local:
             executes = executed_precision(count_kernels(file, request.graph.multiple))
-        return self.describe(request, file, executes=executes, notes=notes)
+        refused = find_refusals(content)
+        return self.describe(request, file, executes=executes, notes=notes, refused_by=refused)
 
     def tuner(self, request: BuildRequest) -> LiteRtTuner:
         """Candidates for a search."""

@@ -90,11 +90,13 @@ def _clip(builder: Builder, node: Any) -> None:
         builder.add(code, node, [node.input[0]])
         return
     source = node.input[0]
-    middle = f"{node.output[0]}_above" if most is not None else ""
-    if least == 0:  # RELU_0_TO_1 is known to no delegate
-        source = builder.add("RELU", node, [source], middle)
-    elif least is not None:
+    if (least, most) == (0.0, 1.0):  # RELU_0_TO_1 is known to no delegate, and MINIMUM takes time
+        source = builder.add("RELU_N1_TO_1", node, [source], f"{node.output[0]}_below")
+        builder.add("RELU", node, [source])
+        return
+    if least is not None:
         bound = builder.constant(f"{node.name}_least", [[[[least]]]])
+        middle = f"{node.output[0]}_above" if most is not None else ""
         source = builder.add("MAXIMUM", node, [source, bound], middle)
     if most is not None:
         bound = builder.constant(f"{node.name}_most", [[[[most]]]])
@@ -249,7 +251,8 @@ def _resize(builder: Builder, node: Any) -> None:
     if mode == "nearest":
         rounding = stated.get("nearest_mode", b"round_prefer_floor").decode()
         exact = all(side.times % side.over == 0 and not side.add for side in sides)
-        if not exact and (how, rounding) != ("asymmetric", "floor"):
+        centred = exact and "half_pixel" in how and rounding.startswith("round")
+        if not centred and (how, rounding) != ("asymmetric", "floor"):
             raise refuse(node, f"nearest, {how}, {rounding}")
         options = {"alignCorners": False, "halfPixelCenters": False}
     code = "RESIZE_BILINEAR" if mode == "linear" else "RESIZE_NEAREST_NEIGHBOR"

@@ -16,7 +16,17 @@ import numpy as np
 from mipkd.core.errors import StageError
 from mipkd.core.records import QuantParams, QuantScheme
 from targets._litert.net import Array, Edge, Grid, Net, Op
-from targets._litert.ranges import COMPUTES, FOLLOWS, WHOLE, Group, group, measure_ranges, moves
+from targets._litert.ranges import (
+    CLIPS,
+    COMPUTES,
+    FOLLOWS,
+    WHOLE,
+    Group,
+    clip_bounds,
+    group,
+    measure_ranges,
+    moves,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -211,18 +221,21 @@ def _add(net: Net, name: str, values: Array, grid: Grid) -> str:
 def _drop_clips(net: Net, inside: set[str], groups: dict[str, Group]) -> None:
     """Leave out what clips to where the grid ends anyway, in place."""
     for op in list(net.ops):
-        if op.code not in ("MAXIMUM", "MINIMUM") or _key(op) not in inside:
+        if op.code not in CLIPS or _key(op) not in inside:
             continue
+        least, most = clip_bounds(net, op)
         scale, zero = groups[_key(op)].scale_and_zero
-        bound = float(net.constants[op.inputs[1]].reshape(()))
-        most, least = (255 - zero) * scale, -zero * scale
-        half = scale / 2
-        ends = most < bound + half if op.code == "MINIMUM" else least > bound - half
-        maker = net.maker().get(op.inputs[0])
-        alone = len(net.readers()[op.inputs[0]]) == 1
-        if ends and alone and maker is not None and _key(maker) in inside:
+        ends = -zero * scale > least - scale / 2 and (255 - zero) * scale < most + scale / 2
+        maker, made = net.maker().get(op.inputs[0]), op.outputs[0]
+        if not ends or maker is None or len(net.readers()[op.inputs[0]]) > 1:
+            continue
+        if _key(maker) in inside:
             inside.discard(_key(maker))
             maker.outputs = op.outputs
+            net.ops.remove(op)
+        elif made != net.result:  # what rounds it clips it
+            for reader, index in net.readers()[made]:
+                reader.inputs[index] = op.inputs[0]
             net.ops.remove(op)
 
 

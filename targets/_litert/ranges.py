@@ -5,6 +5,7 @@ In INT8 LiteRT's operators that only move or pick values want one grid for what 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +27,9 @@ _BATCH = 4  # patches at a time: every tensor is kept
 COMPUTES = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "ADD", "SUB", "MUL")
 # As float as what makes their input, on grids of their own.
 FOLLOWS = ("LEAKY_RELU", "PRELU", "LOGISTIC", "TANH", "HARD_SWISH", "GELU", "MEAN")
-_CLIPS = ("MAXIMUM", "MINIMUM", "RELU", "RELU6", "RELU_N1_TO_1")
+CLIPS = ("MAXIMUM", "MINIMUM", "RELU", "RELU6", "RELU_N1_TO_1")
 _MOVES = (
-    *_CLIPS,
+    *CLIPS,
     *("AVERAGE_POOL_2D", "CONCATENATION", "DEPTH_TO_SPACE", "MAX_POOL_2D", "MIRROR_PAD", "PAD"),
     *("RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR", "SPACE_TO_DEPTH", "STRIDED_SLICE"),
 )
@@ -58,6 +59,14 @@ class Group:
 def moves(op: Op) -> bool:
     """Whether what it makes has values of what it reads, or values between them."""
     return op.moves or op.code in _MOVES
+
+
+def clip_bounds(net: Net, op: Op) -> tuple[float, float]:
+    """Between which values one of `CLIPS` leaves what it reads."""
+    if op.code in ("MAXIMUM", "MINIMUM"):
+        bound = float(net.constants[op.inputs[1]].reshape(()))
+        return (bound, math.inf) if op.code == "MAXIMUM" else (-math.inf, bound)
+    return {"RELU": (0.0, math.inf), "RELU6": (0.0, 6.0), "RELU_N1_TO_1": (-1.0, 1.0)}[op.code]
 
 
 def measure_ranges(net: Net, patches: PatchSet, estimator: str) -> dict[str, tuple[float, float]]:
@@ -117,7 +126,7 @@ def _join(net: Net, groups: dict[str, Group], op: Op) -> None:
         if name in net.constants or groups[name] is made:
             continue
         other = groups[name]
-        if op.code in _CLIPS and len(readers[name]) == 1:
+        if op.code in CLIPS and len(readers[name]) == 1:
             other.least, other.most = made.least, made.most  # the grid itself clips
         made.tensors += other.tensors
         made.least, made.most = min(made.least, other.least), max(made.most, other.most)

@@ -52,8 +52,8 @@ def _shapes(model: Any, outputs: list[str], size: tuple[int, ...]) -> dict[str, 
     settings.log_severity_level = 4
     content = copy.SerializeToString()
     session = onnxruntime.InferenceSession(content, settings, ["CPUExecutionProvider"])
-    image = session.get_inputs()[0].name
-    made = session.run(None, {image: np.zeros((1, 3, *size), np.float32)})
+    image = session.get_inputs()[0]
+    made = session.run(None, {image.name: np.zeros((1, image.shape[1], *size), np.float32)})
     names = [one.name for one in session.get_outputs()]
     return {name: value.shape[2:4] for name, value in zip(names, made, strict=True)}
 

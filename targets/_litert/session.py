@@ -111,7 +111,7 @@ def interpret(
         plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
         found = Interpreter(
             model_content=content,
-            num_threads=os.cpu_count(),
+            num_threads=_cores(),
             experimental_op_resolver_type=OpResolverType.AUTO if delegate else plain,
             experimental_preserve_all_tensors=keep_all,
         )
@@ -135,6 +135,13 @@ def count_kernels(file: Path, multiple: int) -> dict[str, int]:
             kind = np.dtype(op["operand_types"][2 if op["op_name"] == "TRANSPOSE_CONV" else 0])
             found[_PRECISIONS.get(kind.name, kind.name)] += 1
     return dict(found)
+
+
+def _cores() -> int:
+    """Those that this process may use; LiteRT itself would take one."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @contextlib.contextmanager

@@ -45,6 +45,7 @@ class LiteRtTuner:
         self._request, self._patches = request, request.patches
         self._net = convert(request.graph.file, request.graph.multiple)
         self._quantized: dict[str, Int8] = {}
+        request.out.mkdir(parents=True, exist_ok=True)
 
     def operations(self) -> tuple[Operation, ...]:
         """Convolutions, sums and products of feature maps, in the graph's order.
