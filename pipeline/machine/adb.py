@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from mipkd.core.errors import MipkdError, MissingError, StageError
+from mipkd.core.errors import MipkdError, MissingError, StageError, UsageError
 from mipkd.core.measurement import Host, Latency, Measurement
 from mipkd.core.records import Built, TargetInfo
 from pipeline.bench.latency import BenchSettings, find_doubt
@@ -33,7 +34,10 @@ TARGET = "litert"
 THREADS = 4  # as benchmarks of phones have it: few have more fast cores
 _FOLDER = "/data/local/tmp/mipkd-pipeline"  # where a program may be started without root
 _PROGRAM = "benchmark_model"
-_GET = "get it for Android from LiteRT, then: --set device.benchmark_model=FILE"
+_GET = (
+    "get it for Android from LiteRT and name it: --set device.benchmark_model=FILE, "
+    "or --benchmark-model FILE to a kit"
+)
 
 
 class Phone:
@@ -42,8 +46,7 @@ class Phone:
     def __init__(self, config: DeviceConfig) -> None:
         self.address = config.address or "adb://"
         self._config, self._shell = config, AdbShell(self.address)
-        folder = config.folder
-        self._folder = PurePosixPath(folder if folder.startswith("/") else _FOLDER)
+        self._folder = _folder_of(config)
         self._program = ""  # there, once known
 
     def offers(self, targets: Sequence[str]) -> dict[str, TargetInfo]:
@@ -113,7 +116,8 @@ class Phone:
         """Remove what jobs left there."""
         if self._program:
             try:
-                self._shell.run(f"rm -f '{self._folder}'/*.tflite '{self._folder}'/*.bin")
+                folder = shlex.quote(str(self._folder))
+                self._shell.run(f"rm -f {folder}/*.tflite {folder}/*.bin")
             except MipkdError:
                 return  # gone
 
@@ -128,7 +132,8 @@ class Phone:
         command = benchmark_model.pixels_command(
             self._program, model.there, lr, sr, shape=lr_NHWC.shape, threads=THREADS
         )
-        printed = self._shell.run(f"rm -f {sr}; {command}; test -s {sr}", failing=True)
+        file = shlex.quote(sr)
+        printed = self._shell.run(f"rm -f {file}; {command}; test -s {file}", failing=True)
         try:
             self._shell.pull(sr, here)
         except StageError as error:
@@ -158,13 +163,14 @@ class Phone:
             MissingError: it does not, and none was given.
         """
         there = str(self._folder / _PROGRAM)
-        self._shell.run(f"mkdir -p '{self._folder}'")
+        file = shlex.quote(there)
+        self._shell.run(f"mkdir -p {shlex.quote(str(self._folder))}")
         if given := self._config.benchmark_model:
             if not given.is_file():
                 raise MissingError(f"device.benchmark_model: {given}: no such file", hint=_GET)
             self._shell.push(given, there)
-            self._shell.run(f"chmod 755 '{there}'")
-        found = self._shell.run(f"test -x '{there}' && sha256sum '{there}'", failing=True)
+            self._shell.run(f"chmod 755 {file}")
+        found = self._shell.run(f"test -x {file} && sha256sum {file}", failing=True)
         sha256 = found.split()[0] if found.split() else ""
         if len(sha256) != hashlib.sha256().digest_size * 2:
             raise MissingError(f"{self.address}: no {_PROGRAM} in {self._folder} there", hint=_GET)
@@ -263,6 +269,20 @@ class _Series:
 
 
 _SLACK = 4  # a start loads the model and warms up before it counts
+
+
+def _folder_of(config: DeviceConfig) -> PurePosixPath:
+    """Where files lie on the phone.
+
+    Raises:
+        UsageError: a folder was named that begins nowhere.
+    """
+    if config.folder == DeviceConfig.folder:  # of machines with a home
+        return PurePosixPath(_FOLDER)
+    if not config.folder.startswith("/"):
+        what = f"device.folder: {config.folder!r} is no folder of a phone"
+        raise UsageError(what, hint=f"give one that begins with /; default {_FOLDER}")
+    return PurePosixPath(config.folder)
 
 
 def _padded(size: tuple[int, int], multiple: int) -> tuple[int, int]:

@@ -198,6 +198,12 @@ def test_a_strange_address_is_refused(address: str) -> None:
         serial_of(address)
 
 
+def test_a_folder_of_a_phone_begins_at_its_root(phone: Path) -> None:
+    with pytest.raises(UsageError, match="'~/here' is no folder of a phone") as raised:
+        Phone(DeviceConfig("adb://", folder="~/here"))
+    assert "/data/local/tmp/mipkd-pipeline" in raised.value.hint
+
+
 def test_no_adb_here_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(MissingError, match="there is no adb here"):
