@@ -86,8 +86,9 @@ class OnTarget:
             self._warn_of_unused()
         patches = self.patches if PRECISIONS[precision].reads_patches else None
         photos = NotInKey[Ref[PatchSet] | None](self.patches)
+        info = replace(self.info, settings={})  # another power mode makes no other model
         inputs = BuildInputs(
-            config.build, precision, self.info, one.graph, patches, plan, photos, self._sizes()
+            config.build, precision, info, one.graph, patches, plan, photos, self._sizes()
         )
         key, label = find(name).versions(), f"{name} {one.name} {precision}"
         return self.on.run.step(build, inputs, depends_on=key, label=label)

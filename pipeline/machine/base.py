@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -17,6 +17,7 @@ from mipkd.core import plugins
 from mipkd.core.errors import StageError, UsageError, nearest
 from mipkd.core.measurement import Measurement
 from mipkd.core.records import Built, TargetInfo
+from pipeline.bench.board import describe_changes
 from pipeline.bench.latency import BenchSettings
 from pipeline.bench.models import Image, Sink
 from targets.base import ByteArray
@@ -85,6 +86,22 @@ class Machine(Protocol):
 
     def close(self) -> None:
         """End what runs there, and the connection."""
+
+
+def refuse_changed(where: str, offered: TargetInfo, found: TargetInfo) -> None:
+    """Refuse figures of a machine that is no longer what it was when they were planned.
+
+    Raises:
+        StageError: names what it is set to otherwise, where it is that.
+    """
+    changed = describe_changes(offered.settings, found.settings)
+    same = replace(found, settings=offered.settings) == offered  # what one of both does not tell
+    if changed or not same:
+        raise StageError(
+            f"{where}: {offered.target} is not what it was: "
+            f"{changed or 'it changed while measured'}",
+            hint="run the same command again",
+        )
 
 
 class MachineLostError(StageError):
