@@ -86,6 +86,9 @@ def explain_kits(run: Path, targets: list[str]) -> None:
     for target in targets:
         say(f"{target} was not measured on the device. To measure it there:")
         say_lines(three_steps(run / kit_name(target), run))
+        if target.partition(":")[0] == "coreml":
+            asked = f"{_short(run / 'bundle')} --target {target} --swift"
+            say(f"  or without Python there: mipkd-pipeline kit {asked}")
 
 
 def three_steps(kit: Path, run: Path | None) -> str:

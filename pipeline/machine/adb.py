@@ -24,7 +24,7 @@ from mipkd.core.measurement import Host, Latency, Measurement
 from mipkd.core.records import Built, TargetInfo
 from pipeline.bench.latency import BenchSettings, find_doubt
 from pipeline.bench.models import Sink, gives_pixels, name_of
-from pipeline.machine.base import DeviceConfig, Job, ignore_pixels
+from pipeline.machine.base import DeviceConfig, Job, MachineLostError, ignore_pixels
 from pipeline.machine.remote import benchmark_model
 from pipeline.machine.remote.adb_shell import AdbShell
 from pipeline.machine.remote.phone import Thermal, describe_phone, read_thermal
@@ -33,6 +33,7 @@ from targets.base import FloatArray, Session, find, upscale
 TARGET = "litert"
 THREADS = 4  # as benchmarks of phones have it: few have more fast cores
 _FOLDER = "/data/local/tmp/mipkd-pipeline"  # where a program may be started without root
+_OURS = "mipkd-"  # how files begin that are removed at the end
 _PROGRAM = "benchmark_model"
 _GET = (
     "get it for Android from LiteRT and name it: --set device.benchmark_model=FILE, "
@@ -64,7 +65,7 @@ class Phone:
         self._prepare()
         with TemporaryDirectory() as scratch:
             models = [
-                _Model(built, str(self._folder / f"{number}.tflite"), Path(scratch))
+                _Model(built, str(self._folder / f"{_OURS}{number}.tflite"), Path(scratch))
                 for number, built in enumerate(job.builts)
             ]
             heat = [read_thermal(self._shell)]
@@ -117,7 +118,7 @@ class Phone:
         if self._program:
             try:
                 folder = shlex.quote(str(self._folder))
-                self._shell.run(f"rm -f {folder}/*.tflite {folder}/*.bin")
+                self._shell.run(f"rm -f {folder}/{_OURS}*")
             except MipkdError:
                 return  # gone
 
@@ -125,7 +126,7 @@ class Phone:
         """The upscaled image, shape (1, C, S*H, S*W)."""
         lr_NHWC = np.ascontiguousarray(lr_NCHW.transpose(0, 2, 3, 1))
         self._push(model, (lr_NHWC.shape[1], lr_NHWC.shape[2]))
-        lr, sr = (str(self._folder / name) for name in ("lr.bin", "sr.bin"))
+        lr, sr = (str(self._folder / f"{_OURS}{name}.bin") for name in ("lr", "sr"))
         here = model.scratch / "image.bin"
         here.write_bytes(lr_NHWC.tobytes())
         self._shell.push(here, lr)
@@ -136,6 +137,8 @@ class Phone:
         printed = self._shell.run(f"rm -f {file}; {command}; test -s {file}", failing=True)
         try:
             self._shell.pull(sr, here)
+        except MachineLostError:
+            raise
         except StageError as error:
             what = f"{self.address}: {_PROGRAM}: {benchmark_model.why_failed(printed)}"
             raise StageError(

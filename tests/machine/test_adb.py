@@ -129,8 +129,12 @@ def test_its_pixels_are_litert_s_and_its_samples_raw(
     assert found[0].conditions["temperature after"] == "CPU0 41.2 °C"
     assert found[0].conditions["thermal status after"] == "NONE"
     assert (found[0].invalid_because, found[0].notes) == ("", ())
+    (phone / "tmp/mipkd-pipeline/other.tflite").touch()  # a user's
     machine.close()
-    assert sorted(f.name for f in (phone / "tmp/mipkd-pipeline").iterdir()) == ["benchmark_model"]
+    assert sorted(f.name for f in (phone / "tmp/mipkd-pipeline").iterdir()) == [
+        "benchmark_model",
+        "other.tflite",
+    ]
 
 
 def test_a_kit_measures_on_a_phone_and_its_results_are_taken(
