@@ -12,7 +12,6 @@ from pipeline.config_values import as_usage_error
 
 Bound = Annotated[float, Field(allow_inf_nan=False)] | Literal["off"]
 Limit = Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["off"]
-Delegate = Literal["XNNPACK", "GPU", "NPU"]
 Pixels = Annotated[int, Field(ge=1, le=2**14)]
 
 
@@ -52,8 +51,8 @@ class GateConfig(BaseModel):
     max_size_mb: Limit = "off"  # of the model's files, 1e6 bytes
     max_memory_mb: Limit = "off"  # that loading and running added to the process at most, 1e6 bytes
     size: tuple[Pixels, Pixels] | None = None  # LR height, width of these; default the largest
-    # Of LiteRT: those that must know every operator of a model.
-    delegates: tuple[Delegate, ...] = ("XNNPACK", "GPU", "NPU")
+    # Of LiteRT: which must know every operator of a model; all are a CPU's XNNPACK, GPU and NPU.
+    delegates: Literal["all", "XNNPACK", "off"] = "all"
 
     @field_validator("metrics")
     @classmethod

@@ -14,6 +14,6 @@ from pipeline.judge.outcomes import passes
 def judge_delegates(config: GateConfig, m: Measurement) -> Iterator[Gate]:
     """A gate for each delegate that the target tells of and the settings name."""
     for delegate, refused in m.refused_by.items():
-        if delegate in config.delegates:
+        if config.delegates in ("all", delegate):
             why = f"it refuses {refused}" if refused else "it knows every operator"
             yield Gate(f"operators {delegate}", subject(m), passes(not refused), None, 0.0, "", why)

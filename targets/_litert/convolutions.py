@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from targets._litert.from_onnx import Builder, attributes, refuse
 from targets._litert.net import Array
 from targets._litert.pads import is_same, no_pads, pad_before
+from targets._litert.slices import strided_slice
 
 
 def conv(builder: Builder, node: Any) -> None:
@@ -40,31 +42,46 @@ def conv(builder: Builder, node: Any) -> None:
 
 
 def conv_transpose(builder: Builder, node: Any) -> None:
-    """A transposed convolution, whose output's size is a constant of its own."""
-    stated = attributes(node)
-    weights = _weights(builder, node)
-    strides = stated.get("strides", [1, 1])
-    pads, kernel = stated.get("pads", [0] * 4), weights.shape[2:]
+    """A transposed convolution, whose output's size is a constant of its own.
+
+    LiteRT computes all that the kernel reaches, or SAME, which is cut off alike on both sides; what
+    ONNX cuts off otherwise is cut off afterwards.
+    """
+    stated, name = attributes(node), node.output[0]
+    weights, strides = _weights(builder, node), stated.get("strides", [1, 1])
     if stated.get("group", 1) != 1 or any(d != 1 for d in stated.get("dilations", [1, 1])):
         raise refuse(node, "with groups or dilations")
-    same = [k - s == a + b for k, s, a, b in zip(kernel, strides, pads[:2], pads[2:], strict=True)]
-    even = list(pads[:2]) == [sum(pair) // 2 for pair in zip(pads[:2], pads[2:], strict=True)]
-    valid = not any(pads) and not any(stated.get("output_padding", ()))
-    if not valid and not (all(same) and even and not any(stated.get("output_padding", ()))):
-        raise refuse(node, f"pads {list(pads)}")
-    name, written = node.output[0], weights.shape[1]
-    size = builder.constant(f"{name}_size", [1, 0, 0, written], np.int32)
-    builder.net.sizes[size] = builder.sizes[name]
+    cut = _cut(node, stated)
+    around = [k - s for k, s in zip(weights.shape[2:], strides, strict=True)]
+    same = all(a == sum(c) and c[0] == a // 2 for a, c in zip(around, cut, strict=True))
+    whole = not same and any(map(any, cut))
+    size = builder.constant(f"{name}_size", [1, 0, 0, weights.shape[1]], np.int32)
+    sides = [
+        replace(side, add=side.add + side.over * (sum(c) if whole else 0))
+        for side, c in zip(builder.sizes[name], cut, strict=True)
+    ]
+    builder.net.sizes[size] = (sides[0], sides[1])
     turned = builder.constant(node.input[1], weights.transpose(1, 2, 3, 0))
-    inputs = [size, turned, node.input[0], _bias(builder, node, written)]
-    builder.add(
-        "TRANSPOSE_CONV",
-        node,
-        inputs,
-        padding="VALID" if valid else "SAME",
-        strideH=strides[0],
-        strideW=strides[1],
-    )
+    inputs = [size, turned, node.input[0], _bias(builder, node, weights.shape[1])]
+    padding = "SAME" if same and any(around) else "VALID"
+    options = {"padding": padding, "strideH": strides[0], "strideW": strides[1]}
+    made = builder.add("TRANSPOSE_CONV", node, inputs, f"{name}_whole" if whole else "", **options)
+    if whole:
+        (top, bottom), (left, right) = cut
+        bounds = ([0, top, left, 0], [0, -bottom, -right, 0], [1] * 4)
+        mask = 0b1001 | (0 if bottom else 0b0010) | (0 if right else 0b0100)
+        strided_slice(builder, node, made, name, bounds, 0b1001, mask)
+
+
+def _cut(node: Any, stated: dict[str, Any]) -> list[tuple[int, int]]:
+    """What a transposed convolution leaves out, before and after, along height and width."""
+    if stated.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
+        raise refuse(node, "auto_pad")
+    pads, more = stated.get("pads", [0] * 4), stated.get("output_padding", [0, 0])
+    found = [(pads[axis], pads[axis + 2] - more[axis]) for axis in (0, 1)]
+    if any(after < 0 for _, after in found):
+        raise refuse(node, f"pads {list(pads)}, output_padding {list(more)}")
+    return found
 
 
 def _weights(builder: Builder, node: Any) -> Array:

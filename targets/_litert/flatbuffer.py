@@ -7,6 +7,7 @@ Shapes: N batch, H W low-res size, C channels; NHWC.
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from mipkd.core.errors import UsageError
 from targets._litert.net import Array, Grid, Net, Op, Side
 
 _MARK = b"TFL3"
+_RANK = 4  # dimensions of an image
+_WRONG = (MemoryError, TypeError, ValueError)  # what a damaged file causes
 _SIZES = "mipkd.sizes"  # the metadata that names constants which depend on the image's size
 _TYPES = {
     "float32": "FLOAT32",
@@ -106,9 +109,18 @@ def unpack(content: bytes) -> Any:
     Raises:
         UsageError: it is no such file.
     """
-    if content[4:8] != _MARK:
-        raise UsageError("litert: no LiteRT model", hint="give the .tflite that a run built")
-    return schema().ModelT.InitFromPackedBuf(content)
+    try:
+        if content[4:8] != _MARK:
+            raise ValueError("it begins otherwise")
+        model = schema().ModelT.InitFromPackedBuf(content)
+        graph = model.subgraphs[0]
+        for number in (*graph.inputs, *graph.outputs):
+            if len(graph.tensors[number].shape) != _RANK:
+                raise ValueError("what it takes or gives is no image")
+        return model
+    except (struct.error, ArithmeticError, AttributeError, LookupError, *_WRONG) as error:
+        what = f"litert: no LiteRT model: {error}"
+        raise UsageError(what, hint="give the .tflite that a run built") from error
 
 
 def set_sizes(model: Any, image_NHWC: Sequence[int], shapes: Mapping[int, Sequence[int]]) -> None:

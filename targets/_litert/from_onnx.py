@@ -15,6 +15,8 @@ from targets._litert.net import Array, Edge, Net, Op
 from targets._litert.passes import fuse_activations, order_for_shuffle
 from targets._litert.resize import read_sizes
 
+AXES = {0: 0, 1: 3, 2: 1, 3: 2}  # where an axis of NCHW lies in NHWC
+
 
 def convert(file: Path, multiple: int) -> Net:
     """The graph of an ONNX file; images' sides are multiples of `multiple`.
@@ -52,6 +54,16 @@ def attributes(node: Any) -> dict[str, Any]:
     from onnx import helper
 
     return {one.name: helper.get_attribute_value(one) for one in node.attribute}
+
+
+def follow_layout(builder: Builder, node: Any) -> None:
+    """What is made of tensors with channels last has them there too."""
+    read = [name for name in node.input if name in builder.last]
+    features = [name for name in node.input if name and name not in builder.values]
+    if read and len(read) < len(features):
+        raise refuse(node, "of tensors in two layouts")
+    if read:
+        builder.last.add(node.output[0])
 
 
 class Builder:

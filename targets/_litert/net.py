@@ -29,7 +29,9 @@ class Op:
     # Which input of the ONNX graph reads each of `inputs`; none for what is not read there.
     edges: list[Edge | None] = field(default_factory=list)
     whole: bool = True  # whether it alone is that node
-    moves: bool = False  # a convolution of ones and zeros: its output has its input's values
+    # In INT8, where `code` does not say it: "moves", whose output has its input's values, as of a
+    # convolution of ones and zeros; "follows", which is as float as what makes its input.
+    role: str = ""
 
 
 @dataclass(frozen=True)

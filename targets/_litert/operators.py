@@ -12,18 +12,20 @@ from typing import Any
 import numpy as np
 
 from targets._litert.convolutions import conv, conv_transpose
-from targets._litert.from_onnx import Builder, attributes, refuse
+from targets._litert.from_onnx import AXES, Builder, attributes, follow_layout, refuse
 from targets._litert.pads import no_pads, pad, pool_padding
+from targets._litert.slices import split, take_slice
 
 Rule = Callable[[Builder, Any], None]
 
-_AXES = {0: 0, 1: 3, 2: 1, 3: 2}  # where an axis of NCHW lies in NHWC
+_JOINED = 4  # tensors that XNNPACK joins at a time
+_FEW = 16  # channels that a convolution may repeat: more are faster resized on the CPU
 
 
 def _binary(code: str) -> Rule:
     def rule(builder: Builder, node: Any) -> None:
         builder.add(code, node, [builder.operand(node, 0), builder.operand(node, 1)])
-        _follow(builder, node)
+        follow_layout(builder, node)
 
     return rule
 
@@ -31,24 +33,14 @@ def _binary(code: str) -> Rule:
 def _unary(code: str, **options: Any) -> Rule:
     def rule(builder: Builder, node: Any) -> None:
         builder.add(code, node, [node.input[0]], **options)
-        _follow(builder, node)
+        follow_layout(builder, node)
 
     return rule
 
 
-def _follow(builder: Builder, node: Any) -> None:
-    """What is made of tensors with channels last has them there too."""
-    read = [name for name in node.input if name in builder.last]
-    features = [name for name in node.input if name and name not in builder.values]
-    if read and len(read) < len(features):
-        raise refuse(node, "of tensors in two layouts")
-    if read:
-        builder.last.add(node.output[0])
-
-
 def _alias(builder: Builder, node: Any) -> None:
     builder.alias(node)
-    _follow(builder, node)
+    follow_layout(builder, node)
 
 
 def _leaky(builder: Builder, node: Any) -> None:
@@ -110,72 +102,13 @@ def _concat(builder: Builder, node: Any) -> None:
     if any(name in builder.values for name in node.input):
         raise refuse(node, "of constants")
     turned = any(name in builder.last for name in node.input)
-    axis = axis if turned else _AXES[axis]
-    builder.add("CONCATENATION", node, list(node.input), axis=axis)
-    _follow(builder, node)
-
-
-def _slice(builder: Builder, node: Any) -> None:
-    starts, ends, axes, steps = _slice_bounds(builder, node)
-    begin, end, stride = [0] * 4, [0] * 4, [1] * 4
-    begin_mask = end_mask = 0b1111
-    for start, stop, axis, step in zip(starts, ends, axes, steps, strict=True):
-        at = axis % 4 if node.input[0] in builder.last else _AXES[axis % 4]
-        begin[at], stride[at] = int(start), int(step)
-        begin_mask &= ~(1 << at)
-        if stop < 2**31 - 1:
-            end[at] = int(stop)
-            end_mask &= ~(1 << at)
-    _strided_slice(builder, node, node.output[0], (begin, end, stride), begin_mask, end_mask)
-    _follow(builder, node)
-
-
-def _slice_bounds(builder: Builder, node: Any) -> list[list[int]]:
-    stated = attributes(node)
-    if "starts" in stated:  # before opset 10
-        starts, ends = list(stated["starts"]), list(stated["ends"])
-        return [starts, ends, list(stated.get("axes", range(len(starts)))), [1] * len(starts)]
-    given = [builder.values.get(name) for name in node.input[1:]]
-    if any(value is None for value, name in zip(given, node.input[1:], strict=True) if name):
-        raise refuse(node, "bounds that are computed")
-    starts, ends = (np.ravel(value).tolist() for value in given[:2] if value is not None)
-    axes = given[2] if len(given) > 2 and given[2] is not None else np.arange(len(starts))
-    steps = given[3] if len(given) > 3 and given[3] is not None else np.ones(len(starts), int)
-    return [starts, ends, np.ravel(axes).tolist(), np.ravel(steps).tolist()]
-
-
-def _split(builder: Builder, node: Any) -> None:
-    stated = attributes(node)
-    axis = _AXES[stated.get("axis", 0) % 4]
-    given = builder.values.get(node.input[1]) if len(node.input) > 1 else stated.get("split")
-    if given is None:
-        raise refuse(node, "into parts of unstated sizes")
-    first = 0
-    for name, size in zip(node.output, np.ravel(given).tolist(), strict=True):
-        begin, end = [0] * 4, [0] * 4
-        begin[axis], end[axis] = first, first + size
-        mask = 0b1111 & ~(1 << axis)
-        _strided_slice(builder, node, name, (begin, end, [1] * 4), mask, mask)
-        first += size
-
-
-def _strided_slice(
-    builder: Builder,
-    node: Any,
-    output: str,
-    bounds: tuple[list[int], list[int], list[int]],
-    begin_mask: int,
-    end_mask: int,
-) -> None:
-    names = [
-        builder.constant(f"{output}_{part}", values, np.int32)
-        for part, values in zip(("begin", "end", "stride"), bounds, strict=True)
-    ]
-    inputs = [node.input[0], *names]
-    made = builder.add(
-        "STRIDED_SLICE", node, inputs, output, beginMask=begin_mask, endMask=end_mask
-    )
-    builder.name(output, made)
+    axis = axis if turned else AXES[axis]
+    names = list(node.input)
+    while len(names) > _JOINED:
+        part = f"{node.output[0]}_part"
+        names[:_JOINED] = [builder.add("CONCATENATION", node, names[:_JOINED], part, axis=axis)]
+    builder.add("CONCATENATION", node, names, axis=axis)
+    follow_layout(builder, node)
 
 
 def _depth_to_space(builder: Builder, node: Any) -> None:
@@ -199,7 +132,7 @@ def _reduce(code: str) -> Rule:
             axes = builder.values[node.input[1]].tolist()
         if axes is None or not stated.get("keepdims", 1):
             raise refuse(node, "that drops dimensions")
-        turned = [a % 4 if node.input[0] in builder.last else _AXES[a % 4] for a in axes]
+        turned = [a % 4 if node.input[0] in builder.last else AXES[a % 4] for a in axes]
         _add_reduction(builder, node, code, turned)
 
     return rule
@@ -212,7 +145,7 @@ def _pool_all(code: str) -> Rule:
 def _add_reduction(builder: Builder, node: Any, code: str, axes: list[int]) -> None:
     name = builder.constant(f"{node.output[0]}_axes", sorted(axes), np.int32)
     builder.add(code, node, [node.input[0], name], keepDims=True)
-    _follow(builder, node)
+    follow_layout(builder, node)
 
 
 def _pool(code: str) -> Rule:
@@ -255,10 +188,34 @@ def _resize(builder: Builder, node: Any) -> None:
         if not centred and (how, rounding) != ("asymmetric", "floor"):
             raise refuse(node, f"nearest, {how}, {rounding}")
         options = {"alignCorners": False, "halfPixelCenters": False}
+        if exact and _repeat(builder, node):
+            return
     code = "RESIZE_BILINEAR" if mode == "linear" else "RESIZE_NEAREST_NEIGHBOR"
     name = builder.constant(f"{node.output[0]}_size", [0, 0], np.int32)
     builder.net.sizes[name] = sides
     builder.add(code, node, [node.input[0], name], **options)
+
+
+def _repeat(builder: Builder, node: Any) -> bool:
+    """Repeat each pixel, of a tensor of few channels, by a convolution and a pixel shuffle: XNNPACK
+    knows no RESIZE_NEAREST_NEIGHBOR. Gives whether it could."""
+    scales = builder.values.get(node.input[2 if node.op_type == "Resize" else 1])
+    channels = builder.channels(node.input[0])
+    if scales is None or scales.size != 4 or not 0 < channels <= _FEW:
+        return False
+    times = int(scales[3])
+    if times < 2 or scales.tolist() != [1, 1, times, times]:
+        return False
+    weights = np.tile(np.eye(channels, dtype=np.float32), (times**2, 1))[:, None, None, :]
+    names = [
+        builder.constant(f"{node.output[0]}_{part}", values)
+        for part, values in (("ones", weights), ("zeros", np.zeros(len(weights))))
+    ]
+    repeated, inputs = f"{node.output[0]}_repeated", [node.input[0], *names]
+    source = builder.add("CONV_2D", node, inputs, repeated, padding="VALID", strideH=1, strideW=1)
+    builder.net.ops[-1].role = "moves"
+    builder.add("DEPTH_TO_SPACE", node, [source], blockSize=times)
+    return True
 
 
 def _transpose(builder: Builder, node: Any) -> None:
@@ -296,6 +253,21 @@ def _layer_norm(builder: Builder, node: Any) -> None:
     builder.mark_parts(node)
 
 
+def _batch_norm(builder: Builder, node: Any) -> None:
+    """As it is in inference: a factor and a shift of each channel."""
+    if node.input[0] in builder.last or any(name not in builder.values for name in node.input[1:]):
+        raise refuse(node, "in training, or of another layout")
+    gain, shift, mean, variance = (builder.values[name] for name in node.input[1:5])
+    factor = gain / np.sqrt(variance + attributes(node).get("epsilon", 1e-5))
+    names = [
+        builder.constant(f"{node.name}_{part}", values.reshape(1, 1, 1, -1))
+        for part, values in (("factor", factor), ("shift", shift - mean * factor))
+    ]
+    scaled = builder.add("MUL", node, [node.input[0], names[0]], f"{node.output[0]}_scaled")
+    builder.add("ADD", node, [scaled, names[1]])
+    builder.mark_parts(node)
+
+
 def _pow(builder: Builder, node: Any) -> None:
     power = builder.values.get(node.input[1])
     if power is None or power.size != 1 or float(power.reshape(())) not in (0.5, 2.0):
@@ -305,13 +277,14 @@ def _pow(builder: Builder, node: Any) -> None:
     else:
         builder.add("MUL", node, [node.input[0]] * 2)
     builder.mark_parts(node)
-    _follow(builder, node)
+    follow_layout(builder, node)
 
 
 RULES: dict[str, Rule] = {
     "Abs": _unary("ABS"),
     "Add": _binary("ADD"),
     "AveragePool": _pool("AVERAGE_POOL_2D"),
+    "BatchNormalization": _batch_norm,
     "Cast": _alias,
     "Clip": _clip,
     "Concat": _concat,
@@ -341,9 +314,9 @@ RULES: dict[str, Rule] = {
     "Relu": _unary("RELU"),
     "Resize": _resize,
     "Sigmoid": _unary("LOGISTIC"),
-    "Slice": _slice,
+    "Slice": take_slice,
     "SpaceToDepth": _space_to_depth,
-    "Split": _split,
+    "Split": split,
     "Sqrt": _unary("SQRT"),
     "Sub": _binary("SUB"),
     "Tanh": _unary("TANH"),

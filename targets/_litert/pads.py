@@ -115,4 +115,4 @@ def _add_channels(builder: Builder, node: Any, sides: list[int], value: float) -
         strideH=1,
         strideW=1,
     )
-    builder.net.ops[-1].moves = True
+    builder.net.ops[-1].role = "moves"

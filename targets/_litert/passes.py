@@ -6,11 +6,18 @@ from collections.abc import Collection
 
 import numpy as np
 
-from targets._litert.net import Array, Net, Op
+from targets._litert.net import Array, Edge, Net, Op
 
 _ACTIVATIONS = ("RELU", "RELU6", "RELU_N1_TO_1")
 _TAKE_THEM = ("CONV_2D", "DEPTHWISE_CONV_2D", "ADD", "SUB", "MUL", "DIV")
 _POINTWISE = ("ADD", "SUB", "MUL", "DIV", "MAXIMUM", "MINIMUM", "PRELU")
+_DOT = {
+    "padding": "VALID",
+    "strideH": 1,
+    "strideW": 1,
+    "depthMultiplier": 1,
+    "fusedActivationFunction": "RELU",
+}
 _OF_ONE = (*_ACTIVATIONS, "RELU_0_TO_1", "LEAKY_RELU", "LOGISTIC", "TANH", "GELU", "ABS", "NEG")
 
 
@@ -39,6 +46,35 @@ def order_for_shuffle(net: Net, by_channel: Collection[str]) -> None:
             places = op.options["blockSize"] ** 2
             order = np.arange(channels).reshape(-1, places).T.ravel()
             op.inputs[0] = _reorder(net, op.inputs[0], order, op)
+
+
+def split_slopes(net: Net) -> None:
+    """Write each PRELU x as x + sign * relu(-weight * x), in place: XNNPACK knows it in no INT8.
+
+    The weight is how far the slope is from one; the sign is -1 for slopes above one.
+    """
+    for op in [one for one in net.ops if one.code == "PRELU"]:
+        less = 1 - net.constants[op.inputs[1]].reshape(1, 1, 1, -1)
+        source, made, edge = op.inputs[0], op.outputs[0], op.edges[0]
+        weights, zeros, sign, below, signed = (
+            net.new(f"{made}_{part}") for part in ("weights", "zeros", "sign", "below", "signed")
+        )
+        net.constants |= {weights: -np.abs(less), zeros: np.zeros(less.size, np.float32)}
+        parts = [_part("DEPTHWISE_CONV_2D", op, [source, weights, zeros], below, edge)]
+        parts[0].options = dict(_DOT)
+        if less.min() < 0:
+            net.constants[sign] = np.where(less < 0, -1, 1).astype(np.float32)
+            parts.append(_part("MUL", op, [below, sign], signed, None))
+            below = signed
+        parts.append(_part("ADD", op, [source, below], made, edge))
+        at = net.ops.index(op)
+        net.ops[at : at + 1] = parts
+
+
+def _part(code: str, op: Op, inputs: list[str], output: str, edge: Edge | None) -> Op:
+    """One of several operators in the place of `op`, as float as what makes its input."""
+    edges = [edge, *[None] * (len(inputs) - 1)]
+    return Op(code, op.name, inputs, [output], {}, edges, whole=False, role="follows")
 
 
 def _reorder(net: Net, tensor: str, order: Array, reader: Op) -> str:
@@ -92,7 +128,7 @@ def _insert_order(net: Net, tensor: str, order: Array, reader: Op) -> str:
     edge = reader.edges[reader.inputs.index(tensor)]
     options = {"padding": "VALID", "strideH": 1, "strideW": 1}
     conv = Op("CONV_2D", reader.name, [tensor, *names], [made], options, [edge, None, None])
-    conv.moves = True
+    conv.role = "moves"
     net.ops.insert(net.ops.index(reader), conv)
     return made
 

@@ -25,12 +25,11 @@ _CLIPPED = 1e-5  # share of a patch's values that a clipped range leaves out at 
 _BATCH = 4  # patches at a time: every tensor is kept
 
 COMPUTES = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "ADD", "SUB", "MUL")
-# As float as what makes their input, on grids of their own.
-FOLLOWS = ("LEAKY_RELU", "PRELU", "LOGISTIC", "TANH", "HARD_SWISH", "GELU", "MEAN")
+_FOLLOWS = ("LEAKY_RELU", "LOGISTIC", "TANH", "MEAN")
 CLIPS = ("MAXIMUM", "MINIMUM", "RELU", "RELU6", "RELU_N1_TO_1")
 _MOVES = (
     *CLIPS,
-    *("AVERAGE_POOL_2D", "CONCATENATION", "DEPTH_TO_SPACE", "MAX_POOL_2D", "MIRROR_PAD", "PAD"),
+    *("CONCATENATION", "DEPTH_TO_SPACE", "MAX_POOL_2D", "MIRROR_PAD", "PAD"),
     *("RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR", "SPACE_TO_DEPTH", "STRIDED_SLICE"),
 )
 _FIXED = {"LOGISTIC": (1 / 256, 0), "TANH": (1 / 128, 128)}  # grids that LiteRT prescribes
@@ -58,7 +57,12 @@ class Group:
 
 def moves(op: Op) -> bool:
     """Whether what it makes has values of what it reads, or values between them."""
-    return op.moves or op.code in _MOVES
+    return op.role == "moves" or op.code in _MOVES
+
+
+def follows(op: Op) -> bool:
+    """Whether it is as float as what makes its input, on a grid of its own."""
+    return op.role == "follows" or op.code in _FOLLOWS
 
 
 def clip_bounds(net: Net, op: Op) -> tuple[float, float]:

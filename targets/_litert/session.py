@@ -85,12 +85,10 @@ def at_size(content: bytes, image_NHWC: Sequence[int]) -> bytes:
     flatbuffer.set_constants(model, image_NHWC)
     try:
         found = interpret(flatbuffer.pack(model), delegate=False, image_NHWC=image_NHWC)
-    except (RuntimeError, ValueError) as error:
+    except UsageError as error:
         size = f"{image_NHWC[2]}x{image_NHWC[1]}"
-        what = str(error).strip().splitlines()[0]
-        raise UsageError(
-            f"litert: no image of {size} pixels: {what}", hint="give a larger one"
-        ) from error
+        what = f"litert: no image of {size} pixels: {error.what}"
+        raise UsageError(what, hint="give a larger one") from error
     shapes = {one["index"]: one["shape"] for one in found.get_tensor_details()}
     features = {number: shapes[number] for number in _features(model)}
     flatbuffer.set_sizes(model, image_NHWC, features)
@@ -104,7 +102,21 @@ def interpret(
     image_NHWC: Sequence[int] | None = None,
     keep_all: bool = False,
 ) -> Any:
-    """An interpreter that is ready to run; `keep_all` keeps what each operator makes."""
+    """An interpreter that is ready to run; `keep_all` keeps what each operator makes.
+
+    Raises:
+        UsageError: LiteRT refuses the model, or images of that size.
+    """
+    try:
+        return _interpret(content, delegate, image_NHWC, keep_all)
+    except (RuntimeError, ValueError) as error:
+        what = f"litert: {' '.join(str(error).split())}"
+        raise UsageError(what, hint="give the .tflite that a run built") from error
+
+
+def _interpret(
+    content: bytes, delegate: bool, image_NHWC: Sequence[int] | None, keep_all: bool
+) -> Any:
     with quiet(), _silent():
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
@@ -123,10 +135,8 @@ def interpret(
 
 
 def count_kernels(file: Path, multiple: int) -> dict[str, int]:
-    """A model's convolutions by the precision of what they read.
-
-    Empty where XNNPACK takes less than all of them: which ones it took is not told.
-    """
+    """A model's convolutions by the type of what they read, in which XNNPACK and LiteRT's own
+    kernels compute them."""
     side = -(-_SIDE // multiple) * multiple
     interpreter = interpret(at_size(_read(file), (1, side, side, 3)))
     found: Counter[str] = Counter()

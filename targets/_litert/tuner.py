@@ -10,6 +10,7 @@ from calibration.search import Operation, estimate_work
 from calibration.sensitive_layers import refuse_nothing_quantized, sensitive_layers_in_file
 from targets._litert.flatbuffer import unpack, write
 from targets._litert.from_onnx import convert
+from targets._litert.passes import split_slopes
 from targets._litert.quantize import PRODUCTS, Int8
 from targets._litert.ranges import RANGE_ESTIMATORS, measure_ranges
 from targets._litert.session import LiteRtSession, at_size
@@ -44,6 +45,7 @@ class LiteRtTuner:
         self.range_estimators: tuple[str, ...] = (LEARNED,) if request.scheme else RANGE_ESTIMATORS
         self._request, self._patches = request, request.patches
         self._net = convert(request.graph.file, request.graph.multiple)
+        split_slopes(self._net)
         self._quantized: dict[str, Int8] = {}
         request.out.mkdir(parents=True, exist_ok=True)
 
@@ -107,7 +109,7 @@ def _works(net: Net, multiple: int) -> dict[str, float]:
     """How much longer each operator takes as a float, by what it makes."""
     side = -(-_SIDE // multiple) * multiple
     tensors = unpack(at_size(write(net), (1, side, side, 3))).subgraphs[0].tensors
-    values = {one.name.decode(): math.prod(one.shape) for one in tensors}
+    values = {one.name.decode(): math.prod(map(int, one.shape)) for one in tensors}
     return {op.outputs[0]: _work(net, op, values) for op in net.ops}
 
 

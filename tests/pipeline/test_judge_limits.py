@@ -148,4 +148,4 @@ def test_what_a_delegate_refuses_fails_unless_it_is_not_asked() -> None:
     assert gate.reason == "it refuses 2 GELU"
     assert named(verdict, "operators XNNPACK").outcome is Outcome.PASS
     assert not any(g.name.startswith("operators") for g in judged(GateConfig(), FP32).gates)
-    assert judged(GateConfig(delegates=("XNNPACK",)), phone).outcome is Outcome.PASS
+    assert judged(GateConfig(delegates="XNNPACK"), phone).outcome is Outcome.PASS

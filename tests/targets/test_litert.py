@@ -41,12 +41,14 @@ def weights(*shape: int) -> FloatArray:
 
 CONSTANTS: dict[str, Any] = {
     "w": weights(12, 12, 3, 3),
+    "head": weights(12, 3, 3, 3),
     "grouped": weights(12, 4, 3, 3),
     "each": weights(24, 1, 3, 3),
     "dot": weights(12, 24, 1, 1),
     "bias": weights(12),
     "turned": weights(12, 12, 4, 4),
     "slope": weights(12, 1, 1),
+    "steep": np.linspace(-0.5, 2, 12, dtype=np.float32)[:, None, None],
     "vector": weights(1, 12, 1, 1),
     "one": np.array(1, np.float32),
     "zero": np.array(0, np.float32),
@@ -63,6 +65,7 @@ CONSTANTS: dict[str, Any] = {
     "around": np.array([0, 0, 1, 2, 0, 0, 3, 0]),
     "more": np.array([0, 0, 0, 0, 0, 1, 0, 0]),
     "gain": weights(12),
+    "spread": np.linspace(0.1, 2, 12, dtype=np.float32),
 }
 FLOOR = {"nearest_mode": "floor"}
 LINEAR = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
@@ -74,6 +77,12 @@ PARTS: dict[str, list[Node]] = {
     "grouped": [("Conv", ["grouped"], {"group": 3, "pads": [1, 1, 1, 1]})],
     "depthwise": [("Conv", ["each"], {"group": 12}), ("Conv", ["dot"], {})],
     "transposed": [("ConvTranspose", ["turned"], {"strides": [2, 2], "pads": [1, 1, 1, 1]})],
+    "transposed, uneven": [
+        ("ConvTranspose", ["turned"], {"strides": [2, 2], "pads": [2, 1, 2, 0]})
+    ],
+    "transposed, more": [
+        ("ConvTranspose", ["w"], {"strides": [2, 2], "pads": [1] * 4, "output_padding": [1, 1]})
+    ],
     "transposed, valid": [("ConvTranspose", ["turned"], {"strides": [4, 4]})],
     "fused": [("Conv", ["w"], {}), ("Relu", [], {})],
     "clip to 6": [("Clip", ["zero", "six"], {})],
@@ -97,6 +106,7 @@ PARTS: dict[str, list[Node]] = {
     ],
     "slice": [("Slice", ["begin", "end", "channel"], {})],
     "mirrored": [("Pad", ["around"], {"mode": "reflect"})],
+    "batch normalised": [("BatchNormalization", ["gain", "bias", "bias", "spread"], {})],
     "padded": [("Pad", ["around"], {})],
     "another channel": [("Pad", ["more", "one"], {})],
     "shuffled": [("Conv", ["w"], {}), ("DepthToSpace", [], {"blocksize": 2, "mode": "CRD"})],
@@ -117,8 +127,8 @@ PARTS: dict[str, list[Node]] = {
 }
 
 
-def chain(parts: Sequence[Node], file: Path) -> Path:
-    """One operator behind another, from an image of 12 channels."""
+def chain(parts: Sequence[Node], file: Path, channels: int = CHANNELS) -> Path:
+    """One operator behind another."""
     nodes, name = [], "lr"
     for number, (kind, constants, stated) in enumerate(parts):
         made = f"t{number}" if number + 1 < len(parts) else "sr"
@@ -126,7 +136,7 @@ def chain(parts: Sequence[Node], file: Path) -> Path:
             helper.make_node(kind, [name, *constants], [made], f"{kind}{number}", **stated)
         )
         name = made
-    return save(nodes, file)
+    return save(nodes, file, channels)
 
 
 def save(nodes: list[Any], file: Path, channels: int = CHANNELS) -> Path:
@@ -179,6 +189,18 @@ def test_a_graph_that_splits_and_joins(tmp_path: Path) -> None:
     assert_same(file)
     codes = [op.code for op in convert(file, 1).ops]
     assert codes.count("CONV_2D") == 2
+
+
+def test_xnnpack_takes_wide_joints_and_repeated_pixels(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Concat", ["lr"] * 7, ["all"], axis=1),
+        helper.make_node("Slice", ["all", "begin", "end", "channel"], ["some"]),
+        helper.make_node("Resize", ["lr", "", "double"], ["large"]),
+        helper.make_node("Resize", ["some", "", "double"], ["larger"], **LINEAR),
+        helper.make_node("Concat", ["large", "larger"], ["sr"], axis=1),
+    ]
+    content = assert_same(save(nodes, tmp_path / "model.onnx"))
+    assert left_by_xnnpack(at_size(content, (1, 8, 8, CHANNELS))) == []
 
 
 def test_a_size_taken_from_another_feature_map(tmp_path: Path) -> None:
@@ -265,6 +287,41 @@ def test_a_shuffle_by_a_transposed_convolution(
         assert session.run(lr) == pytest.approx(by_onnxruntime(graph.file, lr), abs=1e-5)
 
 
+BETWEEN: dict[str, list[Node]] = {
+    **{name: PARTS[name] for name in ("leaky", "gelu", "sigmoid", "slopes", "mean", "enlarged")},
+    **{name: PARTS[name] for name in ("clip to 1", "clip to 6", "clip", "padded", "nearest")},
+    **{name: PARTS[name] for name in ("pooled", "pooled, same", "scalar", "transposed")},
+    "transposed, uneven": PARTS["transposed, uneven"],
+    **{name: PARTS[name] for name in ("strided", "grouped", "depthwise", "power", "normalised")},
+    "tanh": [("Tanh", [], {})],
+    "hard swish": [("HardSwish", [], {})],
+    "slopes above one": [("PRelu", ["steep"], {})],
+}
+
+
+@pytest.mark.parametrize("parts", BETWEEN)
+def test_int8_stays_in_one_delegate_and_near_the_floats(
+    parts: str, patches: PatchSet, tmp_path: Path
+) -> None:
+    first = ("Conv", ["head"], {"pads": [1, 1, 1, 1]})
+    file = chain(
+        [first, *BETWEEN[parts], ("Conv", ["w"], {"pads": [1, 1, 1, 1]})],
+        tmp_path / "model.onnx",
+        channels=3,
+    )
+    graph = Graph(file, "", "student", scale=1, multiple=2, opset=20, family="onnx")
+    tuner = find("litert").tuner(BuildRequest(graph, "int8", tmp_path, patches))
+    assert tuner is not None
+    assert left_by_xnnpack(at_size(write(tuner.quantized("whole", ())), (1, 32, 32, 3))) == []
+    lr = np.random.default_rng(1).random((1, 3, 16, 16), dtype=np.float32)
+    wanted = by_onnxruntime(file, lr)
+    every = [op.name for op in tuner.operations()]
+    with closing(tuner.session("whole", every, "fp32")) as session:
+        assert session.run(lr) == pytest.approx(wanted, abs=1e-5)
+    with closing(tuner.session("whole", (), "fp32")) as session:
+        assert np.abs(session.run(lr).clip(0, 1) - wanted.clip(0, 1)).mean() < 0.02
+
+
 def test_int8_rounds_the_result_to_the_levels_of_pixels(
     students: Callable[[str], Graph], patches: PatchSet, tmp_path: Path
 ) -> None:
@@ -288,7 +345,10 @@ def test_an_image_that_is_too_small_is_refused(tmp_path: Path) -> None:
 
 def test_what_is_no_model_is_refused(thirds: Graph, tmp_path: Path) -> None:
     built = find("litert").build(BuildRequest(thirds, "fp32", tmp_path / "out"))
-    (tmp_path / "bad.tflite").write_bytes(b"nothing")
-    for name, named in (("bad.tflite", "no LiteRT model"), ("model.onnx", "does not end in")):
-        with pytest.raises(UsageError, match=named):
-            find("litert").open(replace(built, file=tmp_path / name))
+    whole = built.file.read_bytes()
+    for content in (b"", b"nothing", whole[:40], whole[: len(whole) // 2], whole[:8] + bytes(400)):
+        (tmp_path / "bad.tflite").write_bytes(content)
+        with pytest.raises(UsageError, match="no LiteRT model"):
+            find("litert").open(replace(built, file=tmp_path / "bad.tflite"))
+    with pytest.raises(UsageError, match="does not end in"):
+        find("litert").open(replace(built, file=thirds.file))
