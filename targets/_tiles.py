@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
@@ -59,6 +60,23 @@ def spans(length: int, tiling: Tiling) -> list[Span]:
 
 
 @dataclass(frozen=True)
+class Tile:
+    """A part of an image that a model is given, padded to `size` where it is smaller."""
+
+    rows: Span
+    columns: Span
+    size: tuple[int, int]  # LR height, width
+
+    def read(self, lr_NCHW: FloatArray) -> FloatArray:
+        """Its pixels, shape (N, C, H, W) of its size."""
+        tile = lr_NCHW[
+            :, :, self.rows.start : self.rows.stop, self.columns.start : self.columns.stop
+        ]
+        ends = [(0, side - length) for side, length in zip(self.size, tile.shape[2:], strict=True)]
+        return np.ascontiguousarray(np.pad(tile, ((0, 0), (0, 0), *ends), mode="symmetric"))
+
+
+@dataclass(frozen=True)
 class Sizes:
     """What a model takes, and how images of other sizes are brought to it."""
 
@@ -66,23 +84,37 @@ class Sizes:
     margin: int  # LR pixels that a tile needs around it
     multiple: int = 1
 
-    def cheapest(self, height: int, width: int) -> list[tuple[Tiling, Tiling]]:
-        """Tilings down and across of each size that covers the image, the least work first.
+    def tiles(self, height: int, width: int) -> list[Tile]:
+        """The tiles that an image becomes, all of the size that makes the least work.
 
         A side that an image does not fill is padded; one that it exceeds must hold more than
         margins.
+
+        Raises:
+            UnsupportedError: no size does.
         """
-        found = []
-        for size in self.taken:
-            fits = [
-                length <= side or side > 2 * self.margin + self.multiple
-                for length, side in zip((height, width), size, strict=True)
-            ]
-            if all(fits):
-                down, across = (Tiling(s, self.margin, self.multiple, exact=True) for s in size)
-                tiles = len(spans(height, down)) * len(spans(width, across))
-                found.append((tiles * size[0] * size[1], tiles, (down, across)))
-        return [tilings for *_, tilings in sorted(found, key=lambda one: one[:2])]
+        ways = [self._cut(height, width, size) for size in self.taken]
+        fitting = [tiles for tiles in ways if tiles]
+        if not fitting:
+            known = ", ".join(f"{w}x{h}" for h, w in self.taken)
+            raise UnsupportedError(
+                f"an image of {width}x{height} LR pixels; this model takes {known}, and tiles need "
+                f"more than {2 * self.margin + self.multiple} a side",
+                hint="build it with larger ones: --set build.tile=256",
+            )
+        return min(fitting, key=lambda tiles: (len(tiles) * prod(tiles[0].size), len(tiles)))
+
+    def _cut(self, height: int, width: int, size: tuple[int, int]) -> list[Tile]:
+        """Tiles of one size; none where margins leave nothing of them."""
+        for length, side in zip((height, width), size, strict=True):
+            if length > side <= 2 * self.margin + self.multiple:
+                return []
+        down, across = (Tiling(side, self.margin, self.multiple, exact=True) for side in size)
+        return [
+            Tile(rows, columns, size)
+            for rows in spans(height, down)
+            for columns in spans(width, across)
+        ]
 
 
 class FixedSizes(Session):
@@ -109,16 +141,10 @@ class FixedSizes(Session):
         height, width = lr_NCHW.shape[2:]
         if (height, width) in self.sizes.taken:
             return self._session.run(lr_NCHW)
-        tilings = self.sizes.cheapest(height, width)
-        if not tilings:
-            raise self._too_large(height, width)
-        down, across = tilings[0]
-        found = [
-            (rows, columns, self._run_tile(lr_NCHW, rows, columns, (down.side, across.side)))
-            for rows in spans(height, down)
-            for columns in spans(width, across)
-        ]
-        return _join(found, lr_NCHW.shape, down.side)
+        tiles = self.sizes.tiles(height, width)
+        # What a session gives is valid until its next call.
+        found = [(tile, np.array(self._session.run(tile.read(lr_NCHW)))) for tile in tiles]
+        return _join(found, lr_NCHW.shape)
 
     def close(self) -> None:
         """Close the model's session."""
@@ -128,32 +154,14 @@ class FixedSizes(Session):
         """Few sizes are ever run."""
         self._session.forget_shapes()
 
-    def _run_tile(
-        self, lr_NCHW: FloatArray, rows: Span, columns: Span, size: tuple[int, int]
-    ) -> FloatArray:
-        tile = lr_NCHW[:, :, rows.start : rows.stop, columns.start : columns.stop]
-        ends = [(0, side - length) for side, length in zip(size, tile.shape[2:], strict=True)]
-        padded = np.pad(tile, ((0, 0), (0, 0), *ends), mode="symmetric")
-        return np.array(self._session.run(np.ascontiguousarray(padded)))  # valid until the next
 
-    def _too_large(self, height: int, width: int) -> UnsupportedError:
-        known = ", ".join(f"{w}x{h}" for h, w in self.sizes.taken)
-        return UnsupportedError(
-            f"an image of {width}x{height} LR pixels; this model takes {known}, and tiles need "
-            f"more than {2 * self.sizes.margin + self.sizes.multiple} a side",
-            hint="build it with larger ones: --set build.tile=256",
-        )
-
-
-def _join(
-    tiles: Sequence[tuple[Span, Span, FloatArray]], shape: tuple[int, ...], side: int
-) -> FloatArray:
-    """The kept parts of upscaled tiles of `side` LR rows, as one image."""
-    scale = tiles[0][2].shape[2] // side
-    batch, channels = tiles[0][2].shape[:2]
-    whole = np.empty((batch, channels, shape[2] * scale, shape[3] * scale), tiles[0][2].dtype)
-    for rows, columns, sr in tiles:
-        to, cut = zip(*(_kept(span, scale) for span in (rows, columns)), strict=True)
+def _join(tiles: Sequence[tuple[Tile, FloatArray]], shape: tuple[int, ...]) -> FloatArray:
+    """The kept parts of upscaled tiles, as one image."""
+    first, sr = tiles[0]
+    batch, channels, scale = *sr.shape[:2], sr.shape[2] // first.size[0]
+    whole = np.empty((batch, channels, shape[2] * scale, shape[3] * scale), sr.dtype)
+    for tile, sr in tiles:
+        to, cut = zip(*(_kept(span, scale) for span in (tile.rows, tile.columns)), strict=True)
         whole[:, :, to[0], to[1]] = sr[:, :, cut[0], cut[1]]
     return whole
 

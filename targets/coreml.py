@@ -176,13 +176,7 @@ class CoreMl(Target):
             StageError: the weight file is not the one that was built.
             UnsupportedError: an operation that the simulation does not know.
         """
-        from targets._coreml.package import (
-            check_weights,
-            listed_sizes,
-            margin_of,
-            read_spec,
-            takes_images,
-        )
+        from targets._coreml.package import check_weights, read_spec, takes_images
 
         check_options(built.options, self.options, "coreml")
         units = built.options.get("compute_units", "ALL")
@@ -194,9 +188,17 @@ class CoreMl(Target):
             session = SimulatedSession(built.file)
         else:
             session = CoreMlSession(built.file, units, images=takes_images(spec))
-        if listed := listed_sizes(spec):
-            return FixedSizes(session, Sizes(listed, margin_of(spec), built.multiple))
-        return session
+        sizes = sizes_of(built)
+        return FixedSizes(session, sizes) if sizes else session
+
+
+def sizes_of(built: Built) -> Sizes | None:
+    """What a package takes where that is some sizes alone."""
+    from targets._coreml.package import listed_sizes, margin_of, read_spec
+
+    spec = read_spec(built.file)
+    listed = listed_sizes(spec)
+    return Sizes(listed, margin_of(spec), built.multiple) if listed else None
 
 
 TARGET = CoreMl()

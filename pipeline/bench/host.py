@@ -112,7 +112,7 @@ def _read_linux_cpu(root: Path) -> tuple[str, tuple[str, ...]]:
     named = [read_board_name(root), chip] if _ANY_ARM.match(chip) else [chip, read_board_name(root)]
     cpu = next(filter(None, [*named, facts.get("hardware")]), platform.processor())
     flags = f"{facts.get('flags', '')} {facts.get('features', '')}".split()
-    return cpu or platform.machine(), _name_features(flags)
+    return cpu or platform.machine(), name_features(flags)
 
 
 def _read_apple_cpu() -> tuple[str, tuple[str, ...]]:
@@ -120,7 +120,7 @@ def _read_apple_cpu() -> tuple[str, tuple[str, ...]]:
     return _sysctl("machdep.cpu.brand_string") or platform.machine(), features
 
 
-def _name_features(flags: list[str]) -> tuple[str, ...]:
+def name_features(flags: list[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for flag, name in _FEATURES.items() if flag in flags))
 
 

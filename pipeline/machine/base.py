@@ -29,10 +29,11 @@ class DeviceConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    address: str | None = None  # SCHEME://..., such as ssh://[user@]host[:port]
+    address: str | None = None  # ssh://[user@]host[:port], adb://[SERIAL]: an Android phone
     python: str = "python3"  # there; 3.10 or later, with numpy and the runtime
     folder: str = "~/.cache/mipkd-pipeline"  # there
     ssh_config: Path | None = None  # in place of the user's own OpenSSH configuration
+    benchmark_model: Path | None = None  # LiteRT's program, for a phone that does not have it
     connect_timeout_s: float = 15.0
     time_limit_s: float = 7200.0  # of one target's job
     tries: int = 5  # to connect again before anything more is done
@@ -128,7 +129,7 @@ def _kind_of(address: str) -> MachineKind:
     known = plugins.names(__package__)
     found = re.match(r"([\w-]+)://", address)
     if found is None:
-        hint = "write ssh://[user@]host[:port]"
+        hint = "write ssh://[user@]host[:port], or adb:// for an Android phone"
         raise UsageError(f"--device: {address!r} is no address", hint=hint)
     if found[1] not in known:
         raise UsageError(f"--device: unknown kind {found[1]!r}", hint=nearest(found[1], known))

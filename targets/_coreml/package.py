@@ -24,7 +24,11 @@ def read_spec(package: Path) -> Any:
 
     Raises:
         UsageError: not a package that can be read.
+        MissingError: coremltools is not installed.
     """
+    from targets._coreml.convert import load_coremltools
+
+    load_coremltools()  # quietly
     from coremltools.proto import Model_pb2
     from google.protobuf.message import DecodeError
 

@@ -24,7 +24,11 @@ from mipkd.core.records import Built, Graph, PatchSet
 from mipkd.core.samples import sample_photos
 from mipkd.distill.data import load_tests, prepare_tests
 from mipkd.distill.teacher import TeacherOptions, describe, identify, save
-from pipeline.stages.build import load_deployed
+from mipkd.export.onnx import export
+from mipkd.export.receptive_field import find_receptive_field
+from pipeline.bench.models import probe_target
+from pipeline.stage import ready
+from pipeline.stages.build import BuildConfig, BuildInputs, build, load_deployed
 from targets.base import BuildRequest, Session, find, upscale
 from targets.coreml import OFF_ANE, TARGET
 
@@ -460,19 +464,33 @@ def test_other_sizes_are_tiled_or_padded_as_torch_would_be(
         assert np.abs(found - by_torch(net, lr)).max() < 2e-6
 
 
-def test_one_size_fixes_the_shape_of_arrays_and_images(
+def test_a_run_s_build_finds_the_margin_and_compares_under_the_same_tiles(
+    subjects: dict[str, Subject], tmp_path: Path
+) -> None:
+    from targets._coreml.package import margin_of, read_spec
+
+    graph = export(subjects["edsr"].net, out=tmp_path, metadata={}, role="student", family="edsr")
+    graph = replace(graph, model=subjects["edsr"].graph.model)
+    info = replace(probe_target("coreml:ane"), local=True)
+    asked = (BuildConfig(), "fp32", info, ready(graph), None, None)
+    (tmp_path / "out").mkdir()
+    inputs = BuildInputs(*asked, sizes=((24, 40), (32, 32)))
+    built = build.function(inputs, out=tmp_path / "out")  # noise of 41x31 is compared, too
+    margin = margin_of(read_spec(built.file))
+    assert margin == find_receptive_field(graph.file).radius != BuildRequest.margin
+
+
+def test_packages_for_apps_take_one_size_or_a_list_too(
     subjects: dict[str, Subject], tmp_path: Path
 ) -> None:
     from targets._coreml.package import listed_sizes, read_spec
 
     request = BuildRequest(subjects["edsr"].graph, "fp16", tmp_path, load_net=load_deployed)
-    one = replace(request, sizes=((24, 40),), fixed_sizes=True)
-    for images in (False, True):
-        spec = read_spec(TARGET.build(replace(one, uint8_io=images)).file)
-        assert listed_sizes(spec) == ((24, 40),)
+    request = replace(request, fixed_sizes=True, uint8_io=True)
+    for sizes in (((24, 40),), ((24, 40), (32, 32))):
+        spec = read_spec(TARGET.build(replace(request, sizes=sizes)).file)
+        assert listed_sizes(spec) == sizes
         assert spec.description.metadata.userDefined["mipkd.margin"] == "32"
-    several = replace(one, sizes=((24, 40), (32, 32)), uint8_io=True)
-    assert listed_sizes(read_spec(TARGET.build(several).file)) == ((24, 40), (32, 32))
 
 
 def test_compute_units_are_checked_before_anything_is_opened(tmp_path: Path) -> None:

@@ -59,8 +59,9 @@ def test_the_tiles_are_those_with_the_least_work() -> None:
 
 @pytest.mark.parametrize("multiple", [1, 8])
 def test_tiles_begin_at_multiples(multiple: int) -> None:
-    down, across = Sizes(((32, 48),), 5, multiple).cheapest(104, 160)[0]
-    assert (down.side, across.side, down.multiple) == (32, 48, multiple)
+    tiles = Sizes(((32, 48),), 5, multiple).tiles(104, 160)
+    assert all(tile.rows.start % multiple == tile.columns.start % multiple == 0 for tile in tiles)
+    assert tiles[-1].rows.stop == 104
 
 
 def test_what_no_size_suffices_for_is_refused_with_what_is_taken() -> None:
