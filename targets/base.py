@@ -45,6 +45,11 @@ class Session(ABC):
     def run(self, lr_NCHW: FloatArray) -> FloatArray:
         """The upscaled batch, shape (N, C, S*H, S*W): the only timed call, blocks until done."""
 
+    def frames_in_flight(self, shape: tuple[int, ...]) -> int:
+        """How many frames of shape (1, C, H, W) the device wants at a time: so many threads may
+        call `run`, each with a frame of its own."""
+        return 1
+
     def close(self) -> None:  # noqa: B027  # not every session holds something
         """Give the device's memory and threads back."""
 
@@ -75,6 +80,7 @@ class Feature(Enum):
     FIXED_INT8 = "fixed_int8"  # `quant_scheme`: a student can be trained for its one INT8 recipe
     UINT8_IO = "uint8_io"  # builds models that take and give uint8
     FROM_NET = "from_net"  # builds from the torch net: not of a student that came as a graph
+    FRAMES_IN_FLIGHT = "frames_in_flight"  # made for frames per second: a session runs several
 
 
 @dataclass(frozen=True)

@@ -183,6 +183,15 @@ def bench(
     device: Annotated[
         str | None, typer.Option(help="Measure on ssh://[user@]host[:port], not here.")
     ] = None,
+    stream: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1000,
+            help="Also feed frames at a camera's rate, so many a second; 0: as fast as they are "
+            "taken. Longer: --set bench.stream.seconds=600.",
+        ),
+    ] = None,
     as_json: Annotated[
         Path | None, typer.Option("--json", help="Write all samples into this file.")
     ] = None,
@@ -206,7 +215,10 @@ def bench(
 
     stated = manifest.read(bundle)
     wanted = [name.strip() for name in (target or "").split(",") if name.strip()]
-    flags = {"bench": codec.encode(settings_of(bundle)), "device": {"address": device}}
+    as_before = codec.encode(settings_of(bundle))
+    if stream is not None:
+        as_before["stream"]["fps"] = stream
+    flags = {"bench": as_before, "device": {"address": device}}
     settings = load(flags, file=config, sets=sets or ())
     with connect(settings.device) as machine:
         if not machine.address:
@@ -221,6 +233,8 @@ def bench(
     for failure in found.failures:
         table.add_row(failure.target, failure.precision, "", "", "not measured", "", "")
     print_wide(table)
+    if any(m.stream for m in found.measurements):
+        print_wide(_list_streams(found))
     say(f"on {found.host.cpu}, {found.host.cores} cores")
     for line in dict.fromkeys(_remarks(found)):
         say(line)
@@ -283,12 +297,26 @@ def check(
     raise typer.Exit(EXIT[found.outcome])
 
 
+def _list_streams(found: Timings) -> Table:
+    """What became of a camera's frames."""
+    from pipeline.report.stream_table import HEAD, stream_cells
+
+    table = Table("target", "precision", *HEAD)
+    for m in found.measurements:
+        if m.stream:
+            table.add_row(m.target, m.precision, *stream_cells(m.stream))
+    return table
+
+
 def _remarks(found: Timings) -> Iterator[str]:
     """What concerns a target once, what concerns a model by its name."""
     for m in found.measurements:
         if m.doubt:
             yield f"{m.target} {m.precision}: INVALID: {m.doubt}"
         yield from (f"{m.target}: {note}" for note in m.notes)
+    for m in found.measurements:
+        if m.stream:
+            yield f"stream: {m.stream.pixels}; of frames that wait the newest {m.stream.waiting}"
     yield from (f"{failure.target}: {failure.what}" for failure in found.failures)
 
 

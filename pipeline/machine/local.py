@@ -8,7 +8,14 @@ from dataclasses import replace
 from mipkd.core.errors import MipkdError, StageError
 from mipkd.core.measurement import Measurement
 from mipkd.core.records import TargetInfo
-from pipeline.bench.models import Sink, make_pixels, probe_target, time_models
+from pipeline.bench.models import (
+    Sink,
+    join_parts,
+    make_pixels,
+    probe_target,
+    time_models,
+)
+from pipeline.bench.stream_models import stream_models
 from pipeline.machine.base import DeviceConfig, Job, ignore_pixels
 from targets.base import find
 
@@ -27,7 +34,8 @@ class Local:
     def run(self, job: Job, take: Sink = ignore_pixels) -> tuple[Measurement, ...]:
         target = find(job.info.target)
         try:
-            found = time_models(target, job.builts, job.settings)
+            timed = time_models(target, job.builts, job.settings)
+            found = join_parts([timed, stream_models(target, job.builts, job.settings)])
             make_pixels(target, job.builts, job.images, take)
         except (MipkdError, OSError):
             raise

@@ -20,7 +20,7 @@ from targets.base import ByteArray
 
 def is_disturbed(found: tuple[Measurement, ...]) -> bool:
     """Whether the machine was too busy, or throttled: the same command measures anew."""
-    return any(one.invalid_because for one in found)
+    return any(m.invalid_because or (m.stream and m.stream.invalid_because) for m in found)
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class MeasureInputs:
     machine: NotInKey[Machine]
 
 
-@stage(version=8, retry_if=is_disturbed)
+@stage(version=9, retry_if=is_disturbed)
 def measure(inputs: MeasureInputs, *, out: Path) -> tuple[Measurement, ...]:
     """All of one target's models: latencies interleaved, then the students' pixels."""
     builts = tuple(ref.value for ref in inputs.builts)

@@ -23,7 +23,9 @@ from mipkd.core import codec
 from mipkd.core.errors import MipkdError, MissingError, StageError, UsageError
 from mipkd.core.records import TargetInfo
 from pipeline.bench.models import name_of, probe_target
+from pipeline.bench.stream_models import streams
 from pipeline.machine.remote import agent, job_file
+from targets.base import find
 
 JOB = "job/"  # the folder in the kit's file
 ABOUT = "kit.json"  # what the kit is, for people
@@ -114,6 +116,8 @@ def _describe(about: dict[str, Any], job: job_file.StoredJob, out: Path, goes_on
     sizes = ", ".join(f"{width}x{height}" for height, width in settings.sizes)
     each = settings.warmup_s + settings.min_time_s
     least = each * len(job.builts) * len(settings.sizes)
+    if streams(find(job.target), settings):
+        least += settings.stream.seconds * len(job.builts)
     return "\n".join(
         (
             f"mipkd-pipeline kit of {about['run']}: measures on target {job.target}",
