@@ -176,10 +176,10 @@ def why_too_busy(share: float, settings: BenchSettings) -> str:
     )
 
 
-def note_if_busy(share: float) -> tuple[str, ...]:
+def note_if_busy(share: float, during: str = "measurement") -> tuple[str, ...]:
     """A note of what other programs took where that is worth one; the log has it too."""
     if share <= _BUSY:
         return ()
-    note = f"other programs took {share:.0%} of the CPU during the measurement"
+    note = f"other programs took {share:.0%} of the CPU during the {during}"
     log.warning("%s: latencies are longer than on an idle machine", note)
     return (note,)

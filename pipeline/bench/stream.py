@@ -162,7 +162,8 @@ def frames_of(images_HWC: Sequence[ByteArray], settings: StreamSettings) -> list
 def describe_bytes(settings: StreamSettings) -> str:
     """Bytes in and bytes out, in words."""
     names = {"yuv420": str(CAMERA), "rgb": "RGB"}
-    return f"{names[settings.takes]} in, {names[settings.gives]} out"
+    takes, gives = names[settings.takes], names[settings.gives]
+    return f"{takes} in and out" if takes == gives else f"{takes} in, {gives} out"
 
 
 def _in_us(seconds: float) -> float:

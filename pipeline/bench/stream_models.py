@@ -71,7 +71,7 @@ def _stream_one(
     why = watch.throttled or why_too_busy(share, settings) or _why_too_few(found)
     seen = {f"{name}, stream": value for name, value in watch.conditions.items()}
     stream = replace(found, invalid_because=why)
-    return replace(m, stream=stream, notes=note_if_busy(share), conditions=seen)
+    return replace(m, stream=stream, notes=note_if_busy(share, "stream"), conditions=seen)
 
 
 def _metered(stream: Stream, work: Callable[[], Frames], power: Source | None) -> Stream:
