@@ -141,6 +141,14 @@ def test_frames_are_judged_by_a_stream_where_there_is_one(
         assert f"{on.stream.dropped} of {on.stream.given} frames dropped" in gate.reason
 
 
+@pytest.mark.parametrize(("camera", "shipped"), [(0, "fp32"), (30, "int8")])
+def test_what_is_made_for_frames_per_second_is_shipped_by_them(camera: float, shipped: str) -> None:
+    """INT8 has the shorter latency; taken as they come, FP32's frames are more."""
+    quick = replace(FP32, stream=streamed(camera, 300, 300).stream)
+    verdict = judged(GateConfig(), quick, streamed(camera, 250, 300))
+    assert [one.precision for one in verdict.recommended] == [shipped]
+
+
 @pytest.mark.parametrize("config", [GateConfig(), GateConfig(min_fps=20)])
 def test_a_stream_that_cannot_be_believed_is_told_with_and_without_a_bound(
     config: GateConfig,
