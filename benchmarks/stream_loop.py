@@ -2,7 +2,8 @@
 
 `python -m benchmarks.stream_loop BUNDLE`: in turns, each round both ways in both orders. The bare
 loop has a conversion, a call and a conversion, nothing else; of a session that wants several frames
-in flight, one such loop a thread.
+in flight, one such loop a thread. `--pause MS` has work that sleeps in the place of a bundle: what
+the bench itself adds, on a busy machine too.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from mipkd.core.yuv import rgb_of_yuv, yuv_of_rgb
 from pipeline.bench.host import describe_host
 from pipeline.bench.stream import CAMERA, StreamSettings, make_process, run_stream
 from pipeline.bundle import manifest
-from targets.base import ByteArray, Session, find, upscale
+from targets.base import ByteArray, FloatArray, Session, find, upscale
 
 BOUND = 0.05
 Loop = Callable[[], float]
@@ -31,7 +32,8 @@ Loop = Callable[[], float]
 def main() -> None:
     """Print one line a figure, exit with 1 when one is further apart than the bound."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundle", type=Path, nargs="?")
+    parser.add_argument("--pause", type=float, metavar="MS", help="sleep in place of a model")
     parser.add_argument("--target", default="cpu")
     parser.add_argument("--size", default="64x64", help="LR width x height")
     parser.add_argument("--fps", type=float, default=30.0)
@@ -39,23 +41,43 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
     asked = parser.parse_args()
-    model = next(m for m in manifest.read(asked.bundle).models if m.target == asked.target)
     width, height = map(int, asked.size.split("x"))
-    with closing(find(model.target).open(model.built(asked.bundle))) as session:
-        loops = _Loops(session, (height, width), model.scale, asked.seconds)
+    with closing(_open(asked)) as session:
+        loops = _Loops(session, (height, width), asked.scale, asked.seconds)
         found = {
             "frames per second": _interleave(loops.rate, loops.bare_rate, asked.rounds),
             "median age in ms": _interleave(
                 lambda: loops.age_ms(asked.fps), lambda: loops.bare_age_ms(asked.fps), asked.rounds
             ),
         }
-    facts = {"host": describe_host().cpu, "target": model.target, "in_flight": loops.in_flight}
+    facts = {"host": describe_host().cpu, "target": asked.target, "in_flight": loops.in_flight}
     if asked.json:
         print(json.dumps({**facts, "figures": found}, indent=1))
     else:
         for name, one in found.items():
             print(f"{name}: {one['ours']:.3f}, bare {one['bare']:.3f}, ratio {one['ratio']:.4f}")
     raise SystemExit(any(abs(one["ratio"] - 1) > BOUND for one in found.values()))
+
+
+class _Sleeper(Session):
+    """Repeats pixels after a pause that takes no processor."""
+
+    def __init__(self, pause_s: float) -> None:
+        self._pause_s = pause_s
+
+    def run(self, lr_NCHW: FloatArray) -> FloatArray:
+        time.sleep(self._pause_s)
+        return lr_NCHW.repeat(2, axis=2).repeat(2, axis=3)
+
+
+def _open(asked: argparse.Namespace) -> Session:
+    """The session, whose scale is noted."""
+    if asked.bundle is None:
+        asked.target, asked.scale = f"sleeping {asked.pause or 0:g} ms", 2
+        return _Sleeper((asked.pause or 0) * 1e-3)
+    model = next(m for m in manifest.read(asked.bundle).models if m.target == asked.target)
+    asked.scale = model.scale
+    return find(model.target).open(model.built(asked.bundle))
 
 
 def _interleave(ours: Loop, bare: Loop, rounds: int) -> dict[str, float]:
