@@ -263,6 +263,8 @@ def _summary(m: Measurement, figures: ModelFigures) -> str:
         over = latency.over_teacher
         faster = f", {times(over.value)} as fast as the teacher" if over else ""
         facts.append(f"{p50} ms at LR {as_size(*latency.size)}{faster}")
+    if m.stream and figures.stream and (rate := figures.stream.frames_per_second):
+        facts.append(f"{rate.value:.1f} frames/s at LR {as_size(*m.stream.size)}")
     if "psnr_y" in figures.quality:
         facts.append(number(figures.quality["psnr_y"].mean, 2, " dB"))
     return "; ".join(facts)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -130,23 +132,50 @@ def _upscale_frames(
     first = next(frames, None)
     if first is None:
         raise UsageError(f"{asked.name}: no frame in it")
-    cutter = Cutter(model, model.built(bundle), memory_bytes - kept_bytes, side)
-    picture = _picture_of(first, header)
-    levels, tiling = cutter.look(picture), cutter.tiling(picture)
-    start, count = perf_counter(), 0
-    with (
-        closing(find(model.target).open(cutter.built)) as session,
-        _open_result(asked, header.enlarge(model.scale), out) as result,
-    ):
-        for planes in chain([first], frames):
+    with closing(find(model.target).open(model.built(bundle))) as session:
+        in_flight = session.frames_in_flight((1, 3, *_padded(header, model.multiple)))
+        in_flight = max(1, min(in_flight, memory_bytes // 2 // kept_bytes))
+        left_bytes = memory_bytes - in_flight * kept_bytes
+        cutter = Cutter(model, model.built(bundle), left_bytes, side, at_once=in_flight)
+        picture = _picture_of(first, header)
+        levels, tiling = cutter.look(picture), cutter.tiling(picture)
+
+        def upscale_frame(planes: ByteArray) -> ByteArray:
             lr_HWC = _picture_of(planes, header).rgb_HWC
             rows = bands(session, lr_HWC, tiling, scale=model.scale)
-            try:
-                result.write(yuv_of_rgb(np.concatenate(list(rows)), header.kind))
-            except BrokenPipeError:
-                return Made(header, count, perf_counter() - start, levels, stopped=True)
-            count += 1
+            return yuv_of_rgb(np.concatenate(list(rows)), header.kind)
+
+        start, count = perf_counter(), 0
+        with _open_result(asked, header.enlarge(model.scale), out) as result:
+            for frame in process_in_order(upscale_frame, chain([first], frames), in_flight):
+                try:
+                    result.write(frame)
+                except BrokenPipeError:
+                    return Made(header, count, perf_counter() - start, levels, stopped=True)
+                count += 1
     return Made(header, count, perf_counter() - start, levels)
+
+
+def process_in_order(
+    process: Callable[[ByteArray], ByteArray], frames: Iterable[ByteArray], in_flight: int
+) -> Iterator[ByteArray]:
+    """What `process` makes of each frame, so many of them at a time."""
+    if in_flight == 1:
+        yield from map(process, frames)
+        return
+    with ThreadPoolExecutor(in_flight) as threads:
+        running: deque[Future[ByteArray]] = deque()
+        for frame in frames:
+            running.append(threads.submit(process, frame))
+            if len(running) == in_flight:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+
+
+def _padded(header: Y4mHeader, multiple: int) -> tuple[int, int]:
+    height, width = (side + -side % multiple for side in header.size)
+    return height, width
 
 
 def _picture_of(planes: ByteArray, header: Y4mHeader) -> Picture:
@@ -163,16 +192,19 @@ def claim_stdout() -> Iterator[BinaryIO]:
     """Standard output for frames alone: what others print there meanwhile goes to stderr.
 
     Raises:
-        UsageError: it is a terminal.
+        UsageError: it is a terminal, or closed.
     """
-    if os.isatty(1):
-        raise UsageError("--out -: stdout is a terminal", hint="give FILE.y4m, or pipe it on")
+    if sys.stdout is None or os.isatty(1):
+        what = "closed" if sys.stdout is None else "a terminal"
+        raise UsageError(f"--out -: stdout is {what}", hint="give FILE.y4m, or pipe it on")
     sys.stdout.flush()
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # of libraries and of processes that are started, too
     try:
         yield out
     finally:
+        sys.stdout.flush()
+        os.dup2(out.fileno(), 1)
         with suppress(BrokenPipeError):
             out.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -230,3 +231,20 @@ def test_frames_alone_go_from_stdin_to_stdout(once: Finished, run: Callable[...,
     assert done.stdout == run(y4m(2))
     assert b"YUV 4:2:0, BT.601, limited range in and out (matrix by its size" in done.stderr
     assert b"2 frames" in done.stderr
+
+
+def test_several_frames_in_flight_come_out_in_order() -> None:
+    """The first waits for the second, as no order of one after another lets it."""
+    second = threading.Event()
+
+    def process(frame: Any) -> Any:
+        if frame[0] == 0:
+            assert second.wait(30)
+        elif frame[0] == 1:
+            second.set()
+        return frame
+
+    given = [np.array([number], np.uint8) for number in range(7)]
+    made = list(video.process_in_order(process, given, 3))
+    assert [int(frame[0]) for frame in made] == list(range(7))
+    assert list(video.process_in_order(lambda frame: frame, given, 1)) == given
