@@ -46,8 +46,7 @@ class Session(ABC):
         """The upscaled batch, shape (N, C, S*H, S*W): the only timed call, blocks until done."""
 
     def frames_in_flight(self, shape: tuple[int, ...]) -> int:
-        """How many frames of shape (1, C, H, W) the device wants at a time: so many threads may
-        call `run`, each with a frame of its own."""
+        """How many threads should call `run` at a time, each with a (1, C, H, W)."""
         return 1
 
     def close(self) -> None:  # noqa: B027  # not every session holds something
