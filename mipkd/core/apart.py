@@ -34,8 +34,8 @@ R = TypeVar("R")
 Take = Callable[[Any], None]
 Send = Callable[[str, Any], None]
 
-# How processes start. "forkserver" is the quicker one where many are started from one program, which
-# must not change what they inherit from its first start, but for environment and working folder.
+# "forkserver" is quicker where one program starts many; but for environment and working folder they
+# then have what that program had at the first start.
 START_METHOD = "spawn"
 _PATIENCE_S = 5.0  # until a process that was told to end is killed
 _LOOK_S = 0.02  # between looks at its memory: in that time it can take 0.1 GB more

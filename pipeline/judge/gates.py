@@ -18,6 +18,7 @@ from pipeline.bench.comparisons import (
 )
 from pipeline.bench.distillation_gain import is_rival
 from pipeline.judge.bounds import GateConfig
+from pipeline.judge.delegates import judge_delegates
 from pipeline.judge.outcomes import invalid, passes
 from pipeline.judge.outlook import foresee
 from pipeline.judge.quality import judge_bicubic, judge_gains, judge_pixels
@@ -68,6 +69,7 @@ def _judge_model(
     if m.stream and m.stream.invalid_because and config.min_fps == "off":
         why = f"stream: {m.stream.invalid_because}"
         yield invalid("frames per second", subject(m), 0.0, "", why)
+    yield from judge_delegates(config, m)
     yield from judge_pixels(config, m, measurements)
     if not m.simulated:
         yield from judge_speedup(config, m, measurements)
