@@ -80,6 +80,8 @@ class Feature(Enum):
     UINT8_IO = "uint8_io"  # builds models that take and give uint8
     FROM_NET = "from_net"  # builds from the torch net: not of a student that came as a graph
     FRAMES_IN_FLIGHT = "frames_in_flight"  # made for frames per second: a session runs several
+    SIZES = "sizes"  # what it builds depends on `BuildRequest.sizes`
+    FIXED_SIZES = "fixed_sizes"  # builds models for those sizes alone
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,16 @@ class BuildRequest:
     scheme: QuantScheme | None = None  # learned together with the weights of `graph`
     uint8_io: bool = False  # uint8 in and out; clipping and rounding in the model
     load_net: NetLoader | None = None  # for targets that start from the torch net
+    # LR height and width that it will run at, the one that is judged first, tiles last; empty: any.
+    sizes: tuple[tuple[int, int], ...] = ()
+    fixed_sizes: bool = False  # for those alone
+    margin: int = 32  # LR pixels that a tile needs around it
+
+    @property
+    def padded_sizes(self) -> tuple[tuple[int, int], ...]:
+        """`sizes` as the model sees them: up to whole multiples of the graph's, each once."""
+        step = self.graph.multiple
+        return tuple(dict.fromkeys((h + -h % step, w + -w % step) for h, w in self.sizes))
 
     @property
     def is_local(self) -> bool:
@@ -107,6 +119,7 @@ class Target(ABC):
 
     name: str
     makes_pixels = True  # False for a target that measures the bench, not a runtime
+    remark = ""  # what `doctor` says of it beside its precisions
     features: frozenset[Feature] = frozenset()
     # What `Built.options` may hold, each with a pattern of its values. They come along with a model
     # from wherever it was made: nothing else reaches the runtime.
@@ -198,6 +211,11 @@ class Target(ABC):
             raise UnsupportedError(
                 f"build.pixels: {self.name} has no models on uint8 here",
                 hint="leave it at float32",
+            )
+        if request.fixed_sizes and Feature.FIXED_SIZES not in self.features:
+            raise UnsupportedError(
+                f"build.fixed_sizes: {self.name} has no models for some sizes alone",
+                hint="leave it at false",
             )
 
     def describe(

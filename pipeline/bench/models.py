@@ -14,10 +14,10 @@ from time import perf_counter
 from mipkd.core.errors import MipkdError
 from mipkd.core.measurement import Measurement
 from mipkd.core.records import Built, TargetInfo
-from pipeline.bench.board import Watch, read_board
+from pipeline.bench.board import Watch, describe_changes, read_board, read_settings
 from pipeline.bench.host import OtherPrograms, describe_host
 from pipeline.bench.latency import BenchSettings, LoadCost, compare, measure_memory_rise
-from pipeline.bench.power import power_source
+from pipeline.bench.power import power_source, why_unmetered
 from targets.base import ByteArray, Session, Target, find, upscale
 
 log = logging.getLogger(__name__)
@@ -30,13 +30,13 @@ _BUSY = 0.05  # of the CPU's time taken by other programs: a note says so
 
 def probe_target(name: str) -> TargetInfo:
     """One target on this machine; one that is unknown here, or broken, cannot run."""
-    host = describe_host()
+    host, settings = describe_host(), read_settings()
     try:
         target = find(name)
         if reason := target.why_not():
             return TargetInfo(name, reason, target.simulated, (), {}, host)
         offered = target.precisions(), target.versions()
-        return TargetInfo(name, "", target.simulated, *offered, host)
+        return TargetInfo(name, "", target.simulated, *offered, host, settings=settings)
     except MipkdError as error:
         why = "; ".join(filter(None, (error.what, error.hint)))
     except Exception as error:  # whatever a runtime or a plug-in raises
@@ -57,6 +57,8 @@ def time_models(
     kernels = [count_kernels(target, built) for built in builts]
     multiples = {name_of(b): b.multiple for b in builts}
     power, board, others = power_source(), read_board(), OtherPrograms()
+    if why := "" if power else why_unmetered():
+        board["power"] = f"not measured: {why}"
     by_size = []
     costs: dict[str, LoadCost] = {}
     with open_models(target, builts, costs) as sessions, Watch() as watch:
@@ -65,13 +67,14 @@ def time_models(
             by_size.append(
                 compare(sessions, size, settings, multiples=multiples, power=power, costs=costs)
             )
-    share = others.share()
+    share, changed = others.share(), describe_changes(board, read_settings())
+    doubt = f"settings changed while measured: {changed}" if changed else ""
     return tuple(
         replace(
             m,
             latencies=tuple(found[name_of(built)] for found in by_size),
             notes=note_if_busy(share),
-            invalid_because=watch.throttled or why_too_busy(share, settings),
+            invalid_because=watch.throttled or doubt or why_too_busy(share, settings),
             conditions={**board, **watch.conditions},
             kernels=counted,
         )

@@ -13,7 +13,7 @@ import numpy as np
 
 from mipkd.core.measurement import Measurement, Stream
 from mipkd.core.records import Built
-from pipeline.bench.board import Watch
+from pipeline.bench.board import Watch, describe_changes, read_settings
 from pipeline.bench.host import OtherPrograms
 from pipeline.bench.latency import FEWEST, BenchSettings, smooth_image
 from pipeline.bench.models import list_untimed, name_of, note_if_busy, why_too_busy
@@ -52,7 +52,7 @@ def _stream_one(
     asked, size, power = settings.stream, settings.stream_size, power_source()
     found = Stream(size, asked.fps or 0.0, describe_bytes(asked), 1, asked.waiting)
     frames = frames_of([_as_bytes(size, seed) for seed in range(_FRAMES)], asked)
-    others = OtherPrograms()
+    others, board = OtherPrograms(), read_settings()
     try:
         with closing(target.open(built)) as session, Watch() as watch:
             found = replace(found, in_flight=_frames_in_flight(session, built, size))
@@ -68,7 +68,9 @@ def _stream_one(
         failed = f"inference failed: {type(error).__name__}: {error}"
         return replace(m, stream=replace(found, invalid_because=failed))
     share = others.share()
-    why = watch.throttled or why_too_busy(share, settings) or _why_too_few(found)
+    changed = describe_changes(board, read_settings())
+    doubt = f"settings changed while measured: {changed}" if changed else ""
+    why = watch.throttled or doubt or why_too_busy(share, settings) or _why_too_few(found)
     seen = {f"{name}, stream": value for name, value in watch.conditions.items()}
     stream = replace(found, invalid_because=why)
     return replace(m, stream=stream, notes=note_if_busy(share, "stream"), conditions=seen)

@@ -107,7 +107,7 @@ def bench(
         str | None, typer.Option(help="Targets, separated by commas; default all in the bundle.")
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="Measure on ssh://[user@]host[:port], not here.")
+        str | None, typer.Option(help="Measure on ssh://[user@]host or adb:// (a phone), not here.")
     ] = None,
     stream: Annotated[
         float | None,

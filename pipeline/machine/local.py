@@ -8,6 +8,7 @@ from dataclasses import replace
 from mipkd.core.errors import MipkdError, StageError
 from mipkd.core.measurement import Measurement
 from mipkd.core.records import TargetInfo
+from pipeline.bench.board import read_settings
 from pipeline.bench.models import (
     Sink,
     join_parts,
@@ -16,7 +17,7 @@ from pipeline.bench.models import (
     time_models,
 )
 from pipeline.bench.stream_models import stream_models
-from pipeline.machine.base import DeviceConfig, Job, ignore_pixels
+from pipeline.machine.base import DeviceConfig, Job, ignore_pixels, refuse_changed
 from targets.base import find
 
 
@@ -32,7 +33,8 @@ class Local:
         return {name: replace(probe_target(name), local=True) for name in targets}
 
     def run(self, job: Job, take: Sink = ignore_pixels) -> tuple[Measurement, ...]:
-        target = find(job.info.target)
+        target, now = find(job.info.target), read_settings()
+        refuse_changed("this machine", job.info, replace(job.info, settings=now))
         try:
             timed = time_models(target, job.builts, job.settings)
             found = join_parts([timed, stream_models(target, job.builts, job.settings)])
