@@ -131,11 +131,13 @@ def load(
 
 
 def _with_size(config: Config) -> Config:
-    """The LR size that gates are judged at is among those that are measured."""
+    """The LR size that gates are judged at is among those that are measured, a stream's too."""
     size, bench = config.gates.size, config.bench
-    if size is None or size in bench.sizes:
+    if size is None:
         return config
-    return config.model_copy(update={"bench": replace(bench, sizes=(*bench.sizes, size))})
+    sizes = bench.sizes if size in bench.sizes else (*bench.sizes, size)
+    stream = replace(bench.stream, size=bench.stream.size or size)
+    return config.model_copy(update={"bench": replace(bench, sizes=sizes, stream=stream)})
 
 
 def is_file(rival: str) -> bool:

@@ -236,7 +236,7 @@ def _stated_before(run: Run) -> object:
 def _not_measured(measurements: tuple[Measurement, ...]) -> tuple[str, ...]:
     """What a reader of the report might look for and will not find."""
     on = {m.target for m in measurements}
-    energy = any(one.power_from for m in measurements for one in m.latencies)
+    energy = any(one.power_from for m in measurements for one in (*m.latencies, m.stream) if one)
     absent = [
         f"{target}: not part of this run" for target in ("cpu", "openvino") if target not in on
     ]

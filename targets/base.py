@@ -45,6 +45,10 @@ class Session(ABC):
     def run(self, lr_NCHW: FloatArray) -> FloatArray:
         """The upscaled batch, shape (N, C, S*H, S*W): the only timed call, blocks until done."""
 
+    def frames_in_flight(self, shape: tuple[int, ...]) -> int:
+        """How many threads should call `run` at a time, each with a (1, C, H, W)."""
+        return 1
+
     def close(self) -> None:  # noqa: B027  # not every session holds something
         """Give the device's memory and threads back."""
 
@@ -75,6 +79,7 @@ class Feature(Enum):
     FIXED_INT8 = "fixed_int8"  # `quant_scheme`: a student can be trained for its one INT8 recipe
     UINT8_IO = "uint8_io"  # builds models that take and give uint8
     FROM_NET = "from_net"  # builds from the torch net: not of a student that came as a graph
+    FRAMES_IN_FLIGHT = "frames_in_flight"  # made for frames per second: a session runs several
     SIZES = "sizes"  # what it builds depends on `BuildRequest.sizes`
     FIXED_SIZES = "fixed_sizes"  # builds models for those sizes alone
 

@@ -50,12 +50,13 @@ _HINT = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 class OpenVino(Target):
     """One of OpenVINO's devices, compiled for latency or for throughput."""
 
-    features = frozenset({Feature.FLOAT_SEARCH, Feature.UINT8_IO})
     options = OPTIONS
 
     def __init__(self, name: str, device: str, hint: str) -> None:
         self.name = name
         self._device, self._hint = device, hint
+        several = {Feature.FRAMES_IN_FLIGHT} if hint == "THROUGHPUT" else set()
+        self.features = frozenset({Feature.FLOAT_SEARCH, Feature.UINT8_IO} | several)
 
     def variants(self) -> Sequence[str]:
         """Devices, and the hint of those that run several frames at a time."""
@@ -202,8 +203,8 @@ class OpenVino(Target):
             )
         if self._hint == "THROUGHPUT":
             notes.append(
-                "compiled for frames per second: latencies are those of one frame alone, "
-                "which gets a part of the device"
+                "compiled for frames per second, which a stream measures: latencies are those of "
+                "one frame alone, which gets a part of the device"
             )
         return tuple(notes)
 

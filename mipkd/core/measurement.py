@@ -53,6 +53,30 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class Stream:
+    """Frames of a camera through one model, from bytes to bytes; nothing is averaged away."""
+
+    size: tuple[Side, Side]  # LR height, width
+    fps: Annotated[float, Range(0)]  # of the camera; 0: a frame was due when there was room for it
+    pixels: str  # what the bytes in and out are
+    in_flight: Count  # frames that were worked on at a time at most
+    waiting: Count  # frames that waited at most; of more the oldest were dropped
+    given: Count = 0  # frames that were due
+    # When each frame that came out was ready, and all before it: seconds since the first was due.
+    ready_s: tuple[Sample, ...] = ()
+    age_s: tuple[Sample, ...] = ()  # of each then, since it was due at the camera
+    invalid_because: str = ""  # why none of it should be believed; empty when it can be
+    # Mean power over the whole stream x time, idle power included, over the frames that came out.
+    joules_per_frame: Annotated[float, Range(0)] | None = None
+    power_from: str = ""  # the meter and its rails
+
+    @property
+    def dropped(self) -> int:
+        """Frames that were due and did not come out."""
+        return self.given - len(self.age_s)
+
+
+@dataclass(frozen=True)
 class ImageScore:
     """Quality of one output against the truth, a border of `scale` pixels cropped."""
 
@@ -100,6 +124,7 @@ class Measurement:
     kernels: dict[str, Count] = field(default_factory=dict)
     # Operators that a delegate of the runtime refuses, by its name; "" of one that takes them all.
     refused_by: dict[str, str] = field(default_factory=dict)
+    stream: Stream | None = None  # frames at a camera's rate, where that was asked for
 
     @property
     def kind(self) -> Kind:
@@ -127,4 +152,5 @@ class Measurement:
     def doubt(self) -> str:
         """Why any of its samples should not be believed; empty when all can be."""
         found = [self.invalid_because, *(one.invalid_because for one in self.latencies)]
+        found += [self.stream.invalid_because] if self.stream else []
         return "; ".join(dict.fromkeys(filter(None, found)))

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from mipkd.core.images import UNSEEN_DB, mse_of, psnr_lost
-from mipkd.core.measurement import REFERENCE, Latency, Measurement
+from mipkd.core.measurement import REFERENCE, Latency, Measurement, Stream
 from mipkd.core.precision import FLOATS
 from mipkd.metrics.base import Metric, list_metrics
-from pipeline.bench.stats import Estimate, ratio_of_medians
+from pipeline.bench.stats import Estimate, rate_per_second, ratio_of_medians
 
 NOT_MEASURED = "not measured on the device; its pixels were simulated on this machine"
 _COLOURS = ("red", "green", "blue")
@@ -50,6 +50,21 @@ def valid_latency(m: Measurement, size: Size) -> Latency | None:
 def valid_sizes(m: Measurement) -> list[Size]:
     """The LR sizes, smallest first, at which the latency can be believed."""
     return sorted(latency.size for latency in m.latencies if valid_latency(m, latency.size))
+
+
+def valid_stream(m: Measurement) -> Stream | None:
+    """The frames of a camera if they can be believed."""
+    return m.stream if m.stream and not m.stream.invalid_because else None
+
+
+def frames_per_second(stream: Stream) -> Estimate:
+    """Frames that came out a second; the camera's own rate where none was dropped.
+
+    A rate that the model could not keep up is that of its outputs from the first to the last.
+    """
+    if stream.fps and not stream.dropped:
+        return Estimate(stream.fps, stream.fps, stream.fps)
+    return rate_per_second(stream.ready_s)
 
 
 def p50_s(m: Measurement, size: Size | None) -> float | None:

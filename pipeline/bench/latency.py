@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from mipkd.core import memory
 from mipkd.core.measurement import Latency
 from mipkd.core.ranges import Range, Share
 from pipeline.bench.power import Energy, Source, joules_per_frame
+from pipeline.bench.stream import StreamSettings
 from targets.base import FloatArray, Session, upscale
 
 log = logging.getLogger(__name__)
@@ -64,6 +66,7 @@ class BenchSettings:
     max_busy: Share = 0.7  # of the CPU's time, all cores together, taken by other programs
     attempts: _Calls = 3  # a measurement that drifts is made anew, each time twice as long
     seed: int = 0  # of the input image and of the order of turns
+    stream: StreamSettings = field(default_factory=StreamSettings)
 
     def __post_init__(self) -> None:
         if not self.sizes or any(side < 1 for size in self.sizes for side in size):
@@ -72,6 +75,11 @@ class BenchSettings:
             raise ValueError(f"min_samples must be at least {FEWEST}")
         if self.attempts < 1 or self.max_time_s < self.min_time_s:
             raise ValueError("attempts must be at least 1, max_time_s at least min_time_s")
+
+    @property
+    def stream_size(self) -> tuple[int, int]:
+        """LR height, width of a stream's frames."""
+        return self.stream.size or max(self.sizes, key=math.prod)
 
 
 @dataclass

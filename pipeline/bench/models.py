@@ -51,7 +51,7 @@ def time_models(
 
     Nothing is timed on a target that only simulates here: its models have no latencies.
     """
-    measurements = _list_untimed(target, builts)
+    measurements = list_untimed(target, builts)
     if target.simulated:
         return measurements
     kernels = [count_kernels(target, built) for built in builts]
@@ -73,12 +73,30 @@ def time_models(
         replace(
             m,
             latencies=tuple(found[name_of(built)] for found in by_size),
-            notes=_note_if_busy(share),
-            invalid_because=watch.throttled or doubt or _why_too_busy(share, settings),
+            notes=note_if_busy(share),
+            invalid_because=watch.throttled or doubt or why_too_busy(share, settings),
             conditions={**board, **watch.conditions},
             kernels=counted,
         )
         for m, built, counted in zip(measurements, builts, kernels, strict=True)
+    )
+
+
+def join_parts(parts: Sequence[tuple[Measurement, ...]]) -> tuple[Measurement, ...]:
+    """What was measured of the same models in parts, one after another."""
+    return tuple(_join(of_model) for of_model in zip(*parts, strict=True))
+
+
+def _join(parts: Sequence[Measurement]) -> Measurement:
+    reasons = dict.fromkeys(part.invalid_because for part in parts if part.invalid_because)
+    return replace(
+        parts[0],
+        latencies=tuple(one for part in parts for one in part.latencies),
+        notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+        invalid_because="; ".join(reasons),
+        conditions={k: v for part in parts for k, v in part.conditions.items()},
+        kernels={k: v for part in parts for k, v in part.kernels.items()},
+        stream=next((part.stream for part in parts if part.stream), None),
     )
 
 
@@ -91,7 +109,8 @@ def count_kernels(target: Target, built: Built) -> dict[str, int]:
         return {}
 
 
-def _list_untimed(target: Target, builts: Sequence[Built]) -> tuple[Measurement, ...]:
+def list_untimed(target: Target, builts: Sequence[Built]) -> tuple[Measurement, ...]:
+    """A record of each model that says what and where it is, without any figure."""
     host, versions = describe_host(), target.versions()
     return tuple(
         Measurement(
@@ -150,7 +169,8 @@ def name_of(built: Built) -> str:
     return f"{built.role} {built.precision}"
 
 
-def _why_too_busy(share: float, settings: BenchSettings) -> str:
+def why_too_busy(share: float, settings: BenchSettings) -> str:
+    """Why nothing measured meanwhile should be believed, by what other programs took; else ""."""
     if share <= settings.max_busy:
         return ""
     return (
@@ -159,9 +179,10 @@ def _why_too_busy(share: float, settings: BenchSettings) -> str:
     )
 
 
-def _note_if_busy(share: float) -> tuple[str, ...]:
+def note_if_busy(share: float, during: str = "measurement") -> tuple[str, ...]:
+    """A note of what other programs took where that is worth one; the log has it too."""
     if share <= _BUSY:
         return ()
-    note = f"other programs took {share:.0%} of the CPU during the measurement"
+    note = f"other programs took {share:.0%} of the CPU during the {during}"
     log.warning("%s: latencies are longer than on an idle machine", note)
     return (note,)

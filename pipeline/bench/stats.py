@@ -79,6 +79,22 @@ def _log_medians(samples_s: Sequence[float], blocks: int) -> npt.NDArray[np.floa
     return np.log([np.median(part) for part in parts])
 
 
+def rate_per_second(times_s: Sequence[float]) -> Estimate:
+    """How many a second there are of events at `times_s`, at least two, from the first to the last.
+
+    Batch means, as for the ratio: Student's t over the mean gaps of blocks.
+    """
+    gaps = np.diff(np.asarray(times_s, dtype=np.float64))
+    mean, count = max(float(gaps.mean()), 1e-9), len(gaps)
+    if count < _FEWEST_BLOCKS:
+        return Estimate(1 / mean, 0.0, float("inf"))
+    blocks = min(max(count // _PER_BLOCK, _FEWEST_BLOCKS), _MOST_BLOCKS)
+    means = np.array([part.mean() for part in np.array_split(gaps, blocks)])
+    reach = _t(0.95, blocks - 1) * float(means.std(ddof=1)) / math.sqrt(blocks)
+    most = 1 / (mean - reach) if reach < mean else float("inf")
+    return Estimate(1 / mean, 1 / (mean + reach), most)
+
+
 def mean_over_seeds(values: Sequence[float]) -> Estimate:
     """Student's t over trainings; one training tells nothing of the spread."""
     found = np.asarray(values, dtype=np.float64)

@@ -25,6 +25,7 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 SBOM = "sbom.cdx.json"  # here, since sbom.py needs CycloneDX and `check` does not have it
 CATALOGUE = "openmodeldb.json"  # the models' entry there
+SCRIPT = "upscale.vpy"  # for VapourSynth
 SIGNATURE = "manifest.json.sig"  # of it, so it cannot be listed in it
 FOREIGN, MISSING = "not of this bundle", "missing"  # what may be wrong with a file
 _HINT = "give the folder bundle/ of a run, whole"
@@ -44,7 +45,7 @@ class File:
 
     sha256: str
     size: Bytes
-    role: str  # the top folder it is in: model, golden, quality, bench; or card, provenance, sbom
+    role: str  # the top folder it is in: model, golden, quality, bench; or card, sbom, script, ...
 
     def __post_init__(self) -> None:
         if not _SHA256.fullmatch(self.sha256):
@@ -278,7 +279,7 @@ def _names(folder: Path) -> Iterator[str]:
 def _role(name: str) -> str:
     top = name.partition("/")[0]
     known = {"README.md": "card", "provenance.json": "provenance", SBOM: "sbom", "run.json": "run"}
-    known[CATALOGUE] = "card"
+    known |= {CATALOGUE: "card", SCRIPT: "script"}
     return known.get(top, top)
 
 

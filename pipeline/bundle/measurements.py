@@ -1,6 +1,6 @@
 """Measurements in a bundle: scores in `quality/NAME.json`, speed in `bench/NAME.json`.
 
-Both are `Measurement`s, one without latencies, the other without scores.
+Both are `Measurement`s, one without times, the other without scores.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _without_times(m: Measurement) -> Measurement:
     """Quality, which is the same each time: what was seen while timing is in the other file."""
     if m.target == REFERENCE:
         return m
-    return replace(m, latencies=(), conditions={}, notes=(), invalid_because="")
+    return replace(m, latencies=(), stream=None, conditions={}, notes=(), invalid_because="")
 
 
 def _file(m: Measurement) -> str:

@@ -22,13 +22,14 @@ from pipeline.bundle.golden import BundleConfig, copy_golden
 from pipeline.bundle.hub import open_model_db
 from pipeline.bundle.measurements import write_measurements
 from pipeline.bundle.provenance import PROVENANCE, RUN, provenance, run_facts, without_paths
+from pipeline.bundle.vapoursynth import make_script
 from pipeline.origin import program_version
 from pipeline.report.figures import compute_figures
 from pipeline.run import as_stage_error
 from targets.base import files_of
 
 _FILES = ("README.md", PROVENANCE, RUN, manifest.MANIFEST, manifest.SBOM, manifest.SIGNATURE)
-_PARTS = (*_FILES, manifest.CATALOGUE, "model", "golden", "quality", "bench")
+_PARTS = (*_FILES, manifest.CATALOGUE, manifest.SCRIPT, "model", "golden", "quality", "bench")
 
 
 def pack(evidence: Evidence, config: BundleConfig, out: Path) -> Path:
@@ -101,6 +102,9 @@ def _fill(evidence: Evidence, config: BundleConfig, out: Path) -> None:
     models = tuple(_copy_model(built, evidence, around, out) for built in student_builds(evidence))
     golden = copy_golden(evidence.tests, evidence.measurements, config, out)
     write_measurements(evidence.measurements, out)
+    pixels = evidence.config.get("build", {}).get("pixels")
+    if script := make_script(models, uint8_io=pixels == "uint8"):
+        write_text(out / manifest.SCRIPT, script)
     files = manifest.list_files(out)
     (out / manifest.SBOM).write_text(sbom(evidence, models, files))
     files[manifest.SBOM] = manifest.describe_file(out, manifest.SBOM)

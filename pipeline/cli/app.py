@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from mipkd.core.errors import MipkdError, StageError, UsageError
-from pipeline.cli import bundle, doctor, kits, run, runs, sign, study
+from pipeline.cli import bundle, doctor, kits, run, runs, sign, study, upscale
 from pipeline.cli.examples import add_examples
 from pipeline.cli.terminal import ROOMS, print_any_name, say, set_logging
 
@@ -107,6 +107,7 @@ def _common(
 for command in (run.run, study.train, study.study, run.plan, doctor.doctor, doctor.schema):
     app.command()(command)
 runs.register(app)
+upscale.register(app)
 bundle.register(app)
 kits.register(app)
 sign.register(app)

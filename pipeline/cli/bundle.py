@@ -1,4 +1,4 @@
-"""The commands that use and judge bundles: upscale, verify, bench, check."""
+"""The commands that judge bundles: verify, bench, check."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ import typer
 from rich.table import Table
 
 from mipkd.core import codec
-from mipkd.core.errors import MissingError, StageError
+from mipkd.core.errors import MissingError
 from mipkd.core.evidence import Outcome
 from mipkd.core.texts import write_text
 from pipeline.cli.terminal import (
     EXIT,
-    PlainConsole,
     Verbose,
     print_wide,
     say,
@@ -33,81 +32,8 @@ Bundle = Annotated[Path, typer.Argument(help="Folder bundle/ of a finished run."
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    for command in (upscale, verify, bench, check):
+    for command in (verify, bench, check):
         app.command()(command)
-
-
-def upscale(
-    bundle: Bundle,
-    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out", "-o", help="Folder of the results; FILE.png, .webp or .jpg for one picture."
-        ),
-    ],
-    target: Annotated[str | None, typer.Option(help="Default: what the run recommends.")] = None,
-    precision: Annotated[str | None, typer.Option(help="Default: what the run recommends.")] = None,
-    file_format: Annotated[
-        str | None,
-        typer.Option(
-            "--format", help="png, webp (no pixel is lost) or jpeg (quality 95); default: of --out."
-        ),
-    ] = None,
-    bits: Annotated[
-        int, typer.Option(help="Bits a channel, 8 or 16 (PNG alone: before 8 bits are left).")
-    ] = 8,
-    memory: Annotated[float, typer.Option(help="GiB that the program may hold.", min=0.5)] = 2.0,
-    tile: Annotated[
-        int | None, typer.Option(help="LR pixels a side of a tile; default: what fits.", min=1)
-    ] = None,
-    sets: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Settings of [limits]: limits.seconds=60."),
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace files that upscale did not make, too.")
-    ] = False,
-    verbose: Verbose = False,
-) -> None:
-    """Upscale pictures of any size with a bundle's model."""
-    set_logging(verbose)
-    from rich.progress import Progress
-
-    from pipeline.bundle.trial import limits_with, try_models
-    from pipeline.upscale import upscale as work
-    from pipeline.upscale.output import choose_output
-
-    output = choose_output(out, file_format, bits, overwrite=overwrite)
-    pictures = work.list_pictures(images, output)
-    model = work.choose_model(bundle, target, precision)
-    try_models(bundle, [model], limits_with(sets or ()))
-    say(f"{model.target} {model.precision}, x{model.scale}")
-    failed, levels = 0, list[int | None]()
-    with Progress(console=PlainConsole(stderr=True), transient=True) as bar:
-        task = bar.add_task("rows")
-        made = work.upscale_all(
-            bundle,
-            model,
-            pictures,
-            output,
-            memory_bytes=int(memory * 2**30),
-            side=tile,
-            notify=lambda done, whole: bar.update(task, completed=done, total=whole),
-        )
-        for one in made:
-            if one.file is None:
-                failed += 1
-                say(f"FAILED  {one.why}", err=True)
-            else:
-                rate = one.seconds / one.megapixels
-                say(f"{one.file}  {one.seconds:.1f} s, {rate:.2f} s a megapixel")
-                levels.append(one.levels)
-    if levels:
-        seen = [n for n in levels if n is not None]
-        say(work.describe_tiles(model, max(seen, default=None)))
-    if failed:
-        raise StageError(f"upscale: {failed} of {len(pictures)} images failed")
 
 
 def verify(
@@ -183,6 +109,15 @@ def bench(
     device: Annotated[
         str | None, typer.Option(help="Measure on ssh://[user@]host or adb:// (a phone), not here.")
     ] = None,
+    stream: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1000,
+            help="Also feed frames at a camera's rate, so many a second; 0: as fast as they are "
+            "taken. Longer: --set bench.stream.seconds=600.",
+        ),
+    ] = None,
     as_json: Annotated[
         Path | None, typer.Option("--json", help="Write all samples into this file.")
     ] = None,
@@ -206,7 +141,10 @@ def bench(
 
     stated = manifest.read(bundle)
     wanted = [name.strip() for name in (target or "").split(",") if name.strip()]
-    flags = {"bench": codec.encode(settings_of(bundle)), "device": {"address": device}}
+    as_before = codec.encode(settings_of(bundle))
+    if stream is not None:
+        as_before["stream"]["fps"] = stream
+    flags = {"bench": as_before, "device": {"address": device}}
     settings = load(flags, file=config, sets=sets or ())
     with connect(settings.device) as machine:
         if not machine.address:
@@ -221,6 +159,8 @@ def bench(
     for failure in found.failures:
         table.add_row(failure.target, failure.precision, "", "", "not measured", "", "")
     print_wide(table)
+    if any(m.stream for m in found.measurements):
+        print_wide(_list_streams(found))
     say(f"on {found.host.cpu}, {found.host.cores} cores")
     for line in dict.fromkeys(_remarks(found)):
         say(line)
@@ -283,12 +223,29 @@ def check(
     raise typer.Exit(EXIT[found.outcome])
 
 
+def _list_streams(found: Timings) -> Table:
+    """What became of a camera's frames."""
+    from pipeline.report.stream_table import stream_columns
+
+    of = [(m, m.stream) for m in found.measurements if m.stream]
+    head, rows = stream_columns([stream for _, stream in of])
+    table = Table("target", "precision", *head)
+    for (m, _), row in zip(of, rows, strict=True):
+        table.add_row(m.target, m.precision, *row)
+    return table
+
+
 def _remarks(found: Timings) -> Iterator[str]:
     """What concerns a target once, what concerns a model by its name."""
+    from pipeline.report.stream_table import describe_queue
+
     for m in found.measurements:
         if m.doubt:
             yield f"{m.target} {m.precision}: INVALID: {m.doubt}"
         yield from (f"{m.target}: {note}" for note in m.notes)
+    for m in found.measurements:
+        if m.stream:
+            yield f"stream: {m.stream.pixels}; {describe_queue(m.stream)}"
     yield from (f"{failure.target}: {failure.what}" for failure in found.failures)
 
 

@@ -13,10 +13,12 @@ from mipkd.core.measurement import BY_KIT, Measurement
 from mipkd.core.names import printable
 from pipeline.bench.comparisons import (
     NOT_MEASURED,
+    frames_per_second,
     mean_of,
     p50_s,
     simulated_targets,
     speedup,
+    valid_stream,
 )
 from pipeline.bench.distillation_gain import compare_with
 from pipeline.cli.terminal import COLOURS
@@ -68,6 +70,9 @@ def _table(evidence: Evidence) -> Table:
         table.add_column(name, justify="left" if name in ("target", "model") else "right")
     for name in ("x as fast as teacher", "PSNR-Y dB", "lost to FP32 dB"):
         table.add_column(name, justify="right")
+    streamed = any(m.stream for m in evidence.measurements)
+    if streamed:
+        table.add_column("frames/s", justify="right")
     for m in evidence.measurements:
         psnr, base = mean_of(m), mean_of(_of(evidence, m.role, "reference"))
         p50, size, faster = _latency(evidence, m)
@@ -81,6 +86,7 @@ def _table(evidence: Evidence) -> Table:
             faster,
             f"{psnr:.3f}" if psnr else "",
             f"{base - psnr:.3f}" if psnr and base and m.target != "reference" else "",
+            *([_frames(m)] if streamed else []),
         )
     return table
 
@@ -148,6 +154,13 @@ def _latency(evidence: Evidence, m: Measurement) -> tuple[str, str, str]:
     teacher = _of(evidence, "teacher", m.target)
     ratio = speedup(teacher, m, size) if teacher and m.role != "teacher" else None
     return f"{p50 * 1e3:.2f}", of, f"{ratio.value:.2f}" if ratio else ""
+
+
+def _frames(m: Measurement) -> str:
+    if m.stream is None:
+        return ""
+    found = valid_stream(m)
+    return f"{frames_per_second(found).value:.1f}" if found else "INVALID"
 
 
 def _of(evidence: Evidence, role: str, target: str) -> Measurement | None:

@@ -147,7 +147,7 @@ def save(baseline: Baseline, file: Path, reason: str) -> Baseline:
     before = load(file).reasons if file.is_file() else ()
     now = Reason(datetime.now(UTC).isoformat(timespec="seconds"), baseline.run, reason)
     kept = tuple(
-        replace(m, latencies=tuple(_evenly(one) for one in m.latencies))
+        replace(m, latencies=tuple(_evenly(one) for one in m.latencies), stream=None)
         for m in baseline.measurements
     )
     made = replace(baseline, measurements=kept, reasons=(*before, now))

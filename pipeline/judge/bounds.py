@@ -47,7 +47,7 @@ class GateConfig(BaseModel):
     metrics: dict[str, MetricBounds] = Field(default_factory=dict)  # by name, beside PSNR-Y
     # What a device has room and time for. On each target one precision at least must keep them all.
     max_latency_ms: Limit = "off"  # p90 of one image
-    min_fps: Limit = "off"  # images a second, by the median latency
+    min_fps: Limit = "off"  # frames a second, by a stream where there is one, else by the median
     max_size_mb: Limit = "off"  # of the model's files, 1e6 bytes
     max_memory_mb: Limit = "off"  # that loading and running added to the process at most, 1e6 bytes
     size: tuple[Pixels, Pixels] | None = None  # LR height, width of these; default the largest

@@ -66,6 +66,9 @@ def _judge_model(
         if not valid_latency(m, latency.size):
             name = f"latency at {latency.size[1]}x{latency.size[0]}"
             yield invalid(name, subject(m), 0.0, "", latency.invalid_because or "no samples")
+    if m.stream and m.stream.invalid_because and config.min_fps == "off":
+        why = f"stream: {m.stream.invalid_because}"
+        yield invalid("frames per second", subject(m), 0.0, "", why)
     yield from judge_delegates(config, m)
     yield from judge_pixels(config, m, measurements)
     if not m.simulated:

@@ -7,10 +7,11 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from mipkd.core.evidence import Gate, Outcome
-from mipkd.core.measurement import Latency, Measurement
+from mipkd.core.measurement import Latency, Measurement, Stream
 from pipeline.bench.comparisons import (
     NOT_MEASURED,
     Size,
+    frames_per_second,
     p50_s,
     speedup_over_best,
     students,
@@ -108,7 +109,7 @@ def _judge_model(config: GateConfig, m: Measurement) -> Iterator[Gate]:
     if (bound := config.max_latency_ms) != "off":
         yield _judge_latency(bound, m, latency, why)
     if (bound := config.min_fps) != "off":
-        yield _judge_fps(bound, m, latency, why)
+        yield _judge_fps(bound, m, size, why)
     if (bound := config.max_size_mb) != "off":
         size_mb = m.size_bytes / _MEGA
         well = passes(size_mb <= bound)
@@ -130,14 +131,33 @@ def _judge_latency(bound: float, m: Measurement, latency: Latency | None, why: s
     return Gate("latency", subject(m), outcome, value, bound, "ms", reason)
 
 
-def _judge_fps(bound: float, m: Measurement, latency: Latency | None, why: str) -> Gate:
+def _judge_fps(bound: float, m: Measurement, size: Size, why: str) -> Gate:
+    """By a stream at that size where there is one, else by the median latency."""
     name = "frames per second"
+    if m.stream and m.stream.size == size:
+        return _judge_stream(name, bound, m, m.stream)
+    latency = valid_latency(m, size)
     if latency is None:
         return invalid(name, subject(m), bound, "fps", why)
     p50 = percentiles(latency.samples_s).p50_s
     fps = Estimate(1 / p50.value, 1 / p50.high, 1 / p50.low)
     reason = (
         f"by the median latency at LR {_size(latency.size)}, 95 % interval {fps.low:.1f} to "
+        f"{fps.high:.1f}"
+    )
+    return by_interval(name, subject(m), fps, bound, "fps", reason)
+
+
+def _judge_stream(name: str, bound: float, m: Measurement, stream: Stream) -> Gate:
+    if stream.invalid_because:
+        return invalid(name, subject(m), bound, "fps", f"stream: {stream.invalid_because}")
+    if not stream.dropped and 0 < stream.fps < bound:
+        why = f"the stream's camera gave {stream.fps:g} frames per second, and all came out"
+        return invalid(name, subject(m), bound, "fps", f"{why}: raise bench.stream.fps")
+    fps = frames_per_second(stream)
+    reason = (
+        f"of a stream at LR {_size(stream.size)}, {stream.in_flight} in flight, "
+        f"{stream.dropped} of {stream.given} frames dropped; 95 % interval {fps.low:.1f} to "
         f"{fps.high:.1f}"
     )
     return by_interval(name, subject(m), fps, bound, "fps", reason)

@@ -9,7 +9,14 @@ from mipkd.core.errors import MipkdError, StageError
 from mipkd.core.measurement import Measurement
 from mipkd.core.records import TargetInfo
 from pipeline.bench.board import read_settings
-from pipeline.bench.models import Sink, make_pixels, probe_target, time_models
+from pipeline.bench.models import (
+    Sink,
+    join_parts,
+    make_pixels,
+    probe_target,
+    time_models,
+)
+from pipeline.bench.stream_models import stream_models
 from pipeline.machine.base import DeviceConfig, Job, ignore_pixels, refuse_changed
 from targets.base import find
 
@@ -29,7 +36,8 @@ class Local:
         target, now = find(job.info.target), read_settings()
         refuse_changed("this machine", job.info, replace(job.info, settings=now))
         try:
-            found = time_models(target, job.builts, job.settings)
+            timed = time_models(target, job.builts, job.settings)
+            found = join_parts([timed, stream_models(target, job.builts, job.settings)])
             make_pixels(target, job.builts, job.images, take)
         except (MipkdError, OSError):
             raise

@@ -12,6 +12,7 @@ from math import ceil
 from mipkd.core.precision import PRECISIONS
 from mipkd.distill.start import count_start_pixels
 from pipeline.bench.latency import BenchSettings
+from pipeline.bench.stream_models import streams
 from pipeline.plan.outline import Outline
 from pipeline.plan.timings import Timing
 from pipeline.quantize.qat import QatInputs
@@ -22,6 +23,7 @@ from pipeline.stages.distill import DistillInputs
 from pipeline.stages.fit import FitInputs
 from pipeline.stages.measure import MeasureInputs
 from pipeline.stages.reference import ReferenceInputs
+from targets.base import find
 
 PUBLISH_S = 4.0  # report and bundle
 _PIXEL_S = 1.5e-6  # of a student that is no net of ours, for an LR pixel
@@ -169,6 +171,8 @@ class Formulas:
         if info.simulated:
             return self._slow + 2 * pixels_s
         timed = sum(self._latency(config, size, role) for size in config.sizes for role in roles)
+        if streams(find(info.target), config):
+            timed += config.stream.seconds * roles.count("student")
         return self._slow * len(roles) * 0.2 + pixels_s + timed
 
     def _latency(self, config: BenchSettings, size: tuple[int, int], role: str) -> float:

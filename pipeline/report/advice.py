@@ -13,6 +13,8 @@ _HELP = (
     (r"throttled|limited to", f"let the board cool or choose another power mode; {_AGAIN}"),
     (r"busy machine|was busy", f"end other programs; {_AGAIN}"),
     (r"unstable|apart", f"use an idle machine with fixed clocks; {_AGAIN}"),
+    (r"bench\.stream\.seconds", "stream it longer: --set bench.stream.seconds=60"),
+    (r"bench\.stream\.fps", "ask for more: --set bench.stream.fps=60"),
     (r"no samples|bench\.max_time_s", "allow it longer: --set bench.max_time_s=60"),
     (r"output of shape|not finite|inference failed", "the model is broken there: see the log"),
     (r"no valid latency", "see the latency that is INVALID: this one follows from it"),
@@ -31,6 +33,8 @@ def advise(gate: Gate, failures: Sequence[Failure] = ()) -> str:
     for pattern, what in _HELP:
         if re.search(pattern, gate.reason):
             return what
+    if re.search(r"inconclusive: of a stream", gate.reason):
+        return "stream it longer: --set bench.stream.seconds=60"
     if re.search(r"inconclusive|images", gate.reason):
         timed = gate.unit in ("x", "ms")
         return "measure longer: --set bench.min_time_s=5" if timed else "give more test images"

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 from mipkd.core.evidence import Evidence
 from mipkd.core.health import remark
-from mipkd.core.measurement import Kind, Latency, Measurement
+from mipkd.core.measurement import Kind, Latency, Measurement, Stream
 from mipkd.core.names import BUNDLE, model_folder
 from pipeline.bench.comparisons import (
     drop_by_image,
     find_reference,
     foretell_drop,
+    frames_per_second,
     mean_of,
     scored_metrics,
     speedup,
@@ -53,6 +54,16 @@ class LatencyFigures:
 
 
 @dataclass(frozen=True)
+class StreamFigures:
+    """Frames of a camera from bytes to bytes, with 95 % intervals."""
+
+    frames_per_second: Estimate | None  # that came out
+    age_p50_ms: Estimate | None  # median, from when a frame was due to when it was ready
+    age_p99_ms: Estimate | None  # 99th percentile
+    dropped: int  # frames that did not come out
+
+
+@dataclass(frozen=True)
 class QualityFigures:
     """One metric over all test images; a drop is what is lost against the same net in FP32."""
 
@@ -81,6 +92,7 @@ class ModelFigures:
     # Mean drop of PSNR-Y on these images that the search for INT8 foretold, from the squared error
     # that it found on photos; null where nothing was searched.
     foretold_drop: float | None
+    stream: StreamFigures | None  # null where no frames were streamed
 
 
 @dataclass(frozen=True)
@@ -159,7 +171,16 @@ def _model(m: Measurement, evidence: Evidence) -> ModelFigures:
             for metric in scored_metrics([m])
         },
         foretold_drop=_foretold_drop(m, evidence),
+        stream=_stream(m.stream) if m.stream else None,
     )
+
+
+def _stream(stream: Stream) -> StreamFigures:
+    if stream.invalid_because:
+        return StreamFigures(None, None, None, stream.dropped)
+    age = percentiles(stream.age_s)
+    ages = (_in_ms(age.p50_s), _in_ms(age.p99_s))
+    return StreamFigures(frames_per_second(stream), *ages, stream.dropped)
 
 
 def _foretold_drop(m: Measurement, evidence: Evidence) -> float | None:
@@ -242,6 +263,8 @@ def _summary(m: Measurement, figures: ModelFigures) -> str:
         over = latency.over_teacher
         faster = f", {times(over.value)} as fast as the teacher" if over else ""
         facts.append(f"{p50} ms at LR {as_size(*latency.size)}{faster}")
+    if m.stream and figures.stream and (rate := figures.stream.frames_per_second):
+        facts.append(f"{rate.value:.1f} frames/s at LR {as_size(*m.stream.size)}")
     if "psnr_y" in figures.quality:
         facts.append(number(figures.quality["psnr_y"].mean, 2, " dB"))
     return "; ".join(facts)

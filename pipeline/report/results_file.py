@@ -14,7 +14,7 @@ from mipkd.core.evidence import Evidence
 from pipeline.report.figures import Figures
 from pipeline.report.results_1x import as_evidence
 
-SCHEMA_VERSION = "2.2"
+SCHEMA_VERSION = "2.3"
 RESULTS = "results.json"
 _HINT = "give the results.json of a report"
 

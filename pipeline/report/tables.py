@@ -11,7 +11,12 @@ from mipkd.core.measurement import BY_KIT, Measurement
 from mipkd.core.precision import order_of
 from mipkd.core.records import FloatLayer, QuantPlan
 from mipkd.metrics.base import Metric
-from pipeline.bench.comparisons import drop_by_image, find_reference, scored_metrics
+from pipeline.bench.comparisons import (
+    drop_by_image,
+    find_reference,
+    frames_per_second,
+    scored_metrics,
+)
 from pipeline.report.figures import Figures, LatencyFigures, ModelFigures, Speedup
 from pipeline.report.glossary import title_of
 from pipeline.report.wording import (
@@ -86,15 +91,24 @@ def speed_table(evidence: Evidence, figures: Figures) -> Table:
     sizes = sizes_of(evidence.measurements)
     head = ["Target", "Model", "On disk", *(f"p50 ms at {as_size(*size)}" for size in sizes)]
     head += ["× as fast as the teacher", "× as fast as in FP32"]
-    rows = [
-        Row(
-            _kind(m, evidence),
-            [*_names(m), megabytes(m.size_bytes), *_medians(found, sizes), *_speed(found)],
-        )
-        for m, found in sort_measurements(evidence, figures)
-        if m.kind == "measured"
-    ]
+    streamed = any(m.stream for m in evidence.measurements)
+    head += ["Frames/s"] if streamed else []
+    rows = []
+    for m, found in sort_measurements(evidence, figures):
+        if m.kind == "measured":
+            cells = [*_names(m), megabytes(m.size_bytes), *_medians(found, sizes), *_speed(found)]
+            cells += [_frames(m)] if streamed else []
+            rows.append(Row(_kind(m, evidence), cells))
     return Table(head, rows, first=2)
+
+
+def _frames(m: Measurement) -> str:
+    """Of a stream: such as "41.2, 2 in flight"."""
+    if m.stream is None:
+        return NONE
+    if m.stream.invalid_because:
+        return "INVALID"
+    return f"{frames_per_second(m.stream).value:.1f}, {m.stream.in_flight} in flight"
 
 
 def cost_table(evidence: Evidence, figures: Figures) -> Table:

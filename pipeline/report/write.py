@@ -26,6 +26,7 @@ from pipeline.report.junit import junit
 from pipeline.report.latency_table import latency_table, list_doubts
 from pipeline.report.markup import cell, code, in_html
 from pipeline.report.results_file import RESULTS, SCHEMA_VERSION, run_of, write_results
+from pipeline.report.stream_table import list_stream_notes, stream_table
 
 _MARK = b'<p class="kicker">'  # of each template
 _NAMES = ("index.html", "junit.xml", "report.md", RESULTS, "study.json", "study.md")
@@ -111,6 +112,8 @@ def _render(template: str, evidence: Evidence, figures: Figures, **more: object)
         gains=gain_table(figures.gains, evidence.measurements),
         untold=list_unknown(figures.gains),
         latencies=latency_table(evidence, figures),
+        stream=stream_table(evidence, figures),
+        stream_notes=list_stream_notes(evidence),
         doubts=list_doubts(figures),
         devices=tables.devices(evidence.measurements),
         images=tables.images_used(evidence),

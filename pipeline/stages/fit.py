@@ -22,6 +22,7 @@ from mipkd.export.onnx import export
 from pipeline.bench.comparisons import Size
 from pipeline.bench.latency import BenchSettings
 from pipeline.bench.stats import percentiles
+from pipeline.bench.stream import StreamSettings
 from pipeline.machine.base import Job, Machine, MachineLostError
 from pipeline.stage import NotInKey, Ref, stage
 from targets.base import BuildRequest, find
@@ -172,7 +173,13 @@ def _time_candidate(
     """p90 in seconds by precision; when they fail together each is timed alone."""
     if not builts:
         return {}
-    settings = BenchSettings(sizes=(size,), min_time_s=0.5, max_time_s=5.0, attempts=1)
+    settings = BenchSettings(
+        sizes=(size,),
+        min_time_s=0.5,
+        max_time_s=5.0,
+        attempts=1,
+        stream=StreamSettings(seconds=0),
+    )
     try:
         found = machine.run(Job(info, tuple(builts), settings))
     except MachineLostError:

@@ -20,7 +20,7 @@ from targets.base import ByteArray
 
 def is_disturbed(found: tuple[Measurement, ...]) -> bool:
     """Whether the machine was too busy, or throttled: the same command measures anew."""
-    return any(one.invalid_because for one in found)
+    return any(m.invalid_because or (m.stream and m.stream.invalid_because) for m in found)
 
 
 @dataclass(frozen=True)

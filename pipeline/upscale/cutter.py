@@ -30,9 +30,16 @@ class Cutter:
     """How to cut pictures so that a bound of memory holds."""
 
     def __init__(
-        self, model: manifest.Model, built: Built, memory_bytes: int, side: int | None
+        self,
+        model: manifest.Model,
+        built: Built,
+        memory_bytes: int,
+        side: int | None,
+        *,
+        at_once: int = 1,
     ) -> None:
-        self.built = built
+        """`at_once` is how many tiles are run at a time."""
+        self.built, self._at_once = built, at_once
         self._model, self._memory_bytes, self._side = model, memory_bytes, side
         self._looked, self._per_pixel, self._left, self._size = False, 0, 0, (0, 0)
         self._knows_memory = side is not None
@@ -71,7 +78,8 @@ class Cutter:
         row_bytes = picture.rgb_HWC.shape[1] * self._model.scale**2 * 3 * 2
         least = smallest_side(margin, step)
         for side in range(_MOST, least - 1, -16):
-            if side * side * self._per_pixel + side * row_bytes <= self._left:
+            tile_bytes = side * side * self._per_pixel + side * row_bytes
+            if self._at_once * tile_bytes <= self._left:
                 log.debug("tiles of at most %d LR pixels, %d bytes each", side, self._per_pixel)
                 return Tiling(side // step * step, margin, step)
         raise StageError(

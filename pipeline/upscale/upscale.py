@@ -174,7 +174,7 @@ def upscale_all(
         UsageError: `side` is too small for the net, or the model gives no 16 bits.
         StageError: the disk is full, or memory does not hold one tile.
     """
-    _check_side(model, side)
+    check_side(model, side)
     try:
         output.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -199,7 +199,7 @@ def upscale_all(
                 raise as_stage_error("upscale", error) from error
 
 
-def _check_side(model: manifest.Model, side: int | None) -> None:
+def check_side(model: manifest.Model, side: int | None) -> None:
     least = smallest_side(model.margin, model.multiple)
     if side is not None and side < least:
         raise UsageError(

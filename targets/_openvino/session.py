@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from collections import Counter, OrderedDict
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from targets._user_cache import engine_folder
 from targets.base import Session, check_options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from targets.base import FloatArray
 
@@ -121,41 +123,70 @@ class LatencySession(Session):
 
 
 class ThroughputSession(Session):
-    """As many requests in flight as the device wants; a batch is run frame by frame among them.
+    """As many requests in flight as the device wants, of one `run` or of several threads' calls.
 
-    So frames a second are N over the time of one `run`; a batch of one frame takes longer than in
-    a `LatencySession`, since it gets a part of the device only.
+    A batch is run frame by frame among those that are free. One frame alone takes longer than in a
+    `LatencySession`, since it gets a part of the device only.
     """
 
     def __init__(self, file: Path, device: str, options: dict[str, str], scale: int) -> None:
         self._scale = scale
         self.takes_uint8 = options.get(PIXELS) == "uint8"
-        self._compiler = Compiler(file, device, options, _requests)
+        self._lock = threading.Lock()  # a shape is compiled once
+        self._compiler = Compiler(file, device, options, _Requests)
 
     def frames_in_flight(self, shape: tuple[int, ...]) -> int:
         """How many frames of shape (1, C, H, W) the device wants at a time."""
-        return len(self._compiler.at(shape))
+        return self._at(shape).count
 
     def run(self, lr_NCHW: FloatArray) -> FloatArray:
         """The upscaled batch, shape (N, C, S*H, S*W)."""
         count, channels, height, width = lr_NCHW.shape
-        requests = self._compiler.at((1, channels, height, width))
         shape = (count, channels, height * self._scale, width * self._scale)
         sr_NCHW = np.empty(shape, np.uint8 if self.takes_uint8 else np.float32)
-        for i in range(count + len(requests)):
-            # No callbacks: OpenVINO's threads would want Python's lock while somebody holds it
-            # and waits for them.
-            request, done = requests[i % len(requests)], i - len(requests)
-            if 0 <= done < count:
-                request.wait()
-                sr_NCHW[done] = request.get_output_tensor(0).data[0]
-            if i < count:
-                request.start_async([lr_NCHW[i : i + 1]], share_inputs=True)
+        with self._at((1, channels, height, width)).borrow(count) as requests:
+            for i in range(count + len(requests)):
+                # No callbacks: OpenVINO's threads would want Python's lock while somebody holds it
+                # and waits for them.
+                request, done = requests[i % len(requests)], i - len(requests)
+                if 0 <= done < count:
+                    request.wait()
+                    sr_NCHW[done] = request.get_output_tensor(0).data[0]
+                if i < count:
+                    request.start_async([lr_NCHW[i : i + 1]], share_inputs=True)
         return sr_NCHW
 
     def close(self) -> None:
         """Drop the model and its threads."""
         self._compiler.close()
+
+    def _at(self, shape: tuple[int, ...]) -> _Requests:
+        with self._lock:
+            found: _Requests = self._compiler.at(shape)
+        return found
+
+
+class _Requests:
+    """The inference requests of a compiled model, lent to one thread at a time."""
+
+    def __init__(self, model: Any) -> None:
+        self.count: int = model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        self._free = SimpleQueue[Any]()
+        for _ in range(self.count):
+            self._free.put(model.create_infer_request())
+
+    @contextlib.contextmanager
+    def borrow(self, most: int) -> Iterator[list[Any]]:
+        """One request, waited for, and those that are free beside it, `most` in all."""
+        lent = [self._free.get()]
+        try:
+            with contextlib.suppress(Empty):
+                while len(lent) < most:
+                    lent.append(self._free.get_nowait())
+            yield lent
+        finally:
+            for request in lent:
+                self._free.put(request)
 
 
 def count_kernels(
@@ -196,8 +227,3 @@ def _cache_folder(file: Path, device: str) -> Path | None:
     weights = file.with_suffix(".bin")
     files = [file, weights] if weights.is_file() else [file]
     return engine_folder("openvino", *facts, files=files)
-
-
-def _requests(model: Any) -> list[Any]:
-    wanted = model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
-    return [model.create_infer_request() for _ in range(wanted)]

@@ -64,6 +64,8 @@ OTHERS = {
         ),
         "installs; tests/test_package.py and test_container.py hold what",
     ),
+    "ffmpeg -i in.mkv -f yuv4mpegpipe - | mipkd-pipeline upscale runs/edsr/bundle - -o - | ffmpeg "
+    "-i - out.mkv": "ffmpeg is not installed here; tests/pipeline/test_video.py pipes y4m",
     "make check": "runs these tests",
     "make test": "runs these tests",
     "make docs": "installs; the pages are built in test_site.py",

@@ -17,6 +17,7 @@ from mipkd.core import codec
 from mipkd.core.errors import MissingError, StageError, UsageError
 from mipkd.core.records import Built, TargetInfo
 from pipeline.bench.latency import BenchSettings
+from pipeline.bench.stream import StreamSettings
 from pipeline.machine.remote import agent, job_file
 from targets.base import ByteArray
 
@@ -85,6 +86,26 @@ def test_results_hold_every_size_and_output(job: Path) -> None:
     assert all(len(one.samples_s) >= 5 for m in measurements for one in m.latencies)
     assert said[-1]["done"] == said[-1]["of"]
     assert {model for model, _ in outputs} <= {0}  # a teacher's pixels are not asked for
+
+
+def test_a_stream_is_a_part_of_its_own_for_each_model(
+    job: Path, images: list[tuple[str, ByteArray]], tmp_path: Path
+) -> None:
+    builts = job_file.read_job(job).builts
+    settings = replace(QUICK, sizes=((8, 8),), stream=StreamSettings(fps=100, seconds=0.1))
+    job_file.write_job(tmp_path / "streamed.zip", "null", builts, settings, images)
+    with zipfile.ZipFile(tmp_path / "streamed.zip") as packed:
+        packed.extractall(tmp_path / "streamed")
+    said: list[dict[str, object]] = []
+    first, _ = job_file.read_results(agent.work(tmp_path / "streamed", said.append))
+    student, teacher = first.measurements
+    assert teacher.stream is None
+    assert student.stream is not None
+    assert (student.stream.fps, student.stream.given) == (100, 10)
+    assert [len(m.latencies) for m in first.measurements] == [1, 1]
+    assert said[-1]["done"] == said[-1]["of"] == 1 + 2  # null gives no pixels
+    again, _ = job_file.read_results(agent.work(tmp_path / "streamed", said.append))
+    assert again.measurements == first.measurements
 
 
 def test_work_goes_on_after_the_parts_that_are_done(job: Path) -> None:

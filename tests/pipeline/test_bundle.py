@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
@@ -53,7 +54,7 @@ def test_a_run_leaves_a_bundle_that_holds_what_it_lists(once: Finished) -> None:
     assert found.models[1].options == {"session.intra_op.allow_spinning": "0"}
     assert found.models[1].versions["onnxruntime"]
     assert {f.role for f in found.files.values()} == {
-        *("bench", "card", "golden", "model", "provenance", "quality", "run", "sbom"),
+        *("bench", "card", "golden", "model", "provenance", "quality", "run", "sbom", "script"),
     }
     assert {
         "quality/cpu-int8.json",
@@ -345,7 +346,8 @@ def test_check_loads_no_network(once: Finished) -> None:
 
 
 def test_bench_measures_the_models_here(once: Finished, tmp_path: Path, ended: Command) -> None:
-    said = ended("bench", once.bundle, "--target", "cpu,coreml", "--json", tmp_path / "b.json")
+    words = ("--target", "cpu,coreml", "--json", tmp_path / "b.json", "--stream", "20")
+    said = ended("bench", once.bundle, *words, "--set", "bench.stream.seconds=0.5")
     assert said.code in (0, 7), said.err  # a busy machine
     assert "coreml: this machine could only simulate it" in said.out
     found = json.loads((tmp_path / "b.json").read_text())
@@ -353,10 +355,25 @@ def test_bench_measures_the_models_here(once: Finished, tmp_path: Path, ended: C
     assert [m["precision"] for m in cpu] == ["fp32", "int8"]
     assert [one["size"] for one in cpu[0]["latencies"]] == [[24, 32], [32, 32]]
     assert all(len(one["samples_s"]) >= 20 for m in cpu for one in m["latencies"])
+    assert [(m["stream"]["size"], m["stream"]["given"]) for m in cpu] == [([32, 32], 10)] * 2
+    assert "YUV 4:2:0, BT.709, limited range in and out; the newest frame waits" in said.out
     said = ended("bench", once.bundle, "--target", "openvio")
     assert (said.code, said.err.splitlines()[0]) == (2, "error: --target: no model for 'openvio'")
     said = ended("bench", once.bundle, "--target", "coreml")
     assert said.code == 4
+
+
+def test_a_script_for_vapoursynth_names_the_model_and_its_scale(once: Finished) -> None:
+    text = (once.bundle / "upscale.vpy").read_text()
+    assert "never ran" in text.splitlines()[1]
+    assert "SCALE, MULTIPLE = 2, 1" in text
+    (file,) = [
+        one.value
+        for one in ast.walk(ast.parse(text))
+        if isinstance(one, ast.Constant) and str(one.value).endswith(".onnx")
+    ]
+    assert file == "model/cpu-fp32/model.onnx"
+    assert (once.bundle / file).is_file()
 
 
 def test_a_new_run_replaces_the_bundle(finished: Finished, ended: Command) -> None:

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from mipkd.core.evidence import Gate, Outcome, Verdict
-from mipkd.core.measurement import ImageScore, Latency, Measurement
+from mipkd.core.measurement import ImageScore, Latency, Measurement, Stream
 from pipeline.judge.bounds import GateConfig
 from pipeline.judge.gates import judge
 
@@ -111,6 +111,53 @@ def test_frames_size_and_memory_are_judged_likewise(
     tight = {key: bound * (2 if key == "min_fps" else 0.5) for key, bound in bounds.items()}
     gate = named(judged(GateConfig(**tight), FP32, INT8), name)
     assert (gate.outcome, gate.figure) == (Outcome.FAIL, pytest.approx(figure, rel=0.02))
+
+
+def streamed(fps: float, out: int, given: int, size: tuple[int, int] = LARGE) -> Measurement:
+    """INT8, whose outputs came evenly over ten seconds."""
+    ready_s = tuple((np.arange(1, out + 1) * 10 / out).tolist())
+    stream = Stream(size, fps, "RGB in and out", 2, 1, given, ready_s, (0.02,) * out)
+    return replace(INT8, stream=stream)
+
+
+@pytest.mark.parametrize(
+    ("on", "bound", "outcome", "figure"),
+    [
+        (streamed(30, 300, 300), 30, Outcome.PASS, 30.0),  # the camera's rate, held
+        (streamed(30, 250, 300), 30, Outcome.FAIL, 25.0),
+        (streamed(30, 250, 300), 24, Outcome.PASS, 25.0),
+        (streamed(0, 450, 450), 40, Outcome.PASS, 45.0),
+        (streamed(24, 240, 240), 30, Outcome.INVALID, None),  # more was never asked for
+        (streamed(30, 250, 300, SMALL), 90, Outcome.PASS, 100.0),  # by the median at the large size
+    ],
+)
+def test_frames_are_judged_by_a_stream_where_there_is_one(
+    on: Measurement, bound: float, outcome: Outcome, figure: float | None
+) -> None:
+    gate = named(judged(GateConfig(min_fps=bound), on), "frames per second")
+    assert gate.outcome is outcome
+    assert gate.figure == (figure and pytest.approx(figure, rel=0.02))
+    if figure and on.stream and on.stream.size == LARGE:
+        assert f"{on.stream.dropped} of {on.stream.given} frames dropped" in gate.reason
+
+
+@pytest.mark.parametrize(("camera", "shipped"), [(0, "fp32"), (30, "int8")])
+def test_what_is_made_for_frames_per_second_is_shipped_by_them(camera: float, shipped: str) -> None:
+    """INT8 has the shorter latency; taken as they come, FP32's frames are more."""
+    quick = replace(FP32, stream=streamed(camera, 300, 300).stream)
+    verdict = judged(GateConfig(), quick, streamed(camera, 250, 300))
+    assert [one.precision for one in verdict.recommended] == [shipped]
+
+
+@pytest.mark.parametrize("config", [GateConfig(), GateConfig(min_fps=20)])
+def test_a_stream_that_cannot_be_believed_is_told_with_and_without_a_bound(
+    config: GateConfig,
+) -> None:
+    on = streamed(30, 300, 300)
+    assert on.stream is not None
+    hot = replace(on, stream=replace(on.stream, invalid_because="CPU throttled: state 2"))
+    gate = named(judged(config, hot), "frames per second")
+    assert (gate.outcome, gate.reason) == (Outcome.INVALID, "stream: CPU throttled: state 2")
 
 
 def test_what_was_not_measured_is_not_kept() -> None:

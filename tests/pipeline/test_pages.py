@@ -18,11 +18,13 @@ from report_case import EvidenceOf, disturbed
 from rich.console import Console
 
 from mipkd.core.evidence import Evidence, Gate, Outcome
+from mipkd.core.measurement import Measurement, Stream
 from pipeline.cli.summary import summarize
 from pipeline.report import history
 from pipeline.report.advice import advise
 from pipeline.report.gate_groups import group_gates
 from pipeline.report.glossary import QUESTIONS, explain, list_words, question_of, title_of
+from pipeline.report.results_file import read_results
 from pipeline.report.write import write
 
 SIMULATED = ("coreml", "jetson")
@@ -235,3 +237,37 @@ def test_wide_tables_say_that_they_scroll_and_keep_their_first_column(page: str)
     assert len(wide) > 5
     assert all("swipe sideways" in table.split("<table>")[0] for table in wide)
     assert "tbody th { font-weight: 600; position: sticky; left: 0;" in page
+
+
+def streamed(evidence: Evidence) -> Evidence:
+    """INT8 on the CPU at a camera's rate, and FP32 on a board that throttled."""
+    held = Stream((180, 320), 30.0, "RGB in and out", 2, 1, 300, (0.1, 0.2, 0.3), (0.05,) * 3)
+    held = replace(held, joules_per_frame=0.4, power_from="RAPL package-0")
+    hot = replace(held, invalid_because="CPU throttled", power_from="")
+    of = {("student", "cpu", "int8"): held, ("student", "cpu", "fp32"): hot}
+    every = [replace(m, stream=of.get(name_of(m))) for m in evidence.measurements]
+    return replace(evidence, measurements=tuple(every))
+
+
+def name_of(m: Measurement) -> tuple[str, str, str]:
+    return m.role, m.target, m.precision
+
+
+def test_a_stream_stands_in_the_page_the_file_and_on_the_terminal(
+    five: Evidence, page: str, tmp_path: Path
+) -> None:
+    assert "camera" not in text_of(page)
+    with_streams = streamed(five)
+    text = text_of(page_of(with_streams, tmp_path))
+    assert "Frames at a camera's rate" in text.replace("&#39;", "'")
+    assert "cpu student int8 320×180 30 2 10.00 50.0 50.0 297 of 300 0.4 From" in text
+    assert "cpu student fp32 320×180 30 2 INVALID" in text
+    assert "the newest frame waits (1 at most), older ones are dropped" in text
+    assert "J/frame by RAPL package-0" in text
+    assert "10.0, 2 in flight" in text
+    report = tmp_path / "report" / "latest"
+    assert "| cpu | student int8 | 320×180 | 30 | 2 | 10.00 |" in (report / "report.md").read_text()
+    table = [line for line in on_terminal(with_streams) if "cpu" in line and "int8" in line]
+    assert any(line.rstrip(" │").endswith("10.0") for line in table)
+    read = read_results(report / "results.json")
+    assert [m.stream for m in read.measurements] == [m.stream for m in with_streams.measurements]

@@ -21,6 +21,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,13 @@ from mipkd.core.measurement import Measurement
 from mipkd.core.records import Built
 from pipeline.bench.models import (
     gives_pixels,
+    join_parts,
     make_pixels,
+    name_of,
     probe_target,
     time_models,
 )
+from pipeline.bench.stream_models import stream_models, streams
 from pipeline.machine.remote import job_file
 from pipeline.machine.remote.remote_script import wait_for_lock
 from targets.base import ByteArray, Target, find
@@ -60,12 +64,15 @@ def work(folder: Path, say: Say) -> Path:
     done = folder / "done"
     done.mkdir(exist_ok=True)
     timed = 0 if target.simulated else len(job.settings.sizes)
-    total = timed + (len(job.images) if target.makes_pixels else 0)
+    streamed = len(job.builts) if streams(target, job.settings) else 0
+    total = timed + streamed + (len(job.images) if target.makes_pixels else 0)
     progress = _Progress(say, total)
     parts = list(_timings(job, target, done, progress))
     parts = parts or [time_models(target, job.builts, job.settings)]  # simulated: not timed
+    if streamed:
+        parts.append(tuple(_streams(job, target, done, progress)))
     _pixels(job, target, folder, progress)
-    found = job_file.join_parts(parts)
+    found = join_parts(parts)
     stored = job_file.StoredResults(job.id, info, found)
     job_file.write_results(folder / RESULTS_FILE, stored, done)
     return folder / RESULTS_FILE
@@ -76,13 +83,30 @@ def _timings(
 ) -> Iterator[Parts]:
     for size in job.settings.sizes if not target.simulated else ():
         file = done / f"latency-{size[0]}x{size[1]}.json"
-        if not file.is_file():
-            found = time_models(target, job.builts, replace(job.settings, sizes=(size,)))
-            partial = file.with_suffix(".partial")
-            partial.write_text(json.dumps(codec.encode(found)))
-            partial.replace(file)
+        settings = replace(job.settings, sizes=(size,))
+        found = _once(file, partial(time_models, target, job.builts, settings))
         progress.step(f"latency at LR {size[1]}x{size[0]}")
-        yield codec.decode(Parts, json.loads(file.read_text()))
+        yield found
+
+
+def _streams(
+    job: job_file.StoredJob, target: Target, done: Path, progress: _Progress
+) -> Iterator[Measurement]:
+    """One model at a time: a stream may take ten minutes."""
+    for number, built in enumerate(job.builts):
+        measure = partial(stream_models, target, [built], job.settings)
+        (found,) = _once(done / f"stream-{number}.json", measure)
+        progress.step(f"frames of a stream, {name_of(built)}")
+        yield found
+
+
+def _once(file: Path, measure: Callable[[], Parts]) -> Parts:
+    """What `measure` gives, or gave when it was started before."""
+    if not file.is_file():
+        unfinished = file.with_suffix(".partial")
+        unfinished.write_text(json.dumps(codec.encode(measure())))
+        unfinished.replace(file)
+    return codec.decode(Parts, json.loads(file.read_text()))
 
 
 def _pixels(job: job_file.StoredJob, target: Target, folder: Path, progress: _Progress) -> None:

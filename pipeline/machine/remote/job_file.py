@@ -15,7 +15,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -248,22 +248,6 @@ def give_outputs(outputs: Outputs, job: StoredJob, builts: Sequence[Built], take
         except (IndexError, ValueError) as error:
             what = f"output {model}/{image} does not fit its image: {error}"
             raise UsageError(f"results: damaged: {what}", hint=_RETRY) from error
-
-
-def join_parts(parts: Sequence[tuple[Measurement, ...]]) -> tuple[Measurement, ...]:
-    """What came of a job that was done in parts, one after another."""
-    return tuple(_join(of_model) for of_model in zip(*parts, strict=True))
-
-
-def _join(parts: Sequence[Measurement]) -> Measurement:
-    reasons = dict.fromkeys(part.invalid_because for part in parts if part.invalid_because)
-    return replace(
-        parts[0],
-        latencies=tuple(one for part in parts for one in part.latencies),
-        notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
-        invalid_because="; ".join(reasons),
-        conditions={k: v for part in parts for k, v in part.conditions.items()},
-    )
 
 
 def hash_of(data: bytes) -> str:

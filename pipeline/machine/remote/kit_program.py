@@ -27,9 +27,10 @@ from mipkd.core import codec
 from mipkd.core.errors import MipkdError, MissingError, StageError, UsageError
 from mipkd.core.records import Built, TargetInfo
 from pipeline.bench.models import gives_pixels, name_of, probe_target
+from pipeline.bench.stream_models import streams
 from pipeline.machine.base import DeviceConfig, Job, Machine, connect
 from pipeline.machine.remote import agent, job_file
-from targets.base import ByteArray
+from targets.base import ByteArray, find
 
 JOB = "job/"  # the folder in the kit's file
 ABOUT = "kit.json"  # what the kit is, for people
@@ -164,6 +165,8 @@ def _describe(about: dict[str, Any], job: job_file.StoredJob, out: Path, goes_on
     sizes = ", ".join(f"{width}x{height}" for height, width in settings.sizes)
     each = settings.warmup_s + settings.min_time_s
     least = each * len(job.builts) * len(settings.sizes)
+    if streams(find(job.target), settings):
+        least += settings.stream.seconds * len(job.builts)
     return "\n".join(
         (
             f"mipkd-pipeline kit of {about['run']}: measures on target {job.target}",
