@@ -90,6 +90,7 @@ class BuildRequest:
     scheme: QuantScheme | None = None  # learned together with the weights of `graph`
     uint8_io: bool = False  # uint8 in and out; clipping and rounding in the model
     load_net: NetLoader | None = None  # for targets that start from the torch net
+    ncnn_names: str = "pnnx"  # whose names of blobs and files ncnn's models get
 
     @property
     def is_local(self) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from mipkd.core.precision import Tolerance, executed_precision
-from targets._ncnn.convert import INSTALL, convert_graph, find_pnnx
+from targets._ncnn.convert import INPUT, INSTALL, OUTPUT, convert_graph, find_pnnx
 from targets._ncnn.session import NcnnSession, count_kernels
 from targets._ncnn.vulkan import is_software, why_no_device
 from targets.base import BuildRequest, Target, check_options, is_installed, version_of
@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mipkd.core.records import Built
+
+# Of the files, and of the blobs at both ends. Real-ESRGAN-ncnn and upscayl read the scale from the
+# file's name; both give RGB in 0 to 1.
+_NAMES = {
+    "pnnx": ("model", (INPUT, OUTPUT)),
+    "realesrgan": ("mipkd-x{scale}", ("data", "output")),
+}
 
 
 class Ncnn(Target):
@@ -64,16 +71,17 @@ class Ncnn(Target):
         return {name: known for name, known in found.items() if known}
 
     def build(self, request: BuildRequest) -> Built:
-        """`out`/model.param and model.bin."""
+        """`out`/model.param and model.bin, or as `request.ncnn_names` has them."""
         self.check(request)
         request.out.mkdir(parents=True, exist_ok=True)
-        stem = request.out / "model"
-        convert_graph(request.graph, stem, fp16=request.precision == "fp16", names={})
-        built = self.describe(request, stem.with_suffix(".param"))
+        stem, blobs = _NAMES[request.ncnn_names]
+        file = request.out / f"{stem.format(scale=request.graph.scale)}.param"
+        convert_graph(request.graph, file, fp16=request.precision == "fp16", blobs=blobs)
+        built = self.describe(request, file)
         if not request.is_local or self._vulkan:
             return built
         executes = executed_precision(count_kernels(built))
-        return self.describe(request, built.file, executes=executes)
+        return self.describe(request, file, executes=executes)
 
     def count_kernels(self, built: Built) -> dict[str, int]:
         """Of the CPU's layers; Vulkan does not tell."""

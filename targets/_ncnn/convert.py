@@ -32,26 +32,27 @@ _RESIZE = "F.interpolate"
 _MODES = {"nearest": "1", "bilinear": "2", "bicubic": "3"}
 
 
-def convert_graph(graph: Graph, stem: Path, *, fp16: bool, names: Mapping[str, str]) -> None:
-    """Write `stem`.param and `stem`.bin; with `fp16` the weights are stored in 16 bits.
+def convert_graph(graph: Graph, file: Path, *, fp16: bool, blobs: tuple[str, str]) -> None:
+    """Write `file`, a .param, and its .bin; with `fp16` the weights are stored in 16 bits.
 
-    `names` renames the blobs at both ends.
+    `blobs` are the names of its input and output.
 
     Raises:
         UnsupportedError: pnnx or ncnn does not know one of its operators.
         StageError: pnnx does not end.
     """
     refuse_outside_files(graph.file)
-    with TemporaryDirectory(prefix="pnnx-", dir=stem.parent) as folder:
+    with TemporaryDirectory(prefix="pnnx-", dir=file.parent) as folder:
         work = Path(folder)
-        (work / "graph.onnx").write_bytes(graph.file.read_bytes())
+        _write_source(graph, work / "graph.onnx", fp16=fp16)
         _run_pnnx(work, graph, fp16=fp16)
         layers = read_layers(_read(work / "graph.ncnn.param"))
         layers = _size_by_input(layers, read_layers(_read(work / "graph.pnnx.param")))
         layers = drop_unread(layers, [OUTPUT])
         _refuse_unmapped(layers, graph)
-        stem.with_suffix(".param").write_text(write_layers(rename_blobs(layers, names)))
-        (work / "graph.ncnn.bin").replace(stem.with_suffix(".bin"))
+        renamed = rename_blobs(layers, dict(zip((INPUT, OUTPUT), blobs, strict=True)))
+        file.write_text(write_layers(renamed))
+        (work / "graph.ncnn.bin").replace(file.with_suffix(".bin"))
 
 
 def find_pnnx() -> Path | None:
@@ -60,6 +61,15 @@ def find_pnnx() -> Path | None:
     folder = Path(spec.origin).parent if spec and spec.origin else None
     program = folder / ("pnnx.exe" if os.name == "nt" else "pnnx") if folder else None
     return program if program and program.is_file() else None
+
+
+def _write_source(graph: Graph, file: Path, *, fp16: bool) -> None:
+    import onnx
+
+    from targets._ncnn.small_weights import scale_small_weights
+
+    model = onnx.load(graph.file)
+    onnx.save(scale_small_weights(model) if fp16 else model, file)
 
 
 def _run_pnnx(work: Path, graph: Graph, *, fp16: bool) -> None:

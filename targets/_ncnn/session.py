@@ -14,14 +14,13 @@ from mipkd.core.errors import StageError
 from targets.base import Session
 
 if TYPE_CHECKING:
-
     from mipkd.core.records import Built
     from targets.base import FloatArray
 
 _FP16 = ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic")
 _BF16 = ("use_bf16_packed", "use_bf16_storage")
-_PRODUCTS = ("Convolution", "ConvolutionDepthWise", "Deconvolution", "DeconvolutionDepthWise")
-_PRODUCTS += ("InnerProduct", "Gemm", "MatMul")
+_CONVOLUTIONS = ("Convolution", "ConvolutionDepthWise", "Deconvolution", "DeconvolutionDepthWise")
+_PRODUCTS = (*_CONVOLUTIONS, "InnerProduct", "Gemm", "MatMul")
 
 
 class NcnnSession(Session):
@@ -49,7 +48,10 @@ class NcnnSession(Session):
         from ncnn import Mat
 
         extractor = self._net.create_extractor()
-        failed = extractor.input(self._input, Mat(np.ascontiguousarray(lr_CHW)))
+        # A copy has its channels where ncnn wants them, at multiples of 16 bytes: without it a
+        # Vulkan device reads an image of odd size from wrong places.
+        image = Mat(np.ascontiguousarray(lr_CHW)).clone()
+        failed = extractor.input(self._input, image)
         if not failed:
             failed, found = extractor.extract(self._output)
         if failed:
