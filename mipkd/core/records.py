@@ -289,8 +289,9 @@ class TargetInfo:
 
     target: str
     why_not: str  # "" if it can run the target
-    simulated: bool
+    simulated: bool  # its times would mean nothing: another engine runs there, or it is emulated
     precisions: tuple[str, ...]
     versions: dict[str, str]
     host: Host
     local: bool = False  # whether that machine is the one that runs the pipeline
+    emulated: bool = False  # the runtime itself runs there, on an emulated processor

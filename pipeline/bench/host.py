@@ -29,6 +29,8 @@ _FEATURES = {
     "bf16": "bf16",
     "sve": "sve",
 }
+# A 64-bit processor runs the 32-bit programs of its family itself.
+_FAMILIES = {"x86_64": "x86", "i386": "x86", "i686": "x86", "aarch64": "arm", "armv7l": "arm"}
 _APPLE = {
     "hw.optional.neon": "neon",
     "hw.optional.arm.FEAT_DotProd": "dotprod",
@@ -49,7 +51,19 @@ def describe_host() -> Host:
         memory_bytes=memory_bytes,
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         features=features,
+        emulated=is_emulated(),
     )
+
+
+def is_emulated() -> bool:
+    """Whether another processor runs this process's instructions one by one, as qemu-user does.
+
+    Linux tells the kernel's own architecture (6.1 and later) and the program that really runs.
+    """
+    family = _FAMILIES.get(platform.machine(), "")
+    kernel = _FAMILIES.get(read_text("/proc/sys/kernel/arch"), "")
+    foreign = bool(kernel and family and kernel != family)
+    return foreign or read_text("/proc/self/status").startswith("Name:\tqemu-")
 
 
 class OtherPrograms:

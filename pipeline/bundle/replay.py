@@ -13,7 +13,7 @@ from mipkd.core.measurement import Latency
 from mipkd.core.precision import Tolerance
 from mipkd.core.quiet import quiet
 from mipkd.core.records import Built
-from pipeline.bench.host import OtherPrograms
+from pipeline.bench.host import OtherPrograms, is_emulated
 from pipeline.bench.latency import BenchSettings, compare
 from pipeline.bench.models import count_kernels, make_pixels, open_models
 from pipeline.bench.pixels import keep_output, output_file
@@ -34,7 +34,7 @@ class Replayed:
     why_not: str = ""  # it could not be replayed here
     failed: str = ""  # it should have run here and did not
     outputs: Path | None = None  # folder of PNGs, named as the golden ones
-    simulated: bool = False  # here
+    simulated: bool = False  # here, or on an emulated processor
     kernels: dict[str, int] = field(default_factory=dict)  # as in `Measurement`
     latency: Latency | None = None  # shortly looked at, where that was asked for
     size_bytes: int = 0  # of its files
@@ -117,12 +117,13 @@ def replay_model(
         report()
 
     make_pixels(target, [built], images, keep)
+    simulated = target.simulated or is_emulated()
     return Replayed(
         model,
         outputs=outputs,
-        simulated=target.simulated,
+        simulated=simulated,
         kernels=count_kernels(target, built),
-        latency=_time(target, built, settings) if settings and not target.simulated else None,
+        latency=_time(target, built, settings) if settings and not simulated else None,
         size_bytes=sum(file.stat().st_size for file in files_of(built)),
     )
 

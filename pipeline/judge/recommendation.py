@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from mipkd.core.evidence import Failure, Gate, Outcome, Recommendation
 from mipkd.core.measurement import Measurement
 from pipeline.bench.comparisons import (
-    NOT_MEASURED,
     mean_of,
     p50_s,
     speedup,
     students,
     subject,
     valid_sizes,
+    why_not_measured,
 )
 
 _FASTEST = "the fastest that passes every gate"
@@ -38,7 +38,7 @@ def recommend(
 
 def _recommend_for(target: str, on: Sequence[Measurement], gates: Sequence[Gate]) -> Recommendation:
     if any(m.simulated for m in on):
-        return Recommendation(target, "", NOT_MEASURED, simulated=True)
+        return Recommendation(target, "", why_not_measured(on[0]), simulated=True)
     stopped = {gate.subject: gate for gate in gates if gate.outcome is not Outcome.PASS}
     if "student" in stopped:
         gate = stopped["student"]

@@ -57,7 +57,7 @@ def _measure(kit: Path, out: Path) -> None:
         info = probe_target(about["target"])
         if info.why_not:
             raise MissingError(f"target {info.target}: {info.why_not}")
-        if info.simulated:
+        if info.simulated and not info.emulated:
             raise MissingError(
                 f"target {info.target}: this machine could only simulate it: nothing is measured",
                 hint="run the kit on the device it is meant for",
