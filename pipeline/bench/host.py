@@ -55,15 +55,15 @@ def describe_host() -> Host:
     )
 
 
-def is_emulated() -> bool:
+def is_emulated(root: Path = Path("/"), machine: str = platform.machine()) -> bool:
     """Whether another processor runs this process's instructions one by one, as qemu-user does.
 
-    Linux tells the kernel's own architecture (6.1 and later) and the program that really runs.
+    Linux tells the kernel's own architecture (6.1 and later) and the program that really runs. A
+    whole machine that is emulated, kernel included, looks like any other.
     """
-    family = _FAMILIES.get(platform.machine(), "")
-    kernel = _FAMILIES.get(read_text("/proc/sys/kernel/arch"), "")
-    foreign = bool(kernel and family and kernel != family)
-    return foreign or read_text("/proc/self/status").startswith("Name:\tqemu-")
+    kernel = _FAMILIES.get(read_text(root / "proc/sys/kernel/arch"), "")
+    foreign = bool(kernel) and kernel != _FAMILIES.get(machine, kernel)
+    return foreign or read_text(root / "proc/self/status").startswith("Name:\tqemu-")
 
 
 class OtherPrograms:
