@@ -5,17 +5,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
-from mipkd.core.precision import Tolerance, executed_precision
+from mipkd.core.precision import executed_precision
 from targets._ncnn.convert import INPUT, INSTALL, OUTPUT, convert_graph, find_pnnx
 from targets._ncnn.session import NcnnSession, count_kernels
 from targets._ncnn.vulkan import is_software, why_no_device
 from targets.base import BuildRequest, Target, check_options, is_installed, version_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from mipkd.core.records import Built
 
 # Of the files, and of the blobs at both ends. Real-ESRGAN-ncnn and upscayl read the scale from the
@@ -27,10 +25,7 @@ _NAMES = {
 
 
 class Ncnn(Target):
-    """ncnn with FP32, and with weights, and where the device can arithmetic, in FP16."""
-
-    # Its 16 bits are the weights', and on a device that has such arithmetic all values'.
-    tolerances: ClassVar[Mapping[str, Tolerance]] = {"fp16": Tolerance(4, 50.0)}
+    """ncnn with FP32, and with weights, and where the device can all values, stored in FP16."""
 
     def __init__(self, variant: str = "") -> None:
         self.name = f"ncnn:{variant}" if variant else "ncnn"

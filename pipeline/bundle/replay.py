@@ -10,7 +10,7 @@ from mipkd.core.apart import Worker, report
 from mipkd.core.errors import MipkdError, MissingError, UnsupportedError
 from mipkd.core.images import read_rgb
 from mipkd.core.measurement import Latency
-from mipkd.core.precision import Tolerance
+from mipkd.core.precision import Tolerance, executed_precision
 from mipkd.core.quiet import quiet
 from mipkd.core.records import Built
 from pipeline.bench.host import OtherPrograms, is_emulated
@@ -42,7 +42,8 @@ class Replayed:
     @property
     def tolerance(self) -> Tolerance:
         """How far it may be from what another machine made of the same images."""
-        target, kinds = find(self.model.target), {self.model.precision, self.model.executes} - {""}
+        target, runs = find(self.model.target), executed_precision(self.kernels)
+        kinds = {self.model.precision, self.model.executes, runs} - {""}
         return max((target.tolerance(kind) for kind in kinds), key=lambda bound: bound.levels)
 
 

@@ -119,9 +119,9 @@ def _notes(evidence: Evidence) -> Iterator[Text]:
 def _elsewhere(evidence: Evidence) -> Iterator[str]:
     for m in evidence.measurements:
         if m.device == BY_KIT and m.host:
-            yield f"{m.target}: measured by a kit on {m.host.cpu}, {m.host.cores} cores"
+            yield f"{m.target}: {m.kind} by a kit on {m.host.cpu}, {m.host.cores} cores"
         elif m.device:
-            yield f"measured on {m.device}"
+            yield f"{m.kind} on {m.device}"
 
 
 def gate_line(gate: Gate) -> str:
