@@ -116,12 +116,16 @@ def _notes(evidence: Evidence) -> Iterator[Text]:
         yield _line(f"FAILED  {what}", "red")
 
 
+def _how(m: Measurement) -> str:
+    return "ran emulated" if m.kind == "emulated" else m.kind
+
+
 def _elsewhere(evidence: Evidence) -> Iterator[str]:
     for m in evidence.measurements:
         if m.device == BY_KIT and m.host:
-            yield f"{m.target}: {m.kind} by a kit on {m.host.cpu}, {m.host.cores} cores"
+            yield f"{m.target}: {_how(m)} by a kit on {m.host.cpu}, {m.host.cores} cores"
         elif m.device:
-            yield f"{m.kind} on {m.device}"
+            yield f"{_how(m)} on {m.device}"
 
 
 def gate_line(gate: Gate) -> str:
