@@ -98,7 +98,7 @@ def _check_qat(on: RunContext) -> None:
         names = ", ".join(info.target for info in on.targets)
         raise UsageError(
             f"--qat: no effect on {names}: no INT8 there that a student could be trained for",
-            hint="known: INT8 of cpu, openvino, jetson, tensorrt and tensorrt_rtx, without "
+            hint="known: INT8 of cpu, litert, openvino, jetson, tensorrt and tensorrt_rtx, without "
             "quantize.search=false; or leave out --qat",
         )
 

@@ -204,8 +204,9 @@ class Target(ABC):
         executes: str = "",
         options: dict[str, str] | None = None,
         notes: Sequence[str] = (),
+        refused_by: dict[str, str] | None = None,
     ) -> Built:
-        """The record of a model that was built; `executes` as in `Built`.
+        """The record of a model that was built; `executes` and `refused_by` as in `Built`.
 
         Raises:
             UnsupportedError: INT8 was asked for, and the runtime says that it computes none.
@@ -231,6 +232,7 @@ class Target(ABC):
             options=options or {},
             notes=tuple(notes),
             executes=executes,
+            refused_by=refused_by or {},
         )
         return replace(built, size_bytes=sum(f.stat().st_size for f in files_of(built)))
 

@@ -1,7 +1,9 @@
 """Fixtures that every room's tests share."""
 
 import logging
+import multiprocessing
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 from rich.logging import RichHandler
 
+from mipkd.core import apart
 from pipeline.cli.terminal import ROOMS
 
 # Before torch is imported, and for the processes that tests start. The nets here are so small that
@@ -17,6 +20,24 @@ from pipeline.cli.terminal import ROOMS
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
+_HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "nncf", "pydantic", "scipy")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _quick_processes(_cache: None) -> None:
+    """Work apart starts in processes that have imported what is slow to import."""
+    if sys.platform == "linux":
+        multiprocessing.get_context("forkserver").set_forkserver_preload(list(_HEAVY))
+        apart.START_METHOD = "forkserver"
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One process has all tests of a file, and of all files that share the run of `once`."""
+    uses_it = {one.path for one in items if "once" in getattr(one, "fixturenames", ())}
+    for one in items:
+        group = "once" if one.path in uses_it else str(one.path.relative_to(ROOT))
+        one.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(autouse=True, scope="session")

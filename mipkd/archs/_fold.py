@@ -28,7 +28,7 @@ class FoldedNet(SRNet):
         self.multiple, self.least, self.smallest = net.multiple, net.least, net.smallest
         shift = torch.zeros(3) if mean is None else mean.detach().flatten()
         self.shifted = bool(shift.any())
-        self.lift = _fold_first(cast("nn.Conv2d", net.lift), image_range, shift, self.shifted)
+        self.lift = fold_first(cast("nn.Conv2d", net.lift), image_range, shift, self.shifted)
         self.blocks = net.blocks
         up = list(cast("nn.Sequential", net.up))
         last = getattr(net, "last", None)
@@ -51,7 +51,9 @@ class FoldedNet(SRNet):
         return pixels
 
 
-def _fold_first(of: nn.Conv2d, image_range: float, mean: Tensor, shifted: bool) -> nn.Conv2d:
+def fold_first(of: nn.Conv2d, image_range: float, mean: Tensor, shifted: bool) -> nn.Conv2d:
+    """A first convolution for images in [0, 1]; where the mean is shifted it reads a fourth channel
+    of ones."""
     weight = of.weight.detach().double() * image_range
     if shifted:
         ones = -torch.einsum("oikl,i->okl", weight, mean.double())

@@ -15,6 +15,10 @@ from mipkd.core.errors import UnsupportedError, UsageError
 # Mean RGB of DIV2K's 800 training images in [0, 1], which EDSR and RCAN subtract.
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
 
+# What a net of RGB images reads and what its last convolution gives before a pixel shuffle, by
+# scale; spandrel's nets of grey images and of x1 are no super-resolution of ours.
+COLOUR_ENDS = tuple((3, 3 * scale**2) for scale in (2, 3, 4, 8))
+
 
 def conv(inputs: int, outputs: int, size: int = 3) -> nn.Conv2d:
     """A convolution that keeps height and width."""

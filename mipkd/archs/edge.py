@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mipkd.archs._edge_projection import project
+from mipkd.archs._chain_projection import Link, project_chain
 from mipkd.archs._parts import (
     Axis,
     conv,
@@ -35,6 +35,7 @@ from mipkd.archs._parts import (
 from mipkd.archs.base import Arch, SRNet, StateDict
 from mipkd.core.errors import UsageError
 
+_IMAGE = 3  # features of the image itself
 _WIDE = 4  # channels inside the wide branch per output channel
 _QUIET = 0.01  # of the usual initial size: the last layer's, so that training starts at the skip
 
@@ -230,16 +231,25 @@ class Family(Arch):
         student.set_folded(folded)
 
     def project(self, student: SRNet, teacher: SRNet, lr_NCHW: Tensor) -> None:
-        project(cast("Edge", student), cast("Edge", teacher), lr_NCHW)
+        wide, narrow = cast("Edge", teacher.to_deployed()), cast("Edge", student.to_deployed())
+        ups = cast("nn.Conv2d", narrow.up), cast("nn.Conv2d", wide.up)
+        project_chain(_links(narrow), _links(wide), ups, lr_NCHW, always=_IMAGE)
+        cast("Edge", student).set_folded(narrow)
 
     def original(self, net: SRNet) -> dict[str, Tensor]:
         return dict(net.state_dict())
 
 
+def _links(net: Edge) -> list[Link]:
+    """The convolutions of a folded net but for the last, and the clip."""
+    convs = [net.lift, *(block.conv for block in net.blocks)]
+    return [Link(cast("nn.Conv2d", one), nn.Hardtanh(0, 1)) for one in convs]
+
+
 def _axes(name: str) -> tuple[Axis | None, ...]:
     """Which channels each dimension of a folded weight runs over. Blocks have one stream: their
     identity branch starts them near the identity."""
-    stream = Axis("stream", always=3)
+    stream = Axis("stream", always=_IMAGE)
     if name.startswith("lift."):
         return (stream, None)
     return (None, stream) if name.startswith("up.") else (stream, stream)

@@ -52,7 +52,8 @@ class ContrastAttention(nn.Module):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         mean = x_NCHW.mean((2, 3), keepdim=True)
-        variance = (x_NCHW - mean).square().mean((2, 3), keepdim=True)
+        # Not square(): QAT finds operations by the names that they have in the exported graph.
+        variance = (x_NCHW - mean).pow(2).mean((2, 3), keepdim=True)
         gate: Tensor = self.conv_du(variance.clamp_min(_LEAST_VARIANCE).sqrt() + mean)
         return x_NCHW * gate
 

@@ -34,6 +34,9 @@ R = TypeVar("R")
 Take = Callable[[Any], None]
 Send = Callable[[str, Any], None]
 
+# "forkserver" is quicker where one program starts many; but for environment and working folder they
+# then have what that program had at the first start.
+START_METHOD = "spawn"
 _PATIENCE_S = 5.0  # until a process that was told to end is killed
 _LOOK_S = 0.02  # between looks at its memory: in that time it can take 0.1 GB more
 _REASONS = {
@@ -165,9 +168,9 @@ class Worker:
 
     def _start(self) -> Connection[Any, Any]:
         if self._pipe is None:
-            context = multiprocessing.get_context("spawn")
+            context: Any = multiprocessing.get_context(START_METHOD)
             self._pipe, theirs = context.Pipe()
-            self._process = context.Process(target=_serve, args=(theirs,))
+            self._process = context.Process(target=_serve, args=(theirs, dict(os.environ)))
             self._process.start()
             theirs.close()  # its end must be the process's alone, to be seen when that dies
         return self._pipe
@@ -225,8 +228,10 @@ class _ToParent(QueueHandler):
         self._send("log", record)
 
 
-def _serve(pipe: Connection[Any, Any]) -> None:
+def _serve(pipe: Connection[Any, Any], environment: dict[str, str]) -> None:
     """Do what comes through the pipe, until it is closed."""
+    os.environ.clear()
+    os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other process hears it and ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
     warnings.simplefilter("ignore")  # of libraries; ours are logged

@@ -100,6 +100,8 @@ class Measurement:
     # How many convolutions and matrix products run in each precision, as the runtime tells of the
     # compiled model there; empty where it does not tell.
     kernels: dict[str, Count] = field(default_factory=dict)
+    # Operators that a delegate of the runtime refuses, by its name; "" of one that takes them all.
+    refused_by: dict[str, str] = field(default_factory=dict)
 
     @property
     def kind(self) -> Kind:

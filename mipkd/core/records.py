@@ -281,6 +281,8 @@ class Built:
     versions: dict[str, str] = field(default_factory=dict)  # of what built it
     # The precision that runs, read back from the compiled model; "" where the runtime cannot tell.
     executes: str = ""
+    # Operators that a delegate of the runtime refuses, by its name; "" of one that takes them all.
+    refused_by: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,8 @@ class GateConfig(BaseModel):
     max_size_mb: Limit = "off"  # of the model's files, 1e6 bytes
     max_memory_mb: Limit = "off"  # that loading and running added to the process at most, 1e6 bytes
     size: tuple[Pixels, Pixels] | None = None  # LR height, width of these; default the largest
+    # Of LiteRT: which must know every operator of a model; all are a CPU's XNNPACK, GPU and NPU.
+    delegates: Literal["all", "XNNPACK", "off"] = "all"
 
     @field_validator("metrics")
     @classmethod

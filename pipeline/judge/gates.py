@@ -20,6 +20,7 @@ from pipeline.bench.comparisons import (
 )
 from pipeline.bench.distillation_gain import is_rival
 from pipeline.judge.bounds import GateConfig
+from pipeline.judge.delegates import judge_delegates
 from pipeline.judge.outcomes import invalid, passes
 from pipeline.judge.outlook import foresee
 from pipeline.judge.quality import judge_bicubic, judge_gains, judge_pixels
@@ -67,6 +68,7 @@ def _judge_model(
         if not valid_latency(m, latency.size):
             name = f"latency at {latency.size[1]}x{latency.size[0]}"
             yield invalid(name, subject(m), 0.0, "", latency.invalid_because or "no samples")
+    yield from judge_delegates(config, m)
     yield from judge_pixels(config, m, measurements)
     if not m.simulated:
         yield from judge_speedup(config, m, measurements)

@@ -36,6 +36,7 @@ _GATES: dict[str, tuple[str, Question]] = {
     "holdout drop": ("quality lost on other photos, mean", "int8"),
     "holdout worst drop": ("quality lost on other photos, worst crop", "int8"),
     "measured": ("measurement", "where"),
+    "operators": ("operators known to", "where"),
 }
 
 _WORDS: dict[str, str] = {

@@ -61,6 +61,7 @@ def measure_on(machine: Machine, job: Job, tests: TestSet, out: Path) -> tuple[M
             outputs=scored.folder(built) if scored.of(built) else None,
             notes=(*built.notes, *m.notes),
             file=built.file,
+            refused_by=built.refused_by,
             device=machine.address,
         )
         for m, built in zip(timed, job.builts, strict=True)

@@ -13,12 +13,14 @@ from mipkd.core import plugins
 from mipkd.core.errors import UnsupportedError, UsageError
 
 SMALL = {
+    "compact": "c12b3",
     "edge": "c12b3",
     "edsr": "c12b3",
     "imdn": "c12b3",
     "lkdn": "c12b3a10",
     "rcan": "c12g2b2",
     "rlfn": "c12b3m14",
+    "span": "c12b4",
     "swinir": "c12r2",
 }
 ARCHS = [name for name in plugins.names("mipkd.archs") if name in SMALL]
@@ -128,6 +130,7 @@ def test_a_budget_that_cannot_be_read_shows_the_grammar(name: str) -> None:
 
 # channels / blocks, parameters in millions and GMACs at LR 256x256, for x2, x3, x4
 TABLE = {
+    ("compact", "c64b16"): ((0.600, 0.609, 0.621), (39.2, 39.7, 40.5)),
     ("edge", "c32b6"): ((0.0599, 0.0642, 0.0703), (3.93, 4.25, 4.69)),
     ("edsr", "c256b32"): ((40.73, 43.68, 43.09), (2669, 2865, 3293)),
     ("edsr", "c64b32"): ((2.55, 2.74, 2.70), (167, 180, 207)),
@@ -137,6 +140,7 @@ TABLE = {
     ("rcan", "c64g10b6"): ((5.02, 5.21, 5.17), (327, 339, 367)),
     ("rlfn", "c52b6"): ((0.527, 0.534, 0.544), (32.8, 33.3, 33.9)),
     ("rlfn", "c46b4m48"): ((0.300, 0.307, 0.317), (18.6, 19.0, 19.7)),
+    ("span", "c48b6"): ((0.411, 0.417, 0.426), (26.8, 27.2, 27.8)),
     ("swinir", "c180r6"): ((11.75, 11.94, 11.90), (817, 830, 857)),
     ("swinir", "c60r4"): ((1.09, 1.27, 1.24), (81, 93, 121)),
 }
@@ -249,6 +253,8 @@ def test_an_image_smaller_than_a_window_is_upscaled(name: str) -> None:
         ("imdn", "c8b6", (1, 3, 5)),
         ("lkdn", "c8b8", (2, 5, 7)),
         ("rlfn", "c8b6", (1, 3, 6)),
+        ("compact", "c8b6", (1, 3, 5)),
+        ("span", "c8b6", (1, 3, 5)),
         ("swinir", "c6r6", (1, 3, 5)),
         ("swinir", "c6r4", (0, 2, 3)),
     ],

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mipkd.archs.base import SRNet
+from mipkd.archs.compact import Compact, Hyper
 from mipkd.core.records import QuantScheme
 from mipkd.export.fake_quant import FakeQuantNet
 from mipkd.export.onnx import export
@@ -17,30 +16,9 @@ from mipkd.losses._feature_mixer import FeatureMixer, mix
 from mipkd.losses.base import Pass, Positions
 
 
-class Compact(SRNet):
-    """SRVGGNetCompact: convolutions and PReLUs, nearest neighbours of the LR image added."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale, self.width = 2, 8
-        self.lift = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.PReLU(8))
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.PReLU(8)) for _ in range(2)
-        )
-        self.up = nn.Sequential(nn.Conv2d(8, 12, 3, padding=1), nn.PixelShuffle(2))
-
-    def head(self, lr_NCHW: Tensor) -> Tensor:
-        shallow: Tensor = self.lift(lr_NCHW)
-        return shallow
-
-    def tail(self, features_NCHW: Tensor, shallow_NCHW: Tensor, lr_NCHW: Tensor) -> Tensor:
-        image: Tensor = self.up(features_NCHW) + F.interpolate(lr_NCHW, scale_factor=2.0)
-        return image
-
-
 def net(seed: int = 0) -> Compact:
     torch.manual_seed(seed)
-    return Compact().eval()
+    return Compact(Hyper(scale=2, channels=8, blocks=2)).eval()
 
 
 def image(height: int = 12, width: int = 16) -> Tensor:

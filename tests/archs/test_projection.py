@@ -12,11 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mipkd.archs import (
-    _edge_projection,
     _edsr_projection,
     _rcan_projection,
     _rlfn_projection,
+    _span_projection,
     _swinir_projection,
+    compact,
+    edge,
 )
 from mipkd.archs._regression import Regression
 from mipkd.archs.base import Arch, SRNet
@@ -25,20 +27,27 @@ from mipkd.core.images import downscale, psnr_y, read_rgb, resize_bicubic
 from mipkd.distill.teacher import TeacherOptions, identify
 
 PROJECT: dict[str, Callable[[Any, Any, Tensor], None]] = {
-    "edge": _edge_projection.project,
+    "compact": compact.ARCH.project,
+    "edge": edge.ARCH.project,
     "edsr": _edsr_projection.project,
     "rcan": _rcan_projection.project,
     "rlfn": _rlfn_projection.project,
+    "span": _span_projection.project,
     "swinir": _swinir_projection.project,
 }
 TEACHERS = {
+    "compact": "c12b4",
     "edge": "c12b4",
     "edsr": "c12b4",
     "rcan": "c12g3b2",
     "rlfn": "c16b4m18",
+    "span": "c12b4",
     "swinir": "c12r3",
 }
 SMALLER = [
+    ("compact", "c8b4"),
+    ("compact", "c12b2"),
+    ("compact", "c8b2"),
     ("edge", "c8b4"),
     ("edge", "c12b2"),
     ("edge", "c8b2"),
@@ -52,19 +61,38 @@ SMALLER = [
     ("rlfn", "c10b4"),
     ("rlfn", "c16b2"),
     ("rlfn", "c10b2"),
+    ("span", "c8b4"),
+    ("span", "c8b2"),
     ("swinir", "c6r3"),
     ("swinir", "c12r2"),
     ("swinir", "c6r1"),
 ]
-DEEPER = {"edge": "c8b7", "edsr": "c8b7", "rcan": "c8g5b3", "rlfn": "c10b7", "swinir": "c6r5"}
+DEEPER = {
+    "compact": "c8b7",
+    "edge": "c8b7",
+    "edsr": "c8b7",
+    "rcan": "c8g5b3",
+    "rlfn": "c10b7",
+    "swinir": "c6r5",
+}
 
 
-NARROW = {"edge": "c8b4", "edsr": "c8b4", "rcan": "c8g3b2", "rlfn": "c10b4", "swinir": "c6r3"}
+NARROW = {
+    "compact": "c8b4",
+    "edge": "c8b4",
+    "edsr": "c8b4",
+    "rcan": "c8g3b2",
+    "rlfn": "c10b4",
+    "span": "c8b4",
+    "swinir": "c6r3",
+}
 DEPTH_AND_WIDTH = {
+    "compact": "c8b2",
     "edge": "c8b2",
     "edsr": "c8b2",
     "rcan": "c8g2b1",
     "rlfn": "c10b2",
+    "span": "c8b2",
     "swinir": "c6r1",
 }
 

@@ -135,13 +135,13 @@ def test_a_part_of_a_net_that_spandrel_knows_is_not_taken_for_the_net(
     spandrel: Any, tmp_path: Path
 ) -> None:
     """A small net of ours under a prefix, in a net whose other keys spandrel knows."""
-    from spandrel.architectures.SPAN import SPAN
+    from spandrel.architectures.PLKSR import PLKSR
 
-    net = SPAN(num_in_ch=3, num_out_ch=3, feature_channels=8, upscale=2)
+    net = PLKSR(dim=8, n_blocks=4, upscaling_factor=2)
     torch.save(
         {"params": net.state_dict(), "other": under("sr.", tiny()) | other()}, tmp_path / "a.pth"
     )
-    assert identify(tmp_path / "a.pth", role="teacher", options=ASIS)[0].arch == "SPAN"
+    assert identify(tmp_path / "a.pth", role="teacher", options=ASIS)[0].arch == "PLKSR"
 
 
 def test_bfloat16_and_half_are_read_as_the_numbers_that_they_hold(tmp_path: Path) -> None:
@@ -383,13 +383,13 @@ def test_spandrel_is_asked_where_a_family_of_ours_fits_in_part(
 
 
 def test_spandrel_is_given_the_net_in_any_wrapper(spandrel: Any, tmp_path: Path) -> None:
-    from spandrel.architectures.SPAN import SPAN
+    from spandrel.architectures.PLKSR import PLKSR
 
     torch.manual_seed(0)
-    net = SPAN(num_in_ch=3, num_out_ch=3, feature_channels=8, upscale=2)
+    net = PLKSR(dim=8, n_blocks=4, upscaling_factor=2)
     content = {"state_dict": under("generator_ema._orig_mod.", net.state_dict()), "epoch": 3}
     model, _ = look_foreign(tmp_path / "a.pth", content)
-    assert (model.arch, model.scale) == ("SPAN", 2)
+    assert (model.arch, model.scale) == ("PLKSR", 2)
     assert model.settled["weights"] == "state_dict, prefix 'generator_ema.', without '_orig_mod.'"
 
 

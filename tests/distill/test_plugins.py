@@ -24,7 +24,7 @@ class Edges(Loss):
 LOSS = Edges
 '''
 
-# Compact (SRVGGNet): a global residual, which a tail adds that sees the LR image.
+# A global residual, which a tail adds that sees the LR image.
 ARCH = """
 from dataclasses import dataclass, replace
 import torch.nn.functional as F
@@ -37,7 +37,7 @@ class Hyper:
     scale: int
     channels: int
 
-class Compact(SRNet):
+class Skip(SRNet):
     def __init__(self, hyper):
         super().__init__()
         self.scale, self.width = hyper.scale, hyper.channels
@@ -53,7 +53,7 @@ class Compact(SRNet):
         return change + F.interpolate(lr_NCHW, scale_factor=float(self.scale))
 
 class Family(Arch):
-    name, Hyper, signs = "compact", Hyper, {"ours": ("lift.weight", "up.weight", "blocks.0.weight")}
+    name, Hyper, signs = "skip", Hyper, {"ours": ("lift.weight", "up.weight", "blocks.0.weight")}
 
     def canonical(self, state):
         return ("ours", dict(state)) if set(self.signs["ours"]) <= set(state) else None
@@ -66,7 +66,7 @@ class Family(Arch):
         return Hyper(scale, 8)
 
     def make(self, hyper):
-        return Compact(hyper)
+        return Skip(hyper)
 
     def shrink(self, hyper, budget):
         return replace(hyper, **parse_budget(self.name, budget or "c4", {"c": "channels"}))
@@ -143,6 +143,6 @@ def test_a_loss_of_ones_own_is_a_method(
 
 def test_a_family_of_ones_own_is_teacher_and_student_of_any_method(tmp_path: Path) -> None:
     (tmp_path / "mine/mipkd/archs").mkdir(parents=True)
-    (tmp_path / "mine/mipkd/archs/compact.py").write_text(ARCH)
-    found = train(tmp_path / "mine", tmp_path / "out", "compact", "mipkd", "compact:c8")
-    assert found == "compact pixel logits mixture_of_priors 2"
+    (tmp_path / "mine/mipkd/archs/skip.py").write_text(ARCH)
+    found = train(tmp_path / "mine", tmp_path / "out", "skip", "mipkd", "skip:c8")
+    assert found == "skip pixel logits mixture_of_priors 2"

@@ -31,42 +31,42 @@ ASIS = TeacherOptions()
 
 
 @pytest.fixture
-def span(spandrel: Any, tmp_path: Path) -> Path:
+def foreign(spandrel: Any, tmp_path: Path) -> Path:
     """A tiny net of a family that we do not have."""
-    made = importlib.import_module("spandrel.architectures.SPAN").SPAN
+    made = importlib.import_module("spandrel.architectures.PLKSR").PLKSR
     torch.manual_seed(0)
-    net = made(num_in_ch=3, num_out_ch=3, feature_channels=8, upscale=2)
-    file = tmp_path / "span.pth"
+    net = made(dim=8, n_blocks=4, upscaling_factor=2)
+    file = tmp_path / "plksr.pth"
     torch.save({"params_ema": net.state_dict()}, file)
     return file
 
 
-def test_it_is_described_as_far_as_spandrel_knows_it(span: Path) -> None:
-    model, net = identify(span, role="teacher", options=ASIS)
-    assert (model.arch, model.scale, model.licence) == ("SPAN", 2, "unknown")
+def test_it_is_described_as_far_as_spandrel_knows_it(foreign: Path) -> None:
+    model, net = identify(foreign, role="teacher", options=ASIS)
+    assert (model.arch, model.scale, model.licence) == ("PLKSR", 2, "unknown")
     assert model.layout.startswith("spandrel 0.")
-    assert "block_1,block_2" in model.settled["blocks"]
-    assert "6 blocks of 8 channels" in model.settled["blocks"]
+    assert "feats.1,feats.2" in model.settled["blocks"]
+    assert "4 blocks of 8 channels" in model.settled["blocks"]
     assert model.params == sum(p.numel() for p in net.parameters())
     assert model.gmacs == pytest.approx(gmacs(net), rel=0.01)
     assert net(torch.rand(1, 3, 7, 9)).shape == (1, 3, 14, 18)
 
 
-def test_options_settle_blocks_and_licence_and_nothing_else(span: Path) -> None:
-    options = TeacherOptions(blocks="block_2,block_4", licence="Apache-2.0")
-    model, net = identify(span, role="teacher", options=options)
+def test_options_settle_blocks_and_licence_and_nothing_else(foreign: Path) -> None:
+    options = TeacherOptions(blocks="feats.2,feats.4", licence="Apache-2.0")
+    model, net = identify(foreign, role="teacher", options=options)
     assert model.licence == "Apache-2.0"
     assert "option: 2 blocks" in model.settled["blocks"]
     assert len(net.blocks) == 2
-    with pytest.raises(UsageError, match=r"identify\.res_scale: SPAN has no such setting"):
-        identify(span, role="teacher", options=TeacherOptions(res_scale=0.1))
+    with pytest.raises(UsageError, match=r"identify\.res_scale: PLKSR has no such setting"):
+        identify(foreign, role="teacher", options=TeacherOptions(res_scale=0.1))
     with pytest.raises(UsageError, match="its scale is x2, --scale asks for x4"):
-        identify(span, role="teacher", options=TeacherOptions(scale=4))
+        identify(foreign, role="teacher", options=TeacherOptions(scale=4))
 
 
-def test_a_foreign_net_may_take_pixels_from_0_to_255(span: Path, tmp_path: Path) -> None:
+def test_a_foreign_net_may_take_pixels_from_0_to_255(foreign: Path, tmp_path: Path) -> None:
     """Of an option or of a probe; a kept copy takes them too."""
-    model, net = identify(span, role="teacher", options=TeacherOptions(image_range=255.0))
+    model, net = identify(foreign, role="teacher", options=TeacherOptions(image_range=255.0))
     lr = torch.rand(1, 3, 24, 24)
     with torch.inference_mode():
         wanted = net(lr)
@@ -77,7 +77,7 @@ def test_a_foreign_net_may_take_pixels_from_0_to_255(span: Path, tmp_path: Path)
         assert torch.equal(load(replace(model, file=tmp_path / "kept.safetensors"))(lr), wanted)
     truth = _as_bytes(net, lr)
     images = ProbeImages("its own", [("a", *truth)])
-    model, _ = identify(span, role="teacher", options=ASIS, probe=lambda scale: images)
+    model, _ = identify(foreign, role="teacher", options=ASIS, probe=lambda scale: images)
     assert model.hyper["image_range"] == 255.0
     assert "1.0, assumed by spandrel" in model.settled["image_range"]
 
@@ -95,8 +95,8 @@ def test_blocks_of_our_own_families_need_no_name(tmp_path: Path) -> None:
         identify(file, role="teacher", options=TeacherOptions(blocks="body"))
 
 
-def test_a_kept_copy_gives_the_same_image_and_features(span: Path, tmp_path: Path) -> None:
-    model, net = identify(span, role="teacher", options=TeacherOptions(blocks="block_2,block_4"))
+def test_a_kept_copy_gives_the_same_image_and_features(foreign: Path, tmp_path: Path) -> None:
+    model, net = identify(foreign, role="teacher", options=TeacherOptions(blocks="feats.2,feats.4"))
     file = tmp_path / "teacher.safetensors"
     save_copy(model, net, file)
     again = load(replace(model, file=file))
@@ -117,7 +117,7 @@ def stranger(tmp_path: Path) -> Path:
 def test_what_nobody_knows_names_the_nearest_of_ours(spandrel: Any, stranger: Path) -> None:
     with pytest.raises(UnsupportedError, match="nearest is edsr, but its key 'body") as caught:
         identify(stranger, role="teacher", options=ASIS)
-    assert "edsr, imdn, lkdn, rcan" in caught.value.hint
+    assert "compact, edge, edsr, imdn" in caught.value.hint
     assert "spandrel does not know it either" in caught.value.hint
 
 
@@ -215,12 +215,12 @@ def run(teacher: Path, folder: Path) -> tuple[Path, dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_one_command_distils_from_it(span: Path, tmp_path: Path) -> None:
-    out, results = run(span, tmp_path)
+def test_one_command_distils_from_it(foreign: Path, tmp_path: Path) -> None:
+    out, results = run(foreign, tmp_path)
     (curves,) = out.glob("distill/*/metrics.jsonl")
     assert {"pixel", "logits", "feature"} <= json.loads(curves.read_text().splitlines()[1]).keys()
     assert {one["role"] for one in results["failures"]} <= {"teacher"}
-    assert results["teacher"]["arch"] == "SPAN"
+    assert results["teacher"]["arch"] == "PLKSR"
     assert results["teacher"]["licence"] == "unknown"
 
 

@@ -137,3 +137,15 @@ def test_of_a_simulated_target_only_the_size_is_known() -> None:
 def test_limits_that_nothing_keeps_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         GateConfig.model_validate(wrong)
+
+
+def test_what_a_delegate_refuses_fails_unless_it_is_not_asked() -> None:
+    refused = {"XNNPACK": "", "GPU": "2 GELU", "NPU": "2 GELU"}
+    phone = replace(FP32, refused_by=refused)
+    verdict = judged(GateConfig(), phone)
+    gate = named(verdict, "operators GPU")
+    assert (gate.outcome, gate.subject) == (Outcome.FAIL, "cpu fp32")
+    assert gate.reason == "it refuses 2 GELU"
+    assert named(verdict, "operators XNNPACK").outcome is Outcome.PASS
+    assert not any(g.name.startswith("operators") for g in judged(GateConfig(), FP32).gates)
+    assert judged(GateConfig(delegates="XNNPACK"), phone).outcome is Outcome.PASS

@@ -204,7 +204,8 @@ def test_importing_all_targets_loads_no_runtime(tmp_path: Path) -> None:
         from mipkd.core import plugins
         for name in plugins.names("targets"):
             plugins.load("targets", name, "TARGET")
-        heavy = {"torch", "onnx", "onnxruntime", "openvino", "nncf", "coremltools", "ncnn"}
+        heavy = {"torch", "onnx", "onnxruntime", "openvino", "nncf", "coremltools"}
+        heavy |= {"ai_edge_litert", "flatbuffers", "ncnn"}
         heavy |= {"PIL", "pydantic", "skimage"}
         heavy |= {m for m in sys.modules if m.startswith("tensorrt")}
         print(sorted(heavy & set(sys.modules)))
@@ -220,6 +221,7 @@ def test_importing_all_targets_loads_no_runtime(tmp_path: Path) -> None:
     [
         ("cpu", "onnxruntime"),
         ("jetson", "onnxruntime"),
+        ("litert", "ai_edge_litert"),
         ("ncnn", "ncnn"),
         ("openvino", "openvino"),
         ("null", "numpy"),

@@ -93,7 +93,7 @@ def test_a_graph_that_overflows_fp16_is_bf16_by_its_own_account(
     assert any(note.startswith("BF16, not FP16: ") for note in built.notes)
 
 
-@pytest.mark.parametrize("name", ["cpu", "openvino", "jetson"])
+@pytest.mark.parametrize("name", ["cpu", "openvino", "jetson", "litert"])
 def test_a_graph_of_which_nothing_can_be_quantised_is_refused(
     name: str, thirds: Graph, noise: PatchSet, tmp_path: Path
 ) -> None:

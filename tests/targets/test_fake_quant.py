@@ -173,6 +173,8 @@ def test_a_processor_that_saturates_has_weights_of_seven_bits(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if target.name == "litert":
+        pytest.skip("XNNPACK's sums of products do not saturate")
     monkeypatch.setattr(f"targets.{target.name}.saturates", lambda on: True)
     net = made("edge")
     graph = export(net, out=tmp_path, metadata={}, role="student", family="net")

@@ -16,7 +16,7 @@ from mipkd.export.onnx import export
 from pipeline.bench.latency import BenchSettings, compare
 from targets.base import BuildRequest, find, upscale
 
-TARGETS = ("cpu", "openvino")
+TARGETS = ("cpu", "litert", "openvino")
 SIZE = (20, 28)
 
 
