@@ -136,7 +136,9 @@ def _compare(run: Path) -> Iterator[Row]:
     stated = json.loads((run / "report/latest/results.json").read_text())
     found = {(m["target"], m["precision"]): m for m in stated["measurements"] if m["host"]}
     for model in read(bundle).models:
-        there = found[model.target, model.precision]
+        there = found.get((model.target, model.precision))
+        if there is None:
+            raise SystemExit(f"{model.name}: it did not run there: see FAILED above")
         if there["latencies"]:
             raise SystemExit(f"{model.name}: timed on an emulated processor")
         yield _compare_model(bundle, model, there["kernels"])

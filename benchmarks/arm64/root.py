@@ -19,7 +19,7 @@ from urllib.request import urlopen
 MIRROR, SUITE = "http://deb.debian.org/debian", "trixie"
 _PYTHON = "3.13"  # that suite's
 _PACKAGES = "base-files,python3,libgomp1,libstdc++6,libatomic1,zlib1g"
-_WHEELS = ("numpy", "onnxruntime", "openvino", "ai-edge-litert", "ncnn")
+_WHEELS = ("numpy", "onnxruntime", "openvino", "ai-edge-litert", "flatbuffers", "ncnn")
 _PLATFORMS = ("manylinux_2_35", "manylinux_2_31", "manylinux_2_28", "manylinux_2_27")
 _PLATFORMS += ("manylinux_2_17", "manylinux2014")
 _WRAPPER = """#!/bin/sh
