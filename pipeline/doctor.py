@@ -45,6 +45,7 @@ def _examine_target(info: TargetInfo) -> dict[str, Any]:
         "precisions": [one for one in info.precisions if one not in cannot_build],
         "cannot_build": cannot_build,
         "versions": info.versions,
+        "remark": target.remark if target else "",
     }
 
 
@@ -85,7 +86,7 @@ def _describe_target(one: dict[str, Any]) -> str:
     if one["simulated"]:
         said += f" ({'emulated' if one['emulated'] else 'pixels simulated'}, not timed)"
     lacking = "".join(f"; {name} {why}" for name, why in one["cannot_build"].items())
-    return f"yes   {said}{lacking}"
+    return f"yes   {said}{lacking}" + (f"; {one['remark']}" if one["remark"] else "")
 
 
 def examine_checkpoint(file: Path, images: Path | None, sets: Sequence[str]) -> dict[str, Any]:

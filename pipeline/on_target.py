@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 
 from mipkd.core.errors import UnsupportedError
 from mipkd.core.evidence import Failure
@@ -22,7 +23,7 @@ from pipeline.quantize.search import SearchInputs, check_floats, search
 from pipeline.stage import NotInKey, Ref
 from pipeline.stages.build import BuildInputs, build
 from pipeline.stages.measure import MeasureInputs, measure
-from targets.base import find
+from targets.base import Feature, find
 
 log = logging.getLogger(__name__)
 
@@ -85,9 +86,21 @@ class OnTarget:
             self._warn_of_unused()
         patches = self.patches if PRECISIONS[precision].reads_patches else None
         photos = NotInKey[Ref[PatchSet] | None](self.patches)
-        inputs = BuildInputs(config.build, precision, self.info, one.graph, patches, plan, photos)
+        info = replace(self.info, settings={})  # another power mode makes no other model
+        inputs = BuildInputs(
+            config.build, precision, info, one.graph, patches, plan, photos, self._sizes()
+        )
         key, label = find(name).versions(), f"{name} {one.name} {precision}"
         return self.on.run.step(build, inputs, depends_on=key, label=label)
+
+    def _sizes(self) -> tuple[tuple[int, int], ...]:
+        """LR sizes that models are built for, where the target does that: the one that is judged,
+        the others that are measured, tiles."""
+        if Feature.SIZES not in find(self.info.target).features:
+            return ()
+        measured, tile = self.on.config.bench.sizes, self.on.config.build.tile
+        judged = self.on.config.gates.size or max(measured, key=prod)
+        return tuple(dict.fromkeys((judged, *measured, *([(tile, tile)] if tile else ()))))
 
     def _measure(self, some: Sequence[Ref[Built]]) -> Measured:
         on = self.on

@@ -75,6 +75,8 @@ class Feature(Enum):
     FIXED_INT8 = "fixed_int8"  # `quant_scheme`: a student can be trained for its one INT8 recipe
     UINT8_IO = "uint8_io"  # builds models that take and give uint8
     FROM_NET = "from_net"  # builds from the torch net: not of a student that came as a graph
+    SIZES = "sizes"  # what it builds depends on `BuildRequest.sizes`
+    FIXED_SIZES = "fixed_sizes"  # builds models for those sizes alone
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,16 @@ class BuildRequest:
     uint8_io: bool = False  # uint8 in and out; clipping and rounding in the model
     load_net: NetLoader | None = None  # for targets that start from the torch net
     ncnn_names: str = "pnnx"  # whose names of blobs and files ncnn's models get
+    # LR height and width that it will run at, the one that is judged first, tiles last; empty: any.
+    sizes: tuple[tuple[int, int], ...] = ()
+    fixed_sizes: bool = False  # for those alone
+    margin: int = 32  # LR pixels that a tile needs around it
+
+    @property
+    def padded_sizes(self) -> tuple[tuple[int, int], ...]:
+        """`sizes` as the model sees them: up to whole multiples of the graph's, each once."""
+        step = self.graph.multiple
+        return tuple(dict.fromkeys((h + -h % step, w + -w % step) for h, w in self.sizes))
 
     @property
     def is_local(self) -> bool:
@@ -103,6 +115,7 @@ class Target(ABC):
 
     name: str
     makes_pixels = True  # False for a target that measures the bench, not a runtime
+    remark = ""  # what `doctor` says of it beside its precisions
     features: frozenset[Feature] = frozenset()
     # What `Built.options` may hold, each with a pattern of its values. They come along with a model
     # from wherever it was made: nothing else reaches the runtime.
@@ -194,6 +207,11 @@ class Target(ABC):
             raise UnsupportedError(
                 f"build.pixels: {self.name} has no models on uint8 here",
                 hint="leave it at float32",
+            )
+        if request.fixed_sizes and Feature.FIXED_SIZES not in self.features:
+            raise UnsupportedError(
+                f"build.fixed_sizes: {self.name} has no models for some sizes alone",
+                hint="leave it at false",
             )
 
     def describe(

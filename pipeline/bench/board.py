@@ -14,24 +14,31 @@ import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.bench.host import read_text
+from pipeline.bench.host import read_board_name, read_text
 
 log = logging.getLogger(__name__)
 
 _ROOT = Path("/")
 _GPUS = re.compile(r"gpu|gv11b|gp10b|ga10b|gb10b|mali|npu")
 _OFF_MC = -40_000  # sensors of units that are powered down say -256 degrees
+_LIMITS = ("CPU clock limit", "GPU clock limit")  # a board that is hot lowers them too
+# Facts of `read_board` that stay until somebody sets them otherwise.
+_SETTINGS = (
+    *("board", "power mode", "container", "cores online"),
+    *("CPU governor", "CPU clock floor", "GPU governor", "GPU clock floor"),
+    *_LIMITS,
+)
 
 
 def read_board(root: Path = _ROOT) -> dict[str, str]:
     """What can change a figure and can be read; what cannot be read is left out.
 
-    Clocks are those of the moment, their limits those set now (by `nvpmodel` or a governor), which
-    may be under what the chip could do. `root` is where the file system begins.
+    Clocks are those of the moment, their floors and limits those set now (by `nvpmodel`,
+    `jetson_clocks` or a governor). `root` is where the file system begins.
     """
     found = {
         "board": _board(root),
@@ -43,13 +50,33 @@ def read_board(root: Path = _ROOT) -> dict[str, str]:
         "cores online": read_text(root / "sys/devices/system/cpu/online"),
         "CPU governor": _each(p / "scaling_governor" for p in _cpus(root)),
         "CPU clock": _range_mhz([p / "scaling_cur_freq" for p in _cpus(root)], 1e3),
+        "CPU clock floor": _range_mhz([p / "scaling_min_freq" for p in _cpus(root)], 1e3),
         "CPU clock limit": _range_mhz([p / "scaling_max_freq" for p in _cpus(root)], 1e3),
         "GPU governor": _each(p / "governor" for p in _gpus(root)),
         "GPU clock": _range_mhz([p / "cur_freq" for p in _gpus(root)], 1e6),
+        "GPU clock floor": _range_mhz([p / "min_freq" for p in _gpus(root)], 1e6),
         "GPU clock limit": _range_mhz([p / "max_freq" for p in _gpus(root)], 1e6),
         "temperatures": ", ".join(f"{n} {t:.1f} °C" for n, t in _temperatures(_zones(root))),
     }
     return {name: value for name, value in found.items() if value}
+
+
+def read_settings(root: Path = _ROOT) -> dict[str, str]:
+    """What of `read_board` a machine is set to: figures under other settings are other figures.
+
+    While it cools itself the limits of its clocks are its own work, and left out.
+    """
+    cools = any(
+        state > 0 for state in _numbers([at / "cur_state" for at in _cooling_devices(root)])
+    )
+    found = read_board(root)
+    return {n: found[n] for n in _SETTINGS if n in found and not (cools and n in _LIMITS)}
+
+
+def describe_changes(before: Mapping[str, str], after: Mapping[str, str]) -> str:
+    """The settings that both tell and that differ, in words; "" for none."""
+    changed = [n for n in _SETTINGS if before.get(n, after.get(n)) != after.get(n, before.get(n))]
+    return ", ".join(f"{name} {before[name]}, then {after[name]}" for name in changed)
 
 
 class Watch:
@@ -213,7 +240,7 @@ def _board(root: Path) -> str:
     """By the devicetree, or by the BIOS of a PC."""
     pc = root / "sys/class/dmi/id"
     of_pc = f"{read_text(pc / 'sys_vendor')} {read_text(pc / 'product_name')}".strip()
-    return read_text(root / "sys/firmware/devicetree/base/model") or of_pc
+    return read_board_name(root) or of_pc
 
 
 def _l4t(root: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import subprocess
 import time
 from contextlib import suppress
@@ -39,9 +40,19 @@ _APPLE = {
 }
 
 
-def describe_host() -> Host:
-    """This machine; `id` is the same as long as nothing that decides its speed changes."""
-    cpu, features = (_read_apple_cpu if platform.system() == "Darwin" else _read_linux_cpu)()
+# What kernels call every ARM core of some age: "ARMv8 Processor rev 1 (v8l)" on a Jetson Orin.
+_ANY_ARM = re.compile(r"(arm|aarch)\S* processor", re.IGNORECASE)
+# A board's own name: of the device tree, and what the kernel made of it where a container hides it.
+_BOARDS = ("sys/firmware/devicetree/base/model", "sys/devices/soc0/machine")
+
+
+def describe_host(root: Path = Path("/")) -> Host:
+    """This machine; `id` is the same as long as nothing that decides its speed changes.
+
+    What it is set to (`read_settings`) is not in it. `root` is where the file system begins.
+    """
+    apple = platform.system() == "Darwin"
+    cpu, features = _read_apple_cpu() if apple else _read_linux_cpu(root)
     cores, memory_bytes = _cores(), _memory_bytes()
     decides = (cpu, str(cores), f"{memory_bytes / 2**30:.0f}", platform.machine(), *features)
     return Host(
@@ -99,17 +110,23 @@ def _cpu_times() -> tuple[float, float, float]:
     return (sum(columns) - idle) / tick, sum(columns) / tick, own
 
 
-def _read_linux_cpu() -> tuple[str, tuple[str, ...]]:
-    """Name and features from /proc/cpuinfo; a board's own name where the chip has none."""
+def read_board_name(root: Path) -> str:
+    """What a board calls itself; "" where it has no device tree."""
+    return next((name for file in _BOARDS if (name := read_text(root / file))), "")
+
+
+def _read_linux_cpu(root: Path) -> tuple[str, tuple[str, ...]]:
+    """Name and features from /proc/cpuinfo; a board's name where the chip's says nothing."""
     facts: dict[str, str] = {}
-    for line in read_text("/proc/cpuinfo").splitlines():
+    for line in read_text(root / "proc/cpuinfo").splitlines():
         name, colon, value = line.partition(":")
         if colon:
             facts.setdefault(name.strip().lower(), value.strip())
-    board = read_text("/sys/firmware/devicetree/base/model")
-    cpu = facts.get("model name") or board or facts.get("hardware") or platform.processor()
+    chip = facts.get("model name", "")
+    named = [read_board_name(root), chip] if _ANY_ARM.match(chip) else [chip, read_board_name(root)]
+    cpu = next(filter(None, [*named, facts.get("hardware")]), platform.processor())
     flags = f"{facts.get('flags', '')} {facts.get('features', '')}".split()
-    return cpu or platform.machine(), _name_features(flags)
+    return cpu or platform.machine(), name_features(flags)
 
 
 def _read_apple_cpu() -> tuple[str, tuple[str, ...]]:
@@ -117,7 +134,7 @@ def _read_apple_cpu() -> tuple[str, tuple[str, ...]]:
     return _sysctl("machdep.cpu.brand_string") or platform.machine(), features
 
 
-def _name_features(flags: list[str]) -> tuple[str, ...]:
+def name_features(flags: list[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for flag, name in _FEATURES.items() if flag in flags))
 
 

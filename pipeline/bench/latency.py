@@ -327,11 +327,11 @@ def _without_collector() -> Iterator[None]:
 
 def _input(session: Session, size: tuple[int, int], multiple: int, seed: int) -> FloatArray:
     """An image in the type that the session's model takes."""
-    image = _image(size, multiple, seed)
+    image = smooth_image(size, multiple, seed)
     return cast("FloatArray", (image * 255).astype(np.uint8)) if session.takes_uint8 else image
 
 
-def _image(size: tuple[int, int], multiple: int, seed: int) -> FloatArray:
+def smooth_image(size: tuple[int, int], multiple: int, seed: int) -> FloatArray:
     """A smooth random image, shape (1, 3, H, W), H and W padded up to `multiple`."""
     height, width = (side + -side % multiple for side in size)
     grid = np.random.default_rng(seed).random((3, 9, 9))

@@ -14,10 +14,10 @@ from time import perf_counter
 from mipkd.core.errors import MipkdError
 from mipkd.core.measurement import Host, Measurement
 from mipkd.core.records import Built, TargetInfo
-from pipeline.bench.board import Watch, read_board
+from pipeline.bench.board import Watch, describe_changes, read_board, read_settings
 from pipeline.bench.host import OtherPrograms, describe_host, is_emulated
 from pipeline.bench.latency import BenchSettings, LoadCost, compare, measure_memory_rise
-from pipeline.bench.power import power_source
+from pipeline.bench.power import power_source, why_unmetered
 from targets.base import ByteArray, Session, Target, find, upscale
 
 log = logging.getLogger(__name__)
@@ -30,14 +30,14 @@ _BUSY = 0.05  # of the CPU's time taken by other programs: a note says so
 
 def probe_target(name: str) -> TargetInfo:
     """One target on this machine; one that is unknown here, or broken, cannot run."""
-    host = describe_host()
+    host, settings = describe_host(), read_settings()
     try:
         target = find(name)
         if reason := target.why_not():
             return TargetInfo(name, reason, target.simulated, (), {}, host)
         how = _is_untimed(target, host), _is_emulated(target, host)
         offered = target.precisions(), target.versions()
-        return TargetInfo(name, "", how[0], *offered, host, emulated=how[1])
+        return TargetInfo(name, "", how[0], *offered, host, settings=settings, emulated=how[1])
     except MipkdError as error:
         why = "; ".join(filter(None, (error.what, error.hint)))
     except Exception as error:  # whatever a runtime or a plug-in raises
@@ -61,6 +61,8 @@ def time_models(
         return tuple(replace(m, kernels=k) for m, k in zip(measurements, kernels, strict=True))
     multiples = {name_of(b): b.multiple for b in builts}
     power, board, others = power_source(), read_board(), OtherPrograms()
+    if why := "" if power else why_unmetered():
+        board["power"] = f"not measured: {why}"
     by_size = []
     costs: dict[str, LoadCost] = {}
     with open_models(target, builts, costs) as sessions, Watch() as watch:
@@ -69,13 +71,14 @@ def time_models(
             by_size.append(
                 compare(sessions, size, settings, multiples=multiples, power=power, costs=costs)
             )
-    share = others.share()
+    share, changed = others.share(), describe_changes(board, read_settings())
+    doubt = f"settings changed while measured: {changed}" if changed else ""
     return tuple(
         replace(
             m,
             latencies=tuple(found[name_of(built)] for found in by_size),
             notes=_note_if_busy(share),
-            invalid_because=watch.throttled or _why_too_busy(share, settings),
+            invalid_because=watch.throttled or doubt or _why_too_busy(share, settings),
             conditions={**board, **watch.conditions},
             kernels=counted,
         )

@@ -1,7 +1,8 @@
 """Power while a model runs, in joules per frame, where the board has a meter of its own.
 
 Meters, the first that answers: `tegrastats` of a Jetson, its INA3221 sensors read directly (in a
-container, where the program is missing), RAPL of x86 (most systems let only root read it). Idle
+container, where the program is missing), RAPL of x86 (most systems let only root read it: then the
+report says so). Idle
 power is in the figure, nothing is subtracted; what a meter does not see (carrier board, power
 supply) is not. Formats after published logs of TX2, Nano, Xavier, Orin and Thor; no Jetson was here
 to run them on.
@@ -28,7 +29,9 @@ _FEWEST = 3  # readings; of fewer a mean says nothing
 _PATIENCE_S = 3.0  # for the first reading
 _TOTALS = ("VDD_IN", "POM_5V_IN", "VIN")  # what goes into the module, or into Thor's board
 _INSIDE = ("VDDQ_VDD2_1V8AO",)  # AGX Orin's memory, fed by VIN_SYS_5V0 and so counted there
-_RAIL = re.compile(r"(?<![\w@])([A-Z][A-Z0-9_]*) (-?\d+)(mW)?(/-?\d+(?:mW)?)?(?![\w.])")
+_UNUSED = re.compile(r"NC(_?\d+)?")  # a channel of a sensor that is not connected
+# Name, power now and what follows it: the mean, and since JetPack 7.2 a third figure.
+_RAIL = re.compile(r"(?<![\w@])([A-Z][A-Z0-9_]*) (-?\d+)(mW)?((?:/-?\d+(?:mW)?){1,2})?(?![\w./])")
 
 Work = Callable[[], object]
 
@@ -82,6 +85,22 @@ def power_source(root: Path = Path("/")) -> Source | None:
     return Tegrastats.find() or Ina3221.find(root) or Rapl.find(root)
 
 
+def why_unmetered(root: Path = Path("/")) -> str:
+    """Why a meter that is here cannot be read: "REASON; CURE"; "" where there is none."""
+    rapl = (root / "sys/class/powercap").glob("intel-rapl:*/energy_uj")
+    ina3221 = (root / "sys/bus/i2c/drivers").glob("ina3221*/*/hwmon/hwmon*/curr[123]_input")
+    for file in (*sorted(rapl), *sorted(ina3221)):
+        try:
+            file.read_bytes()
+        except PermissionError:
+            return f"only root may read {file}; sudo chmod a+r {file}, until the next start"
+        except OSError as error:
+            return f"{file} cannot be read ({error.strerror}); see the kernel's log: sudo dmesg"
+    if shutil.which("tegrastats"):
+        return "tegrastats tells this user no power; some releases tell it root alone: run as root"
+    return ""
+
+
 @dataclass(frozen=True)
 class Tegrastats:
     """The program of Jetson Linux, as a child that ends with the measurement."""
@@ -127,7 +146,7 @@ class Ina3221:
             channel = label.name[2]
             current = label.with_name(f"curr{channel}_input")
             name = read_text(label)
-            if name not in ("", "NC") and current.exists():
+            if name and current.exists():
                 rails[name] = (label.with_name(f"in{channel}_input"), current)
         found = cls(rails, "")
         reading = found._read()
@@ -254,18 +273,20 @@ def _follow(command: tuple[str, ...]) -> Iterator[_Lines]:
 def watts_of(line: str) -> tuple[float, str] | None:
     """Power and the rails it is of, from a line of `tegrastats`; None when no power is in it.
 
-    Both "VDD_IN 4940mW/4940mW" (now/mean) and the "POM_5V_IN 2532/2532" of JetPack 4.
+    "VDD_IN 4940mW/4940mW" (now/mean), "POM_5V_IN 2532/2532" of JetPack 4, and the three figures a
+    rail of JetPack 7.2, of which the first is taken as that of now, as before.
     """
     rails = {
         name: float(now)
         for name, now, unit, mean in _RAIL.findall(line)
-        if unit or (mean and not mean.endswith("mW"))
+        if unit or (mean and "mW" not in mean)
     }
     return _total(rails)
 
 
 def _total(milliwatts: dict[str, float]) -> tuple[float, str] | None:
     """Watts of the whole and its name: the input's rail, or the sum of those that feed parts."""
+    milliwatts = {n: value for n, value in milliwatts.items() if not _UNUSED.fullmatch(n)}
     total = next((name for name in _TOTALS if name in milliwatts), None)
     if total:
         # Some releases mixed the names up: no part takes more than the whole.

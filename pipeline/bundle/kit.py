@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,6 +38,22 @@ class Kit:
     whole: bool  # with the run's test images, teacher and rivals, not the golden images alone
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What a bundle's kit is made of."""
+
+    run: str  # its name
+    builts: tuple[Built, ...]
+    images: tuple[Image, ...]
+    settings: BenchSettings
+    whole: bool  # as in `Kit`
+
+    def describe(self, file: Path) -> Kit:
+        """The kit that was made of it."""
+        names = tuple(f"{built.role} {built.precision}" for built in self.builts)
+        return Kit(file, names, len(self.images), self.whole)
+
+
 def make_kit(bundle: Path, target: str, out: Path) -> Kit:
     """Write the kit of a bundle's models for `target`.
 
@@ -52,6 +68,21 @@ def make_kit(bundle: Path, target: str, out: Path) -> Kit:
             f"{out}: is there, and is no kit of this program",
             hint="move it away, or name another file with --out",
         )
+    found = gather(bundle, target)
+    data = pack_kit(found.run, target, found.builts, found.images, found.settings)
+    try:
+        durable.write_bytes(out, data)
+    except OSError as error:
+        raise as_stage_error("kit", error) from error
+    return found.describe(out)
+
+
+def gather(bundle: Path, target: str) -> Contents:
+    """The models of a bundle for a target, and the images for them.
+
+    Raises:
+        UsageError: no bundle, a changed one, or it has no model for the target.
+    """
     stated = manifest.read(bundle)
     wrong = manifest.problems(bundle, stated)
     if wrong:
@@ -65,15 +96,9 @@ def make_kit(bundle: Path, target: str, out: Path) -> Kit:
         raise UsageError(f"{bundle}: no model for {target!r}", hint=nearest(target, known))
     run = find_run_around(bundle, models)
     others = [b for b in run.builts if b.target == target and b.role != "student"] if run else []
-    builts = [*models, *(b for b in others if b.file.exists())]
-    images = list(_tests(run) if run else _golden(bundle))
-    data = _pack(stated.name, target, builts, images, settings_of(bundle))
-    try:
-        durable.write_bytes(out, data)
-    except OSError as error:
-        raise as_stage_error("kit", error) from error
-    names = tuple(f"{built.role} {built.precision}" for built in builts)
-    return Kit(out, names, len(images), run is not None)
+    builts = (*models, *(b for b in others if b.file.exists()))
+    images = tuple(_tests(run) if run else _golden(bundle))
+    return Contents(stated.name, builts, images, settings_of(bundle), run is not None)
 
 
 def kit_name(target: str) -> str:
@@ -104,9 +129,10 @@ def find_run_around(bundle: Path, models: list[Built]) -> Evidence | None:
     return found if all(found.tests.lr_file(n).is_file() for n in _images(found)) else None
 
 
-def _pack(
-    run: str, target: str, builts: list[Built], images: list[Image], settings: BenchSettings
+def pack_kit(
+    run: str, target: str, builts: Sequence[Built], images: Iterable[Image], settings: BenchSettings
 ) -> bytes:
+    """The bytes of a kit of those models and images; `run` is the name of the run they are of."""
     with TemporaryDirectory() as scratch:
         file = Path(scratch) / "job.zip"
         job_file.write_job(file, target, builts, settings, images)

@@ -181,7 +181,7 @@ def bench(
         str | None, typer.Option(help="Targets, separated by commas; default all in the bundle.")
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="Measure on ssh://[user@]host[:port], not here.")
+        str | None, typer.Option(help="Measure on ssh://[user@]host or adb:// (a phone), not here.")
     ] = None,
     as_json: Annotated[
         Path | None, typer.Option("--json", help="Write all samples into this file.")

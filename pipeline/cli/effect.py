@@ -46,7 +46,7 @@ _IDLE = (
         "",
         lambda c: not c.device.address,
         "all is measured on this machine",
-        "add --device ssh://[user@]host",
+        "add --device ssh://[user@]host, or adb://",
     ),
 )
 

@@ -23,18 +23,39 @@ def kit(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Default kit-TARGET.pyz here.")
     ] = None,
+    swift: Annotated[
+        bool, typer.Option("--swift", help="A Swift package for a Mac or iPhone, in a folder.")
+    ] = False,
     verbose: Verbose = False,
 ) -> None:
     """Make one file that measures on a device out of reach."""
     set_logging(verbose)
     from pipeline.bundle.kit import kit_name, make_kit
 
+    if swift:
+        _make_swift_kit(bundle, target, out)
+        return
     made = make_kit(bundle, target, out or Path(kit_name(target)))
     say(f"kit: {made.file} ({made.file.stat().st_size / 1e6:.1f} MB)")
     say(f"models: {', '.join(made.models)}; {made.images} images")
     if not made.whole:
         say("the run is not beside the bundle: golden images only, and no teacher")
     say_lines(three_steps(made.file, bundle.resolve().parent if made.whole else None))
+
+
+def _make_swift_kit(bundle: Path, target: str, out: Path | None) -> None:
+    from pipeline.bundle.kit import kit_name
+    from pipeline.bundle.swift_kit import make_swift_kit
+
+    made = make_swift_kit(bundle, target, out or Path(kit_name(target)).with_suffix(""))
+    say(f"kit: {made.file}")
+    say(f"models: {', '.join(made.models)}; {made.images} images")
+    if not made.whole:
+        say("the run is not beside the bundle: golden images only, and no teacher")
+    say(f"on a Mac: cd {made.file.name}; swift run -c release measure")
+    say("on an iPhone: README.md in it")
+    back = _short(bundle.resolve().parent) if made.whole else "RUN"
+    say(f"here again: mipkd-pipeline collect results.zip {back}")
 
 
 def collect(
@@ -66,6 +87,9 @@ def explain_kits(run: Path, targets: list[str]) -> None:
     for target in targets:
         say(f"{target} was not measured on the device. To measure it there:")
         say_lines(three_steps(run / kit_name(target), run))
+        if target.partition(":")[0] == "coreml":
+            asked = f"{_short(run / 'bundle')} --target {target} --swift"
+            say(f"  or without Python there: mipkd-pipeline kit {asked}")
 
 
 def three_steps(kit: Path, run: Path | None) -> str:

@@ -72,7 +72,8 @@ Compare = Annotated[
 ]
 Scale = Annotated[int | None, typer.Option(help="Scale that the checkpoint must have.", min=1)]
 DeviceAddress = Annotated[
-    str | None, typer.Option("--device", help="Measure on ssh://[user@]host[:port], not here.")
+    str | None,
+    typer.Option("--device", help="Measure on ssh://[user@]host or adb:// (a phone), not here."),
 ]
 Out = Annotated[Path | None, typer.Option(help="Folder of the run; default runs/NAME.")]
 Force = Annotated[

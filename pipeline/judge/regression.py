@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mipkd.core.evidence import Gate, Outcome
 from mipkd.core.measurement import Latency, Measurement
+from pipeline.bench.board import describe_changes
 from pipeline.bench.comparisons import Size, channel_shift, students, subject, valid_latency
 from pipeline.bench.host import is_emulated
 from pipeline.bench.latency import BenchSettings
@@ -206,9 +207,10 @@ def _slowdown(
 
 
 def _hosts(now: Measurement, before: Measurement) -> str:
-    """Why recorded latencies of two machines say nothing; "" for one machine."""
+    """Why recorded latencies of two machines say nothing; "" for one machine, set as it was."""
     if now.host and before.host and now.host.id == before.host.id:
-        return ""
+        changed = describe_changes(before.conditions, now.conditions)
+        return f"measured under other settings: {changed}" if changed else ""
     there, here = (m.host.cpu if m.host else "an unknown machine" for m in (before, now))
     return f"measured on another machine ({there}; now {here}): give the baseline as a bundle"
 

@@ -17,6 +17,7 @@ from mipkd.core.images import read_rgb, resize_bicubic
 from mipkd.core.measurement import REFERENCE, ImageScore, Measurement
 from mipkd.core.precision import FLOATS, QUANTIZED, executed_precision
 from mipkd.metrics.base import Metric, list_metrics
+from pipeline.bench.board import describe_changes, read_settings
 from pipeline.bench.comparisons import subject, valid_latency
 from pipeline.bench.differences import Difference, compare_images
 from pipeline.bench.host import describe_host
@@ -153,10 +154,11 @@ def _judge_speed(name: str, one: Replayed, recorded: Measurement | None) -> Iter
 
 
 def _is_same_machine(recorded: Measurement | None) -> bool:
-    """Whether it was measured on such a machine, with the versions that are here."""
+    """Whether it was measured on such a machine, set as this one, with the versions here."""
     if recorded is None or recorded.host is None:
         return False
     same = recorded.versions == find(recorded.target).versions()
+    same = same and not describe_changes(recorded.conditions, read_settings())
     return same and recorded.host.id == describe_host().id
 
 

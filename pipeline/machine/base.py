@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -17,6 +17,7 @@ from mipkd.core import plugins
 from mipkd.core.errors import StageError, UsageError, nearest
 from mipkd.core.measurement import Measurement
 from mipkd.core.records import Built, TargetInfo
+from pipeline.bench.board import describe_changes
 from pipeline.bench.latency import BenchSettings
 from pipeline.bench.models import Image, Sink
 from targets.base import ByteArray
@@ -28,10 +29,11 @@ class DeviceConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    address: str | None = None  # SCHEME://..., such as ssh://[user@]host[:port]
+    address: str | None = None  # ssh://[user@]host[:port], adb://[SERIAL]: an Android phone
     python: str = "python3"  # there; 3.10 or later, with numpy and the runtime
     folder: str = "~/.cache/mipkd-pipeline"  # there
     ssh_config: Path | None = None  # in place of the user's own OpenSSH configuration
+    benchmark_model: Path | None = None  # LiteRT's program, for a phone that does not have it
     connect_timeout_s: float = 15.0
     time_limit_s: float = 7200.0  # of one target's job
     tries: int = 5  # to connect again before anything more is done
@@ -86,6 +88,22 @@ class Machine(Protocol):
         """End what runs there, and the connection."""
 
 
+def refuse_changed(where: str, offered: TargetInfo, found: TargetInfo) -> None:
+    """Refuse figures of a machine that is no longer what it was when they were planned.
+
+    Raises:
+        StageError: names what it is set to otherwise, where it is that.
+    """
+    changed = describe_changes(offered.settings, found.settings)
+    same = replace(found, settings=offered.settings) == offered  # what one of both does not tell
+    if changed or not same:
+        raise StageError(
+            f"{where}: {offered.target} is not what it was: "
+            f"{changed or 'it changed while measured'}",
+            hint="run the same command again",
+        )
+
+
 class MachineLostError(StageError):
     """The machine cannot be reached any more: other jobs would fail too."""
 
@@ -111,7 +129,7 @@ def _kind_of(address: str) -> MachineKind:
     known = plugins.names(__package__)
     found = re.match(r"([\w-]+)://", address)
     if found is None:
-        hint = "write ssh://[user@]host[:port]"
+        hint = "write ssh://[user@]host[:port], or adb:// for an Android phone"
         raise UsageError(f"--device: {address!r} is no address", hint=hint)
     if found[1] not in known:
         raise UsageError(f"--device: unknown kind {found[1]!r}", hint=nearest(found[1], known))

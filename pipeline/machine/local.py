@@ -8,8 +8,9 @@ from dataclasses import replace
 from mipkd.core.errors import MipkdError, StageError
 from mipkd.core.measurement import Measurement
 from mipkd.core.records import TargetInfo
+from pipeline.bench.board import read_settings
 from pipeline.bench.models import Sink, make_pixels, probe_target, time_models
-from pipeline.machine.base import DeviceConfig, Job, ignore_pixels
+from pipeline.machine.base import DeviceConfig, Job, ignore_pixels, refuse_changed
 from targets.base import find
 
 
@@ -25,7 +26,8 @@ class Local:
         return {name: replace(probe_target(name), local=True) for name in targets}
 
     def run(self, job: Job, take: Sink = ignore_pixels) -> tuple[Measurement, ...]:
-        target = find(job.info.target)
+        target, now = find(job.info.target), read_settings()
+        refuse_changed("this machine", job.info, replace(job.info, settings=now))
         try:
             found = time_models(target, job.builts, job.settings)
             make_pixels(target, job.builts, job.images, take)

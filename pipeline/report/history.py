@@ -41,7 +41,7 @@ class Line:
     created: str  # ISO 8601, UTC
     run: str
     commit: str
-    host: str  # id of the machine that measured
+    host: str  # id of the machine that measured, and its power mode where it has some
     cpu: str
     target: str
     precision: str
@@ -75,7 +75,7 @@ def lines_of(evidence: Evidence) -> Iterator[Line]:
             created=evidence.created,
             run=evidence.name,
             commit=evidence.commit,
-            host=host.id,
+            host=" ".join(filter(None, (host.id, m.conditions.get("power mode")))),
             cpu=host.cpu,
             target=m.target,
             precision=m.precision,

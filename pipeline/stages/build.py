@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from mipkd.core import plugins
 from mipkd.core.errors import UnsupportedError
@@ -29,6 +29,11 @@ class BuildConfig(BaseModel):
     # What ncnn's blobs and files are called: as pnnx calls them, or as the apps Real-ESRGAN-ncnn
     # and upscayl look for them.
     ncnn_names: Literal["pnnx", "realesrgan"] = "pnnx"
+    # LR pixels a side of the tiles of larger images, for targets that build for some sizes.
+    # 0: the sizes that are measured suffice.
+    tile: int = Field(default=256, ge=0, le=2048)
+    # For the sizes that are measured and tiles alone, where the target can do that.
+    fixed_sizes: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,9 +50,10 @@ class BuildInputs:
     calibration: Ref[PatchSet] | None
     plan: Ref[QuantPlan] | None
     photos: NotInKey[Ref[PatchSet] | None] = field(default_factory=lambda: NotInKey(None))
+    sizes: tuple[tuple[int, int], ...] = ()  # LR, where the target builds for some sizes
 
 
-@stage(version=13, apart=True)
+@stage(version=14, apart=True)
 def build(inputs: BuildInputs, *, out: Path) -> Built:
     """The model in the target's own format, with the versions of what built it here.
 
@@ -68,6 +74,9 @@ def build(inputs: BuildInputs, *, out: Path) -> Built:
         uint8_io=inputs.config.pixels == "uint8",
         load_net=load_deployed,
         ncnn_names=inputs.config.ncnn_names,
+        sizes=inputs.sizes,
+        fixed_sizes=inputs.config.fixed_sizes,
+        margin=_find_margin(inputs),
     )
     built = target.build(request)
     if inputs.info.local and target.makes_pixels and PRECISIONS[inputs.precision].is_float:
@@ -76,6 +85,16 @@ def build(inputs: BuildInputs, *, out: Path) -> Built:
         note = f"trained on with INT8's rounding: {tuned.steps} steps, {tuned.seconds:.0f} s"
         built = replace(built, notes=(*built.notes, note))
     return replace(built, versions=target.versions())
+
+
+def _find_margin(inputs: BuildInputs) -> int:
+    """LR pixels that a tile needs around it; looked for where a model is built for some sizes."""
+    from mipkd.export.receptive_field import find_receptive_field
+
+    graph = inputs.graph.value
+    if not inputs.sizes:
+        return BuildRequest.margin
+    return find_receptive_field(graph.file, graph.multiple).radius
 
 
 def _check_pixels(

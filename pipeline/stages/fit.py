@@ -92,7 +92,7 @@ class FitInputs:
     machine: NotInKey[Machine]
 
 
-@stage(version=4)
+@stage(version=5)
 def fit(inputs: FitInputs, *, out: Path) -> tuple[Candidate, ...]:
     """Candidates smaller than the teacher, the least first, until one is hopelessly slow."""
     config, target = inputs.config, inputs.info.target
@@ -155,12 +155,12 @@ def _build_candidate(inputs: FitInputs, spec: str, folder: Path) -> list[Built]:
     net = arch.make(hyper).eval()
     graph = export(net, out=folder, metadata={}, role="student", family=arch.name)
     target, builts = find(inputs.info.target), []
+    on, sizes = inputs.info, (inputs.budget.size,)
     for precision in inputs.precisions:
         place, patches = folder / precision, inputs.patches.value
+        request = BuildRequest(graph, precision, place, patches, on=on, sizes=sizes)
         try:
-            builts.append(
-                target.build(BuildRequest(graph, precision, place, patches, on=inputs.info))
-            )
+            builts.append(target.build(request))
         except MipkdError as error:
             log.warning("%s %s %s: %s", target.name, spec, precision, error.what)
     return builts

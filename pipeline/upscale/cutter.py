@@ -14,7 +14,8 @@ from mipkd.core.records import Built
 from pipeline.bench.latency import measure_memory_rise
 from pipeline.bundle import manifest
 from pipeline.upscale.pictures import Picture
-from pipeline.upscale.tiles import Tiling, bands, spans
+from pipeline.upscale.tiles import bands
+from targets._tiles import Tiling, spans
 from targets.base import Session, find, upscale
 
 log = logging.getLogger(__name__)

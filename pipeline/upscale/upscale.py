@@ -23,8 +23,9 @@ from pipeline.upscale.output import Asked, Output, name_results
 from pipeline.upscale.pictures import Picture, join_alpha, read_picture
 from pipeline.upscale.png import PngBands
 from pipeline.upscale.result_file import ResultFile
-from pipeline.upscale.tiles import Tiling, bands
+from pipeline.upscale.tiles import bands
 from pipeline.upscale.whole_files import WholeFile
+from targets._tiles import Tiling
 from targets.base import Session, Target, find
 
 log = logging.getLogger(__name__)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from targets._torch.exported_program import export_program
 from targets.base import version_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 INPUT, OUTPUT = "lr", "sr"
@@ -24,6 +26,7 @@ INSTALL = 'pip install "mipkd-pipeline[coreml]"'
 _MOST = 2048  # LR pixels a side of a flexible package: Core ML wants a bound
 _SURE = 32  # least LR side where a net's own least gives torch no sizes that all hold
 _FIXED = 256  # LR pixels a side where no range can be converted
+_EXAMPLE = 48  # LR pixels a side of an image that a range is traced with
 # The oldest systems: with FP16 arrays in and out and 8-bit weights; with 8-bit activations.
 _SYSTEM, _SYSTEM_INT8 = "macOS13", "macOS14"  # iOS 16, iOS 17
 
@@ -41,28 +44,52 @@ def load_coremltools() -> Any:
     return coremltools
 
 
+@dataclass(frozen=True)
+class Shapes:
+    """LR sizes of a package: a range of sides from `least` on, some of that range, or one."""
+
+    least: int | None  # of a range; None: the first of `listed` alone
+    listed: tuple[tuple[int, int], ...] = ()  # height, width; the first one is the usual one
+    lacking: str = ""  # what was wanted and cannot be converted
+
+    @property
+    def is_range(self) -> bool:
+        """Whether any size will do."""
+        return not self.listed
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """For a reader of the report."""
+        if self.is_range:
+            return (f"LR sizes {self.least} to {_MOST} a side",)
+        known = ", ".join(f"{width}x{height}" for height, width in self.listed)
+        alone = f"LR sizes {known} alone; other images are padded to one of them, or cut into tiles"
+        return (alone, self.lacking) if self.lacking else (alone,)
+
+
 def convert_net(
-    net: Any, graph: Graph, precision: str, *, images: bool
-) -> tuple[Any, tuple[str, ...]]:
-    """The converted model, for any size in a range or else for one size, and notes.
+    net: Any,
+    graph: Graph,
+    precision: str,
+    *,
+    images: bool,
+    sizes: tuple[tuple[int, int], ...] = (),
+) -> tuple[Any, Shapes]:
+    """The converted model, and for which sizes: any in a range, or some `sizes` alone.
+
+    A net that cannot be converted for several sizes gets the first one.
 
     Raises:
-        StageError: neither can be converted.
+        StageError: no way to convert it.
     """
-    least = max(net.smallest, net.multiple)
-    sure = max(least, -(-_SURE // net.multiple) * net.multiple)
     why: Exception | None = None
-    for smallest in (least, sure, None):
+    for shapes in _ways(net, sizes):
         try:
-            model = _convert(net, precision, smallest, images=images)
+            return _convert(net, precision, shapes, images=images), shapes
         except MipkdError:
             raise
         except Exception as error:  # torch's and coremltools' share no base class
             why = why or error
-            continue
-        if smallest is None:
-            return model, (f"LR size fixed at {_FIXED}x{_FIXED}: no range can be converted",)
-        return model, (f"LR sizes {smallest} to {_MOST} a side",)
     reason = next((line for line in str(why).splitlines() if line.strip()), type(why).__name__)
     raise StageError(
         f"coreml: {graph.family} cannot be converted: {reason}",
@@ -70,15 +97,20 @@ def convert_net(
     ) from why
 
 
-def _convert(net: Any, precision: str, smallest: int | None, *, images: bool) -> Any:
-    """`smallest` is the least LR side of a range; None fixes the size."""
+def _ways(net: Any, sizes: tuple[tuple[int, int], ...]) -> Iterator[Shapes]:
+    """How to convert a net, the most wanted way first."""
+    least = max(net.smallest, net.multiple)
+    sure = max(least, -(-_SURE // net.multiple) * net.multiple)
+    if len(sizes) != 1:
+        yield from (Shapes(lowest, sizes) for lowest in (least, sure))
+    usual = _FIXED // net.multiple * net.multiple
+    lacking = "" if len(sizes) == 1 else "it cannot be converted for several sizes"
+    yield Shapes(None, sizes[:1] or ((usual, usual),), lacking)
+
+
+def _convert(net: Any, precision: str, shapes: Shapes, *, images: bool) -> Any:
     coremltools = load_coremltools()
-    side = max(_FIXED if smallest is None else 48, smallest or 0) // net.multiple * net.multiple
-    program = _program(net, smallest, side, images=images)
-    sides: Any = side
-    if smallest is not None:
-        sides = coremltools.RangeDim(lower_bound=smallest, upper_bound=_MOST, default=side)
-    shape = (1, 3, sides, sides)
+    program, shape = _program(net, shapes, images=images), _shape(net, shapes, coremltools)
     if images:
         rgb = coremltools.colorlayout.RGB
         inputs = [coremltools.ImageType(name=INPUT, shape=shape, color_layout=rgb)]
@@ -99,15 +131,42 @@ def _convert(net: Any, precision: str, smallest: int | None, *, images: bool) ->
     )
 
 
-def _program(net: Any, smallest: int | None, side: int, *, images: bool) -> Any:
+def _shape(net: Any, shapes: Shapes, coremltools: Any) -> Any:
+    """The input's shape in coremltools' words."""
+    if shapes.least is None:
+        return (1, 3, *shapes.listed[0])
+    if not shapes.is_range:
+        return coremltools.EnumeratedShapes(shapes=[(1, 3, *size) for size in shapes.listed])
+    sides = coremltools.RangeDim(
+        lower_bound=shapes.least, upper_bound=_MOST, default=_example(net, shapes.least)
+    )
+    return (1, 3, sides, sides)
+
+
+def _example(net: Any, least: int) -> int:
+    """LR pixels a side of the image that a net for a range is traced with."""
+    side: int = max(_EXAMPLE, least) // net.multiple * net.multiple
+    return side
+
+
+def _program(net: Any, shapes: Shapes, *, images: bool) -> Any:
     def on_pixels(lr: Any) -> Any:
         return (net.forward_with_taps(lr / 255)[0].clamp(0, 1) * 255).round()
 
     def on_arrays(lr: Any) -> Any:
         return net.forward_with_taps(lr)[0]
 
-    upscale = on_pixels if images else on_arrays
-    return export_program(net, upscale, least=smallest, usual=side, most=_MOST)
+    least = shapes.least or net.multiple
+    return export_program(
+        net,
+        on_pixels if images else on_arrays,
+        least=least,
+        usual=_example(net, least),
+        most=max(_MOST, *(side for size in shapes.listed for side in size))
+        if shapes.listed
+        else _MOST,
+        fixed=shapes.listed[0] if shapes.least is None else None,
+    )
 
 
 def with_8_bit_weights(model: Any) -> Any:
@@ -126,7 +185,7 @@ def with_8_bit_weights(model: Any) -> Any:
     return optimize.linear_quantize_weights(model, config)
 
 
-def describe(model: Any, graph: Graph, precision: str) -> None:
+def describe(model: Any, graph: Graph, precision: str, *, margin: int, images: bool) -> None:
     """Write author, licence and what an app must know of the images into the package."""
     model.author = "mipkd-pipeline"
     model.license = graph.licence
@@ -137,8 +196,9 @@ def describe(model: Any, graph: Graph, precision: str) -> None:
     facts = {
         "scale": str(graph.scale),
         "colour": "RGB",
-        "range": "0..1",
+        "range": "0..255" if images else "0..1",
         "multiple": str(graph.multiple),
+        "margin": str(margin),
         "family": graph.family,
         "precision": precision,
         "checkpoint_sha256": graph.model.sha256 if graph.model else "",

@@ -1,4 +1,9 @@
-"""Core ML's operations in torch, computed in float32; integers and booleans keep their types."""
+"""Core ML's operations in torch, computed in float32; integers and booleans keep their types.
+
+Ties go to even, as coremltools folds constants (numpy.round). It documents one tie, that `round`
+makes 0.5 to 0, and for `quantize` the order: round, then add the zero point. What devices do at the
+ties of `quantize`, and whether they divide in FP16 there, is known to us from nowhere.
+"""
 
 from __future__ import annotations
 

@@ -7,12 +7,14 @@ The program is in model.mlmodel, the weights in the blob file beside it
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from mipkd.core.codec import read_json
 from mipkd.core.errors import StageError, UnsupportedError, UsageError
+from targets.base import BuildRequest
 
 WEIGHTS_SHA256 = "mipkd.weights_sha256"  # metadata of a package: what its weight file must be
 
@@ -22,7 +24,11 @@ def read_spec(package: Path) -> Any:
 
     Raises:
         UsageError: not a package that can be read.
+        MissingError: coremltools is not installed.
     """
+    from targets._coreml.convert import load_coremltools
+
+    load_coremltools()  # quietly
     from coremltools.proto import Model_pb2
     from google.protobuf.message import DecodeError
 
@@ -80,19 +86,46 @@ def check_weights(package: Path, spec: Any) -> None:
         )
 
 
-def accepted_sizes(spec: Any) -> list[tuple[int, int]]:
-    """The least and largest size of each dimension (N, C, H, W) that the input may have."""
+def takes_images(spec: Any) -> bool:
+    """Whether it takes and gives 8-bit images, not arrays."""
+    kind: str = spec.description.input[0].type.WhichOneof("Type")
+    return kind == "imageType"
+
+
+def margin_of(spec: Any) -> int:
+    """LR pixels that a tile needs around it, as the package states them."""
+    stated = spec.description.metadata.userDefined.get("mipkd.margin", "")
+    return int(stated) if re.fullmatch(r"\d{1,4}", stated) else BuildRequest.margin
+
+
+def listed_sizes(spec: Any) -> tuple[tuple[int, int], ...]:
+    """Height and width of each image that the package takes, the usual one first; () of a range."""
     kind = spec.description.input[0].type
-    if kind.WhichOneof("Type") == "imageType":
+    if takes_images(spec):
         image = kind.imageType
-        if image.WhichOneof("SizeFlexibility") == "imageSizeRange":
-            sides = [image.imageSizeRange.heightRange, image.imageSizeRange.widthRange]
-            return [(1, 1), (3, 3), *((s.lowerBound, s.upperBound) for s in sides)]
-        return [(1, 1), (3, 3), (image.height, image.height), (image.width, image.width)]
-    array = kind.multiArrayType
-    if array.WhichOneof("ShapeFlexibility") == "shapeRange":
-        return [(r.lowerBound, r.upperBound) for r in array.shapeRange.sizeRanges]
-    return [(side, side) for side in array.shape]
+        flexible = image.WhichOneof("SizeFlexibility")
+        others = image.enumeratedSizes.sizes if flexible == "enumeratedSizes" else ()
+        usual, listed = (image.height, image.width), [(s.height, s.width) for s in others]
+    else:
+        array = kind.multiArrayType
+        flexible = array.WhichOneof("ShapeFlexibility")
+        shapes = array.enumeratedShapes.shapes if flexible == "enumeratedShapes" else ()
+        usual, listed = tuple(array.shape[-2:]), [tuple(one.shape[-2:]) for one in shapes]
+    if flexible and not listed:
+        return ()
+    return tuple(dict.fromkeys((usual, *listed)))
+
+
+def range_of_sides(spec: Any) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The least and largest height, and width, that a package for a range takes; 0: no bound."""
+    kind = spec.description.input[0].type
+    if takes_images(spec):
+        sides = kind.imageType.imageSizeRange
+        found = [sides.heightRange, sides.widthRange]
+    else:
+        found = list(kind.multiArrayType.shapeRange.sizeRanges[-2:])
+    height, width = ((one.lowerBound, max(0, one.upperBound)) for one in found)
+    return height, width
 
 
 def load_program(package: Path, spec: Any, known: Collection[str]) -> Any:

@@ -18,7 +18,13 @@ from mipkd.core.errors import UnsupportedError
 from mipkd.core.quiet import quiet
 from targets._coreml.convert import LOGGERS
 from targets._coreml.mil_ops import OPS, WIDER, cast_to
-from targets._coreml.package import accepted_sizes, check_weights, load_program, read_spec
+from targets._coreml.package import (
+    check_weights,
+    listed_sizes,
+    load_program,
+    range_of_sides,
+    read_spec,
+)
 
 if TYPE_CHECKING:
     from targets.base import FloatArray
@@ -116,16 +122,21 @@ class Program:
         return self._torch.from_numpy(np.array(array, wider))
 
     def _check_size(self, shape: tuple[int, ...]) -> None:
-        ranges = accepted_sizes(self.spec)
-        fits = len(shape) == 4 and all(
-            low <= side <= (high if high > 0 else side)
-            for side, (low, high) in zip(shape, ranges, strict=True)
-        )
-        if not fits:
-            taken = " x ".join(f"{a}" if a == b else f"{a}..{b}" for a, b in ranges)
+        if listed := listed_sizes(self.spec):
+            fits = shape[2:] in listed
+            taken = ", ".join(f"{width}x{height}" for height, width in listed)
+        else:
+            ranges = range_of_sides(self.spec)
+            fits = all(
+                low <= side <= (high or side)
+                for side, (low, high) in zip(shape[2:], ranges, strict=True)
+            )
+            (low, high), _ = ranges
+            taken = f"{low} to {high} a side"
+        if not fits or shape[:2] != (1, 3):
+            given = " x ".join(map(str, shape))
             raise UnsupportedError(
-                f"coreml: {self.package.name} takes {taken}, not "
-                + " x ".join(str(side) for side in shape),
+                f"coreml: {self.package.name} takes RGB images of LR {taken}, not {given}",
                 hint="pad or tile the image to a size that it takes",
             )
 

@@ -2,7 +2,9 @@
 
 For runtimes that compute in the types the graph states. Images stay float32 at both ends, and
 so do the pointwise operations between an image and the convolution next to it: 16 bits there
-would round the picture itself, a convolution's input or output only a correction to it.
+would round the picture itself, a convolution's input or output only a correction to it. Float32
+stays too what lies between quantizers, with their scales: an INT8 kernel computes it as integers,
+and TensorRT does not build FP16 scales on every GPU (its issue 4832, on Jetson Orin).
 """
 
 from __future__ import annotations
@@ -16,30 +18,30 @@ import numpy.typing as npt
 from mipkd.core.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
     from pathlib import Path
 
 FP16, BF16 = "fp16", "bf16"
 GREATEST = 32768.0  # half of FP16's range: photos can go further than the images probed
-_OPSET = {FP16: 20, BF16: 22}  # the first in which Q/DQ may be FP16, and convolutions BF16
-_LEAST_SCALE = float(np.finfo(np.float16).smallest_normal)
+BF16_OPSET = 22  # the first in which convolutions may be BF16
+_PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 
 
 @dataclass(frozen=True)
-class Peak:
-    """The tensor with the greatest absolute value, over all images probed."""
+class Peaks:
+    """The greatest absolute value of each float tensor, over all images probed."""
 
-    tensor: str
-    value: float
+    values: dict[str, float]
 
     @property
-    def fits_fp16(self) -> bool:
-        """Whether FP16 holds it with room to spare."""
-        return self.value <= GREATEST
+    def too_large(self) -> dict[str, float]:
+        """Those that FP16 does not hold with room to spare, the greatest first."""
+        over = [name for name, value in self.values.items() if value > GREATEST]
+        return {name: self.values[name] for name in sorted(over, key=lambda n: -self.values[n])}
 
 
-def find_peak(file: Path, images: Iterable[npt.NDArray[np.float32]]) -> Peak:
-    """The greatest value that the graph of `file` computes from `images`, float32 NCHW."""
+def find_peaks(file: Path, images: Iterable[npt.NDArray[np.float32]]) -> Peaks:
+    """The greatest values that the graph of `file` computes from `images`, float32 NCHW."""
     import onnx
     import onnxruntime
 
@@ -56,13 +58,12 @@ def find_peak(file: Path, images: Iterable[npt.NDArray[np.float32]]) -> Peak:
         model.SerializeToString(), settings, providers=["CPUExecutionProvider"]
     )
     name = session.get_inputs()[0].name
-    found = Peak("", 0.0)
+    found = dict.fromkeys(made, 0.0)
     for image in images:
         for tensor, value in zip(made, session.run(None, {name: image}), strict=True):
             most = float(np.abs(value).max(initial=0, where=np.isfinite(value)))
-            if most > found.value:
-                found = Peak(tensor, most)
-    return found
+            found[tensor] = max(found[tensor], most)
+    return Peaks(found)
 
 
 def extreme_images(side: int) -> list[npt.NDArray[np.float32]]:
@@ -73,8 +74,10 @@ def extreme_images(side: int) -> list[npt.NDArray[np.float32]]:
     return [*flat, noise, np.broadcast_to(board, (1, 3, side, side)).astype(np.float32)]
 
 
-def convert_to_16_bits(model: Any, kind: str) -> Any:
+def convert_to_16_bits(model: Any, kind: str, full: Collection[str] = ()) -> Any:
     """A copy of an ONNX model that computes in `kind`, FP16 or BF16, wherever ONNX allows it.
+
+    Nodes that make or read a tensor of `full` stay float32.
 
     Raises:
         UnsupportedError: the model has branches or loops.
@@ -82,17 +85,17 @@ def convert_to_16_bits(model: Any, kind: str) -> Any:
     import onnx
     from onnx import version_converter
 
-    if _opset(model) < _OPSET[kind]:
-        model = version_converter.convert_version(model, _OPSET[kind])
+    if kind == BF16 and opset_of(model) < BF16_OPSET:
+        model = version_converter.convert_version(model, BF16_OPSET)
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    return _Halver(copy, kind).model()
+    return _Halver(copy, kind, full).model()
 
 
 class _Halver:
     """Rewrites the nodes in order; casts where a tensor is not had in the type wanted."""
 
-    def __init__(self, model: Any, kind: str) -> None:
+    def __init__(self, model: Any, kind: str, full: Collection[str]) -> None:
         from onnx import TensorProto
 
         from calibration.sensitive_layers import sensitive_layers_of
@@ -102,7 +105,9 @@ class _Halver:
         self._half = TensorProto.FLOAT16 if kind == FP16 else TensorProto.BFLOAT16
         self._types = _types(model)
         self._ends = set(sensitive_layers_of(model).ends)
+        self._too_large = frozenset(full)
         self._constants = {t.name: t for t in model.graph.initializer}
+        self._integer = _made_by_int8(model.graph.node, set(self._constants))
         self._had: dict[tuple[str, int], str] = {}  # float tensor, type -> its name
         self._nodes: list[Any] = []
         self._initializers: dict[str, Any] = {}
@@ -134,8 +139,6 @@ class _Halver:
     def _rewrite(self, node: Any) -> None:
         schema = self._schema(node)
         halved = self._computes_half(node, schema)
-        if halved and node.op_type == "DequantizeLinear" and node.input[0] in self._constants:
-            self._requantize(node)
         for i, name in enumerate(node.input):
             if self._is_float(name):
                 half = halved and self._allows(schema.inputs, i)
@@ -154,7 +157,7 @@ class _Halver:
         from onnx import defs
 
         try:
-            return defs.get_schema(node.op_type, _opset(self._model, node.domain), node.domain)
+            return defs.get_schema(node.op_type, opset_of(self._model, node.domain), node.domain)
         except defs.SchemaError as error:
             raise UnsupportedError(
                 f"{self._kind}: {node.name!r} is a {node.domain}.{node.op_type}, not of ONNX",
@@ -162,10 +165,14 @@ class _Halver:
             ) from error
 
     def _computes_half(self, node: Any, schema: Any) -> bool:
+        if node.name in self._ends or self._integer.intersection(node.output):
+            return False
+        if self._too_large & {*node.input, *node.output}:
+            return False
         floats = [i for i, name in enumerate(node.output) if self._is_float(name)]
         if not floats:  # shapes, comparisons, 8-bit values: read what is there
             return any((name, self._half) in self._had for name in node.input)
-        return node.name not in self._ends and all(self._allows(schema.outputs, i) for i in floats)
+        return all(self._allows(schema.outputs, i) for i in floats)
 
     def _allows(self, formals: Any, index: int) -> bool:
         """Whether the operator's definition lets a parameter be of the 16-bit type."""
@@ -205,23 +212,6 @@ class _Halver:
         finite = np.where(np.isfinite(value), np.clip(value, -most, most), value)
         return numpy_helper.from_array(finite.astype(np.float16), name)
 
-    def _requantize(self, node: Any) -> None:
-        """Weights of 8 bits for a scale that 16 bits can hold; activations take it as it is."""
-        from onnx import numpy_helper
-
-        weight, scale = (self._constants[name] for name in node.input[:2])
-        codes, exact = numpy_helper.to_array(weight), numpy_helper.to_array(scale)
-        floor = _LEAST_SCALE if self._kind == FP16 else 0.0
-        held = self._narrow(np.maximum(exact, floor), self._name_as(scale.name, self._half))
-        ratio = exact / numpy_helper.to_array(held).astype(np.float32)
-        axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
-        if ratio.ndim:
-            ratio = np.expand_dims(ratio, [d for d in range(codes.ndim) if d != axis % codes.ndim])
-        again = np.clip(np.rint(codes * ratio), -127, 127).astype(codes.dtype)
-        self._initializers[weight.name] = numpy_helper.from_array(again, weight.name)
-        self._initializers[held.name] = held
-        self._had[scale.name, self._half] = held.name
-
     def _retype(self, node: Any) -> None:
         """The types and constants that a node states in its attributes."""
         from onnx import helper, numpy_helper
@@ -242,6 +232,23 @@ class _Halver:
             node.attribute.append(helper.make_attribute("value", zero))
 
 
+def _made_by_int8(nodes: Iterable[Any], constants: set[str]) -> set[str]:
+    """Tensors that quantizers make, and those between them: an INT8 kernel computes what reads
+    dequantized values, and what reads nothing else but that, up to the next product."""
+    made, dequantized, between = set[str](), set[str](), set[str]()
+    for node in nodes:
+        read = set(node.input) - constants - {""}
+        if node.op_type == "DequantizeLinear":
+            dequantized.update(node.output)
+        elif read & dequantized or (
+            node.op_type not in _PRODUCTS and read and read <= between | dequantized
+        ):
+            between.update(node.output)
+        elif node.op_type == "QuantizeLinear":
+            made.update(node.output)
+    return made | dequantized | between
+
+
 def _types(model: Any) -> dict[str, int]:
     """Element type of every tensor."""
     from onnx import shape_inference
@@ -252,7 +259,8 @@ def _types(model: Any) -> dict[str, int]:
     return types | {t.name: t.data_type for t in graph.initializer}
 
 
-def _opset(model: Any, domain: str = "") -> int:
+def opset_of(model: Any, domain: str = "") -> int:
+    """Version of an operator set that a model uses; ONNX's own by default."""
     return int(
         next(o.version for o in model.opset_import if o.domain in (domain, domain or "ai.onnx"))
     )

@@ -28,6 +28,7 @@ class Gpu:
     sm: str  # "86"
     cuda: str  # that the driver supports
     jetpack: str  # release of Jetson Linux, "" elsewhere
+    name: str = ""  # "Orin", "NVIDIA GeForce RTX 4060"
 
 
 @functools.cache
@@ -38,16 +39,18 @@ def gpu() -> Gpu | None:
     except OSError:
         return None
     device, major, minor, version = (ctypes.c_int() for _ in range(4))
+    name = ctypes.create_string_buffer(256)
     if (
         driver.cuInit(0)
         or driver.cuDeviceGet(ctypes.byref(device), 0)
         or driver.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device)
         or driver.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device)
         or driver.cuDriverGetVersion(ctypes.byref(version))
+        or driver.cuDeviceGetName(name, len(name), device)
     ):
         return None
     cuda = f"{version.value // 1000}.{version.value % 1000 // 10}"
-    return Gpu(f"{major.value}{minor.value}", cuda, _jetpack())
+    return Gpu(f"{major.value}{minor.value}", cuda, _jetpack(), name.value.decode(errors="replace"))
 
 
 def is_jetson(root: Path = Path("/")) -> bool:

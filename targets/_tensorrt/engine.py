@@ -13,24 +13,22 @@ import importlib.util
 import os
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mipkd.core.errors import MissingError, StageError, UnsupportedError
 from targets._tensorrt.cuda import Gpu, gpu
+from targets._tensorrt.profile import Profile
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from targets._tensorrt.api import Api, Builder, IBuilderConfig, RtxBuilderConfig
+    from targets._tensorrt.api import INetworkDefinition as Network
+
 OLDEST = 10  # the first TensorRT with strongly typed networks and dynamic shapes as used here
 ASSUMED_SM = "86"  # without a GPU: Ampere, as on Jetson Orin and much in use
 
-# LR pixels a side. Least: the smallest that every student's graph takes. Usual: what kernels are
-# tuned for, about the area of 180x320. Most: a 720p frame at either orientation fits in.
-LEAST, USUAL, MOST = 16, 256, 1280
-
 _ABOUT_TYPES = re.compile(r"u?int8|zero.?point|\btypes?\b|\bconverting\b|\bcast", re.IGNORECASE)
-# FP16 scales of INT8 convolutions are widened to FP32, which is exact.
-_HARMLESS = re.compile(r"Converting conv (activation|weight) scales to fp32")
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Flavour:
         """The module that is installed, "" if none is."""
         return next((m for m in self.modules if importlib.util.find_spec(m)), "")
 
-    def load(self) -> Any:
+    def load(self) -> Api:
         """The imported module.
 
         Raises:
@@ -62,7 +60,7 @@ class Flavour:
             raise MissingError(f"{self.name}: {error}", hint=self.install) from error
         if self.name == "tensorrt":
             refuse_old(module.__version__, "tensorrt: this machine")
-        return module
+        return cast("Api", module)
 
 
 def refuse_old(version: str, where: str) -> None:
@@ -77,50 +75,43 @@ def refuse_old(version: str, where: str) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Profile:
-    """The LR sides that an engine takes, in pixels."""
-
-    least: int
-    usual: int
-    most: int
-
-    @classmethod
-    def of(cls, multiple: int) -> Profile:
-        """The usual sides, rounded up to multiples of what the graph takes."""
-        return cls(*(-(-side // multiple) * multiple for side in (LEAST, USUAL, MOST)))
-
-    def __str__(self) -> str:
-        return f"{self.least}-{self.usual}-{self.most}"
-
-
-def key(trt: Any, onnx: bytes, profile: Profile) -> str:
-    """The cache key of an engine: the GPU, versions, the graph and the profile."""
+def key(trt: Api, onnx: bytes, profile: Profile, dla: int | None = None) -> str:
+    """The cache key of an engine: the GPU or the DLA core, versions, the graph and the profile."""
     device = gpu() or Gpu(ASSUMED_SM, "none", "")
     digest = hashlib.sha256(onnx).hexdigest()
-    facts = (trt.__name__, trt.__version__, device.sm, device.cuda, device.jetpack)
-    whole = hashlib.sha256(repr((facts, digest, str(profile))).encode()).hexdigest()
+    facts = (trt.__name__, trt.__version__, device.sm, device.cuda, device.jetpack, device.name)
+    whole = hashlib.sha256(repr((facts, digest, str(profile), dla)).encode()).hexdigest()
     return f"sm{device.sm}-trt{trt.__version__}-{whole[:16]}"
 
 
-def engine(trt: Any, onnx: bytes, profile: Profile, *, cache: Path | None) -> bytes:
+def engine(
+    trt: Api, onnx: bytes, profile: Profile, *, cache: Path | None, dla: int | None = None
+) -> bytes:
     """The plan of a graph for this machine's GPU, from the folder `cache` if it was built before.
 
-    What is built is left there, with the builder's timings; without a folder nothing is kept.
+    What is built is left there, with the builder's timings; without a folder nothing is kept. With
+    a core in `dla` that computes what it can, and the GPU the rest.
     """
     if cache is None:
-        return build(trt, onnx, profile)
-    file, device, timings = cache / f"{key(trt, onnx, profile)}.plan", gpu(), None
+        return build(trt, onnx, profile, dla=dla)
+    file, device, timings = cache / f"{key(trt, onnx, profile, dla)}.plan", gpu(), None
     if file.is_file():
         return file.read_bytes()
     if device and trt.__name__ == "tensorrt":  # TensorRT-RTX times nothing while building
         timings = cache / f"timings-sm{device.sm}-trt{trt.__version__}"
-    plan = build(trt, onnx, profile, timings=timings)
+    plan = build(trt, onnx, profile, timings=timings, dla=dla)
     _write(file, plan)
     return plan
 
 
-def build(trt: Any, onnx: bytes, profile: Profile, *, timings: Path | None = None) -> bytes:
+def build(
+    trt: Api,
+    onnx: bytes,
+    profile: Profile,
+    *,
+    timings: Path | None = None,
+    dla: int | None = None,
+) -> bytes:
     """Parse a graph and build its plan.
 
     Raises:
@@ -144,6 +135,8 @@ def build(trt: Any, onnx: bytes, profile: Profile, *, timings: Path | None = Non
         )
     said.refuse_doubts(trt.__name__)
     config = _config(trt, builder, network, profile)
+    if dla is not None:
+        _use_dla(trt, config, dla)
     cache = None
     if timings:
         cache = config.create_timing_cache(timings.read_bytes() if timings.is_file() else b"")
@@ -160,26 +153,38 @@ def build(trt: Any, onnx: bytes, profile: Profile, *, timings: Path | None = Non
     return bytes(plan)
 
 
-def _config(trt: Any, builder: Any, network: Any, profile: Profile) -> Any:
+def _config(trt: Api, builder: Builder, network: Network, profile: Profile) -> IBuilderConfig:
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # or "fp32" would multiply with 10 bits
-    if hasattr(config, "set_compute_capability"):
-        config.num_compute_capabilities = 1
-        built_for = "CURRENT" if gpu() else f"SM{ASSUMED_SM}"
-        config.set_compute_capability(getattr(trt.ComputeCapability, built_for), 0)
+    if trt.__name__.startswith("tensorrt_rtx"):
+        _build_for_one(trt, cast("RtxBuilderConfig", config))
     image = network.get_input(0)
     count, channels = (max(1, side) for side in tuple(image.shape)[:2])
     shapes = builder.create_optimization_profile()
-    sides = (profile.least, profile.usual, profile.most)
-    shapes.set_shape(image.name, *((count, channels, side, side) for side in sides))
+    least, usual, most = ((count, channels, *size) for size in profile.sizes)
+    shapes.set_shape(image.name, least, usual, most)
     config.add_optimization_profile(shapes)
     return config
 
 
-def _log(trt: Any) -> Any:
+def _build_for_one(trt: Api, config: RtxBuilderConfig) -> None:
+    """For this GPU, or without one for a usual one."""
+    config.num_compute_capabilities = 1
+    built_for = "CURRENT" if gpu() else f"SM{ASSUMED_SM}"
+    config.set_compute_capability(getattr(trt.ComputeCapability, built_for), 0)
+
+
+def _use_dla(trt: Api, config: IBuilderConfig, core: int) -> None:
+    """Everything that a DLA core can compute there, the rest on the GPU."""
+    config.default_device_type = trt.DeviceType.DLA
+    config.DLA_core = core
+    config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
+
+
+def _log(trt: Api) -> Any:
     """A logger that keeps warnings and errors instead of printing them."""
 
-    class Log(trt.ILogger):  # type: ignore[misc]
+    class Log(trt.ILogger):  # type: ignore[misc,name-defined]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.messages: list[str] = []
@@ -203,7 +208,7 @@ def _log(trt: Any) -> Any:
 
 def doubtful(messages: list[str]) -> list[str]:
     """The messages about types or zero points that change what is computed."""
-    return [m for m in messages if _ABOUT_TYPES.search(m) and not _HARMLESS.search(m)]
+    return [message for message in messages if _ABOUT_TYPES.search(message)]
 
 
 def _write(file: Path, data: bytes) -> None:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mipkd.core.errors import MissingError, StageError
 from targets._tensorrt.cuda import gpu
-from targets._tensorrt.engine import Profile
+from targets._tensorrt.profile import Profile
 from targets._tensorrt.session import PlanSession
-from targets._tensorrt.target import TensorRt, facts, fp16_or_bf16
+from targets._tensorrt.target import TensorRt, facts, for_any_size, profile_for
+from targets._tensorrt.types import fp16_or_bf16
 from targets._torch.exported_program import export_program, load_net
 from targets.base import Feature
 
@@ -38,7 +39,7 @@ SETTINGS = {
 class TorchTensorRt(TensorRt):
     """TensorRT engines made from the torch net instead of from ONNX."""
 
-    features = frozenset({Feature.FROM_NET})
+    features = frozenset({Feature.FROM_NET, Feature.SIZES})
     options: ClassVar[Mapping[str, str]] = {
         **TensorRt.options,
         "made_for": r"sm\d*-trt[\w.+-]+",
@@ -71,7 +72,7 @@ class TorchTensorRt(TensorRt):
         fp32 = request.precision == "fp32"
         kind, notes = ("fp32", ()) if fp32 else fp16_or_bf16(request)
         net = load_net(request, target=self.name)
-        profile = Profile.of(request.graph.multiple)
+        profile = profile_for(request)
         file = request.out / "model.plan"
         request.out.mkdir(parents=True, exist_ok=True)
         file.write_bytes(_engine(typed_program(net.cuda(), kind, profile), profile))
@@ -79,7 +80,11 @@ class TorchTensorRt(TensorRt):
             request,
             file,
             executes=kind,
-            options={"profile": str(profile), "made_for": self._made_for()},
+            options={
+                "profile": str(profile),
+                "margin": str(request.margin),
+                "made_for": self._made_for(),
+            },
             notes=(*notes, f"all of the net is {kind.upper()}, the image's ends too"),
         )
 
@@ -95,7 +100,8 @@ class TorchTensorRt(TensorRt):
                 f"{self.name}: the engine is for {wanted}, this machine is {here}",
                 hint="build it here, or use the target tensorrt, which ships the graph",
             )
-        return PlanSession(self._flavour.load(), built.file.read_bytes())
+        session = PlanSession(self._flavour.load(), built.file.read_bytes())
+        return for_any_size(session, built, Profile.parse(built.options["profile"]))
 
     def _made_for(self) -> str:
         device = gpu()
@@ -112,13 +118,14 @@ def typed_program(net: Any, kind: str, profile: Profile) -> Any:
     def upscale(lr: Any) -> Any:
         return net.forward_with_taps(lr.to(dtype))[0].float()
 
-    return export_program(net, upscale, least=profile.least, usual=profile.usual, most=profile.most)
+    least, most = min(profile.least), max(profile.most)
+    return export_program(net, upscale, least=least, usual=min(profile.usual), most=most)
 
 
 def shapes(profile: Profile) -> dict[str, tuple[int, int, int, int]]:
     """The profile in the words of `torch_tensorrt.Input`."""
-    sides = {"min": profile.least, "opt": profile.usual, "max": profile.most}
-    return {f"{name}_shape": (1, 3, side, side) for name, side in sides.items()}
+    named = zip(("min", "opt", "max"), profile.sizes, strict=True)
+    return {f"{name}_shape": (1, 3, *size) for name, size in named}
 
 
 def _engine(exported: Any, profile: Profile) -> bytes:

@@ -2,42 +2,57 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mipkd.core.errors import MissingError, StageError, UsageError
 from targets._onnxruntime.session import OrtSession
 from targets._tensorrt.cuda import Cuda
+from targets._tiles import FixedSizes, Sizes
 from targets.base import Session
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+    from targets._tensorrt.api import Api, ICudaEngine, IExecutionContext, Runtime
+    from targets._tensorrt.profile import Profile, Size
     from targets.base import FloatArray
 
 
 class PlanSession(Session):
-    """An engine, its buffers and a stream; copies to and from the GPU belong to a run."""
+    """An engine, its buffers and a stream; copies to and from the GPU belong to a run.
 
-    def __init__(self, trt: Any, plan: bytes) -> None:
+    It runs on the GPU, or what of it was built for a DLA core on core `dla`.
+    """
+
+    def __init__(self, trt: Api, plan: bytes, *, dla: int | None = None) -> None:
         self._cuda = Cuda()
         self._logger = trt.Logger(trt.Logger.ERROR)
-        self._runtime = trt.Runtime(self._logger)
-        self._engine = self._runtime.deserialize_cuda_engine(plan)
-        if self._engine is None:
+        runtime = trt.Runtime(self._logger)
+        if dla is not None:
+            runtime.DLA_core = dla
+        engine = runtime.deserialize_cuda_engine(plan)
+        if engine is None:
             raise StageError(
                 "tensorrt: the engine does not load on this GPU and version",
                 hint="delete engines in this user's cache of mipkd-pipeline: it is built anew",
             )
         # Memory for the shape in use, not for the largest one that the profile allows.
-        self._context: Any = self._engine.create_execution_context(
+        self._context = engine.create_execution_context(
             trt.ExecutionContextAllocationStrategy.USER_MANAGED
         )
-        names = [self._engine.get_tensor_name(i) for i in range(2)]
-        if self._engine.get_tensor_mode(names[0]) != trt.TensorIOMode.INPUT:
+        names = [engine.get_tensor_name(i) for i in range(2)]
+        if engine.get_tensor_mode(names[0]) != trt.TensorIOMode.INPUT:
             names.reverse()
         self._input, self._output = names
+        self._least, _, self._most = engine.get_tensor_profile_shape(self._input, 0)
+        self._held: tuple[Runtime, ICudaEngine, IExecutionContext] | None = (
+            runtime,
+            engine,
+            self._context,
+        )
         self._shape: tuple[int, ...] = ()
         self._buffers: tuple[int, ...] = ()
         self._image: FloatArray = np.zeros(0, np.float32)
@@ -56,17 +71,18 @@ class PlanSession(Session):
 
     def close(self) -> None:
         """Give the GPU's memory back."""
-        self._context = self._engine = self._runtime = None
+        self._held = None
+        del self._context
         self._cuda.close()
 
     def _fit(self, shape: tuple[int, ...]) -> None:
         """Buffers for images of another shape."""
-        least, _, most = self._engine.get_tensor_profile_shape(self._input, 0)
+        least, most = self._least, self._most
         if any(not a <= b <= c for a, b, c in zip(least, shape, most, strict=True)):
             raise UsageError(
-                f"tensorrt: this engine takes {least[2]} to {most[2]} LR pixels a side, "
-                f"not {shape[2]}x{shape[3]}",
-                hint="upscale the image in tiles",
+                f"tensorrt: this engine takes {least[3]}x{least[2]} to {most[3]}x{most[2]} LR "
+                f"pixels, not {shape[3]}x{shape[2]}",
+                hint="build it with larger ones: --set build.tile=256, or bench.sizes",
             )
         for address in self._buffers:
             self._cuda.free(address)
@@ -80,6 +96,45 @@ class PlanSession(Session):
         self._context.set_tensor_address(self._output, self._buffers[1])
         self._context.set_device_memory(self._buffers[2], scratch)
         self._shape = shape
+
+
+class InProfile(FixedSizes):
+    """A session of an engine that takes a range of sizes: smaller images are padded to its largest,
+    larger ones cut into tiles of that."""
+
+    def __init__(self, session: Session, profile: Profile, *, margin: int, multiple: int) -> None:
+        super().__init__(session, Sizes((profile.most,), margin, multiple))
+        self._profile = profile
+
+    def around(self, other: Session) -> InProfile:
+        sizes = self.sizes
+        return InProfile(other, self._profile, margin=sizes.margin, multiple=sizes.multiple)
+
+    def run(self, lr_NCHW: FloatArray) -> FloatArray:
+        """The upscaled image, shape (N, C, S*H, S*W); within the range in one piece."""
+        if self._profile.takes(*lr_NCHW.shape[2:]):
+            return self._session.run(lr_NCHW)
+        return super().run(lr_NCHW)
+
+
+class SizeSessions(Session):
+    """A session for each size, opened when it first comes: a DLA core takes no other."""
+
+    def __init__(self, open_for: Callable[[Size], Session]) -> None:
+        self._open_for = open_for
+        self._opened: dict[Size, Session] = {}
+
+    def run(self, lr_NCHW: FloatArray) -> FloatArray:
+        """The upscaled image, shape (N, C, S*H, S*W); valid until the next call."""
+        height, width = lr_NCHW.shape[2:]
+        if (height, width) not in self._opened:
+            self._opened[height, width] = self._open_for((height, width))
+        return self._opened[height, width].run(lr_NCHW)
+
+    def close(self) -> None:
+        """Close all of them."""
+        while self._opened:
+            self._opened.popitem()[1].close()
 
 
 class SimulatedSession(OrtSession):

@@ -11,7 +11,9 @@ from mipkd.core.errors import MissingError
 from targets._onnx.outside_files import refuse_outside_files
 from targets._tensorrt import engine
 from targets._tensorrt.cuda import gpu
-from targets._tensorrt.session import PlanSession, SimulatedSession
+from targets._tensorrt.profile import Profile
+from targets._tensorrt.session import InProfile, PlanSession, SimulatedSession
+from targets._tensorrt.types import RTX, Parser, type_graph
 from targets._user_cache import engine_folder
 from targets.base import BuildRequest, Feature, Target, version_of
 
@@ -26,15 +28,17 @@ _OFFERED = ("fp32", "fp16", "int8")
 _KNOWN = ("fp32", "fp16", "bf16", "int8")  # bf16 when asked for, or where fp16 would overflow
 MAKERS = ("onnx", "onnxruntime", "nncf", "nvidia-modelopt", "numpy")
 NO_GPU = "no NVIDIA GPU and driver found; sudo ubuntu-drivers install, until nvidia-smi lists it"
-_PATCHES = 8  # of the calibration's that probe FP16's range, beside the extreme images
-_PROBED = 48  # LR pixels a side of these extreme images
 
 
 class TensorRt(Target):
     """One flavour of TensorRT on the first NVIDIA GPU."""
 
-    features = frozenset({Feature.FIXED_INT8})
-    options: ClassVar[Mapping[str, str]] = {"profile": r"\d+-\d+-\d+"}
+    features = frozenset({Feature.FIXED_INT8, Feature.SIZES})
+    # Older models have one number for both sides, and no margin.
+    options: ClassVar[Mapping[str, str]] = {
+        "profile": r"\d+(x\d+)?(-\d+(x\d+)?){2}",
+        "margin": r"\d+",
+    }
 
     def __init__(self, flavour: engine.Flavour, name: str = "") -> None:
         self.name = name or flavour.name
@@ -84,15 +88,15 @@ class TensorRt(Target):
         self._require()
         from targets._tensorrt.symmetric_qdq import refuse_unreadable
 
-        model, kind, notes = _typed_graph(request)
+        model, kind, notes = self._typed_graph(request)
         refuse_unreadable(model)
         data = model.SerializeToString()
-        file, profile = request.out / "model.onnx", engine.Profile.of(request.graph.multiple)
+        file, profile = request.out / "model.onnx", profile_for(request)
         request.out.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data)
         notes = (*notes, *self._prepare(file, data, profile))
-        options = {"profile": str(profile)}
         # Networks are strongly typed: the types of the graph are those that it is computed in.
+        options = self._options(request)
         return self.describe(request, file, executes=kind, options=options, notes=notes)
 
     def quant_scheme(self, request: BuildRequest) -> QuantScheme:
@@ -110,10 +114,11 @@ class TensorRt(Target):
         if self.simulated:
             return SimulatedSession(built.file, self.name)
         refuse_outside_files(built.file)
-        data, profile = built.file.read_bytes(), engine.Profile.of(built.multiple)
-        return PlanSession(self._flavour.load(), self._engine(data, profile))
+        profile = Profile.parse(built.options["profile"])
+        plan = self._engine(built.file.read_bytes(), profile)
+        return for_any_size(PlanSession(self._flavour.load(), plan), built, profile)
 
-    def _prepare(self, file: Path, data: bytes, profile: engine.Profile) -> tuple[str, ...]:
+    def _prepare(self, file: Path, data: bytes, profile: Profile) -> tuple[str, ...]:
         """Build the engine of the graph `data` in `file`; notes."""
         self._engine(data, profile)
         simulated = (
@@ -121,7 +126,7 @@ class TensorRt(Target):
         )
         return (simulated,) if self.simulated else ()
 
-    def _engine(self, data: bytes, profile: engine.Profile) -> bytes:
+    def _engine(self, data: bytes, profile: Profile) -> bytes:
         """This user keeps it where a GPU is: building takes minutes there."""
         trt = self._flavour.load()
         cache = engine_folder(self._flavour.name, trt.__version__) if gpu() else None
@@ -131,44 +136,42 @@ class TensorRt(Target):
         if reason := self.why_not():
             raise MissingError(f"{self.name}: {reason}")
 
+    def _options(self, request: BuildRequest) -> dict[str, str]:
+        """What `open` must know of the sizes that were asked for."""
+        return {"profile": str(profile_for(request)), "margin": str(request.margin)}
 
-def _typed_graph(request: BuildRequest) -> tuple[Any, str, tuple[str, ...]]:
-    """The model in the types that it is computed in, their precision, and notes."""
-    import onnx
+    def _typed_graph(self, request: BuildRequest) -> tuple[Any, str, tuple[str, ...]]:
+        """The model in the types that it is computed in, their precision, and notes."""
+        return type_graph(request, self._parser(request))
 
-    from targets._onnx.onnx_float16 import convert_to_16_bits
-    from targets._tensorrt.symmetric_qdq import quantize_symmetric
-
-    model, precision = onnx.load(request.graph.file), request.precision
-    if precision == "fp32":
-        return model, precision, ()
-    kind, notes = ("bf16", ()) if precision == "bf16" else fp16_or_bf16(request)
-    if precision != "int8":
-        return convert_to_16_bits(model, kind), kind, notes
-    assert request.patches is not None, "accepted with them"
-    quantized, kept = quantize_symmetric(model, request.patches, request.scheme)
-    notes = (*kept, f"what is float is {kind.upper()}", *notes)
-    return convert_to_16_bits(quantized, kind), precision, notes
+    def _parser(self, request: BuildRequest) -> Parser:
+        """Of the machine that will build the engine."""
+        if self._flavour.name != "tensorrt":
+            return RTX
+        here = "" if request.on else self._flavour.load().__version__
+        return Parser.of(request.on.versions.get("tensorrt", "") if request.on else here)
 
 
-def fp16_or_bf16(request: BuildRequest) -> tuple[str, tuple[str, ...]]:
-    """FP16, or BF16 with a note where values of the graph would overflow FP16."""
-    from calibration.patches import as_batches
-    from targets._onnx.onnx_float16 import extreme_images, find_peak
+def profile_for(request: BuildRequest) -> Profile:
+    """The sizes that an engine for the request takes."""
+    return Profile.of(request.sizes, request.graph.multiple)
 
-    multiple = request.graph.multiple
-    patches = as_batches(request.patches) if request.patches else []
-    probes = patches[:: -(-len(patches) // _PATCHES) or 1]
-    images = [*extreme_images(-(-_PROBED // multiple) * multiple), *probes]
-    peak = find_peak(request.graph.file, images)
-    if peak.fits_fp16:
-        return "fp16", ()
-    return "bf16", (f"BF16, not FP16: {peak.tensor} reaches {peak.value:.3g}",)
+
+def for_any_size(session: Session, built: Built, profile: Profile) -> Session:
+    """A session that pads images below an engine's range and cuts those above it into tiles."""
+    margin = int(built.options.get("margin", BuildRequest.margin))
+    return InProfile(session, profile, margin=margin, multiple=built.multiple)
 
 
 def facts(*packages: str) -> dict[str, str]:
     """Versions of what is installed, and the GPU's facts that an engine depends on."""
     device = gpu()
-    of_gpu = {"cuda": device.cuda, "sm": device.sm, "jetpack": device.jetpack} if device else {}
-    found = {**{name: version_of(name) for name in packages}, **of_gpu}
+    found = {name: version_of(name) for name in packages}
+    if device:
+        found |= {
+            "cuda": device.cuda,
+            "sm": device.sm,
+            "jetpack": device.jetpack,
+            "gpu": device.name,
+        }
     return {name: known for name, known in found.items() if known}

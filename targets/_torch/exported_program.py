@@ -33,11 +33,18 @@ def load_net(request: BuildRequest, *, target: str) -> Any:
 
 
 def export_program(
-    net: Any, upscale: Callable[[Any], Any], *, least: int | None, usual: int, most: int
+    net: Any,
+    upscale: Callable[[Any], Any],
+    *,
+    least: int,
+    usual: int,
+    most: int,
+    fixed: tuple[int, int] | None = None,
 ) -> Any:
-    """`upscale`, which runs `net`, as an exported program of LR images `least` to `most` a side.
+    """`upscale`, which runs `net`, as an exported program of LR images `least` to `most` a side,
+    or of a `fixed` height and width.
 
-    Nothing is padded: runtimes pad outside the graph. `least` None fixes both sides at `usual`.
+    Nothing is padded: runtimes pad outside the graph.
     """
     import torch
 
@@ -52,14 +59,13 @@ def export_program(
     step = net.multiple
 
     def free(name: str) -> Any:
-        assert least is not None
         dim = torch.export.Dim(name, min=-(-least // step), max=most // step)
         return dim if step == 1 else step * dim
 
     # Height and width differ: equal ones would be taken for one size.
-    example = torch.rand(1, 3, usual, usual if least is None else usual + 2 * step)
+    example = torch.rand(1, 3, *(fixed or (usual, usual + 2 * step)))
     example = example.to(next(net.parameters()).device)
-    sizes = None if least is None else {"lr": {2: free("h"), 3: free("w")}}
+    sizes = None if fixed else {"lr": {2: free("h"), 3: free("w")}}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's exporter uses what torch deprecates
         exported = torch.export.export(Deployed().eval(), (example,), dynamic_shapes=sizes)

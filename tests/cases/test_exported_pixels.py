@@ -21,11 +21,13 @@ from mipkd.export.parity import levels_apart
 from mipkd.export.pixel_shuffle import replace_pixel_shuffle
 
 NETS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "compact": ("compact", "c8b2", {}),
     "edge": ("edge", "c8b2", {}),
     "edsr as its authors store it": ("edsr", "c8b2", {}),
     "edsr as BasicSR stores it": ("edsr", "c8b2", {"direct": True}),
     "rcan": ("rcan", "c16g1b1", {}),
     "rlfn": ("rlfn", "c8b2", {}),
+    "span": ("span", "c8b2", {}),
     "swinir": ("swinir", "c12r1", {"layers": 2}),
 }
 

@@ -16,8 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 from mipkd.distill import student
 from mipkd.export.onnx import export
 from mipkd.export.receptive_field import find_receptive_field
-from pipeline.upscale.tiles import Tiling, bands
+from pipeline.upscale.tiles import bands
 from targets._onnxruntime.session import OrtSession
+from targets._tiles import Tiling
 from targets.base import upscale
 
 SCALE = 2

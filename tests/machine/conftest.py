@@ -218,8 +218,8 @@ def job_of(
 
 
 @pytest.fixture(scope="session")
-def net(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """A tiny x2 net for ONNX Runtime."""
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Graph:
+    """A tiny x2 net."""
     import torch
 
     from mipkd.export.onnx import export
@@ -228,5 +228,10 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Built:
     torch.manual_seed(0)
     made = arch.make(arch.shrink(arch.paper(2), "c8b2")).eval()
     out = tmp_path_factory.mktemp("net")
-    graph: Graph = export(made, out=out, metadata={}, role="student", family="edsr")
-    return find("cpu").build(BuildRequest(graph, "fp32", out / "cpu"))
+    return export(made, out=out, metadata={}, role="student", family="edsr")
+
+
+@pytest.fixture(scope="session")
+def net(graph: Graph, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """It for ONNX Runtime."""
+    return find("cpu").build(BuildRequest(graph, "fp32", tmp_path_factory.mktemp("cpu")))

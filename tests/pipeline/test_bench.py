@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import platform
 import re
 import statistics
 import subprocess
@@ -26,6 +27,8 @@ from pipeline.bench.pixels import output_file, score
 from pipeline.bench.stats import Estimate, percentiles, ratio_of_medians
 from targets.base import FloatArray, Session, find
 
+ORIN = "NVIDIA Jetson AGX Orin"
+MODEL, MACHINE = "sys/firmware/devicetree/base/model", "sys/devices/soc0/machine"
 USUAL = BenchSettings()
 QUICK = BenchSettings(  # a busy machine moves the pace of so short a measurement; not our subject
     sizes=((8, 12),),
@@ -272,6 +275,27 @@ def test_host_is_described_the_same_each_time() -> None:
     assert found.cores >= 1
     assert found.memory_bytes > 2**27
     assert len(found.id) == 12
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "file", "name"),
+    [
+        ("model name\t: ARMv8 Processor rev 1 (v8l)", MODEL, ORIN),
+        ("model name\t: ARMv8 Processor rev 1 (v8l)", MACHINE, ORIN),
+        ("model name\t: ARMv8 Processor rev 1 (v8l)", "etc/none", "ARMv8 Processor rev 1 (v8l)"),
+        ("model name\t: ARMv7 Processor rev 4 (v7l)", MODEL, ORIN),
+        ("CPU part\t: 0xd0b", MODEL, ORIN),
+        ("model name\t: Intel(R) Xeon(R)", MODEL, "Intel(R) Xeon(R)"),
+    ],
+)
+@pytest.mark.skipif(platform.system() == "Darwin", reason="asks sysctl there")
+def test_a_board_is_called_by_its_name_where_the_cpus_says_nothing(
+    cpuinfo: str, file: str, name: str, tmp_path: Path
+) -> None:
+    for path, text in (("proc/cpuinfo", f"processor\t: 0\n{cpuinfo}\n"), (file, f"{ORIN}\0")):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    assert describe_host(tmp_path).cpu == name
 
 
 def test_scores_are_of_the_pixels_that_are_written(tmp_path: Path) -> None:

@@ -153,6 +153,8 @@ def test_doctor_says_of_every_target_whether_it_is_here_or_how_to_get_it() -> No
         here, told = lines[name].split(maxsplit=2)[1:]
         assert here == ("yes" if one["usable"] else "no")
         assert told.startswith(", ".join(one["precisions"]) or one["why_not"])
+    if found["coreml"]["usable"]:
+        assert lines["coreml"].endswith("coreml:ane, or build.fixed_sizes")
 
 
 class Trap:

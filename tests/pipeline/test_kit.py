@@ -360,7 +360,7 @@ ABSURD = {
     "negative": lambda s: first_latency(s)["samples_s"].__setitem__(0, -0.1),
     "an age": lambda s: first_latency(s)["samples_s"].__setitem__(0, 1e300),
     "zero": lambda s: first_latency(s).update(samples_s=[0.0] * 30),
-    "none": lambda s: first_latency(s).update(samples_s=[]),
+    "none": lambda s: first_latency(s).update(samples_s=[], invalid_because=""),
     "text": lambda s: first_latency(s).update(samples_s=["fast"]),
     "cold start": lambda s: first_latency(s).update(cold_start_s=None),
     "energy": lambda s: first_latency(s).update(joules_per_frame=-1.0),

@@ -1,16 +1,18 @@
 """Power meters: a `tegrastats` of our own on PATH, planted files of the kernel, whole frames."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from pipeline.bench.power import joules_per_frame, power_source, watts_of
+from pipeline.bench.power import joules_per_frame, power_source, watts_of, why_unmetered
 
 ORIN_NANO = (
     "09-18-2025 10:11:12 RAM 2840/7620MB (lfb 512x4MB) SWAP 0/3810MB (cached 0MB) "
@@ -30,6 +32,12 @@ AGX_ORIN = (
 AGX_XAVIER = (
     "RAM 1903/15692MB (lfb 3251x4MB) GPU@32C CPU@33.5C GPU 0/0 CPU 216/216 SOC 864/864 CV 0/0 "
     "VDDRQ 144/144 SYS5V 1889/1889"
+)
+# Of a published log of JetPack 7.2: a third figure a rail. NC is of one of JetPack 5.
+AGX_ORIN_JETPACK_7 = (
+    "RAM 20642/62817MB (lfb 1x2MB) GR3D_FREQ 12%@[1300,1300] APE 174 cpu@52.968C/52.968C "
+    "VDD_GPU_SOC 5139mW/5140mW/5141mW VDD_CPU_CV 3268mW/3269mW/3270mW "
+    "VIN_SYS_5V0 5500mW/5501mW/5502mW NC 40mW/40mW/40mW"
 )
 THOR = "RAM 9/125772MB VDD_GPU -392mW/0mW VDD_CPU_SOC_MSS 3924mW/3900mW VIN 23000mW/22000mW"
 SEES = pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc to see processes")
@@ -65,6 +73,9 @@ def running(pids: Path) -> list[int]:
         (NANO, 2.532, "POM_5V_IN"),
         (AGX_ORIN, 22.43, "VDD_GPU_SOC + VDD_CPU_CV + VIN_SYS_5V0"),
         (AGX_XAVIER, 3.113, "GPU + CPU + SOC + CV + VDDRQ + SYS5V"),
+        (AGX_ORIN_JETPACK_7, 13.907, "VDD_GPU_SOC + VDD_CPU_CV + VIN_SYS_5V0"),
+        ("RAM 1/2MB VDD_IN 5765/5700/5900 VDD_SOC 1497/1400/1500", 5.765, "VDD_IN"),
+        ("RAM 1/2MB VDD_GPU_SOC 2399mW/2400mW NC 7mW/7mW NC_2 7mW/7mW", 2.399, "VDD_GPU_SOC"),
         (THOR, 23.0, "VIN"),
         ("RAM 1/2MB VDD_IN 5765mW VDD_SOC 1497mW", 5.765, "VDD_IN"),
     ],
@@ -81,6 +92,8 @@ def test_lines_of_every_generation_are_read(line: str, watts: float, rails: str)
     [
         "",
         NANO.partition(" POM")[0],  # a board without sensors
+        "RAM 1/2MB NC 0mW/0mW NC 0mW/0mW",
+        "RAM 1/2MB VDD_IN 1/2/3/4",  # nothing known
         "POM_5V_GPU 8791/8742 POM_5V_IN 3075/3086 POM_5V_CPU 3109/3134",  # names mixed up
     ],
 )
@@ -219,7 +232,41 @@ def test_counters_of_x86_are_read_across_their_end(tmp_path: Path) -> None:
     assert watts * seconds == pytest.approx(7.0, rel=0.05)
 
 
+@pytest.fixture
+def nobody() -> Iterator[Path]:
+    """A folder that everybody may enter; the test itself may read no file that is root's alone."""
+    folder, user = Path(tempfile.mkdtemp(dir="/tmp")), os.geteuid()
+    folder.chmod(0o755)
+    yield folder
+    if user == 0:
+        os.seteuid(0)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("file", ["sys/class/powercap/intel-rapl:0/energy_uj", f"{INA}curr1_input"])
+def test_a_meter_that_only_root_may_read_is_named(file: str, nobody: Path) -> None:
+    plant(
+        nobody, {"sys/class/powercap/intel-rapl:0/name": "package-0", f"{INA}in1_label": "VDD_IN"}
+    )
+    plant(nobody, {file: "5000000"})
+    (nobody / file).chmod(0)
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+    assert power_source(nobody) is None
+    reason, _, cure = why_unmetered(nobody).partition("; ")
+    assert reason == f"only root may read {nobody / file}"
+    assert cure.startswith(f"sudo chmod a+r {nobody / file}")
+
+
+def test_a_tegrastats_without_power_is_named(
+    tegrastats: Callable[[str], Path], tmp_path: Path
+) -> None:
+    tegrastats(NANO.partition(" POM")[0])
+    assert why_unmetered(tmp_path).startswith("tegrastats tells this user no power")
+
+
 def test_without_a_meter_there_is_no_source(tmp_path: Path) -> None:
     assert power_source(tmp_path) is None
+    assert why_unmetered(tmp_path) == ""
     hidden = plant(tmp_path, {"sys/class/powercap/intel-rapl:0/name": "package-0"})
     assert power_source(hidden) is None  # only root may read the counter

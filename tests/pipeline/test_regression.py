@@ -149,6 +149,16 @@ def test_recorded_latencies_of_another_machine_are_not_compared() -> None:
     assert outcomes(gates)["mean loss"] is Outcome.PASS
 
 
+def test_recorded_latencies_of_another_power_mode_are_not_compared() -> None:
+    one = measured(np.random.default_rng(0))
+    now, before = (replace(one, conditions={"power mode": mode}) for mode in ("15W", "MAXN"))
+    for other, outcome in ((before, Outcome.INVALID), (now, Outcome.PASS)):
+        gates = regress(BaselineConfig(), [now], [other], Beside({}))
+        speed = next(gate for gate in gates if gate.name.startswith("slowdown"))
+        assert speed.outcome is outcome
+        assert ("settings: power mode MAXN, then 15W" in speed.reason) == (other is before)
+
+
 @pytest.mark.parametrize(("slower", "wanted"), [(1.1, Outcome.INVALID), (1.4, Outcome.FAIL)])
 def test_recorded_latencies_of_two_days_settle_only_what_is_large(
     slower: float, wanted: Outcome

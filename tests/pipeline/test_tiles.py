@@ -13,7 +13,8 @@ from mipkd.distill import student
 from mipkd.export.onnx import export
 from mipkd.export.receptive_field import find_receptive_field
 from pipeline.stages.assess import TorchSession
-from pipeline.upscale.tiles import Tiling, bands, spans
+from pipeline.upscale.tiles import bands
+from targets._tiles import Tiling, spans
 from targets.base import upscale
 
 

@@ -24,9 +24,13 @@ from mipkd.core.records import Built, Graph, PatchSet
 from mipkd.core.samples import sample_photos
 from mipkd.distill.data import load_tests, prepare_tests
 from mipkd.distill.teacher import TeacherOptions, describe, identify, save
-from pipeline.stages.build import load_deployed
+from mipkd.export.onnx import export
+from mipkd.export.receptive_field import find_receptive_field
+from pipeline.bench.models import probe_target
+from pipeline.stage import ready
+from pipeline.stages.build import BuildConfig, BuildInputs, build, load_deployed
 from targets.base import BuildRequest, Session, find, upscale
-from targets.coreml import TARGET
+from targets.coreml import OFF_ANE, TARGET
 
 pytestmark = pytest.mark.skipif(bool(TARGET.why_not()), reason=TARGET.why_not() or "-")
 ROOT = Path(__file__).resolve().parents[2]
@@ -162,7 +166,7 @@ def test_a_saved_package_gives_torchs_pixels_at_any_size(
     package: Callable[[str, str], Built],
 ) -> None:
     net, built = subjects[family].net, package(family, precision)
-    assert built.notes[0] == f"LR sizes {max(2, net.multiple)} to 2048 a side"
+    assert built.notes[:2] == (f"LR sizes {max(2, net.multiple)} to 2048 a side", OFF_ANE)
     with closing(TARGET.open(built)) as session:
         for height, width in ((16, 40), (48, 24)):
             lr = noise(height, width)
@@ -270,22 +274,27 @@ def test_a_trained_edsr_keeps_its_psnr_on_set5(
 def test_a_package_for_apps_takes_and_gives_8_bit_images(
     subjects: dict[str, Subject], tmp_path: Path
 ) -> None:
-    from targets._coreml.simulate import Program
+    from targets._coreml.package import read_spec
 
     net, graph = subjects["edsr"].net, subjects["edsr"].graph
-    built = TARGET.build_for_images(BuildRequest(graph, "fp16", tmp_path, load_net=load_deployed))
+    request = BuildRequest(graph, "fp16", tmp_path, load_net=load_deployed, uint8_io=True)
+    built = TARGET.build(request)
     assert built.file == tmp_path / "images.mlpackage"
-    program = Program(built.file)
-    kinds = [program.spec.description.input[0], program.spec.description.output[0]]
+    about = read_spec(built.file).description
+    kinds = [about.input[0], about.output[0]]
     assert [k.type.WhichOneof("Type") for k in kinds] == ["imageType"] * 2
-    lr = np.rint(noise(17, 30) * 255).astype(np.float32)
+    assert about.metadata.userDefined["mipkd.range"] == "0..255"
+    lr = np.rint(noise(17, 30) * 255).astype(np.uint8)
     lr[..., :4] = 255  # some output lies beyond white: it must be clipped
-    wanted = np.rint(by_torch(net, lr / 255).clip(0, 1) * 255)
-    found = program(lr)
-    assert np.array_equal(found, np.rint(found))
+    wanted = np.rint(by_torch(net, lr.astype(np.float32) / 255).clip(0, 1) * 255)
+    with closing(TARGET.open(built)) as session:
+        assert session.takes_uint8
+        found = np.asarray(session.run(lr))  # type: ignore[arg-type]  # bytes
+    assert found.dtype == np.uint8
     assert (found.min(), found.max()) == (wanted.min(), wanted.max())
-    assert np.abs(found - wanted).max() <= 1
-    assert np.abs(found - wanted).mean() < 0.1
+    difference = np.abs(found.astype(np.float32) - wanted)
+    assert difference.max() <= 1
+    assert difference.mean() < 0.1
 
 
 def test_a_package_says_whose_it_is_and_what_it_takes(package: Callable[[str, str], Built]) -> None:
@@ -404,13 +413,84 @@ def test_a_graph_without_a_net_of_ours_is_refused(
 def test_a_net_that_no_range_suits_gets_one_size_and_says_so(folder: Path) -> None:
     sizes = {"channels": 8, "blocks": 1, "middle": 8}
     rlfn = subject("rlfn", folder, **sizes)
-    built = TARGET.build(BuildRequest(rlfn.graph, "fp32", folder / "rlfn", load_net=load_deployed))
-    assert built.notes == ("LR size fixed at 256x256: no range can be converted",)
-    lr = noise(256, 256)
+    asked = ((64, 48), (40, 40))
+    request = BuildRequest(rlfn.graph, "fp32", folder / "rlfn", load_net=load_deployed)
+    built = TARGET.build(replace(request, sizes=asked, fixed_sizes=True))
+    assert built.notes == (
+        "LR sizes 48x64 alone; other images are padded to one of them, or cut into tiles",
+        "it cannot be converted for several sizes",
+    )
+    lr = noise(64, 48)
     with closing(TARGET.open(built)) as session:
         assert np.abs(session.run(lr) - by_torch(rlfn.net, lr)).max() < 1e-5
-        with pytest.raises(UnsupportedError, match=r"takes 1 x 3 x 256 x 256, not 1 x 3 x 20 x 30"):
-            session.run(noise(20, 30))
+        assert session.run(noise(20, 30)).shape == (1, 3, 40, 60)
+    built = TARGET.build(request)
+    assert built.notes[0].startswith("LR sizes 256x256 alone")
+    assert OFF_ANE not in built.notes
+
+
+@pytest.fixture(scope="module")
+def for_ane(subjects: dict[str, Subject], folder: Path) -> Built:
+    """A package for some sizes, the usual one first."""
+    asked = ((24, 40), (32, 32), (48, 64))
+    request = BuildRequest(subjects["edsr"].graph, "fp32", folder / "ane", load_net=load_deployed)
+    return find("coreml:ane").build(replace(request, sizes=asked, margin=9))
+
+
+def test_the_neural_engines_package_takes_the_sizes_asked_for_alone(for_ane: Built) -> None:
+    from targets._coreml.package import listed_sizes, read_spec
+    from targets._coreml.simulate import Program
+
+    spec = read_spec(for_ane.file)
+    assert listed_sizes(spec) == ((24, 40), (32, 32), (48, 64))
+    assert for_ane.notes[0].startswith("LR sizes 40x24, 32x32, 64x48 alone")
+    with pytest.raises(UnsupportedError, match="takes RGB images of LR 40x24, 32x32, 64x48, not"):
+        Program(for_ane.file)(noise(24, 24))
+
+
+@pytest.mark.parametrize("size", [(24, 40), (48, 64), (90, 33), (50, 200), (17, 23)])
+def test_other_sizes_are_tiled_or_padded_as_torch_would_be(
+    size: tuple[int, int], for_ane: Built, subjects: dict[str, Subject]
+) -> None:
+    from targets._tiles import FixedSizes
+
+    net, lr = subjects["edsr"].net, noise(*size)
+    with closing(find("coreml:ane").open(for_ane)) as session:
+        found = session.run(lr)
+        assert isinstance(session, FixedSizes)
+        wanted = session.around(TorchSession(net)).run(lr)
+    assert np.abs(found - wanted).max() < 2e-6
+    if min(size) >= 48:  # no side was padded, and EDSR with two blocks sees 7 pixels far
+        assert np.abs(found - by_torch(net, lr)).max() < 2e-6
+
+
+def test_a_run_s_build_finds_the_margin_and_compares_under_the_same_tiles(
+    subjects: dict[str, Subject], tmp_path: Path
+) -> None:
+    from targets._coreml.package import margin_of, read_spec
+
+    graph = export(subjects["edsr"].net, out=tmp_path, metadata={}, role="student", family="edsr")
+    graph = replace(graph, model=subjects["edsr"].graph.model)
+    info = replace(probe_target("coreml:ane"), local=True)
+    asked = (BuildConfig(), "fp32", info, ready(graph), None, None)
+    (tmp_path / "out").mkdir()
+    inputs = BuildInputs(*asked, sizes=((24, 40), (32, 32)))
+    built = build.function(inputs, out=tmp_path / "out")  # noise of 41x31 is compared, too
+    margin = margin_of(read_spec(built.file))
+    assert margin == find_receptive_field(graph.file).radius != BuildRequest.margin
+
+
+def test_packages_for_apps_take_one_size_or_a_list_too(
+    subjects: dict[str, Subject], tmp_path: Path
+) -> None:
+    from targets._coreml.package import listed_sizes, read_spec
+
+    request = BuildRequest(subjects["edsr"].graph, "fp16", tmp_path, load_net=load_deployed)
+    request = replace(request, fixed_sizes=True, uint8_io=True)
+    for sizes in (((24, 40),), ((24, 40), (32, 32))):
+        spec = read_spec(TARGET.build(replace(request, sizes=sizes)).file)
+        assert listed_sizes(spec) == sizes
+        assert spec.description.metadata.userDefined["mipkd.margin"] == "32"
 
 
 def test_compute_units_are_checked_before_anything_is_opened(tmp_path: Path) -> None:

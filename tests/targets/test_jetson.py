@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,10 +17,13 @@ from mipkd.core.errors import MissingError, UnsupportedError
 from mipkd.core.measurement import Host
 from mipkd.core.records import Graph, PatchSet, TargetInfo
 from mipkd.export.onnx import export
+from mipkd.export.pixel_shuffle import replace_pixel_shuffle
 from targets._tensorrt import engine
 from targets._tensorrt.cuda import gpu, is_jetson
+from targets._tensorrt.dla import refuse_others
+from targets._tensorrt.profile import Profile
 from targets._tensorrt.symmetric_qdq import refuse_unreadable
-from targets.base import BuildRequest
+from targets.base import BuildRequest, find
 from targets.jetson import TARGET
 
 here = is_jetson()
@@ -53,8 +57,9 @@ def told(*, tensorrt: str = "", why_not: str = "", simulated: bool = False) -> T
 def test_a_host_writes_the_typed_graph_and_no_engine(
     precision: str, graph: Graph, patches: PatchSet, tmp_path: Path
 ) -> None:
+    on, sizes = told(tensorrt="10.3.0"), ((180, 320), (64, 64))
     built = TARGET.build(
-        BuildRequest(graph, precision, tmp_path, patches, on=told(tensorrt="10.3.0"))
+        BuildRequest(graph, precision, tmp_path, patches, on=on, sizes=sizes, margin=9)
     )
     assert [f.name for f in tmp_path.iterdir()] == ["model.onnx"]
     model = onnx.load(built.file)
@@ -62,7 +67,7 @@ def test_a_host_writes_the_typed_graph_and_no_engine(
     kinds = {t.data_type for t in model.graph.initializer}
     assert (onnx.TensorProto.FLOAT16 in kinds) == (precision != "fp32")
     assert (onnx.TensorProto.INT8 in kinds) == (precision == "int8")
-    assert built.options == {"profile": "16-256-1280"}
+    assert built.options == {"profile": "16x16-320x180-320x180", "margin": "9"}
     assert any("built on the Jetson" in note for note in built.notes)
 
 
@@ -90,6 +95,114 @@ def test_a_jetson_without_tensorrt_is_told_how_to_get_it(graph: Graph, tmp_path:
     with pytest.raises(MissingError, match="orin-7 reports no TensorRT: tensorrt: the") as caught:
         TARGET.build(BuildRequest(graph, "fp16", tmp_path / "out", on=on))
     assert "sudo apt install python3-libnvinfer" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("version", "kind"),
+    [("10.3.0", "fp16"), ("", "fp16"), ("10.16.2.10", "bf16"), ("11.4.1", "bf16")],
+)
+def test_where_fp16_would_overflow_the_jetsons_tensorrt_decides(
+    version: str, kind: str, graph: Graph, tmp_path: Path
+) -> None:
+    model = onnx.load(graph.file)
+    weights = [t for t in model.graph.initializer if len(t.dims) == 4][1:3]
+    for weight, factor in zip(weights, (1e6, 1e-6), strict=True):
+        value = onnx.numpy_helper.to_array(weight) * np.float32(factor)
+        weight.CopyFrom(onnx.numpy_helper.from_array(value, weight.name))
+    onnx.save(model, tmp_path / "loud.onnx")
+    on = told(tensorrt=version) if version else told(simulated=True)
+    loud = replace(graph, file=tmp_path / "loud.onnx")
+    built = TARGET.build(BuildRequest(loud, "fp16", tmp_path / "out", on=on))
+    assert built.executes == kind
+    assert onnx.load(built.file).opset_import[0].version == (22 if kind == "bf16" else 20)
+
+
+ORIN_DLA = told(tensorrt="11.4.1")
+
+
+@pytest.fixture(scope="module")
+def deconvolved(graph: Graph, tmp_path_factory: pytest.TempPathFactory) -> Graph:
+    """The same without DepthToSpace, as `export.shuffle` makes it."""
+    file = tmp_path_factory.mktemp("deconvolved") / "model.onnx"
+    onnx.save(replace_pixel_shuffle(onnx.load(graph.file)), file)
+    return replace(graph, file=file)
+
+
+@elsewhere
+def test_a_dla_takes_what_nvidia_lists_at_the_sizes_asked_for(
+    deconvolved: Graph, tmp_path: Path
+) -> None:
+    dla = find("jetson:dla1")
+    assert dla.precisions() == ("fp16",)
+    sizes = ((24, 40), (32, 32))
+    request = BuildRequest(deconvolved, "fp16", tmp_path, on=ORIN_DLA, sizes=sizes, margin=5)
+    built = dla.build(request)
+    assert built.options == {"sizes": "40x24,32x32", "margin": "5"}
+    assert any("it never ran" in note and "on the GPU" in note for note in built.notes)
+    image = np.random.default_rng(0).random((1, 3, 30, 90), np.float32)
+    with closing(dla.open(built)) as session:
+        assert session.run(image).shape == (1, 3, 60, 180)
+
+
+@elsewhere
+def test_what_a_dla_does_not_compute_is_named_with_a_way_out(
+    graph: Graph, deconvolved: Graph, tmp_path: Path
+) -> None:
+    dla = find("jetson:dla0")
+    shuffled = dla.build(BuildRequest(graph, "fp16", tmp_path, on=ORIN_DLA))
+    assert any("on the GPU" in note and "1 DepthToSpace" in note for note in shuffled.notes)
+    assert any("--set export.shuffle=conv_transpose keeps" in note for note in shuffled.notes)
+    model = onnx.load(deconvolved.file)
+    relu = next(node for node in model.graph.node if node.op_type == "Relu")
+    relu.op_type = "Erf"
+    onnx.save(model, tmp_path / "erf.onnx")
+    erf = replace(deconvolved, file=tmp_path / "erf.onnx")
+    with pytest.raises(UnsupportedError, match="does not compute Erf") as caught:
+        dla.build(BuildRequest(erf, "fp16", tmp_path / "out", on=ORIN_DLA))
+    assert caught.value.hint == "take the GPU: --target jetson"
+
+
+@pytest.mark.parametrize(
+    ("kind", "facts", "constant", "wrong"),
+    [
+        ("Resize", {"mode": "nearest"}, np.float32([1, 1, 2, 2]), ""),
+        ("Resize", {"mode": "nearest"}, np.float32([1, 1, 1.5, 2]), "whole number"),
+        ("Concat", {"axis": 1}, None, ""),
+        ("Concat", {"axis": 2}, None, "another axis than channels"),
+        ("ConvTranspose", {"strides": [2, 2]}, np.zeros((3, 3, 2, 2), np.float16), ""),
+        ("ConvTranspose", {"group": 3}, np.zeros((3, 1, 2, 2), np.float16), "grouped"),
+        ("Conv", {"strides": [9, 9]}, np.zeros((3, 3, 2, 2), np.float16), "stride"),
+        ("Conv", {}, np.zeros((3, 3, 33, 1), np.float16), "its weights are 3x3x33x1"),
+        ("MatMul", {}, np.zeros((3, 3), np.float16), ""),
+        ("MatMul", {}, None, "no constant"),
+    ],
+)
+def test_limits_of_a_dlas_operators_are_held(
+    kind: str, facts: dict[str, Any], constant: Any, wrong: str
+) -> None:
+    from onnx import helper, numpy_helper
+
+    inputs = {"Resize": ["x", "", "c"]}.get(kind, ["x", "x" if constant is None else "c"])
+    half = onnx.TensorProto.FLOAT16
+    ends = [helper.make_tensor_value_info(n, half, ["n", 3, "h", "w"]) for n in ("x", "y")]
+    constants = [] if constant is None else [numpy_helper.from_array(constant, "c")]
+    node = helper.make_node(kind, inputs, ["y"], "it", **facts)
+    graph = helper.make_graph([node], "one", ends[:1], ends[1:], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    if not wrong:
+        assert refuse_others(model) == {}
+        return
+    with pytest.raises(UnsupportedError, match=f"does not compute {kind} 'it': .*{wrong}"):
+        refuse_others(model)
+
+
+@elsewhere
+def test_a_dla_is_refused_where_its_tensorrt_has_none(deconvolved: Graph, tmp_path: Path) -> None:
+    for version in ("10.3.0", "10.16.2", "11.4.0"):
+        request = BuildRequest(deconvolved, "fp16", tmp_path, on=told(tensorrt=version))
+        with pytest.raises(UnsupportedError, match=f"orin-7: TensorRT {version} offers") as caught:
+            find("jetson:dla0").build(request)
+        assert "JetPack 7.2.2" in caught.value.hint
 
 
 @elsewhere
@@ -159,5 +272,5 @@ def test_a_jetson_builds_once_and_gives_the_pixels_of_its_graph(
     (plan,) = (tmp_path / "cache").rglob("*.plan")
     device = gpu()
     assert device
-    name = engine.key(TARGET._flavour.load(), built.file.read_bytes(), engine.Profile.of(1))
+    name = engine.key(TARGET._flavour.load(), built.file.read_bytes(), Profile.of(()))
     assert plan.stem == name

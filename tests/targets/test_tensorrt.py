@@ -26,16 +26,21 @@ from mipkd.core.records import Graph, PatchSet
 from mipkd.distill.teacher import TeacherOptions, identify
 from mipkd.export.onnx import export
 from targets._onnx import onnx_float16
+from targets._onnxruntime.session import OrtSession
 from targets._tensorrt import engine
 from targets._tensorrt.cuda import gpu
+from targets._tensorrt.profile import Profile
+from targets._tensorrt.session import InProfile
 from targets._tensorrt.target import TensorRt
-from targets.base import BuildRequest, upscale
+from targets._tensorrt.types import Parser, type_graph
+from targets.base import BuildRequest, FloatArray, Session, upscale
 from targets.tensorrt import TARGET as TENSORRT
 from targets.tensorrt_rtx import TARGET
 
 pytestmark = pytest.mark.skipif(bool(TARGET.why_not()), reason=TARGET.why_not() or "-")
 no_gpu = pytest.mark.skipif(gpu() is not None, reason="describes a machine without a GPU")
 
+PROFILE = Profile.of(((24, 40), (32, 32)))
 TINY = {
     "edsr": {"channels": 16, "blocks": 2},
     "rcan": {"channels": 16, "groups": 2, "blocks": 2},
@@ -127,7 +132,7 @@ def test_nncfs_default_is_refused_before_the_builder_sees_it(
 
 def build(model: bytes) -> bytes:
     flavour = TARGET._flavour
-    return engine.build(flavour.load(), model, engine.Profile.of(1))
+    return engine.build(flavour.load(), model, PROFILE)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +141,7 @@ def build(model: bytes) -> bytes:
         ("TensorRT doesn't support QuantizeLinear of UINT8: read as INT8", True),
         ("Non-zero zero point is not supported", True),
         ("Your model has INT64 weights: cast down to INT32", True),
-        ("(foreignNode) Converting conv weight scales to fp32.", False),
+        ("(foreignNode) Converting conv weight scales to fp32.", True),  # none of ours are FP16
         ("Unable to determine GPU memory usage", False),
     ],
 )
@@ -196,7 +201,7 @@ def test_an_engine_is_built_once_for_a_graph_a_profile_and_a_machine(
     graphs: dict[str, Graph], tmp_path: Path
 ) -> None:
     trt, model = TARGET._flavour.load(), graphs["edsr"].file.read_bytes()
-    profile = engine.Profile.of(8)
+    profile = PROFILE
     plan = engine.engine(trt, model, profile, cache=tmp_path)
     assert len(plan) > 10_000
     (file,) = tmp_path.glob("*.plan")
@@ -204,23 +209,74 @@ def test_an_engine_is_built_once_for_a_graph_a_profile_and_a_machine(
     file.write_bytes(b"from the cache")
     assert engine.engine(trt, model, profile, cache=tmp_path) == b"from the cache"
     assert engine.engine(trt, model, profile, cache=None) != b"from the cache"
-    keys = {
-        engine.key(trt, m, p) for m in (model, b"other") for p in (profile, engine.Profile.of(7))
-    }
-    assert len(keys) == 4
+    others = (profile, Profile.of(((24, 41),)))
+    keys = {engine.key(trt, m, p, d) for m in (model, b"other") for p in others for d in (None, 0)}
+    assert len(keys) == 8
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TensorRT-RTX takes it, to no effect
 def test_timings_are_kept_for_the_next_engine(graphs: dict[str, Graph], tmp_path: Path) -> None:
     model, timings = graphs["edsr"].file.read_bytes(), tmp_path / "timings"
     for _ in range(2):
-        assert engine.build(TARGET._flavour.load(), model, engine.Profile.of(1), timings=timings)
+        assert engine.build(TARGET._flavour.load(), model, PROFILE, timings=timings)
         assert timings.stat().st_size
 
 
-def test_profiles_are_multiples_of_what_the_graph_takes() -> None:
-    assert str(engine.Profile.of(1)) == "16-256-1280"
-    assert str(engine.Profile.of(7)) == "21-259-1281"
+@pytest.mark.parametrize(
+    ("sizes", "multiple", "profile"),
+    [
+        ((), 1, "16x16-320x180-320x256"),  # WIDTHxHEIGHT, as sizes are written everywhere
+        (((180, 320), (64, 64), (256, 256)), 1, "16x16-320x180-320x256"),
+        (((1080, 1920),), 1, "16x16-1920x1080-1920x1080"),
+        (((180, 320),), 7, "21x21-322x182-322x182"),
+        (((8, 12),), 1, "8x8-12x8-12x8"),
+    ],
+)
+def test_a_profile_is_of_the_sizes_that_were_asked_for(
+    sizes: tuple[tuple[int, int], ...], multiple: int, profile: str
+) -> None:
+    assert str(Profile.of(sizes, multiple)) == profile
+    assert Profile.parse(profile) == Profile.of(sizes, multiple)
+    assert Profile.parse("16-256-1280") == Profile((16, 16), (256, 256), (1280, 1280))
+
+
+class Seen(Session):
+    """Repeats pixels twice, and notes the sizes that it is given."""
+
+    def __init__(self) -> None:
+        self.sizes: list[tuple[int, ...]] = []
+
+    def run(self, lr_NCHW: FloatArray) -> FloatArray:
+        self.sizes.append(lr_NCHW.shape[2:])
+        return lr_NCHW.repeat(2, 2).repeat(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("size", "given"),
+    [
+        ((24, 40), {(24, 40)}),
+        ((17, 33), {(17, 33)}),  # in one piece
+        ((33, 40), {(32, 40)}),
+        ((100, 100), {(32, 40)}),
+        ((5, 9), {(32, 40)}),  # padded
+        ((5, 30), {(32, 40)}),
+    ],
+)
+def test_an_image_beyond_the_profile_is_cut_or_padded(
+    size: tuple[int, int], given: set[tuple[int, int]]
+) -> None:
+    seen, lr = Seen(), np.random.default_rng(0).random((1, 3, *size), np.float32)
+    found = InProfile(seen, PROFILE, margin=5, multiple=1).run(lr)
+    assert set(seen.sizes) == given
+    np.testing.assert_array_equal(found, lr.repeat(2, 2).repeat(2, 3))
+
+
+def test_a_reference_is_given_the_tiles_of_an_engine() -> None:
+    seen, session = Seen(), InProfile(Seen(), PROFILE, margin=5, multiple=1)
+    around = session.around(seen)
+    around.run(np.zeros((1, 3, 20, 20), np.float32))
+    around.run(np.zeros((1, 3, 20, 90), np.float32))
+    assert set(seen.sizes) == {(20, 20), (32, 40)}
 
 
 @no_gpu
@@ -304,37 +360,79 @@ def test_int8_costs_a_real_net_little(assets: Path, tmp_path: Path) -> None:
     assert loss["int8"].max() < 0.15
 
 
-def test_weights_keep_their_values_where_fp16_cannot_hold_the_scale() -> None:
-    codes = np.arange(-64, 64, dtype=np.int8).reshape(2, 64, 1, 1)
-    scales = np.array([1e-6, 0.00123], np.float32)
-    nodes = [
-        helper.make_node("Conv", ["in", "one"], ["a"], "first"),
-        helper.make_node("DequantizeLinear", ["codes", "scales"], ["w"], "dq", axis=0),
-        helper.make_node("Conv", ["a", "w"], ["b"], "middle"),
-        helper.make_node("Conv", ["b", "two"], ["out"], "last"),
-    ]
-    values = {
-        "one": np.ones((64, 3, 1, 1), np.float32),
-        "codes": codes,
-        "scales": scales,
-        "two": np.ones((3, 2, 1, 1), np.float32),
-    }
-    model = helper.make_model(
-        helper.make_graph(
-            nodes,
-            "tiny scale",
-            [helper.make_tensor_value_info("in", TensorProto.FLOAT, [1, 3, 8, 8])],
-            [helper.make_tensor_value_info("out", TensorProto.FLOAT, [1, 3, 8, 8])],
-            [numpy_helper.from_array(v, k) for k, v in values.items()],
-        ),
-        opset_imports=[helper.make_opsetid("", 20)],
-        ir_version=10,
-    )
-    made = {
-        t.name: t
-        for t in onnx_float16.convert_to_16_bits(model, onnx_float16.FP16).graph.initializer
-    }
-    step = numpy_helper.to_array(made["scales_fp16"]).astype(np.float32).reshape(2, 1, 1, 1)
-    found = numpy_helper.to_array(made["codes"]) * step
-    wanted = codes * scales.reshape(2, 1, 1, 1)
-    assert np.all(np.abs(found - wanted) <= step / 2)
+@pytest.mark.parametrize("family", ["edsr", "rcan"])
+def test_scales_and_what_lies_between_quantizers_are_fp32(
+    family: str, graphs: dict[str, Graph], patches: PatchSet, tmp_path: Path
+) -> None:
+    """TensorRT builds no FP16 scales on an Orin (its issue 4832)."""
+    built = TARGET.build(BuildRequest(graphs[family], "int8", tmp_path, patches))
+    model = onnx.shape_inference.infer_shapes(onnx.load(built.file)).graph
+    kinds = {v.name: v.type.tensor_type.elem_type for v in (*model.value_info, *model.input)}
+    kinds |= {t.name: t.data_type for t in model.initializer}
+    makers = {tensor: node for node in model.node for tensor in node.output}
+    halves = 0
+    for node in model.node:
+        floats = {kinds[t] for t in (*node.input, *node.output) if t in kinds} & {1, 10}
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            assert floats == {TensorProto.FLOAT}, node.name
+            assert makers.get(node.input[0], node).op_type != "Cast" or (
+                kinds.get(makers[node.input[0]].input[0]) == TensorProto.FLOAT16
+            )
+        elif node.op_type == "Conv":
+            reads = makers[node.input[0]].op_type
+            quantized = reads == "DequantizeLinear"
+            assert floats == ({TensorProto.FLOAT} if quantized else {TensorProto.FLOAT16})
+            halves += not quantized
+    # The first and the last; those of RCAN's channel attention are not quantised either.
+    assert halves == (2 if family == "edsr" else 10)
+
+
+def test_fp16_keeps_in_fp32_what_would_overflow_where_no_bf16_is_read(
+    graphs: dict[str, Graph], tmp_path: Path
+) -> None:
+    def loud(*convolutions: int) -> Graph:
+        model = onnx.load(graphs["edsr"].file)
+        weights = [t for t in model.graph.initializer if len(t.dims) == 4]
+        for index, factor in zip(convolutions, (1e6, 1e-6), strict=False):
+            value = numpy_helper.to_array(weights[index]) * np.float32(factor)
+            weights[index].CopyFrom(numpy_helper.from_array(value, weights[index].name))
+        onnx.save(model, tmp_path / "loud.onnx")
+        return replace(graphs["edsr"], file=tmp_path / "loud.onnx")
+
+    old, new = Parser.of("10.3.0"), Parser.of("10.16.2")
+    request = BuildRequest(loud(1, 2), "fp16", tmp_path)  # within a block
+    model, kind, notes = type_graph(request, old)
+    assert kind == "fp16"
+    assert "and TensorRT 10.3.0 may read no BF16" in notes[0]
+    kinds = [t.data_type for t in model.graph.initializer if len(t.dims) == 4]
+    assert kinds.count(TensorProto.FLOAT) == 2
+    assert kinds.count(TensorProto.FLOAT16) == len(kinds) - 2
+    lr = np.random.default_rng(0).random((1, 3, 20, 24), np.float32)
+    sessions = [OrtSession(m, {}) for m in (model.SerializeToString(), request.graph.file)]
+    found, wanted = (session.run(lr) for session in sessions)
+    assert np.abs(found - wanted).max() < 0.01 * np.abs(wanted).max()
+    assert type_graph(request, new)[1] == "bf16"
+    everywhere = replace(request, graph=loud(0))
+    with pytest.raises(UnsupportedError, match=r"all layers would overflow it .* TensorRT 10\.3"):
+        type_graph(everywhere, old)
+    with pytest.raises(UnsupportedError, match=r"bf16 needs ONNX opset 22; TensorRT 10\.3\.0"):
+        type_graph(replace(request, precision="bf16"), old)
+
+
+@pytest.mark.parametrize(
+    ("version", "opset"),
+    [("10.3.0", 20), ("10.7.0.23", 20), ("10.16.2.10", 24), ("11.4.1", 24), ("", 20), ("?", 20)],
+)
+def test_what_a_release_reads_is_known_by_its_version(version: str, opset: int) -> None:
+    assert Parser.of(version).opset == opset
+
+
+def test_a_graph_of_a_later_opset_is_refused_by_its_number(
+    graphs: dict[str, Graph], tmp_path: Path
+) -> None:
+    model = onnx.version_converter.convert_version(onnx.load(graphs["edsr"].file), 22)
+    onnx.save(model, tmp_path / "later.onnx")
+    request = BuildRequest(replace(graphs["edsr"], file=tmp_path / "later.onnx"), "fp32", tmp_path)
+    with pytest.raises(UnsupportedError, match=r"of opset 22; TensorRT 10\.3\.0 reads up to 20"):
+        type_graph(request, Parser.of("10.3.0"))
+    assert type_graph(request, Parser.of("10.16.2"))[1] == "fp32"

@@ -19,7 +19,7 @@ from mipkd.distill.teacher import describe, save
 from mipkd.export.onnx import export
 from pipeline.stages.build import load_deployed
 from targets._tensorrt import from_torch
-from targets._tensorrt.engine import Profile
+from targets._tensorrt.profile import Profile
 from targets.base import BuildRequest, find, upscale
 
 TARGET = find("tensorrt:torch")
@@ -76,7 +76,7 @@ def test_the_program_states_its_types_and_gives_the_nets_pixels(
     family: str, kind: str, graphs: dict[str, Graph]
 ) -> None:
     graph = graphs[family]
-    profile = Profile.of(graph.multiple)
+    profile = Profile.of(((48, 64), (80, 40)), graph.multiple)
     net = load_deployed(graph.model)
     lr = torch.from_numpy(np.random.default_rng(0).random((1, 3, 24, 40), np.float32))
     with torch.no_grad():
@@ -93,14 +93,14 @@ def test_the_program_states_its_types_and_gives_the_nets_pixels(
 
 def test_the_program_takes_what_the_profile_says(graphs: dict[str, Graph]) -> None:
     graph = graphs["edsr"]
-    profile = Profile.of(graph.multiple)
+    profile = Profile.of(((48, 64), (80, 40)), graph.multiple)
     net = load_deployed(graph.model)
     ranges = from_torch.typed_program(net, "fp32", profile).range_constraints.values()
-    assert {(int(r.lower), int(r.upper)) for r in ranges} == {(profile.least, profile.most)}
+    assert {(int(r.lower), int(r.upper)) for r in ranges} == {(16, 80)}
     assert from_torch.shapes(profile) == {
         "min_shape": (1, 3, 16, 16),
-        "opt_shape": (1, 3, 256, 256),
-        "max_shape": (1, 3, 1280, 1280),
+        "opt_shape": (1, 3, 48, 64),
+        "max_shape": (1, 3, 80, 64),
     }
 
 
@@ -108,7 +108,7 @@ def test_the_program_takes_what_the_profile_says(graphs: dict[str, Graph]) -> No
 def test_an_absent_torch_tensorrt_is_told_when_it_is_needed() -> None:
     program: Any = None  # is never looked at
     with pytest.raises(MissingError, match="torch_tensorrt cannot be imported"):
-        from_torch._engine(program, Profile.of(1))
+        from_torch._engine(program, Profile.of(()))
 
 
 @pytest.mark.gpu

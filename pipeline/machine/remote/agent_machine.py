@@ -18,7 +18,13 @@ from mipkd.core.errors import MipkdError, MissingError, StageError, UnsupportedE
 from mipkd.core.measurement import Measurement
 from mipkd.core.records import TargetInfo
 from pipeline.bench.models import Sink
-from pipeline.machine.base import DeviceConfig, Job, MachineLostError, ignore_pixels
+from pipeline.machine.base import (
+    DeviceConfig,
+    Job,
+    MachineLostError,
+    ignore_pixels,
+    refuse_changed,
+)
 from pipeline.machine.remote import job_file
 from pipeline.machine.remote.agent_zip import agent_bytes
 from pipeline.machine.remote.link import Link, LinkError, Remote
@@ -81,11 +87,9 @@ class AgentMachine:
             folder = f"jobs/{job_file.hash_of(parts.encode())[:24]}"
             self._persist(lambda: self._attempt(file, folder, results, progress), progress)
             found, outputs = job_file.read_results(results)
-        if found.job != stored.id or found.info != job.info:
-            raise StageError(
-                f"{self.address}: {job.info.target} is not what it was: it changed while measured",
-                hint="run the same command again",
-            )
+        if found.job != stored.id:
+            raise StageError(f"{self.address}: results of another job", hint="run it again")
+        refuse_changed(self.address, job.info, found.info)
         job_file.give_outputs(outputs, stored, job.builts, take)
         return found.measurements
 
