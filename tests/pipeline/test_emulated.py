@@ -96,7 +96,7 @@ def test_it_is_called_emulated_and_is_no_device_to_ship_for() -> None:
 
 
 def test_doctor_says_so() -> None:
-    one = {"why_not": "", "precisions": ["fp32"], "cannot_build": {}, "versions": {}}
+    one = {"why_not": "", "precisions": ["fp32"], "cannot_build": {}, "remark": ""}
     machine = codec.encode(describe_host())
     flags = {"simulated": True, "emulated": True}
     said = describe_machine({"host": machine, "targets": {"cpu": {**one, **flags}}})
