@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # A file's tests stay together, and so do files that share a run (tests/conftest.py).
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test check docs lock clean
+.PHONY: demo test check arm64-check docs lock clean
 
 demo: $(VENV)/demo
 	$(BIN)/mipkd-pipeline run
@@ -21,6 +21,10 @@ check: $(VENV)/ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(PYTEST)
+
+# On an emulated ARM64 machine: docs/arm64.md says what it needs and what was seen.
+arm64-check: $(VENV)/ready
+	$(BIN)/python -m benchmarks.arm64
 
 docs: $(VENV)/ready
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html

@@ -267,7 +267,7 @@ def choose_student(on: RunContext, teacher: Ref[Model], patches: Ref[PatchSet]) 
         return config.student
     if unseen := [info.target for info in on.targets if info.simulated]:
         raise MissingError(
-            f"--student auto: {unseen[0]} is only simulated here, so no student can be timed on it",
+            f"--student auto: {unseen[0]} cannot be timed here, so no student can be chosen for it",
             hint="name a student, or a --device that has it",
         )
     budget = Budget(_budget_ms(config), config.gates.size or max(config.bench.sizes, key=prod))

@@ -41,6 +41,7 @@ def _examine_target(info: TargetInfo) -> dict[str, Any]:
         "usable": not info.why_not,
         "why_not": info.why_not,
         "simulated": not info.why_not and info.simulated,
+        "emulated": not info.why_not and info.emulated,
         "precisions": [one for one in info.precisions if one not in cannot_build],
         "cannot_build": cannot_build,
         "versions": info.versions,
@@ -82,7 +83,8 @@ def _describe_target(one: dict[str, Any]) -> str:
     if one["why_not"]:
         return f"no    {one['why_not']}"
     said = ", ".join(one["precisions"])
-    said += " (pixels simulated, not timed)" if one["simulated"] else ""
+    if one["simulated"]:
+        said += f" ({'emulated' if one['emulated'] else 'pixels simulated'}, not timed)"
     lacking = "".join(f"; {name} {why}" for name, why in one["cannot_build"].items())
     return f"yes   {said}{lacking}" + (f"; {one['remark']}" if one["remark"] else "")
 

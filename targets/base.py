@@ -97,6 +97,7 @@ class BuildRequest:
     scheme: QuantScheme | None = None  # learned together with the weights of `graph`
     uint8_io: bool = False  # uint8 in and out; clipping and rounding in the model
     load_net: NetLoader | None = None  # for targets that start from the torch net
+    ncnn_names: str = "pnnx"  # whose names of blobs and files ncnn's models get
     # LR height and width that it will run at, the one that is judged first, tiles last; empty: any.
     sizes: tuple[tuple[int, int], ...] = ()
     fixed_sizes: bool = False  # for those alone

@@ -16,7 +16,7 @@ from mipkd.core.ranges import Bytes, Count, Range, Sample, Seconds, Side
 REFERENCE = "reference"  # the target of figures that the others are held against
 BY_KIT = "kit"  # in the place of a device's address
 
-Kind = Literal["measured", "simulated", "reference"]
+Kind = Literal["measured", "emulated", "simulated", "reference"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Host:
     memory_bytes: Bytes  # that it may use
     system: str  # operating system, release, machine
     features: tuple[str, ...] = ()  # instruction sets that matter here
+    emulated: bool = False  # another processor runs its instructions: its times mean nothing
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,8 @@ class Measurement:
     notes: tuple[str, ...] = ()  # what a reader should know: layers kept float, fallbacks
     invalid_because: str = ""  # why nothing here should be believed; empty when it can be
     file: Path | None = None  # the model that was measured, the one to ship
-    simulated: bool = False  # another engine made the pixels, and nothing was timed
+    simulated: bool = False  # not the device itself made the pixels, and nothing was timed
+    emulated: bool = False  # so it is, by the runtime itself on an emulated processor
     # Power mode, clocks and temperatures of the board, before and while it was measured.
     conditions: dict[str, str] = field(default_factory=dict)
     # Address of the machine that measured, or "kit"; empty for the one that ran the pipeline.
@@ -131,6 +133,8 @@ class Measurement:
         """How its figures came about."""
         if self.target == REFERENCE:
             return "reference"
+        if self.emulated:
+            return "emulated"
         return "simulated" if self.simulated else "measured"
 
     @staticmethod

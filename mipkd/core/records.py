@@ -291,10 +291,11 @@ class TargetInfo:
 
     target: str
     why_not: str  # "" if it can run the target
-    simulated: bool
+    simulated: bool  # its times would mean nothing: another engine runs there, or it is emulated
     precisions: tuple[str, ...]
     versions: dict[str, str]
     host: Host
     local: bool = False  # whether that machine is the one that runs the pipeline
     # What that machine is set to: board, power mode, limits of its clocks. Figures belong to it.
     settings: dict[str, str] = field(default_factory=dict)
+    emulated: bool = False  # the runtime itself runs there, on an emulated processor

@@ -14,6 +14,9 @@ from mipkd.metrics.base import Metric, list_metrics
 from pipeline.bench.stats import Estimate, rate_per_second, ratio_of_medians
 
 NOT_MEASURED = "not measured on the device; its pixels were simulated on this machine"
+RAN_EMULATED = (
+    "ran on an emulated processor: its pixels are the runtime's own, its times mean nothing"
+)
 _COLOURS = ("red", "green", "blue")
 
 Size = tuple[int, int]  # LR height, width
@@ -37,7 +40,17 @@ def subject(m: Measurement) -> str:
 
 def simulated_targets(measurements: Sequence[Measurement]) -> list[str]:
     """The targets whose pixels come from another engine, and whose speed is not known."""
-    return list(dict.fromkeys(m.target for m in measurements if m.simulated))
+    return list(dict.fromkeys(m.target for m in measurements if m.kind == "simulated"))
+
+
+def emulated_targets(measurements: Sequence[Measurement]) -> list[str]:
+    """The targets that ran on an emulated processor, and whose speed is not known."""
+    return list(dict.fromkeys(m.target for m in measurements if m.kind == "emulated"))
+
+
+def why_not_measured(m: Measurement) -> str:
+    """Why its speed is not known, where not the device itself made its pixels."""
+    return RAN_EMULATED if m.kind == "emulated" else NOT_MEASURED
 
 
 def valid_latency(m: Measurement, size: Size) -> Latency | None:

@@ -30,6 +30,8 @@ _FEATURES = {
     "bf16": "bf16",
     "sve": "sve",
 }
+# A 64-bit processor runs the 32-bit programs of its family itself.
+_FAMILIES = {"x86_64": "x86", "i386": "x86", "i686": "x86", "aarch64": "arm", "armv7l": "arm"}
 _APPLE = {
     "hw.optional.neon": "neon",
     "hw.optional.arm.FEAT_DotProd": "dotprod",
@@ -60,7 +62,19 @@ def describe_host(root: Path = Path("/")) -> Host:
         memory_bytes=memory_bytes,
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         features=features,
+        emulated=is_emulated(),
     )
+
+
+def is_emulated(root: Path = Path("/"), machine: str = platform.machine()) -> bool:
+    """Whether another processor runs this process's instructions one by one, as qemu-user does.
+
+    Linux tells the kernel's own architecture (6.1 and later) and the program that really runs. A
+    whole machine that is emulated, kernel included, looks like any other.
+    """
+    kernel = _FAMILIES.get(read_text(root / "proc/sys/kernel/arch"), "")
+    foreign = bool(kernel) and kernel != _FAMILIES.get(machine, kernel)
+    return foreign or read_text(root / "proc/self/status").startswith("Name:\tqemu-")
 
 
 class OtherPrograms:

@@ -12,10 +12,10 @@ from dataclasses import replace
 from time import perf_counter
 
 from mipkd.core.errors import MipkdError
-from mipkd.core.measurement import Measurement
+from mipkd.core.measurement import Host, Measurement
 from mipkd.core.records import Built, TargetInfo
 from pipeline.bench.board import Watch, describe_changes, read_board, read_settings
-from pipeline.bench.host import OtherPrograms, describe_host
+from pipeline.bench.host import OtherPrograms, describe_host, is_emulated
 from pipeline.bench.latency import BenchSettings, LoadCost, compare, measure_memory_rise
 from pipeline.bench.power import power_source, why_unmetered
 from targets.base import ByteArray, Session, Target, find, upscale
@@ -35,8 +35,9 @@ def probe_target(name: str) -> TargetInfo:
         target = find(name)
         if reason := target.why_not():
             return TargetInfo(name, reason, target.simulated, (), {}, host)
+        how = _is_untimed(target, host), _is_emulated(target, host)
         offered = target.precisions(), target.versions()
-        return TargetInfo(name, "", target.simulated, *offered, host, settings=settings)
+        return TargetInfo(name, "", how[0], *offered, host, settings=settings, emulated=how[1])
     except MipkdError as error:
         why = "; ".join(filter(None, (error.what, error.hint)))
     except Exception as error:  # whatever a runtime or a plug-in raises
@@ -49,12 +50,15 @@ def time_models(
 ) -> tuple[Measurement, ...]:
     """The latencies of each model, interleaved, and what the board did meanwhile; no scores.
 
-    Nothing is timed on a target that only simulates here: its models have no latencies.
+    Nothing is timed on a target that only simulates here, and on an emulated processor: its models
+    have no latencies.
     """
     measurements = list_untimed(target, builts)
     if target.simulated:
         return measurements
     kernels = [count_kernels(target, built) for built in builts]
+    if is_emulated():
+        return tuple(replace(m, kernels=k) for m, k in zip(measurements, kernels, strict=True))
     multiples = {name_of(b): b.multiple for b in builts}
     power, board, others = power_source(), read_board(), OtherPrograms()
     if why := "" if power else why_unmetered():
@@ -109,6 +113,16 @@ def count_kernels(target: Target, built: Built) -> dict[str, int]:
         return {}
 
 
+def _is_untimed(target: Target, host: Host) -> bool:
+    """Whether its times here would mean nothing."""
+    return target.simulated or host.emulated
+
+
+def _is_emulated(target: Target, host: Host) -> bool:
+    """Whether the runtime itself runs here, on an emulated processor."""
+    return host.emulated and not target.simulated
+
+
 def list_untimed(target: Target, builts: Sequence[Built]) -> tuple[Measurement, ...]:
     """A record of each model that says what and where it is, without any figure."""
     host, versions = describe_host(), target.versions()
@@ -119,7 +133,8 @@ def list_untimed(target: Target, builts: Sequence[Built]) -> tuple[Measurement, 
             precision=built.precision,
             size_bytes=built.size_bytes,
             versions=versions,
-            simulated=target.simulated,
+            simulated=_is_untimed(target, host),
+            emulated=_is_emulated(target, host),
             host=host,
         )
         for built in builts

@@ -14,7 +14,7 @@ import numpy as np
 from mipkd.core.measurement import Measurement, Stream
 from mipkd.core.records import Built
 from pipeline.bench.board import Watch, describe_changes, read_settings
-from pipeline.bench.host import OtherPrograms
+from pipeline.bench.host import OtherPrograms, is_emulated
 from pipeline.bench.latency import FEWEST, BenchSettings, smooth_image
 from pipeline.bench.models import list_untimed, name_of, note_if_busy, why_too_busy
 from pipeline.bench.power import Source, power_source
@@ -43,7 +43,8 @@ def stream_models(
 def streams(target: Target, settings: BenchSettings) -> bool:
     """Whether a stream is measured: where frames per second are asked for, or what it is for."""
     asked = settings.stream.fps is not None or Feature.FRAMES_IN_FLIGHT in target.features
-    return asked and settings.stream.seconds > 0 and not target.simulated
+    timed = not (target.simulated or is_emulated())
+    return asked and settings.stream.seconds > 0 and timed
 
 
 def _stream_one(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from mipkd.core.evidence import Evidence
-from pipeline.bench.comparisons import NOT_MEASURED
+from pipeline.bench.comparisons import NOT_MEASURED, RAN_EMULATED
 from pipeline.bundle import manifest
 from pipeline.bundle.golden import BundleConfig
 from pipeline.bundle.hub import front_matter
@@ -20,6 +20,7 @@ from pipeline.report.markup import code
 from pipeline.report.tables import Row, Table, images_used, sizes_of
 from pipeline.report.write import environment
 
+_UNTIMED = ("simulated", "emulated")
 _UNSEEN = "not measured on the device"
 
 
@@ -47,6 +48,8 @@ def card(
             warning=licence_warning(find_root(evidence)),
             golden=golden,
             unseen=[m for m in models if m.kind == "simulated"],
+            emulated=[m for m in models if m.kind == "emulated"],
+            ran_emulated=RAN_EMULATED,
             not_measured=NOT_MEASURED,
         )
     )
@@ -66,7 +69,8 @@ def _table(evidence: Evidence, figures: Figures, models: Sequence[manifest.Model
         m, found = measured.get((model.target, model.precision), (None, None))
         host = (m and m.host) or evidence.host
         where = {"measured": f"{host.cpu}, {host.cores} cores", "simulated": _UNSEEN}
-        target = f"{model.target} (simulated)" if model.kind == "simulated" else model.target
+        where["emulated"] = f"{host.cpu}, emulated"
+        target = f"{model.target} ({model.kind})" if model.kind in _UNTIMED else model.target
         cells = [target, model.precision, Markup(f"`{code(model.file)}`".replace("|", "\\|"))]
         cells += [wording.megabytes(model.size_bytes), *_speed(found, size, model.kind)]
         cells += _pixels(found)
@@ -75,7 +79,7 @@ def _table(evidence: Evidence, figures: Figures, models: Sequence[manifest.Model
 
 
 def _speed(found: ModelFigures | None, size: tuple[int, int], kind: str) -> list[str]:
-    if kind == "simulated":
+    if kind in _UNTIMED:
         return [_UNSEEN, wording.NONE]
     one = next((one for one in found.latencies if one.size == size), None) if found else None
     if one and one.invalid_because:

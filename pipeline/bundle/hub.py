@@ -129,7 +129,7 @@ def _model_index(evidence: Evidence) -> Iterator[dict[str, Any]]:
 
 
 def _scores(m: Measurement) -> Iterator[dict[str, Any]]:
-    simulated = ", simulated" if m.simulated else ""
+    simulated = f", {m.kind}" if m.simulated else ""
     for metric, (kind, title) in _METRICS.items():
         if not m.invalid_because and (mean := mean_of(m, metric)) is not None:
             name = f"{title}, {m.target} {m.precision}{simulated}"

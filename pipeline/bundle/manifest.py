@@ -36,7 +36,7 @@ _LEFT = "an older version kept what it compiled here: delete the folder engines"
 # What two runs of the same inputs can never have in common: times, and what tells them.
 _OF_THE_CLOCK = ("bench", "card", "run")
 
-Kind = Literal["measured", "simulated", "not measured"]
+Kind = Literal["measured", "emulated", "simulated", "not measured"]
 
 
 @dataclass(frozen=True)

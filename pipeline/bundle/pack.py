@@ -148,7 +148,7 @@ def _copy_model(
     return manifest.Model(
         target=built.target,
         precision=built.precision,
-        kind="not measured" if m is None else "simulated" if m.simulated else "measured",
+        kind=_kind(m),
         file=f"{home}/{built.file.name}",
         size_bytes=built.size_bytes,
         scale=built.scale,
@@ -160,6 +160,10 @@ def _copy_model(
         inexact_because=around.inexact_because,
         executes=executed_precision(m.kernels if m else {}) or built.executes,
     )
+
+
+def _kind(m: Measurement | None) -> manifest.Kind:
+    return "not measured" if m is None or m.kind == "reference" else m.kind
 
 
 def _find_measurement(built: Built, evidence: Evidence) -> Measurement | None:

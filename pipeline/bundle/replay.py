@@ -10,10 +10,10 @@ from mipkd.core.apart import Worker, report
 from mipkd.core.errors import MipkdError, MissingError, UnsupportedError
 from mipkd.core.images import read_rgb
 from mipkd.core.measurement import Latency
-from mipkd.core.precision import Tolerance
+from mipkd.core.precision import Tolerance, executed_precision
 from mipkd.core.quiet import quiet
 from mipkd.core.records import Built
-from pipeline.bench.host import OtherPrograms
+from pipeline.bench.host import OtherPrograms, is_emulated
 from pipeline.bench.latency import BenchSettings, compare
 from pipeline.bench.models import count_kernels, make_pixels, open_models
 from pipeline.bench.pixels import keep_output, output_file
@@ -34,7 +34,7 @@ class Replayed:
     why_not: str = ""  # it could not be replayed here
     failed: str = ""  # it should have run here and did not
     outputs: Path | None = None  # folder of PNGs, named as the golden ones
-    simulated: bool = False  # here
+    simulated: bool = False  # here, or on an emulated processor
     kernels: dict[str, int] = field(default_factory=dict)  # as in `Measurement`
     latency: Latency | None = None  # shortly looked at, where that was asked for
     size_bytes: int = 0  # of its files
@@ -42,7 +42,8 @@ class Replayed:
     @property
     def tolerance(self) -> Tolerance:
         """How far it may be from what another machine made of the same images."""
-        target, kinds = find(self.model.target), {self.model.precision, self.model.executes} - {""}
+        target, runs = find(self.model.target), executed_precision(self.kernels)
+        kinds = {self.model.precision, self.model.executes, runs} - {""}
         return max((target.tolerance(kind) for kind in kinds), key=lambda bound: bound.levels)
 
 
@@ -117,12 +118,13 @@ def replay_model(
         report()
 
     make_pixels(target, [built], images, keep)
+    simulated = target.simulated or is_emulated()
     return Replayed(
         model,
         outputs=outputs,
-        simulated=target.simulated,
+        simulated=simulated,
         kernels=count_kernels(target, built),
-        latency=_time(target, built, settings) if settings and not target.simulated else None,
+        latency=_time(target, built, settings) if settings and not simulated else None,
         size_bytes=sum(file.stat().st_size for file in files_of(built)),
     )
 

@@ -9,9 +9,12 @@ from pathlib import Path
 from mipkd.core.errors import MipkdError, MissingError, UsageError, nearest
 from mipkd.core.evidence import Failure
 from mipkd.core.measurement import Host, Measurement
+from pipeline.bench.comparisons import RAN_EMULATED
 from pipeline.bench.latency import BenchSettings
 from pipeline.bundle.manifest import Manifest, check_models, is_damaged, problems
 from pipeline.machine.base import Job, Machine
+
+_SIMULATED = "this machine could only simulate it"
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def time_bundle(
         models = [model for model in manifest.models if model.target == name]
         try:
             if info.why_not or info.simulated:
-                raise MissingError(info.why_not or "this machine could only simulate it")
+                raise MissingError(info.why_not or (RAN_EMULATED if info.emulated else _SIMULATED))
             builts = tuple(model.built(bundle) for model in models)
             found += machine.run(Job(info, builts, settings))
         except Exception as error:  # one target's failure is a row

@@ -73,7 +73,8 @@ def collect(
     brought, evidence = collected(results, run)
     host = next(m.host for m in brought.measurements if m.host)
     print_wide(summarize(evidence))
-    say(f"{brought.target}: measured on {host.cpu}, {host.cores} cores ({host.system})")
+    how = "ran emulated on" if host.emulated else "measured on"
+    say(f"{brought.target}: {how} {host.cpu}, {host.cores} cores ({host.system})")
     say(f"report: {report_folder(run) / 'index.html'}")
     say(f"bundle: {bundle_folder(run)}")
     raise typer.Exit(EXIT[evidence.verdict.outcome])

@@ -13,6 +13,8 @@ from mipkd.core.measurement import BY_KIT, Measurement
 from mipkd.core.names import printable
 from pipeline.bench.comparisons import (
     NOT_MEASURED,
+    RAN_EMULATED,
+    emulated_targets,
     frames_per_second,
     mean_of,
     p50_s,
@@ -61,6 +63,8 @@ def _answers(evidence: Evidence) -> Iterator[Text]:
         yield _line(f"  {one.target}: {one.what}{said}")
     if unseen := simulated_targets(evidence.measurements):
         yield _line(f"  simulated here, not measured on the device: {', '.join(unseen)}")
+    if emulated := emulated_targets(evidence.measurements):
+        yield _line(f"  ran emulated, not measured: {', '.join(emulated)}")
 
 
 def _table(evidence: Evidence) -> Table:
@@ -77,7 +81,7 @@ def _table(evidence: Evidence) -> Table:
         psnr, base = mean_of(m), mean_of(_of(evidence, m.role, "reference"))
         p50, size, faster = _latency(evidence, m)
         table.add_row(
-            f"{m.target} (simulated)" if m.simulated else m.target,
+            f"{m.target} ({m.kind})" if m.simulated else m.target,
             m.role,
             precision_label(m),
             f"{m.size_bytes / 1e6:.2f}" if m.size_bytes else "",
@@ -111,19 +115,23 @@ def _notes(evidence: Evidence) -> Iterator[Text]:
     for where in dict.fromkeys(_elsewhere(evidence)):
         yield _line(f"note    {where}")
     for remark in evidence.verdict.remarks:
-        if not remark.endswith(NOT_MEASURED):  # said above, once
+        if not remark.endswith((NOT_MEASURED, RAN_EMULATED)):  # said above, once
             yield _line(f"note    {remark}")
     for failure in evidence.failures:
         what = f"{failure.target} {failure.precision}{whose(failure.role)}: {failure.what}"
         yield _line(f"FAILED  {what}", "red")
 
 
+def _how(m: Measurement) -> str:
+    return "ran emulated" if m.kind == "emulated" else m.kind
+
+
 def _elsewhere(evidence: Evidence) -> Iterator[str]:
     for m in evidence.measurements:
         if m.device == BY_KIT and m.host:
-            yield f"{m.target}: measured by a kit on {m.host.cpu}, {m.host.cores} cores"
+            yield f"{m.target}: {_how(m)} by a kit on {m.host.cpu}, {m.host.cores} cores"
         elif m.device:
-            yield f"measured on {m.device}"
+            yield f"{_how(m)} on {m.device}"
 
 
 def gate_line(gate: Gate) -> str:

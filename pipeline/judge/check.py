@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mipkd.core.errors import UsageError
 from mipkd.core.evidence import Gate, Outcome, Recommendation, Verdict
 from mipkd.core.measurement import Measurement
-from pipeline.bench.comparisons import NOT_MEASURED, students
+from pipeline.bench.comparisons import NOT_MEASURED, RAN_EMULATED, students
 from pipeline.bench.latency import FEWEST, BenchSettings
 from pipeline.bundle.kit import settings_of
 from pipeline.bundle.manifest import Manifest, Model, Problem, problems, read
@@ -102,10 +102,11 @@ def check_recorded(bundle: Path) -> Checked:
         gates = [Gate(p.what, p.file, Outcome.FAIL, None, 0.0, "", _NOT_JUDGED) for p in wrong]
         return Checked(manifest, wrong, tuple(gates), Outcome.FAIL)
     verdict = _judge_recorded(bundle)
-    simulated = dict.fromkeys(m.target for m in manifest.models if m.kind == "simulated")
+    why = {"simulated": NOT_MEASURED, "emulated": RAN_EMULATED}
     unseen = tuple(
-        Gate("measured", target, Outcome.INVALID, None, 0.0, "", NOT_MEASURED)
-        for target in simulated
+        Gate("measured", target, Outcome.INVALID, None, 0.0, "", why[kind])
+        for target, kind in dict.fromkeys((m.target, m.kind) for m in manifest.models)
+        if kind in why
     )
     outcome = verdict.outcome
     if unseen and outcome is Outcome.PASS:

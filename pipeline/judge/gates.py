@@ -9,6 +9,8 @@ from mipkd.core.measurement import Measurement
 from mipkd.core.records import Distilled, QuantPlan
 from pipeline.bench.comparisons import (
     NOT_MEASURED,
+    RAN_EMULATED,
+    emulated_targets,
     simulated_targets,
     speedup_over_best,
     students,
@@ -101,6 +103,8 @@ def _remarks(measurements: Sequence[Measurement], plans: Sequence[QuantPlan]) ->
     faster than one."""
     for target in simulated_targets(measurements):
         yield f"{target}: {NOT_MEASURED}"
+    for target in emulated_targets(measurements):
+        yield f"{target}: {RAN_EMULATED}"
     for plan in (plan for plan in plans if plan.out_of_tries):
         yield (
             f"{plan.target}: the search for what INT8 leaves float used all its tries: fewer "

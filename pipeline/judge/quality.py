@@ -193,4 +193,4 @@ def _because(why: str, reason: str) -> str:
 
 
 def _simulated(m: Measurement) -> str:
-    return "simulated here, " if m.simulated else ""
+    return f"{m.kind} here, " if m.simulated else ""

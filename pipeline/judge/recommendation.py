@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from mipkd.core.evidence import Failure, Gate, Outcome, Recommendation
 from mipkd.core.measurement import Measurement
 from pipeline.bench.comparisons import (
-    NOT_MEASURED,
     Size,
     frames_per_second,
     mean_of,
@@ -18,6 +17,7 @@ from pipeline.bench.comparisons import (
     subject,
     valid_sizes,
     valid_stream,
+    why_not_measured,
 )
 from pipeline.bench.stats import Estimate
 
@@ -43,7 +43,7 @@ def recommend(
 
 def _recommend_for(target: str, on: Sequence[Measurement], gates: Sequence[Gate]) -> Recommendation:
     if any(m.simulated for m in on):
-        return Recommendation(target, "", NOT_MEASURED, simulated=True)
+        return Recommendation(target, "", why_not_measured(on[0]), simulated=True)
     stopped = {gate.subject: gate for gate in gates if gate.outcome is not Outcome.PASS}
     if "student" in stopped:
         gate = stopped["student"]

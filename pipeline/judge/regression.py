@@ -19,6 +19,7 @@ from mipkd.core.evidence import Gate, Outcome
 from mipkd.core.measurement import Latency, Measurement
 from pipeline.bench.board import describe_changes
 from pipeline.bench.comparisons import Size, channel_shift, students, subject, valid_latency
+from pipeline.bench.host import is_emulated
 from pipeline.bench.latency import BenchSettings
 from pipeline.bench.models import time_models
 from pipeline.bench.stats import Estimate, mean_over_images, ratio_of_medians
@@ -92,7 +93,7 @@ def time_in_turns(new: Path, old: Path, settings: BenchSettings) -> Beside:
     both = [m for m in read(new).models if (m.target, m.precision) in theirs]
     for name in dict.fromkeys(m.target for m in both):
         target = find(name)
-        if target.why_not() or target.simulated:
+        if target.why_not() or target.simulated or is_emulated():
             continue
         mine = [m for m in both if m.target == name]
         builts = [m.built(new) for m in mine]

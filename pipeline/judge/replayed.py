@@ -57,7 +57,7 @@ def describe(one: Replayed, found: Difference, probes: Difference) -> str:
         what = f"up to {found.levels} levels apart, {found.share:.2%} of values, "
         what += f"{found.psnr_db:.1f} dB"
     bound, where = one.tolerance, "simulated here" if one.simulated else "ran here"
-    if one.simulated != (one.model.kind == "simulated"):
+    if one.simulated != (one.model.kind in ("simulated", "emulated")):
         where += f", the bundle's was {one.model.kind}"
     most = f"{bound.levels} level{'s' * (bound.levels > 1)}, {bound.psnr_db:.0f} dB"
     images = f"{found.images} images"

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from mipkd.core.evidence import Gate, Outcome
 from mipkd.core.measurement import Latency, Measurement, Stream
 from pipeline.bench.comparisons import (
-    NOT_MEASURED,
     Size,
     frames_per_second,
     p50_s,
@@ -18,6 +17,7 @@ from pipeline.bench.comparisons import (
     subject,
     valid_latency,
     valid_sizes,
+    why_not_measured,
 )
 from pipeline.bench.stats import Estimate, percentiles
 from pipeline.judge.bounds import GateConfig
@@ -178,7 +178,7 @@ def _why_not(m: Measurement, size: Size) -> str:
     if valid_latency(m, size):
         return ""
     if m.simulated or not m.latencies:
-        return NOT_MEASURED if m.simulated else "nothing was timed"
+        return why_not_measured(m) if m.simulated else "nothing was timed"
     found = next((one for one in m.latencies if one.size == size), None)
     if found is None:
         return f"LR {_size(size)} was not measured; give --size {_size(size)} to the run"

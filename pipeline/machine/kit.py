@@ -33,7 +33,7 @@ class Kit:
         self.info, target = self._found.info, self.asked.target
         if self.info.target != target:
             raise UsageError(f"{file}: for {self.info.target}, its job for {target}")
-        if self.info.simulated:
+        if self.info.simulated and not self.info.emulated:
             raise UsageError(f"{file}: {target} was only simulated there: nothing is measured")
         if len(self._found.measurements) != len(self.asked.builts):
             raise UsageError(f"{file}: damaged: not one entry a model", hint=ANEW)

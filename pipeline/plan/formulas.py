@@ -32,6 +32,7 @@ _START_S = 1.5  # of a process for the steps that work apart, with a runtime in 
 # A build, by target: in floats and in INT8.
 _BUILD_S = {"cpu": (0.3, 0.6), "null": (0.1, 0.1), "openvino": (0.5, 2.0), "jetson": (1.0, 3.0)}
 _BUILD_S |= {"coreml": (6.0, 10.0), "tensorrt": (60.0, 90.0), "tensorrt_rtx": (40.0, 60.0)}
+_BUILD_S |= {"ncnn": (1.0, 1.0)}
 _OTHER_S = (5.0, 10.0)
 _CANDIDATE_S = {"cpu": 0.06, "openvino": 0.3}  # to make one of a search
 _PHOTO_PIXEL_S = 2e-7  # to decode and store it, for an LR pixel; to compare it with the tests

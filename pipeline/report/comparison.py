@@ -117,7 +117,7 @@ def _cells(
 ) -> list[str]:
     drops = drop_by_image(m, find_reference(one.evidence.measurements, m.role))
     return [
-        m.target + (" (simulated)" if m.simulated else ""),
+        m.target + (f" ({m.kind})" if m.simulated else ""),
         precision_label(m),
         one.name,
         megabytes(m.size_bytes),

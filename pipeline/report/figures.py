@@ -80,8 +80,9 @@ class ModelFigures:
     role: str  # as in the measurement
     target: str  # as in the measurement
     precision: str  # as in the measurement
-    # "measured": ran on that runtime; "simulated": another engine made the pixels, nothing was
-    # timed; "reference": what others are held against.
+    # "measured": ran on that runtime; "emulated": so it did, on an emulated processor, and nothing
+    # was timed; "simulated": another engine made the pixels, nothing was timed; "reference": what
+    # others are held against.
     kind: Kind
     executes: str  # the precision that runs, where the runtime tells; else that asked for
     # Of the convolutions and matrix products, those that run in the precision asked for; null where

@@ -57,6 +57,8 @@ _WORDS: dict[str, str] = {
     "gate": "A figure, and the bound that it must keep.",
     "simulated": "The same graph and weights, run by another engine on this machine: it tells the "
     "pixels, never a time.",
+    "emulated": "The runtime itself ran, on a processor that a program imitates: it tells the "
+    "pixels, never a time.",
     "95 % interval": "Where the true figure lies in 95 of 100 such measurements.",
     "LR": "Low resolution: the image that goes in.",
     "Bytes to bytes": "Median time with the conversions from and to 8-bit pixels.",

@@ -252,7 +252,7 @@ def sort_measurements(
     return sorted(
         zip(every, figures.models, strict=True),
         key=lambda pair: (
-            pair[0].kind == "simulated",
+            pair[0].simulated,
             targets.index(pair[0].target) if pair[0].target in targets else len(targets),
             _ROLES.get(pair[0].role, 1),
             rivals.index(pair[0].role) if pair[0].role in rivals else 0,
@@ -282,7 +282,7 @@ def _model(m: Measurement) -> str:
 
 def _names(m: Measurement) -> list[str]:
     model = m.role if m.role == "bicubic" else f"{m.role} {precision_label(m)}"
-    target = f"{m.target} (simulated)" if m.kind == "simulated" else m.target
+    target = f"{m.target} ({m.kind})" if m.simulated else m.target
     return [target, model]
 
 

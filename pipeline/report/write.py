@@ -13,7 +13,12 @@ from mipkd.core.durable import LEFT_BY_SYSTEMS, new_folder
 from mipkd.core.errors import UsageError
 from mipkd.core.evidence import Evidence
 from mipkd.core.texts import write_text
-from pipeline.bench.comparisons import NOT_MEASURED, simulated_targets
+from pipeline.bench.comparisons import (
+    NOT_MEASURED,
+    RAN_EMULATED,
+    emulated_targets,
+    simulated_targets,
+)
 from pipeline.report import charts, sentences, tables, wording
 from pipeline.report.advice import advise, next_step
 from pipeline.report.answers import list_answers
@@ -102,7 +107,10 @@ def _render(template: str, evidence: Evidence, figures: Figures, **more: object)
         todo=next_step(evidence.verdict, evidence.failures),
         answers=list_answers(evidence, figures),
         unseen=simulated_targets(evidence.measurements),
-        remarks=[one for one in evidence.verdict.remarks if not one.endswith(NOT_MEASURED)],
+        emulated=emulated_targets(evidence.measurements),
+        remarks=[
+            r for r in evidence.verdict.remarks if not r.endswith((NOT_MEASURED, RAN_EMULATED))
+        ],
         questions=QUESTIONS,
         groups={one: group_gates(evidence.verdict.gates, one) for one in QUESTIONS},
         quality=tables.quality_table(evidence, figures),

@@ -26,6 +26,9 @@ class BuildConfig(BaseModel):
 
     # "uint8": range, clipping and rounding happen in the model, where its target can do that.
     pixels: Literal["float32", "uint8"] = "float32"
+    # What ncnn's blobs and files are called: as pnnx calls them, or as the apps Real-ESRGAN-ncnn
+    # and upscayl look for them.
+    ncnn_names: Literal["pnnx", "realesrgan"] = "pnnx"
     # LR pixels a side of the tiles of larger images, for targets that build for some sizes.
     # 0: the sizes that are measured suffice.
     tile: int = Field(default=256, ge=0, le=2048)
@@ -70,6 +73,7 @@ def build(inputs: BuildInputs, *, out: Path) -> Built:
         scheme=tuned.rounding if tuned else None,
         uint8_io=inputs.config.pixels == "uint8",
         load_net=load_deployed,
+        ncnn_names=inputs.config.ncnn_names,
         sizes=inputs.sizes,
         fixed_sizes=inputs.config.fixed_sizes,
         margin=_find_margin(inputs),

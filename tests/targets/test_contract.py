@@ -205,7 +205,7 @@ def test_importing_all_targets_loads_no_runtime(tmp_path: Path) -> None:
         for name in plugins.names("targets"):
             plugins.load("targets", name, "TARGET")
         heavy = {"torch", "onnx", "onnxruntime", "openvino", "nncf", "coremltools"}
-        heavy |= {"ai_edge_litert", "flatbuffers"}
+        heavy |= {"ai_edge_litert", "flatbuffers", "ncnn"}
         heavy |= {"PIL", "pydantic", "skimage"}
         heavy |= {m for m in sys.modules if m.startswith("tensorrt")}
         print(sorted(heavy & set(sys.modules)))
@@ -222,6 +222,7 @@ def test_importing_all_targets_loads_no_runtime(tmp_path: Path) -> None:
         ("cpu", "onnxruntime"),
         ("jetson", "onnxruntime"),
         ("litert", "ai_edge_litert"),
+        ("ncnn", "ncnn"),
         ("openvino", "openvino"),
         ("null", "numpy"),
         ("tensorrt_rtx", "onnxruntime"),

@@ -63,12 +63,12 @@ def work(folder: Path, say: Say) -> Path:
     target = find(job.target)
     done = folder / "done"
     done.mkdir(exist_ok=True)
-    timed = 0 if target.simulated else len(job.settings.sizes)
+    timed = 0 if info.simulated else len(job.settings.sizes)
     streamed = len(job.builts) if streams(target, job.settings) else 0
     total = timed + streamed + (len(job.images) if target.makes_pixels else 0)
     progress = _Progress(say, total)
-    parts = list(_timings(job, target, done, progress))
-    parts = parts or [time_models(target, job.builts, job.settings)]  # simulated: not timed
+    parts = list(_timings(job, target, done, progress)) if timed else []
+    parts = parts or [time_models(target, job.builts, job.settings)]  # nothing is timed
     if streamed:
         parts.append(tuple(_streams(job, target, done, progress)))
     _pixels(job, target, folder, progress)
@@ -81,7 +81,7 @@ def work(folder: Path, say: Say) -> Path:
 def _timings(
     job: job_file.StoredJob, target: Target, done: Path, progress: _Progress
 ) -> Iterator[Parts]:
-    for size in job.settings.sizes if not target.simulated else ():
+    for size in job.settings.sizes:
         file = done / f"latency-{size[0]}x{size[1]}.json"
         settings = replace(job.settings, sizes=(size,))
         found = _once(file, partial(time_models, target, job.builts, settings))

@@ -97,7 +97,7 @@ def _probe(target: str, machine: Machine | None) -> TargetInfo:
     info = machine.offers([target])[target] if machine else probe_target(target)
     if info.why_not:
         raise MissingError(f"target {info.target}: {info.why_not}")
-    if info.simulated:
+    if info.simulated and not info.emulated:
         raise MissingError(
             f"target {info.target}: this machine could only simulate it: nothing is measured",
             hint="run the kit on the device it is meant for",

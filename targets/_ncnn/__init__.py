@@ -1,0 +1,1 @@
+"""What ncnn alone needs."""
