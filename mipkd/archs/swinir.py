@@ -23,7 +23,6 @@ from mipkd.archs._parts import (
     parse_budget,
     read_upsampler,
     rename_keys,
-    restore_keys,
     spread_evenly,
     take_blocks,
 )
@@ -117,7 +116,7 @@ class Layer(nn.Module):
         mask = None
         if self.shift:
             x = torch.roll(x, (-self.shift, -self.shift), (1, 2))
-            mask = self._mask(height, width).to(x)
+            mask = self.mask(height, width).to(x)
         # Images and rows of windows share a dimension: Core ML allows at most five.
         windows = x.view(count * rows, side, columns, side, channels).transpose(1, 2)
         attended = self.attn(windows.reshape(-1, side * side, channels), mask)
@@ -125,7 +124,7 @@ class Layer(nn.Module):
         x = x.reshape(count, height, width, channels)
         return torch.roll(x, (self.shift, self.shift), (1, 2)) if self.shift else x
 
-    def _mask(self, height: int, width: int) -> Tensor:
+    def mask(self, height: int, width: int) -> Tensor:
         """-100 between tokens that only the cyclic shift made neighbours; computed here and not
         stored, so that any H and W works."""
         side = self.window
@@ -308,7 +307,23 @@ class Family(Arch):
         project(cast("SwinIR", student), cast("SwinIR", teacher), lr_NCHW)
 
     def original(self, net: SRNet) -> dict[str, Tensor]:
-        return restore_keys(net, _BACK)
+        """As in `Arch`, with the buffers by which spandrel knows the window."""
+        found = rename_keys({**net.state_dict(), **_buffers(cast("SwinIR", net))}, _BACK)
+        assert found is not None, "the rules cover all keys"
+        return found
+
+
+def _buffers(net: SwinIR) -> dict[str, Tensor]:
+    """What the authors' program stores beside the weights; masks are of an image of 2x2 windows."""
+    found = {}
+    for name, layer in net.named_modules():
+        if isinstance(layer, Layer):
+            side = layer.window
+            index = cast("Attention", layer.attn).positions.view(side**2, side**2)
+            found[f"{name}.attn.relative_position_index"] = index
+            if layer.shift:
+                found[f"{name}.attn_mask"] = layer.mask(2 * side, 2 * side)
+    return found
 
 
 def _axes(name: str, heads: int, *, direct: bool) -> tuple[Axis | None, ...]:
