@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +104,20 @@ def test_real_weights_reach_their_figure_on_set5(file: str, psnr_y_db: float, as
         hr = crop_to_multiple(read_rgb(hr_file), model.scale)
         found.append(psnr_y(upscale_image(net, read_rgb(lr)), hr, border=model.scale))
     assert sum(found) / 5 == pytest.approx(psnr_y_db, abs=0.002)
+
+
+@pytest.mark.parametrize(("name", "budget"), [("edge", "c8b2"), ("rlfn", "c8b2")])
+def test_the_pages_lines_load_a_student(
+    name: str, budget: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arch = load_arch(name)
+    hyper = arch.shrink(arch.paper(2), budget)
+    torch.manual_seed(0)
+    net = arch.make(hyper).eval()
+    save(net, arch, hyper, tmp_path / "student.safetensors", licence="MIT")
+    page = (Path(__file__).parents[2] / "docs/start.md").read_text()
+    (lines,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(lines, found)
+    assert torch.allclose(found["net"](LR), net(LR), atol=1e-5)
