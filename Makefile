@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Two processes of one thread each: most tests are small nets, which more threads do not speed up.
 # A file's tests stay together, and so do files that share a run (tests/conftest.py).
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test check arm64-check docs lock clean
 

@@ -3,8 +3,10 @@
 import logging
 import multiprocessing
 import os
+import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +33,23 @@ def _quick_processes(_cache: None) -> None:
         apart.START_METHOD = "forkserver"
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """One process has all tests of a file, and of all files that share the run of `once`."""
-    uses_it = {one.path for one in items if "once" in getattr(one, "fixturenames", ())}
-    for one in items:
-        group = "once" if one.path in uses_it else str(one.path.relative_to(ROOT))
-        one.add_marker(pytest.mark.xdist_group(group))
+    from xdist.scheduler import LoadFileScheduling
+
+    class BySharedRun(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return "once" if _shares_a_run(file) else file
+
+    return BySharedRun(config, log)
+
+
+@cache
+def _shares_a_run(file: str) -> bool:
+    near = file.startswith("tests/pipeline/")  # whose conftest.py has it
+    return near and bool(re.search(r"\b(once|finished): ", (ROOT / file).read_text()))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -124,7 +124,8 @@ def _read_linux_cpu(root: Path) -> tuple[str, tuple[str, ...]]:
             facts.setdefault(name.strip().lower(), value.strip())
     chip = facts.get("model name", "")
     named = [read_board_name(root), chip] if _ANY_ARM.match(chip) else [chip, read_board_name(root)]
-    cpu = next(filter(None, [*named, facts.get("hardware")]), platform.processor())
+    # The last of these starts a program.
+    cpu = next(filter(None, [*named, facts.get("hardware")]), "") or platform.processor()
     flags = f"{facts.get('flags', '')} {facts.get('features', '')}".split()
     return cpu or platform.machine(), name_features(flags)
 
