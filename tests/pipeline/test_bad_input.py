@@ -247,7 +247,7 @@ def test_a_student_for_a_target_that_nothing_can_be_timed_on(
     words = ("--student", "auto", "--latency-budget", "5", "--target", "jetson")
     said = ended("plan", *words, "--out", tmp_path / "run")
     assert said.code == 4
-    assert "error: --student auto: jetson is only simulated here" in said.err
+    assert "error: --student auto: jetson cannot be timed here" in said.err
     assert "hint: name a student, or a --device that has it" in said.err
 
 

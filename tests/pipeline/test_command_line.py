@@ -73,7 +73,7 @@ def test_an_example_is_a_command_that_can_be_typed(name: str) -> None:
 
 def test_help_lists_the_names_that_an_option_knows() -> None:
     shown = " ".join(said("run", "--help").split())
-    assert "Known targets: coreml, cpu, jetson, litert, null, openvino" in shown
+    assert "Known targets: coreml, cpu, jetson, litert, ncnn, null, openvino" in shown
     assert "Known families: compact, edge, edsr, imdn, lkdn, rcan, rlfn, span, swinir" in shown
     assert "Known precisions: fp32, " in shown
     assert "Known" not in said("verify", "--help")
