@@ -22,13 +22,15 @@ def convert(file: Path, multiple: int) -> Net:
     """The graph of an ONNX file; images' sides are multiples of `multiple`.
 
     Raises:
-        UnsupportedError: names the operators that have no counterpart here.
+        UnsupportedError: names the operators that have no counterpart here; it is in INT8 already.
     """
     import onnx
 
     from targets._litert.operators import RULES
+    from targets._onnx.unquantize import refuse_quantized
 
     model = onnx.load(file)
+    refuse_quantized(model)
     builder = Builder(model, read_sizes(model, multiple))
     nodes = builder.live_nodes()
     _refuse_unknown(nodes, RULES)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from mipkd.core.errors import StageError
+from mipkd.core.errors import StageError, UnsupportedError
 from mipkd.core.records import QuantParams
 from targets._onnx.names import with_branches
 
@@ -20,6 +20,19 @@ _Q, _DQ = "QuantizeLinear", "DequantizeLinear"
 def is_quantized(model: Any) -> bool:
     """Whether a graph already has INT8 in it."""
     return any(node.op_type in (_Q, _DQ, "QLinearConv") for node in model.graph.node)
+
+
+def refuse_quantized(model: Any) -> None:
+    """A quantiser wants floats.
+
+    Raises:
+        UnsupportedError: a graph already has INT8 in it.
+    """
+    if is_quantized(model):
+        raise UnsupportedError(
+            "the graph is quantised already (it holds Q/DQ)",
+            hint="give the float model that it was made from",
+        )
 
 
 def operations(model: Any) -> list[Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mipkd.core.errors import UnsupportedError
 from mipkd.core.quiet import quiet
 
 if TYPE_CHECKING:
@@ -67,13 +66,9 @@ def prepare_graph(graph: Graph, folder: Path) -> Any:
     import onnx
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    from targets._onnx.unquantize import is_quantized
+    from targets._onnx.unquantize import refuse_quantized
 
-    if is_quantized(onnx.load(graph.file, load_external_data=False)):
-        raise UnsupportedError(
-            "int8: the graph is quantised already (it holds Q/DQ)",
-            hint="give the float model that it was made from",
-        )
+    refuse_quantized(onnx.load(graph.file, load_external_data=False))
     file = folder / "prepared.onnx"
     with quiet("root"):
         quant_pre_process(str(graph.file), str(file), skip_symbolic_shape=True)

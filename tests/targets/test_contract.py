@@ -264,11 +264,12 @@ def test_opening_needs_numpy_and_the_runtime_alone(
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_it_declares_what_it_can_do(name: str) -> None:
-    kind = type(find(name))
-    assert (Feature.FLOAT_SEARCH in kind.features) == (kind.tuner is not Target.tuner)
-    if Feature.FIXED_INT8 in kind.features:
+    target = find(name)
+    kind = type(target)
+    assert (Feature.FLOAT_SEARCH in target.features) == (kind.tuner is not Target.tuner)
+    if Feature.FIXED_INT8 in target.features:
         assert kind.quant_scheme is not Target.quant_scheme
-        assert "int8" in kind.precisions(find(name))
+        assert "int8" in target.precisions()
 
 
 @pytest.mark.parametrize("name", TARGETS)
