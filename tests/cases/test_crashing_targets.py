@@ -9,7 +9,10 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from mipkd.core.images import resize_bicubic, write_png
 
 ROOT = Path(__file__).resolve().parents[2]
 START = "from pipeline.cli import main; main()"
@@ -60,6 +63,12 @@ def test_a_crash_is_a_row_and_the_rest_goes_on(
     (tmp_path / "targets" / "shaky.py").write_text(PLUGIN.replace("WHERE", where))
     model = Path(str(files("pipeline"))) / "presets" / "teacher_x2.safetensors"
     words = [word.replace("SEARCH", search) for word in QUICK]
+    for name in ("photos", "shown"):
+        (tmp_path / name).mkdir()
+        rng = np.random.default_rng(len(name))
+        for index in range(2):
+            coarse = rng.integers(0, 256, (12, 14, 3), dtype=np.uint8)
+            write_png(tmp_path / name / f"{index}.png", resize_bicubic(coarse, (96, 112)))
     path = os.pathsep.join([str(ROOT), str(tmp_path)])
     done = subprocess.run(
         [
@@ -69,7 +78,12 @@ def test_a_crash_is_a_row_and_the_rest_goes_on(
             "run",
             "--model",
             model,
-            "--demo-data",
+            "--data",
+            "photos",
+            "--val",
+            "shown",
+            "--set",
+            "identify.accept_worse_than_bicubic=true",
             "--out",
             "run",
             *words,

@@ -127,7 +127,6 @@ def train(folder: Path, out: Path, *words: str) -> str:
 @pytest.mark.parametrize(
     ("declares", "method", "losses"),
     [
-        ("", "edges", "pixel edges"),
         ("", "edges+logits", "pixel edges logits"),
         ("beside: ClassVar = ('pixel', 'logits')", "edges", "pixel logits edges"),
     ],

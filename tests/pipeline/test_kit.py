@@ -125,7 +125,7 @@ def test_a_kits_results_say_what_its_machine_offers(results: Path, ended: Comman
     assert found["host"]["cores"] > 0
 
 
-def test_a_later_run_keeps_them_while_the_models_last(
+def test_a_later_run_keeps_them_while_the_models_last_and_takes_none_of_other_models(
     finished: Finished, results: Path, ended: Command
 ) -> None:
     ended("collect", results, finished.root)
@@ -138,6 +138,13 @@ def test_a_later_run_keeps_them_while_the_models_last(
     other = measured(finished.root)
     assert other["student", "int8"]["device"] == ""  # calibrated anew: another file
     assert other["student", "fp32"]["device"] == "kit"
+    said = ended("collect", results, finished.root)
+    assert said.code == 2
+    assert "of another run's kit: cpu student int8 differs from this run's: model.onnx" in said.err
+    ended(*finished.words, "--out", finished.root, *anew, "--precision", "fp32")
+    said = ended("collect", results, finished.root)
+    assert said.code == 2
+    assert "of another run's kit: this run has no cpu student int8" in said.err
 
 
 def test_missing_figures_are_filled_in(finished: Finished, results: Path, ended: Command) -> None:
@@ -186,20 +193,6 @@ def test_changed_results_are_refused(
     assert ended("collect", tmp_path / "absent.zip", finished.root).code == 2
     assert ended("collect", results, tmp_path).code == 2
     assert not (finished.root / "collected").exists()
-
-
-def test_results_of_another_runs_kit_are_refused(
-    finished: Finished, results: Path, ended: Command
-) -> None:
-    words = (*finished.words, "--out", finished.root, "--target", "cpu")
-    ended(*words, "--set", "calibrate.seed=1")
-    said = ended("collect", results, finished.root)
-    assert said.code == 2
-    assert "of another run's kit: cpu student int8 differs from this run's: model.onnx" in said.err
-    ended(*words, "--precision", "fp32")
-    said = ended("collect", results, finished.root)
-    assert said.code == 2
-    assert "of another run's kit: this run has no cpu student int8" in said.err
 
 
 def test_results_on_other_images_are_refused(
