@@ -28,7 +28,8 @@ from mipkd.archs._regression import Regression, second_moments
 from mipkd.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from mipkd.archs.span import SPAN, Block, JoinedSpan
+    from mipkd.archs._span_blocks import Block
+    from mipkd.archs.span import SPAN, JoinedSpan
 
 
 @torch.no_grad()

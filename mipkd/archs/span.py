@@ -24,7 +24,6 @@ from mipkd.archs._parts import (
     COLOUR_ENDS,
     DIV2K_MEAN,
     Axis,
-    conv,
     count_indices,
     inherit_channels,
     make_upsampler,
@@ -33,11 +32,10 @@ from mipkd.archs._parts import (
     spread_evenly,
     take_blocks,
 )
+from mipkd.archs._span_blocks import Block, Branched, Step, merge_block
 from mipkd.archs._span_projection import project
 from mipkd.archs._trunk import count_blocks_from_0
 from mipkd.archs.base import Arch, SRNet, StateDict
-
-_GAIN = 2  # channels inside a branch, of those outside
 
 
 @dataclass(frozen=True)
@@ -49,98 +47,6 @@ class Hyper:
     blocks: int = 6  # the authors' layout knows no other number
     image_range: float = 255.0
     mean: tuple[float, ...] | None = DIV2K_MEAN
-
-
-class Branched(nn.Module):
-    """A 3x3 convolution trained as 1x1, 3x3 and 1x1 behind each other, and a 1x1 beside them
-    (Conv3XC).
-
-    Kernels are summed, not features: that costs no more than one convolution. The authors pad
-    before the first of them, so the borders are those of the sum.
-    """
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.sk = nn.Conv2d(inputs, outputs, 1)
-        self.conv = nn.Sequential(
-            nn.Conv2d(inputs, _GAIN * inputs, 1),
-            nn.Conv2d(_GAIN * inputs, _GAIN * outputs, 3),
-            nn.Conv2d(_GAIN * outputs, outputs, 1),
-        )
-
-    def fold_branches(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the one convolution that equals the branches."""
-        kind = self.sk.weight.device.type
-        # Kernels are summed in float32, under autocast too.
-        with torch.autocast("cpu" if kind == "meta" else kind, enabled=False):
-            first, wide, last = (cast("nn.Conv2d", one) for one in self.conv)
-            inner = torch.einsum("omkl,mi->oikl", wide.weight, first.weight[..., 0, 0])
-            weight = torch.einsum("om,mikl->oikl", last.weight[..., 0, 0], inner)
-            passed = wide.weight.sum((2, 3)) @ cast("Tensor", first.bias)
-            passed = last.weight[..., 0, 0] @ (passed + cast("Tensor", wide.bias))
-            bias = passed + cast("Tensor", last.bias) + cast("Tensor", self.sk.bias)
-            return weight + F.pad(self.sk.weight, (1, 1, 1, 1)), bias
-
-    def forward(self, x_NCHW: Tensor) -> Tensor:
-        weight, bias = self.fold_branches()
-        return F.conv2d(x_NCHW, weight, bias, padding=1)
-
-    @torch.no_grad()
-    def set_folded(self, weight: Tensor, bias: Tensor) -> None:
-        """Make the branches equal that convolution; of their kernels only the widest is changed,
-        as little as does it."""
-        first, wide, last = (cast("nn.Conv2d", one) for one in self.conv)
-        before, after = (torch.linalg.pinv(one.weight[..., 0, 0].double()) for one in (first, last))
-        lacks = (weight - self.fold_branches()[0]).double()
-        wide.weight += torch.einsum("mo,oikl,in->mnkl", after, lacks, before).float()
-        cast("Tensor", last.bias).add_(bias - self.fold_branches()[1])
-
-    def merge(self) -> nn.Conv2d:
-        """The one convolution."""
-        weight, bias = (tensor.detach() for tensor in self.fold_branches())
-        with torch.device("meta"):
-            layer = conv(weight.shape[1], len(weight))
-        layer.load_state_dict({"weight": weight, "bias": bias}, assign=True)
-        return layer
-
-
-class Block(nn.Module):
-    """Three convolutions, added to the input and multiplied by an odd function of themselves
-    (SPAB)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.c1_r: nn.Module = Branched(channels, channels)
-        self.c2_r: nn.Module = Branched(channels, channels)
-        self.c3_r: nn.Module = Branched(channels, channels)
-
-    def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.with_first(x_NCHW)[0]
-
-    def with_first(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """The block's features, and those of its first convolution, activated."""
-        first = F.silu(self.c1_r(x_NCHW))
-        last = self.c3_r(F.silu(self.c2_r(first)))
-        gated: Tensor = (last + x_NCHW) * (last.sigmoid() - 0.5)
-        return gated, first
-
-
-class Step(nn.Module):
-    """A block and the shares of what the last layers read of it: on features and that sum (2C)."""
-
-    def __init__(self, channels: int, reads: tuple[str, ...]) -> None:
-        super().__init__()
-        self.block = Block(channels)
-        self.shares = nn.ModuleDict(
-            {name: nn.Conv2d(channels, channels, 1, bias=False) for name in reads}
-        )
-
-    def forward(self, stream_NCHW: Tensor) -> Tensor:
-        features, total = stream_NCHW.chunk(2, 1)
-        features, first = self.block.with_first(features)
-        for name, share in self.shares.items():
-            total = total + share(features if name == "out" else first)
-        return torch.cat([features, total], 1)
 
 
 class SPAN(SRNet):
@@ -209,7 +115,7 @@ class JoinedSpan(SRNet):
         self.ones = fold_range and bool(net.mean.any())  # a fourth input channel
         if fold_range:
             self.lift = fold_first(self.lift, net.image_range, net.mean.flatten(), self.ones)
-        self.blocks = nn.ModuleList(_merge(cast("Step", step).block) for step in net.blocks)
+        self.blocks = nn.ModuleList(merge_block(cast("Step", step).block) for step in net.blocks)
         self.last, self.up = net.last.merge(), net.up
         weight = join_fusion(net.state_dict())
         with torch.device("meta"):
@@ -240,14 +146,6 @@ def _reads(index: int, count: int) -> tuple[str, ...]:
     """What the last layers read of a block: the first one's features, the last one's first
     activation."""
     return (*(("out",) if index == 0 else ()), *(("first",) if index == count - 1 else ()))
-
-
-def _merge(block: Block) -> Block:
-    with torch.device("meta"):
-        merged = Block(1)
-    for name in ("c1_r", "c2_r", "c3_r"):
-        setattr(merged, name, cast("Branched", getattr(block, name)).merge())
-    return merged
 
 
 def _share_names(count: int) -> tuple[str, ...]:
@@ -373,7 +271,8 @@ def _axes(name: str) -> tuple[Axis | None, ...]:
     stream, fused, deep = Axis("stream"), Axis("fused"), Axis("deep")
     if name == "fuse_bias" or "share" in name:
         last = "share_last" in name
-        return (fused, deep if last else Axis("first") if ".first." in name else stream)
+        first = Axis(f"{name.partition('.shares')[0]}.block 1")  # of that block, activated
+        return (fused, deep if last else first if ".first." in name else stream)
     if name.startswith("up."):
         return (None, fused)
     found = re.fullmatch(r"(.+)\.(?:sk|conv\.(\d))\.\w+", name)
@@ -393,7 +292,6 @@ def _ends(layer: str) -> tuple[Axis | None, Axis | None]:
     if layer in outside:
         return outside[layer]
     block, _, which = layer.rpartition(".")
-    # The last layers read the last block's first activation, whichever number the block has.
     one, two = Axis(f"{block} 1"), Axis(f"{block} 2")
     return {"c1_r": (one, stream), "c2_r": (two, one), "c3_r": (stream, two)}[which]
 

@@ -319,7 +319,7 @@ def _buffers(net: SwinIR) -> dict[str, Tensor]:
     for name, layer in net.named_modules():
         if isinstance(layer, Layer):
             side = layer.window
-            index = cast("Attention", layer.attn).positions.view(side**2, side**2)
+            index = layer.attn.positions.view(side**2, side**2)
             found[f"{name}.attn.relative_position_index"] = index
             if layer.shift:
                 found[f"{name}.attn_mask"] = layer.mask(2 * side, 2 * side)

@@ -34,7 +34,7 @@ OPTIONS += " --set quantize.search=true"  # the desk has it off
 # Commands of the program that are not run here, whole as they are typed, and why.
 _NO_DEVICE = "needs a device that lets us in by SSH; a loopback one is in tests/machine"
 SKIPPED = {
-    "mipkd-pipeline run": "tests/pipeline/test_demo.py runs it, with no settings beside",
+    "mipkd-pipeline run": "tests/pipeline/test_demo.py runs it, on one of its targets",
     "mipkd-pipeline doctor --device ssh://pi@raspberrypi": _NO_DEVICE,
     "mipkd-pipeline run --teacher edsr.pth --data photos/ --val Set5/ --target cpu "
     "--device ssh://pi@raspberrypi --set device.python=~/venv/bin/python": _NO_DEVICE,
