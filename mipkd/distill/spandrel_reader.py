@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from mipkd.archs._hooked import HookedNet, find_blocks, format_block_names, trial_image
+from mipkd.archs._hooked import Call, HookedNet, find_blocks, format_block_names, trial_image
 from mipkd.archs.base import StateDict, arch_names
 from mipkd.core.errors import MissingError, UnsupportedError
 
@@ -84,16 +84,18 @@ def read_foreign(state: StateDict, path: Path, *, blocks: str | None, unknown: s
     net = found.model.eval().float()
     trial = trial_image(**known)
     try:
-        _check_call(found, trial, path)
+        call = _find_call(found, trial, path)
+        one_by_one = not _keeps_images_apart(net, call, trial)
     except _MISTAKEN as error:
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise UnsupportedError(
             f"{path}: {found.architecture.name} of spandrel cannot be run: {first}",
             hint="known: nets that take images of any size",
         ) from error
-    body = find_blocks(net, trial, blocks)
+    body = find_blocks(net, trial, blocks, call)
+    ways = {"call": call, "one_by_one": one_by_one}
     return ForeignNet(
-        net=HookedNet(net, body, scale=int(found.scale), **known).eval(),
+        net=HookedNet(net, body, scale=int(found.scale), **known, **ways).eval(),
         arch=str(found.architecture.name),
         blocks=format_block_names(net, body.names),
         version=str(spandrel.__version__),
@@ -187,13 +189,50 @@ def _check_kinds(wanted: StateDict, state: StateDict, path: Path) -> None:
             )
 
 
-def _check_call(found: Any, trial: torch.Tensor, path: Path) -> None:
-    """Refuse nets that spandrel calls in a special way, which hooks and gradients would miss."""
+def _find_call(found: Any, trial: torch.Tensor, path: Path) -> Call:
+    """How the net gives its image: called plainly, or in the way of its own that spandrel has.
+
+    Raises:
+        UnsupportedError: neither gives the image that spandrel gives, or that is never the same.
+    """
     with torch.no_grad():
-        plain, promised = found.model(trial.clone()), found(trial.clone())
-    same = isinstance(plain, torch.Tensor) and plain.shape == promised.shape
-    if not same or not torch.allclose(plain.clamp(0, 1), promised, atol=1e-4):
-        raise UnsupportedError(
-            f"{path}: {found.architecture.name} does not give its image when called plainly",
-            hint="known: nets that take and give an image in [0, 1]",
-        )
+        promised, again = found(trial.clone()), found(trial.clone())
+        if not torch.equal(promised, again):
+            raise UnsupportedError(
+                f"{path}: {found.architecture.name} gives another image each time: it draws noise",
+                hint="known: nets that give one image for one LR image",
+            )
+        for call in _list_calls(found):
+            try:
+                if _gives(call(found.model, trial.clone()), promised):
+                    return call
+            except _MISTAKEN:
+                continue
+    raise UnsupportedError(
+        f"{path}: {found.architecture.name} does not give its image when it is called",
+        hint="known: nets that take and give an image in [0, 1]",
+    )
+
+
+def _list_calls(found: Any) -> Iterator[Call]:
+    """Called plainly; then as spandrel does where a net gives a tuple, or takes pixels of another
+    range: its public way has no gradients, and cuts values off."""
+    yield torch.nn.Module.__call__
+    yield found._call_fn
+
+
+def _gives(output: Any, promised: torch.Tensor) -> bool:
+    same = isinstance(output, torch.Tensor) and output.shape == promised.shape
+    return same and torch.allclose(output.clamp(0, 1), promised, atol=1e-4)
+
+
+def _keeps_images_apart(net: torch.nn.Module, call: Call, trial: torch.Tensor) -> bool:
+    """Whether the images of a batch are those of each alone."""
+    other = trial.flip(-1)
+    with torch.no_grad():
+        alone = torch.cat([call(net, one.clone()) for one in (trial, other)])
+        try:
+            together = call(net, torch.cat([trial, other]))
+        except _MISTAKEN:
+            return False
+    return together.shape == alone.shape and torch.allclose(together, alone, atol=1e-3, rtol=1e-3)
