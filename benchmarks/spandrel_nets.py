@@ -28,9 +28,10 @@ SUPER_RESOLUTION: dict[str, dict[str, Any]] = {
         "attn_depths": [1] * 5,
     }
     | {"mid_attn_depth": 1, "style_network": {"dim_in": 16, "dim_out": 64, "depth": 2}},
-    "CRAFT.CRAFT": {"embed_dim": 24, "depths": [1, 1], "num_heads": [2, 2]},
+    "CRAFT.CRAFT": {"embed_dim": 48, "depths": [1, 1], "num_heads": [2, 2]},
     "Compact.Compact": {"num_feat": 8, "num_conv": 2},
-    "DAT.DAT": {"embed_dim": 24, "split_size": [2, 4], "depth": [2], "num_heads": [2]}
+    # Narrower ones have no channel at all in their position bias.
+    "DAT.DAT": {"embed_dim": 64, "split_size": [2, 4], "depth": [2, 2], "num_heads": [2, 2]}
     | _DIRECT
     | {"img_size": 32},
     "DCTLSA.DCTLSA": {"nf": 20, "num_head": 5},
@@ -53,7 +54,7 @@ SUPER_RESOLUTION: dict[str, dict[str, Any]] = {
     "PLKSR.PLKSR": {"dim": 16, "n_blocks": 2},
     "PLKSR.RealPLKSR": {"dim": 16, "n_blocks": 2},
     "RCAN.RCAN": {"n_resgroups": 2, "n_resblocks": 2, "n_feats": 16},
-    "RGT.RGT": {"embed_dim": 24, "depth": [2], "num_heads": [2], "img_size": 32},
+    "RGT.RGT": {"embed_dim": 64, "depth": [2, 2], "num_heads": [2, 2], "img_size": 32},
     "RealCUGAN.UpCunet2x": {},
     "RealCUGAN.UpCunet2x_fast": {},
     "RealCUGAN.UpCunet3x": {},

@@ -43,12 +43,20 @@ ROWS = Path(__file__).parents[1] / "docs/results/teachers/teachers.jsonl"
 _STUDENT = "compact:c16b4"
 _TAUGHT_AT = (2, 4, 3)  # the first of these scales that the architecture has
 _ASIS = TeacherOptions()
-# The teacher's image alone, and its features beside it, to the last step.
-_IMAGE = ({"name": "logits"},)
-_FEATURES = (
-    *_IMAGE,
-    {"name": "mixture_of_priors", "mask_ratio": 1.0, "block_weight": 0.0, "until": 1.0},
-)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a teacher is asked for in every step, and the student's learning rate."""
+
+    losses: tuple[dict[str, Any], ...]
+    rate: float
+
+
+_PRIOR = {"name": "mixture_of_priors", "mask_ratio": 1.0, "block_weight": 0.0, "until": 1.0}
+IMAGE = Lesson(({"name": "logits"},), 2e-3)
+# The prior's encoder starts fitted to the student's features, which greater steps undo at first.
+FEATURES = Lesson((*IMAGE.losses, _PRIOR), 2e-4)
 
 
 def main() -> None:
@@ -57,10 +65,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}")
     parser.add_argument("--page", action="store_true", help="only make the page of the rows")
+    parser.add_argument("--lessons", action="store_true", help="export nothing: keep what is known")
     asked = parser.parse_args()
     rows = {row["name"]: row for row in map(json.loads, ROWS.read_text().splitlines())}
     for name in [] if asked.page else asked.names or known:
-        rows[name] = examine(name)
+        rows[name] = examine(name, rows.get(name, {}) if asked.lessons else None)
         print(json.dumps(rows[name]), flush=True)
         text = "".join(json.dumps(rows[one]) + "\n" for one in known if one in rows)
         ROWS.write_text(text)
@@ -68,12 +77,15 @@ def main() -> None:
     sys.exit(any((row.get("levels") or 0) > ALLOWED for row in rows.values()))
 
 
-def examine(name: str) -> dict[str, Any]:
-    """The row of one net."""
+def examine(name: str, known: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The row of one net; what is `known` of its graph is taken from an older row."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of spandrel's nets
-        found = (_examine_restorer if name in RESTORERS else _examine)(name, Path(folder))
+        if name in RESTORERS:
+            found = _examine_restorer(name, Path(folder))
+        else:
+            found = _examine(name, Path(folder), known)
     return {"name": name, **found, "seconds": round(time.perf_counter() - start, 1)}
 
 
@@ -82,20 +94,22 @@ def _examine_restorer(name: str, out: Path) -> dict[str, Any]:
     return {"refused": _why_not(lambda: identify(file, role="teacher", options=_ASIS))}
 
 
-def _examine(name: str, out: Path) -> dict[str, Any]:
+def _examine(name: str, out: Path, known: dict[str, Any] | None) -> dict[str, Any]:
     read, refused = _read_scales(name, out)
     if not read:
         return {"refused": refused}
     scale = next((one for one in _TAUGHT_AT if one in read), max(read))
     file = write_checkpoint(name, scale, out / "net.pth")
     model, net = identify(file, role="teacher", options=_ASIS)
-    found = {"scales": read, "at": scale, "blocks": _describe_blocks(net, model)}
+    found = {"scales": read, "at": scale, "blocks": _describe_blocks(net)}
     if refused:
         found["refused_scales"] = refused
-    for lesson, losses in {"image": _IMAGE, "features": _FEATURES}.items():
-        if lesson == "image" or net.blocks:
-            found[lesson] = _try(lambda losses=losses: teach(model, net, losses, out))
-    found["levels"], found["why_no_graph"] = None, ""
+    for name_of_it, lesson in {"image": IMAGE, "features": FEATURES}.items():
+        if lesson is IMAGE or net.blocks:
+            found[name_of_it] = _try(lambda lesson=lesson: teach(model, net, lesson, out))
+    found["levels"], found["why_no_graph"] = None, "not tried"
+    if known is not None:
+        return found | {key: known[key] for key in ("levels", "why_no_graph") if key in known}
     why = _why_not(lambda: found.update(levels=count_levels(model, out)))
     return found | {"why_no_graph": why}
 
@@ -127,7 +141,7 @@ def _check_read(file: Path, scale: int) -> None:
         raise MipkdError(f"an image of 45x37 gives one of {shape[3]}x{shape[2]}")
 
 
-def _describe_blocks(net: SRNet, model: Model) -> str:
+def _describe_blocks(net: SRNet) -> str:
     return f"{len(net.blocks)} of {net.width} channels" if net.blocks else "none of one size"
 
 
@@ -142,7 +156,7 @@ class _OneBatch:
 
 
 def teach(
-    model: Model, net: SRNet, losses: Any, out: Path, *, steps: int = STEPS
+    model: Model, net: SRNet, lesson: Lesson, out: Path, *, steps: int = STEPS
 ) -> dict[str, list[float]]:
     """Each term of the loss at the first and at the last step.
 
@@ -156,7 +170,13 @@ def teach(
     arch, hyper = students.choose_without_teacher(_STUDENT, model.scale)
     torch.manual_seed(0)
     config = DistillConfig(
-        losses=losses, steps=steps, batch=4, patch=patch, init="random", lr=2e-3, warmup=0.0
+        losses=lesson.losses,
+        steps=steps,
+        batch=4,
+        patch=patch,
+        init="random",
+        lr=lesson.rate,
+        warmup=0.0,
     )
     learner = Learner(config, arch.make(hyper), net)
     terms = [learner.advance(_OneBatch(sampler.batch(0))) for _ in range(steps)]

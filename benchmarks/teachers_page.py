@@ -29,8 +29,9 @@ are.
   Nets of x1 are refused.
 - **Image**: L1 between the image of a `compact:c16b4` student and the teacher's, on one batch of
   photos, at the first and at the {steps}th step.
-- **Blocks**: found by a trial run. **Features**: L1 of the feature prior on them, at the same steps.
-  A teacher without blocks of one size teaches by its image alone.
+- **Blocks**: found by a trial run. **Features**: L1 of the feature prior on them, beside the image,
+  at the same steps (learning rate 2e-4; of the image alone 2e-3). A teacher without blocks of one
+  size teaches by its image alone.
 - **ONNX**: by how many levels of 255 the exported graph, in ONNX Runtime, is from torch on noise of
   three odd sizes; or the number of the reason, below, why there is none. Such a teacher teaches all
   the same: its graph is needed only to compare speeds, and
@@ -52,8 +53,8 @@ super-resolution. What the reader says:
 ## Of others
 
 `spandrel_extra_arches` 0.2.0 has two more for super-resolution, SRFormer and FeMaSR. spandrel's
-authors keep it apart because the code in it is licensed for non-commercial use (FeMaSR's is copyleft
-as well). It is no extra of ours, and no architecture of it is read: what is learnt from such a
+authors keep it apart because the code in it is licensed for non-commercial use (FeMaSR's is
+copyleft as well). It is no extra of ours, and no architecture of it is read: what is learnt from such a
 teacher would often be shipped.
 """
 
@@ -66,6 +67,8 @@ def write_page(rows: Sequence[Row], page: Path = PAGE) -> None:
     why_no_graph = list(dict.fromkeys(filter(None, (row["why_no_graph"] for row in teachers))))
     said += "".join(_line(cells) for cells in _teachers(teachers, why_no_graph))
     said += "".join(f"\n{number}. {why}" for number, why in enumerate(why_no_graph, 1))
+    unread = [f"{_name(row)} {row['refused_scales']}" for row in teachers if "refused_scales" in row]
+    said += f"\n\nNot read at a scale that the class has: {'; '.join(unread)}.\n" if unread else ""
     refused = [_line([_name(row), row["refused"]]) for row in rows if "refused" in row]
     page.write_text(said + "\n" + _END.format(refused="".join(refused).rstrip()))
 

@@ -91,6 +91,11 @@ class HookedNet(SRNet):
         # Not registered as submodules: the state dict must hold their weights once.
         self.__dict__["blocks"] = nn.ModuleList(net.get_submodule(n) for n in blocks.names)
 
+    @property
+    def unpadded_multiple(self) -> int:
+        """A multiple of H and W at which the net pads nothing inside, as far as is known."""
+        return math.lcm(self.multiple, _WINDOW, self.padding.multiple)
+
     def to_deployed(self) -> SRNet:
         """A copy in which branches for training are merged."""
         copy = deepcopy(self)

@@ -238,5 +238,5 @@ def _trace(net: SRNet) -> bytes:
 
 
 def _example(net: SRNet) -> Tensor:
-    side = max(_EXAMPLE, -(-net.smallest // net.multiple) * net.multiple)
+    side = -(-max(_EXAMPLE, net.smallest) // net.multiple) * net.multiple
     return torch.rand(1, 3, side, side + net.multiple * 2)

@@ -7,6 +7,7 @@ file.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from mipkd.core.errors import UnsupportedError
+from mipkd.core.errors import MissingError, UnsupportedError
 from mipkd.metrics.base import ByteArray, Measure
 
 if TYPE_CHECKING:
@@ -84,9 +85,7 @@ def fill_features(name: Name, weights: Mapping[str, Any]) -> nn.Sequential:
 
 def open_lpips(weights: Mapping[str, Any]) -> Measure:
     """LPIPS 0.1 on AlexNet with these weights."""
-    from torchmetrics.functional.image import lpips
-
-    features = fill_features("alexnet", weights)
+    lpips, features = _import("lpips"), fill_features("alexnet", weights)
     with _replaced(lpips, _get_tv_model_features=lambda *_, **__: features):
         net = lpips._NoTrainLpips(net="alex")
     return _on_images(lambda image, truth: net(image, truth, normalize=True))
@@ -94,13 +93,28 @@ def open_lpips(weights: Mapping[str, Any]) -> Measure:
 
 def open_dists(weights: Mapping[str, Any]) -> Measure:
     """DISTS on VGG16 with these weights, images not resized."""
-    from torchmetrics.functional.image import dists
-
+    dists = _import("dists")
     vgg16 = SimpleNamespace(features=fill_features("vgg16", weights))
     stand_ins = {"vgg16": lambda weights: vgg16, "VGG16_Weights": SimpleNamespace(DEFAULT=None)}
     with _replaced(dists, _TORCHVISION_AVAILABLE=True, **stand_ins):
         net = dists.DISTSNetwork().eval()
     return _on_images(net)
+
+
+def _import(metric: str) -> ModuleType:
+    """torchmetrics' functions of a metric.
+
+    Raises:
+        MissingError: it cannot be imported; it imports a torchvision that is there.
+    """
+    try:
+        return importlib.import_module(f"torchmetrics.functional.image.{metric}")
+    except Exception as error:  # of what it imports
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise MissingError(
+            f"{metric}: torchmetrics cannot be imported: {first}",
+            hint="a torchvision that is not built for the torch that is here: uninstall it",
+        ) from error
 
 
 @contextmanager

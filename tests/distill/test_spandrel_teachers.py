@@ -24,7 +24,7 @@ from benchmarks.spandrel_nets import (  # noqa: E402
     rename_rrdb,
     write_checkpoint,
 )
-from benchmarks.spandrel_teachers import ALLOWED, ROWS, teach  # noqa: E402
+from benchmarks.spandrel_teachers import ALLOWED, FEATURES, IMAGE, ROWS, teach  # noqa: E402
 from mipkd.archs._hooked import HookedNet  # noqa: E402
 from mipkd.core.errors import UnsupportedError  # noqa: E402
 from mipkd.distill.teacher import TeacherOptions, identify  # noqa: E402
@@ -83,11 +83,9 @@ def test_a_kind_of_net_teaches(
         image = net(lr)
         assert torch.allclose(image[1:], net(lr[1:]), atol=1e-3)
     assert image.shape == (2, 3, 37 * scale, 45 * scale)
-    losses: tuple[dict[str, Any], ...] = ({"name": "logits"},)
-    if blocks:
-        mixture = {"name": "mixture_of_priors", "mask_ratio": 1.0, "block_weight": 0.0}
-        losses = (*losses, {**mixture, "until": 1.0})
-    for first, last in teach(model, net, losses, tmp_path, steps=4).values():
+    for first, last in teach(
+        model, net, FEATURES if blocks else IMAGE, tmp_path, steps=4
+    ).values():
         assert last < first
 
 
