@@ -32,8 +32,7 @@ SUPER_RESOLUTION: dict[str, dict[str, Any]] = {
     "Compact.Compact": {"num_feat": 8, "num_conv": 2},
     # Narrower ones have no channel at all in their position bias.
     "DAT.DAT": {"embed_dim": 64, "split_size": [2, 4], "depth": [2, 2], "num_heads": [2, 2]}
-    | _DIRECT
-    | {"img_size": 32},
+    | _DIRECT,
     "DCTLSA.DCTLSA": {"nf": 20, "num_head": 5},
     "DITN.DITN": {"dim": 12, "ITL_blocks": 1, "SAL_blocks": 1},
     "DRCT.DRCT": _SMALL | {"upsampler": "pixelshuffle", "gc": 8, "window_size": 8},

@@ -54,8 +54,8 @@ super-resolution. What the reader says:
 
 `spandrel_extra_arches` 0.2.0 has two more for super-resolution, SRFormer and FeMaSR. spandrel's
 authors keep it apart because the code in it is licensed for non-commercial use (FeMaSR's is
-copyleft as well). It is no extra of ours, and no architecture of it is read: what is learnt from such a
-teacher would often be shipped.
+copyleft as well). It is no extra of ours, and no architecture of it is read: what is learnt from
+such a teacher would often be shipped.
 """
 
 
@@ -67,8 +67,10 @@ def write_page(rows: Sequence[Row], page: Path = PAGE) -> None:
     why_no_graph = list(dict.fromkeys(filter(None, (row["why_no_graph"] for row in teachers))))
     said += "".join(_line(cells) for cells in _teachers(teachers, why_no_graph))
     said += "".join(f"\n{number}. {why}" for number, why in enumerate(why_no_graph, 1))
-    unread = [f"{_name(row)} {row['refused_scales']}" for row in teachers if "refused_scales" in row]
-    said += f"\n\nNot read at a scale that the class has: {'; '.join(unread)}.\n" if unread else ""
+    unread = [
+        _name(row) + " " + row["refused_scales"] for row in teachers if "refused_scales" in row
+    ]
+    said += f"\n\nNot read at a scale that its class has: {'; '.join(unread)}.\n" if unread else ""
     refused = [_line([_name(row), row["refused"]]) for row in rows if "refused" in row]
     page.write_text(said + "\n" + _END.format(refused="".join(refused).rstrip()))
 

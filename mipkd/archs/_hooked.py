@@ -66,6 +66,7 @@ class HookedNet(SRNet):
     Args:
         call: gives the image of a net that is not called plainly.
         one_by_one: the images of a batch would change each other's.
+        channels_last: it can compute in that layout of memory.
     """
 
     in_parts = False
@@ -81,9 +82,11 @@ class HookedNet(SRNet):
         least: int = 1,
         call: Call = nn.Module.__call__,
         one_by_one: bool = False,
+        channels_last: bool = True,
     ) -> None:
         super().__init__()
-        self.net, self.call, self.one_by_one = net, call, one_by_one
+        self.net, self.call = net, call
+        self.one_by_one, self.channels_last = one_by_one, channels_last
         self.scale, self.width = scale, blocks.width
         self.multiple, self.least = multiple, least
         self.smallest = max(2, least)
@@ -111,14 +114,14 @@ class HookedNet(SRNet):
             UsageError: at this LR size a block's features have another size.
         """
         if self.one_by_one and len(lr_NCHW) > 1:
-            images, taps = zip(
-                *(self.forward_with_taps(one, positions) for one in lr_NCHW.split(1)), strict=True
-            )
-            return torch.cat(images), [torch.cat(each) for each in zip(*taps, strict=True)]
+            each = [self.forward_with_taps(one[None], positions) for one in lr_NCHW]
+            taps = zip(*(features for _, features in each), strict=True)
+            return torch.cat([image for image, _ in each]), [torch.cat(one) for one in taps]
         outputs: dict[int, Any] = {}
         handles = [_on_output(self.blocks[p], partial(outputs.__setitem__, p)) for p in positions]
         try:
-            pixels = lr_NCHW.clone()  # some nets write to their input
+            layout = torch.preserve_format if self.channels_last else torch.contiguous_format
+            pixels = lr_NCHW.clone(memory_format=layout)  # some nets write to their input
             pixels = pixels if self.image_range == 1 else pixels * self.image_range
             image = self.call(self.net, pixels)
             image = image if self.image_range == 1 else image / self.image_range
@@ -153,9 +156,10 @@ def to_feature_map(output: Any, lr_NCHW: Tensor, padding: Padding = _PADDINGS[0]
     high, wide = padding.pad(height), padding.pad(width)
     if output.ndim == 3 and output.shape[1] == high * wide:
         output = output.transpose(1, 2).reshape(len(output), -1, high, wide)
-    if output.ndim == 4 and output.shape[-2:] == (high, wide):
-        return output[..., :height, :width]
-    return None
+    if output.ndim != 4 or output.shape[-2:] != (high, wide):
+        return None
+    features: Tensor = output[..., :height, :width]
+    return features
 
 
 def trial_image(*, multiple: int, least: int) -> Tensor:

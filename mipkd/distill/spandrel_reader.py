@@ -80,12 +80,16 @@ def read_foreign(state: StateDict, path: Path, *, blocks: str | None, unknown: s
     _check(found, spandrel, path)
     _check_kinds(found.model.state_dict(), state, path)
     sizes = found.size_requirements
-    known = {"multiple": int(sizes.multiple_of), "least": max(1, int(sizes.minimum))}
+    known: dict[str, Any] = {
+        "multiple": int(sizes.multiple_of),
+        "least": max(1, int(sizes.minimum)),
+    }
     net = found.model.eval().float()
     trial = trial_image(**known)
     try:
         call = _find_call(found, trial, path)
         one_by_one = not _keeps_images_apart(net, call, trial)
+        channels_last = _bears_channels_last(net, call, trial)
     except _MISTAKEN as error:
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise UnsupportedError(
@@ -93,9 +97,16 @@ def read_foreign(state: StateDict, path: Path, *, blocks: str | None, unknown: s
             hint="known: nets that take images of any size",
         ) from error
     body = find_blocks(net, trial, blocks, call)
-    ways = {"call": call, "one_by_one": one_by_one}
     return ForeignNet(
-        net=HookedNet(net, body, scale=int(found.scale), **known, **ways).eval(),
+        net=HookedNet(
+            net,
+            body,
+            scale=int(found.scale),
+            call=call,
+            one_by_one=one_by_one,
+            channels_last=channels_last,
+            **known,
+        ).eval(),
         arch=str(found.architecture.name),
         blocks=format_block_names(net, body.names),
         version=str(spandrel.__version__),
@@ -236,3 +247,18 @@ def _keeps_images_apart(net: torch.nn.Module, call: Call, trial: torch.Tensor) -
         except _MISTAKEN:
             return False
     return together.shape == alone.shape and torch.allclose(together, alone, atol=1e-3, rtol=1e-3)
+
+
+def _bears_channels_last(net: torch.nn.Module, call: Call, trial: torch.Tensor) -> bool:
+    """Whether it computes in that layout of memory too; some take tensors for contiguous ones."""
+    last = torch.channels_last
+    with torch.no_grad():
+        wanted = call(net, trial.clone())
+        try:
+            net.to(memory_format=last)  # type: ignore[call-overload]
+            found = call(net, trial.clone(memory_format=last))
+        except _MISTAKEN:
+            return False
+        finally:
+            net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return torch.allclose(found, wanted, atol=1e-3, rtol=1e-3)

@@ -54,7 +54,8 @@ class Metric:
 
     def fits(self, image_HWC: ByteArray) -> bool:
         """Whether an image is large enough for it."""
-        return min(image_HWC.shape[:2]) >= self.least_side
+        height, width = image_HWC.shape[:2]
+        return min(height, width) >= self.least_side
 
 
 @cache

@@ -93,8 +93,8 @@ def _export_foreign(
 ) -> Graph:
     """The graph of a net that is not ours, by the first of torch's exporters that gives its images.
 
-    Each works in a process of its own, since it may crash. A net that pads inside, where the size of
-    the example would stay in the graph, is exported once more for sizes that need no padding.
+    Each works in a process of its own, since it may crash. A net that pads inside, where the size
+    of the example would stay in the graph, is exported once more for sizes that need no padding.
     """
     said, made = list[StageError](), False
     for multiple in dict.fromkeys((net.multiple, net.unpadded_multiple)):

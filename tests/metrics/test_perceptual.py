@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -77,7 +76,8 @@ def lpips_of_the_paper(file: Path, image: np.ndarray, truth: np.ndarray) -> floa
     state, features = torch.load(file), make_features("alexnet")
     features.load_state_dict({k: state[f"features.{k}"] for k in features.state_dict()})
     features.requires_grad_(False)
-    heads = torch.load(Path(lpips.__file__).with_name("lpips_models") / "alex.pth", map_location="cpu")
+    published = Path(lpips.__file__).with_name("lpips_models") / "alex.pth"
+    heads = torch.load(published, map_location="cpu")
     shift = torch.tensor([-0.030, -0.088, -0.188])[:, None, None]
     spread = torch.tensor([0.458, 0.448, 0.450])[:, None, None]
     a, b = ((2 * as_batch(one) - 1 - shift) / spread for one in (image, truth))
