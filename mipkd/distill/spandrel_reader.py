@@ -64,8 +64,24 @@ def read_foreign(state: StateDict, path: Path, *, blocks: str | None, unknown: s
         UsageError: `blocks` is no sequence of the net.
     """
     spandrel = _import_for(path, unknown)
+    found = _load(spandrel, state, path, unknown)
+    _check(found, spandrel, path)
+    _check_kinds(found.model.state_dict(), state, path)
+    name = str(found.architecture.name)
     try:
-        found = spandrel.ModelLoader().load_from_state_dict(
+        net = _hook(found, blocks, path)
+    except _MISTAKEN as error:
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise UnsupportedError(
+            f"{path}: {name} of spandrel cannot be run: {first}",
+            hint="known: nets that take images of any size",
+        ) from error
+    return ForeignNet(net, name, format_block_names(net.net, net.names), str(spandrel.__version__))
+
+
+def _load(spandrel: Any, state: StateDict, path: Path, unknown: str) -> Any:
+    try:
+        return spandrel.ModelLoader().load_from_state_dict(
             spandrel.canonicalize_state_dict(dict(state))
         )
     except spandrel.UnsupportedModelError as error:
@@ -77,40 +93,24 @@ def read_foreign(state: StateDict, path: Path, *, blocks: str | None, unknown: s
         raise NotKnownError(
             f"{path}: {unknown}", hint=f"{_list_ours()}; spandrel cannot load it either: {first}"
         ) from error
-    _check(found, spandrel, path)
-    _check_kinds(found.model.state_dict(), state, path)
-    sizes = found.size_requirements
-    known: dict[str, Any] = {
-        "multiple": int(sizes.multiple_of),
-        "least": max(1, int(sizes.minimum)),
-    }
-    net = found.model.eval().float()
+
+
+def _hook(found: Any, blocks: str | None, path: Path) -> HookedNet:
+    """The net, and what trial runs tell of it."""
+    sizes, net = found.size_requirements, found.model.eval().float()
+    known = {"multiple": int(sizes.multiple_of), "least": max(1, int(sizes.minimum))}
     trial = trial_image(**known)
-    try:
-        call = _find_call(found, trial, path)
-        one_by_one = not _keeps_images_apart(net, call, trial)
-        channels_last = _bears_channels_last(net, call, trial)
-    except _MISTAKEN as error:
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        raise UnsupportedError(
-            f"{path}: {found.architecture.name} of spandrel cannot be run: {first}",
-            hint="known: nets that take images of any size",
-        ) from error
-    body = find_blocks(net, trial, blocks, call)
-    return ForeignNet(
-        net=HookedNet(
-            net,
-            body,
-            scale=int(found.scale),
-            call=call,
-            one_by_one=one_by_one,
-            channels_last=channels_last,
-            **known,
-        ).eval(),
-        arch=str(found.architecture.name),
-        blocks=format_block_names(net, body.names),
-        version=str(spandrel.__version__),
+    call = _find_call(found, trial, path)
+    hooked = HookedNet(
+        net,
+        find_blocks(net, trial, blocks, call),
+        scale=int(found.scale),
+        call=call,
+        one_by_one=not _keeps_images_apart(net, call, trial),
+        channels_last=_bears_channels_last(net, call, trial),
+        **known,
     )
+    return hooked.eval()
 
 
 def _list_ours() -> str:

@@ -54,8 +54,8 @@ class Metric:
 
     def fits(self, image_HWC: ByteArray) -> bool:
         """Whether an image is large enough for it."""
-        height, width = image_HWC.shape[:2]
-        return min(height, width) >= self.least_side
+        smallest: int = min(image_HWC.shape[:2])
+        return smallest >= self.least_side
 
 
 @cache
