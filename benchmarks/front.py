@@ -38,7 +38,8 @@ from pipeline.origin import commit
 from pipeline.report.charts import SHAPES
 from pipeline.report.plots import Point, scatter
 from pipeline.report.results_file import RESULTS, report_folder
-from targets.base import Session, find, upscale
+from targets._images import upscale
+from targets.base import Session, find
 
 log = logging.getLogger(__name__)
 
