@@ -65,7 +65,6 @@ def test_no_row_is_of_a_net_that_was_taught_or_exported_wrongly() -> None:
 @pytest.mark.parametrize(
     ("name", "scale", "blocks", "one_by_one"),
     [
-        ("CRAFT.CRAFT", 2, 2, False),  # pads inside, always
         ("IPT.IPT", 2, 0, True),  # is called for parts of an image, on pixels up to 255
         ("MMRealSR.MMRealSR", 4, 3, False),  # gives a tuple
         ("SeemoRe.SeemoRe", 3, 2, True),  # chooses experts over the batch
