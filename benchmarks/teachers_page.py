@@ -64,7 +64,7 @@ def write_page(rows: Sequence[Row], page: Path = PAGE) -> None:
     spandrel = import_spandrel().__version__
     said = _HEAD.format(spandrel=spandrel, torch=torch.__version__, steps=STEPS)
     teachers = [row for row in rows if "scales" in row]
-    why_no_graph = list(dict.fromkeys(filter(None, (row["why_no_graph"] for row in teachers))))
+    why_no_graph = list(dict.fromkeys(filter(None, map(_say_why, teachers))))
     said += "".join(_line(cells) for cells in _teachers(teachers, why_no_graph))
     said += "".join(f"\n{number}. {why}" for number, why in enumerate(why_no_graph, 1))
     unread = [
@@ -77,11 +77,17 @@ def write_page(rows: Sequence[Row], page: Path = PAGE) -> None:
 
 def _teachers(rows: Sequence[Row], reasons: Sequence[str]) -> Iterator[list[str]]:
     for row in rows:
-        why = row["why_no_graph"]
+        why = _say_why(row)
         graph = f"no ({reasons.index(why) + 1})" if why else str(row["levels"])
         scales = " ".join(f"x{scale}" for scale in row["scales"])
         image, features = _lesson(row["image"], "logits"), _lesson(row.get("features"), "feature")
         yield [_name(row), scales, image, row["blocks"], features, graph]
+
+
+def _say_why(row: Row) -> str:
+    """Why there is no graph: of two exporters the newer one's reason."""
+    why: str = row["why_no_graph"]
+    return why.split("; ")[0].removeprefix("export: ")
 
 
 def _lesson(found: dict[str, list[float]] | str | None, term: str) -> str:
