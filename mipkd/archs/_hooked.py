@@ -10,7 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -185,16 +185,24 @@ def find_blocks(
         UsageError: `named` does not exist, or is no such sequence.
     """
     trial = _Trial(net, lr_NCHW, call)
-    if named:
-        return _find_named(net, trial, named)
+    names = _list_named(net, named) if named else ()
     for padding in _PADDINGS:
-        found = _find_longest(net, trial, padding)
+        if named:
+            found = trial.measure(BlockSequence(names, 0, padding))
+        else:
+            found = _find_longest(net, trial, padding)
         # Two ways of padding may give one size: they differ at this one.
         if found.names and (
             padding == Padding() or _Trial(net, lr_NCHW.repeat(1, 1, 2, 3), call).fits(found)
         ):
             return found
-    return BlockSequence()
+    if not named:
+        return BlockSequence()
+    raise UsageError(
+        f"identify.blocks: {named}: not features of one size, that of the LR image, each given "
+        f"once and in order: {trial.describe(names) or 'no modules'}",
+        hint="leave it out: blocks are looked for",
+    )
 
 
 def _find_longest(net: nn.Module, trial: _Trial, padding: Padding) -> BlockSequence:
@@ -205,7 +213,7 @@ def _find_longest(net: nn.Module, trial: _Trial, padding: Padding) -> BlockSeque
     share = {names: _count_params(net, names) / params(net) for names in fitting}
     large = [names for names in fitting if share[names] >= 0.5]
     best = max(large, key=len) if large else max(fitting, key=lambda names: share[names])
-    return trial.measure(best, padding)
+    return trial.measure(BlockSequence(best, 0, padding))
 
 
 def format_block_names(net: nn.Module, names: Sequence[str]) -> str:
@@ -233,18 +241,17 @@ class _Trial:
     def fits(self, body: BlockSequence) -> bool:
         """Whether the modules ran once each, in order, and gave maps of one size."""
         names = body.names
-        once = all(len(self._outputs[name]) == 1 for name in names)
+        once = bool(names) and all(len(self._outputs[name]) == 1 for name in names)
         if not once:
             return False
         shapes = {self._shape(name, body.padding) for name in names}
         ran = [self._order.index(name) for name in names]
         return len(shapes) == 1 and None not in shapes and ran == sorted(ran)
 
-    def measure(self, names: tuple[str, ...], padding: Padding) -> BlockSequence:
-        """Modules that fit, with their width."""
-        shape = self._shape(names[0], padding)
-        assert shape is not None, "they fit"
-        return BlockSequence(names, shape[1], padding)
+    def measure(self, body: BlockSequence) -> BlockSequence:
+        """The modules with their width; none if they do not fit."""
+        shape = self._shape(body.names[0], body.padding) if self.fits(body) else None
+        return replace(body, width=shape[1]) if shape else BlockSequence()
 
     def describe(self, names: Sequence[str]) -> str:
         """The shapes of the modules' outputs, for a message."""
@@ -260,7 +267,12 @@ class _Trial:
         return None if features is None else features.shape
 
 
-def _find_named(net: nn.Module, trial: _Trial, named: str) -> BlockSequence:
+def _list_named(net: nn.Module, named: str) -> tuple[str, ...]:
+    """The modules that a user named: a container's, or one by one.
+
+    Raises:
+        UsageError: the net has no such module.
+    """
     modules = dict(net.named_modules())
     names = tuple(part.strip() for part in named.split(","))
     for name in names:
@@ -271,14 +283,7 @@ def _find_named(net: nn.Module, trial: _Trial, named: str) -> BlockSequence:
             )
     if len(names) == 1 and isinstance(modules[names[0]], nn.ModuleList | nn.Sequential):
         names = _members(names[0], modules[names[0]])
-    for padding in _PADDINGS:
-        if names and trial.fits(BlockSequence(names, 0, padding)):
-            return trial.measure(names, padding)
-    raise UsageError(
-        f"identify.blocks: {named}: not features of one size, that of the LR image, each given "
-        f"once and in order: {trial.describe(names) or 'no modules'}",
-        hint="leave it out: blocks are looked for",
-    )
+    return names
 
 
 def _sequences(net: nn.Module) -> Iterator[tuple[str, ...]]:

@@ -192,13 +192,14 @@ class Padding(Grouped):
         return super().forward(padded)[..., : 2 * height, : 2 * width]
 
 
-@pytest.mark.parametrize(("multiple", "always"), [(64, False), (16, True)])
+@pytest.mark.parametrize(("multiple", "always"), [(64, False), (16, True), (32, True)])
 def test_features_of_a_net_that_pads_inside_are_cut_to_the_image(
     multiple: int, always: bool
 ) -> None:
     net = Padding(multiple, always).eval()
     body = found(net)
     assert body.names == ("body.0", "body.1", "body.2")
+    assert found(net, "body") == body  # as a record of the net names them
     lr = torch.rand(2, 3, 48, 64 if always else 80)
     image, taps = HookedNet(net, body, scale=2).forward_with_taps(lr, (0, 2))
     assert image.shape[-2:] == (96, 2 * lr.shape[-1])
