@@ -138,7 +138,9 @@ class _Training:
         settings += cache.contents if cache else ""
         self.fits = checkpoint.fingerprint(settings, inputs.student, inputs.teacher)
         principal = read_cache_directions(cache)
-        self.learner = Learner(config, inputs.student, inputs.teacher, principal=principal)
+        truth = inputs.sampler.has_truth
+        nets = inputs.student, inputs.teacher
+        self.learner = Learner(config, *nets, principal=principal, truth=truth)
         self.psnr_y_db, self.out = float("nan"), out
         self._before, self._start = inputs.start_s, time.perf_counter()
         self._next_save = 0.0

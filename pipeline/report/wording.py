@@ -7,16 +7,35 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from mipkd.core.health import BODY_GRADIENT
+from mipkd.core.images import ASSUMED_TRUTH_DB
 from mipkd.core.precision import order_of
 
 if TYPE_CHECKING:
     from mipkd.core.evidence import Gate
-    from mipkd.core.measurement import Measurement
+    from mipkd.core.measurement import Against, Measurement
     from mipkd.core.records import QuantPlan
     from pipeline.bench.stats import Estimate
     from pipeline.report.figures import ModelFigures
 
 NONE = "–"
+# Behind the name of a metric: what it is to where that is not the truth.
+TO: dict[Against, str] = {
+    "truth": "",
+    "teacher": " to the teacher's image",
+    "student": " to the student's own image",
+}
+
+
+def about_reference(against: Against) -> str:
+    """What stands for a truth that is not there, in words; "" where there is one."""
+    if against == "truth":
+        return ""
+    whose = "teacher" if against == "teacher" else "student itself"
+    return (
+        f"The test images are LR frames without truth: what the {whose} makes of them in FP32 "
+        f"stands for it. What is lost, in dB, is what a truth {ASSUMED_TRUTH_DB:g} dB from that "
+        "image would show."
+    )
 
 
 def number(value: float | None, digits: int, unit: str = "") -> str:
