@@ -96,7 +96,7 @@ def degrade(hr_HWC: ByteArray, scale: int, config: DegradationConfig) -> ByteArr
     """The LR image of an HR one whose sides are multiples of the scale."""
     height, width = (side // scale for side in hr_HWC.shape[:2])
     digest = hashlib.sha256(hr_HWC.tobytes()).digest()
-    rng = np.random.default_rng([config.seed, *np.frombuffer(digest[:16], np.uint32).tolist()])
+    rng = np.random.default_rng([config.seed, int.from_bytes(digest[:16], "big")])
     image, passes = hr_HWC, _passes(config)
     for number, one in enumerate(passes):
         base = (height, width) if number else hr_HWC.shape[:2]  # the second starts at the LR size

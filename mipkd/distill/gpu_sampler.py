@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mipkd.distill.batch import Batch, Sampler
-from mipkd.distill.data import AnyArray, PatchSampler, latent_planes
+from mipkd.distill.patch_sampler import AnyArray, PatchSampler, latent_planes
 from mipkd.losses.base import TeacherPass
 
 log = logging.getLogger(__name__)

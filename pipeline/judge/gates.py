@@ -100,6 +100,8 @@ def _judge_search(plan: QuantPlan) -> Iterator[Gate]:
             if plan.fixed:
                 reason = "the target's fixed recipe"
                 reason += "; the student was trained on for it" if plan.tuned else ""
+            if plan.holdout and plan.holdout.against != "truth":
+                reason += f", by the {plan.holdout.against}'s image: the photos have no truth"
             well = passes(figure <= bound)
             yield Gate(name, f"{plan.target} int8", well, figure, bound, "dB", reason)
 

@@ -1,4 +1,4 @@
-"""LR by a chain of degradations: of one seed the same, of the size asked for, as strong as asked."""
+"""LR by a chain of degradations: the same of one seed, of the size and as strong as asked."""
 
 from pathlib import Path
 
