@@ -121,7 +121,8 @@ def prepare_images(
         UsageError: a test image, or a copy of one, is among the photos; a plan says so too.
     """
     scale = like if isinstance(like, int) else like.like
-    reference, against = (None, "truth") if isinstance(like, int) else like.reference
+    none: tuple[None, Against] = None, "truth"
+    reference, against = none if isinstance(like, int) else like.reference
     test_set, degradation = source_of_folder(config.val), config.degradation
     if lr_only.val:
         of_tests = TestsInputs(scale, test_set, reference, against)

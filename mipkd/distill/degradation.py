@@ -131,7 +131,8 @@ def _gaussian(along: float, across: float, angle: float) -> npt.NDArray[np.float
     y, x = np.mgrid[-edge : edge + 1, -edge : edge + 1]
     u, v = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
     weights = np.exp(-((u / along) ** 2 + (v / across) ** 2) / 2)
-    return (weights / weights.sum()).astype(np.float32)
+    kernel: npt.NDArray[np.float32] = (weights / weights.sum()).astype(np.float32)
+    return kernel
 
 
 def _draw_size(base: tuple[int, ...], one: _Pass, rng: np.random.Generator) -> tuple[int, int]:
@@ -184,4 +185,5 @@ def _compress(
 
 
 def _as_bytes(image_HWC: npt.NDArray[np.floating]) -> ByteArray:
-    return np.rint(image_HWC).clip(0, 255).astype(np.uint8)
+    pixels: ByteArray = np.rint(image_HWC).clip(0, 255).astype(np.uint8)
+    return pixels

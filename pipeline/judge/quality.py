@@ -33,7 +33,7 @@ from pipeline.judge.outcomes import by_interval, invalid, passes
 
 TO_TEACHER = "loss to the teacher"
 _SHARE = "of its gain over bicubic"
-_DISTANCE = "of bicubic's squared error to its image"
+_DISTANCE = "of bicubic's squared error to it"
 _AGAINST: dict[Against, str] = {
     "truth": "against the FP32 student, ",
     "teacher": "against the FP32 student, by the teacher's image and a truth "
@@ -138,7 +138,7 @@ def _judge_distance(bound: float, m: Measurement, measurements: Sequence[Measure
 
 def _as_share(gain_db: float) -> float:
     """Of squared errors, from a difference of PSNRs."""
-    return 10.0 ** (-gain_db / 10)
+    return math.pow(10, -gain_db / 10)
 
 
 def _three_means(

@@ -160,8 +160,9 @@ def float_layers(plan: QuantPlan) -> str:
     photos, pages = (held.photos, held.pages) if held else (0, 0)
     by = f", by the {held.against}'s image" if held and held.against != "truth" else ""
     return (
-        f"{how}Predicted loss against the target's own FP32{by}: {loss} of {photos} crops of photos "
-        f"and {pages} drawn pages, not calibrated on, that could only refuse a choice, {kept}."
+        f"{how}Predicted loss against the target's own FP32{by}: {loss} of {photos} crops of "
+        f"photos and {pages} drawn pages, not calibrated on, that could only refuse a choice, "
+        f"{kept}."
     )
 
 
