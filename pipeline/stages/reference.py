@@ -13,7 +13,8 @@ from mipkd.distill.data import load_probes, load_tests
 from pipeline.bench.pixels import keep_output, score, score_images
 from pipeline.reference_net import FP32_ON
 from pipeline.stage import Ref, stage
-from targets.base import BuildRequest, find, upscale
+from targets._images import upscale
+from targets.base import BuildRequest, find
 
 
 @dataclass(frozen=True)
