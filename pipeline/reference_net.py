@@ -15,7 +15,8 @@ import torch
 from mipkd.archs.base import upscale_image
 from mipkd.core.records import Graph, Model
 from mipkd.distill import teacher as teachers
-from targets.base import BuildRequest, ByteArray, find, upscale
+from targets._images import upscale
+from targets.base import BuildRequest, ByteArray, find
 
 FP32_ON = "cpu"  # ONNX Runtime is always installed, and parity ties its FP32 to torch
 
