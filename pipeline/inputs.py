@@ -95,7 +95,7 @@ def identify_nets(on: RunContext) -> Nets:
     teaches = not config.model or (config.qat.run and config.qat.taught_by == "teacher")
     if teacher and teaches:
         looked_at = CompareTeacherInputs(teacher, images or photos, config.degradation)
-        alone = on.lr_only.data and not images
+        alone = on.lr_only.data
         check_teacher(on.run, looked_at, config.identify, config.teacher, teaches_alone=alone)
         if teacher.record and (warning := licence_warning(teacher.record)):
             log.warning("%s", warning)

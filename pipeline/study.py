@@ -192,9 +192,8 @@ def _prepare(patch: int, subject: Subject, run: Run) -> _Shared:
     inputs = IdentifyInputs(subject.options, subject.teacher, "teacher", with_truth)
     teacher = run.step(identify, inputs, label="teacher")
     lacks = subject.lr_only_tests or (False,) * len(subject.tests)
-    images = None if lacks[0] else subject.tests[0]
-    alone, images = subject.lr_only and not images, images or with_truth
-    looked_at = CompareTeacherInputs(teacher, images, subject.degradation)
+    images = (None if lacks[0] else subject.tests[0]) or with_truth
+    looked_at, alone = CompareTeacherInputs(teacher, images, subject.degradation), subject.lr_only
     check_teacher(run, looked_at, subject.options, subject.teacher.path, teaches_alone=alone)
     sets = tuple(
         run.step(prepare_tests, _of_tests(teacher, subject, number), label=str(number))
