@@ -106,6 +106,8 @@ def test_the_student_follows_its_teacher_and_not_the_photos(
     to_teacher, to_photo = (float(np.mean(one)) for one in db.values())
     assert to_teacher == pytest.approx(found["figures"]["compared"]["student"], abs=1e-3)
     assert to_teacher > to_photo + 1
+    first, *_ = (root / found["distilled"]["curves"]).read_text().splitlines()
+    assert to_teacher > json.loads(first)["psnr_y_db"] + 1
     assert to_teacher > found["figures"]["compared"]["bicubic"] + 1
 
 
