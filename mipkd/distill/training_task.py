@@ -14,7 +14,8 @@ from torch import Tensor
 from mipkd.archs.base import SRNet, load_arch
 from mipkd.core.records import Model, Photos, TeacherCache, TestSet
 from mipkd.distill import teacher as teachers
-from mipkd.distill.data import PatchSampler, load_tests
+from mipkd.distill.data import load_tests
+from mipkd.distill.patch_sampler import PatchSampler
 from mipkd.distill.ranks import run_on_all
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.start import cut_start_patches, initialise, initialise_once

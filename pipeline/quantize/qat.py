@@ -28,7 +28,8 @@ from mipkd.core.records import (
     model_of,
 )
 from mipkd.distill import teacher as teachers
-from mipkd.distill.data import Pair, PatchSampler
+from mipkd.distill.data import Pair
+from mipkd.distill.patch_sampler import PatchSampler
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.trainer import TrainingInputs, train
 from mipkd.export import onnx

@@ -63,6 +63,7 @@ def measure_on(machine: Machine, job: Job, tests: TestSet, out: Path) -> tuple[M
             file=built.file,
             refused_by=built.refused_by,
             device=machine.address,
+            against=tests.against,
         )
         for m, built in zip(timed, job.builts, strict=True)
     )
