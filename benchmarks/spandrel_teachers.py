@@ -29,7 +29,8 @@ from mipkd.core.records import Model, TestSet
 from mipkd.distill import student as students
 from mipkd.distill import teacher as teachers
 from mipkd.distill.batch import Batch
-from mipkd.distill.data import PatchSampler, prepare_photos, prepare_tests
+from mipkd.distill.data import prepare_photos, prepare_tests
+from mipkd.distill.patch_sampler import PatchSampler
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.teacher import TeacherOptions, identify
 from mipkd.distill.train_step import Learner
