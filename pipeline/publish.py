@@ -99,6 +99,7 @@ def judge_and_publish(config: Config, run: Run, found: Found, *, command: str) -
         warnings=tuple(dict.fromkeys(w for r in receipts.values() for w in r.warnings)),
         builts=builts,
         rivals=tuple(one.as_rival for one in found.baselines),
+        search=found.student.search,
     )
     evidence = _with_licence(evidence)
     write_config(run.root / CONFIG, tomli_w.dumps(_plain(config)), _stated_before(run))

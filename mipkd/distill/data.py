@@ -6,7 +6,7 @@ Shapes: N batch, H W low-res size, S scale. Values: float32 in [0, 1], RGB, unle
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
 from copy import copy
 from functools import partial
@@ -23,7 +23,7 @@ from mipkd.core.errors import UsageError
 from mipkd.core.images import ByteArray, read_rgb, write_png
 from mipkd.core.names import printable
 from mipkd.core.photos import PhotoWriter, open_photos
-from mipkd.core.records import Photos, TeacherCache, TestSet
+from mipkd.core.records import Holdout, Photos, TeacherCache, TestSet
 from mipkd.distill.batch import Batch
 from mipkd.distill.cache_store import HalfArray, TeacherOutput, open_cache
 from mipkd.distill.pair_reader import Pair as Pair
@@ -181,13 +181,20 @@ def load_tests(tests: TestSet) -> list[Pair]:
     ]
 
 
+def load_holdout(held: Holdout) -> list[Pair]:
+    """The crops of photos that something is chosen on, without the drawn pages."""
+    sides = (np.load(held.lr), np.load(held.hr))
+    return [(f"held-{n}", *pair) for n, pair in enumerate(zip(*sides, strict=True))][: held.photos]
+
+
 def load_probes(tests: TestSet) -> list[tuple[str, ByteArray]]:
     """The probes of a prepared test set: names and LR."""
     return [(name, read_rgb(tests.lr_file(name))) for name in tests.probes]
 
 
 class PatchSampler:
-    """Random patches; `batch` is a pure function of seed and step, so that a resume is exact."""
+    """Random patches, none of photos to `leave_out`; `batch` is a pure function of seed and step,
+    so that a resume is exact."""
 
     def __init__(
         self,
@@ -197,8 +204,10 @@ class PatchSampler:
         batch: int,
         seed: int,
         cache: TeacherCache | None = None,
+        leave_out: Collection[int] = (),
     ) -> None:
         self.photos = open_photos(photos)
+        self.drawn_from = [n for n in range(len(self.photos)) if n not in leave_out]
         self.scale, self.patch, self.size, self.seed = photos.scale, patch, batch, seed
         self.cache = cache
         self.teacher_outputs = open_cache(cache, photos.count) if cache else []
@@ -243,7 +252,7 @@ class PatchSampler:
         rng = np.random.default_rng([self.seed, step])
         drawn = np.empty((self.size, 4), np.int64)
         for row in range(self.size):
-            index = rng.integers(len(self.photos))
+            index = self.drawn_from[rng.integers(len(self.drawn_from))]
             height, width = self.photos[index].lr_HWC.shape[:2]
             top, left = (rng.integers(side - self.patch + 1) for side in (height, width))
             drawn[row] = index, top, left, rng.integers(8)

@@ -49,7 +49,7 @@ Steps = Annotated[int | None, typer.Option(help="Training steps; default 10000."
 LatencyBudget = Annotated[
     float | None,
     typer.Option(
-        help="Milliseconds that an image may take (p90); --student auto is the largest within it."
+        help="Milliseconds that an image may take (p90); --student auto is the best within it."
     ),
 ]
 SizeText = Annotated[
