@@ -2,11 +2,11 @@
 
 `python -m benchmarks.auto_search TEACHER --data PHOTOS --holdout IMAGES --budgets 12,40 --work DIR`
 
-For each budget (ms, p90 on `cpu` in FP32 at --size) the nets of the grid that fit are timed, searched
-with a quarter of the steps that all of them whole would take, and then all trained whole. Both kinds
-of training have the same settings and photos: every fourth of PHOTOS by name. Quality is the mean PSNR-Y of
-the centre crops of the first images of IMAGES, which nothing is chosen on. The same command goes on
-where it was. Ends with 1 where a chosen net is more than 0.05 dB behind the best.
+For each budget (ms, p90 on `cpu` in FP32 at --size) the nets of the grid that fit are timed, then
+searched with a quarter of the steps that all of them whole would take, then all trained whole. Both
+kinds of training have the same settings and photos, every fourth of PHOTOS by name. Quality is the
+mean PSNR-Y of the centre crops of the first images of IMAGES, on which nothing is chosen. The same
+command goes on where it was. It ends with 1 where a chosen net is 0.05 dB or more behind the best.
 """
 
 from __future__ import annotations

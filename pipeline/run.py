@@ -149,8 +149,7 @@ class Run:
 
     def foresee(self, stage: Stage[I, R], work: Foreseen, *, note: str) -> None:
         """Say in a plan that more of a stage follows, depending on what its steps come to."""
-        why = "which, is known then"
-        self.events.append(Event(stage.name, "", "", False, why, note, inputs=work))
+        self.events.append(Event(stage.name, "", "", False, "", note, inputs=work))
 
     def _know(self, record: Any) -> None:
         """Note what the latest step made."""

@@ -158,7 +158,8 @@ class Timer:
         many = len(config.candidates) or sum(len(g.widths) + len(g.depths) - 1 for g in grids)
         note = f"up to {many} of {nets} nets, to see which keep {self.task.budget}"
         left = max(0, (many - len(self.timed)) * len(on.targets) - 1)
-        on.run.foresee(fit, Foreseen(left, first), note=note)
+        if left:
+            on.run.foresee(fit, Foreseen(left, first), note=note)
         trained = min(config.nets, many)
         if trained > 1:
             note = f"up to {trained} nets, {self.task.steps:,} steps together, half go on each time"

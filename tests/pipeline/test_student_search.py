@@ -1,4 +1,4 @@
-"""`--student auto`: what fits a budget is found in few timings, the best of it by short trainings."""
+"""`--student auto`: few timings find what fits a budget, short trainings the best of it."""
 
 from __future__ import annotations
 
