@@ -9,7 +9,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, log2, prod
-from math import log as ln
 
 import numpy as np
 
@@ -60,13 +59,17 @@ def rung_ends(steps: int, nets: int) -> tuple[int, ...]:
 
 
 def foretell(steps: Sequence[int], psnr_y_db: Sequence[float], at: int) -> float:
-    """PSNR-Y in dB at a later step: the line through the second half of a curve, over the logarithm
-    of the steps, drawn on."""
-    late = [(s, p) for s, p in zip(steps, psnr_y_db, strict=True) if s >= max(1, steps[-1] / 2)]
-    if len(late) < 2:
-        return psnr_y_db[-1]
-    rise = float(np.polyfit(np.log([s for s, _ in late]), [p for _, p in late], 1)[0])
-    return psnr_y_db[-1] + max(0.0, rise) * ln(at / steps[-1])
+    """PSNR-Y in dB at a later step: each doubling of the steps brings less than the one before, in
+    the ratio in which the last one did. A curve that fell last stays where it is."""
+    points = [(step, psnr) for step, psnr in zip(steps, psnr_y_db, strict=True) if step]
+    logs, end = np.log2([step for step, _ in points]), log2(steps[-1])
+    early, middle, now = np.interp([end - 2, end - 1, end], logs, [psnr for _, psnr in points])
+    rise = float(now - middle)
+    if rise <= 0:
+        return float(now)
+    ratio, doublings = rise / max(rise, float(middle - early)), log2(at) - end
+    geometric = doublings if ratio == 1 else ratio * (1 - ratio**doublings) / (1 - ratio)
+    return float(now) + rise * geometric
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class _Halving:
         training = task.trainings["student"]
         # What each rung is foretold for.
         self._next = (*self.ends[1:], max((training.steps, *self.ends)))
-        steps, period = (self.ends[-1], max(1, self.ends[0] // 2)) if self.ends else (1, 1)
+        steps, period = (self.ends[-1], max(1, self.ends[0] // 4)) if self.ends else (1, 1)
         changed = {"steps": steps, "schedule": "constant", "validate_every": period}
         self._config = training.model_copy(update=changed)
 

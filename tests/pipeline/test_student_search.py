@@ -83,12 +83,22 @@ def test_rungs_share_the_steps_and_the_last_has_two_nets(nets: int) -> None:
     assert rung_ends(1, 8) == (1, 2, 3)  # a step each at least
 
 
-def test_a_curve_is_drawn_on_by_its_second_half() -> None:
-    steps = [0, 50, 100, 200, 400]
-    curve = [10.0, 20.0, *(30 + 0.1 * np.log2([100, 200, 400]))]
-    assert foretell(steps, curve, 1600) == pytest.approx(30 + 0.1 * np.log2(1600))
+def test_each_doubling_is_foretold_to_bring_less_in_the_same_ratio() -> None:
+    steps = [0, 25, 50, 100, 200, 400, 800, 1600]
+    saturating = [0.0, *(35 - 4 * 0.6**n for n in range(7))]
+    for seen in (4, 5, 6):
+        for at in (6, 7):
+            foretold = foretell(steps[:seen], saturating[:seen], steps[at])
+            assert foretold == pytest.approx(saturating[at])
+    straight = [0.0, *(30 + 0.1 * n for n in range(7))]
+    assert foretell(steps[:5], straight[:5], 1600) == pytest.approx(straight[7])
+
+
+def test_what_does_not_rise_is_foretold_to_stay() -> None:
     assert foretell([0, 100], [10.0, 30.0], 400) == 30  # a point alone has no direction
-    assert foretell([0, 100, 200], [9.0, 30.0, 29.9], 400) == 29.9  # a fall is noise
+    assert foretell([0, 50, 100, 200], [9.0, 29.0, 30.0, 29.9], 400) == 29.9
+    rising_more = foretell([0, 50, 100, 200], [9.0, 30.0, 30.1, 30.4], 400)
+    assert rising_more == pytest.approx(30.7)
 
 
 @pytest.fixture(scope="module")
