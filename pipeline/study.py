@@ -20,6 +20,7 @@ from mipkd.core.errors import MipkdError, StageError, UsageError, nearest
 from mipkd.core.records import Model, Photos, TeacherCache, TestSet
 from mipkd.core.study import Pace, Study, Trained, arm_name
 from mipkd.distill import ranks
+from mipkd.distill import student as students
 from mipkd.distill.settings import DistillConfig, find_method, method_names
 from mipkd.distill.teacher import TeacherOptions
 from pipeline import caching
@@ -181,8 +182,14 @@ def run_study(
 
 
 def _prepare(patch: int, subject: Subject, run: Run) -> _Shared:
+    if subject.student == "auto":
+        raise UsageError(
+            "--student auto: a study teaches one student in several ways",
+            hint="name it, such as --student edsr:c32b8; run and plan take auto",
+        )
     inputs = IdentifyInputs(subject.options, subject.teacher, "teacher", subject.data)
     teacher = run.step(identify, inputs, label="teacher")
+    students.find_sizes(teacher.value, subject.student)
     images = subject.tests[0] or subject.data
     check_teacher(run, teacher, images, subject.options, subject.teacher.path)
     sets = tuple(

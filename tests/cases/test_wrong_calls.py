@@ -86,8 +86,6 @@ CALLS = (
     Call(2, "distill.init: GIVEN/other.safetensors is a checkpoint of one size", f"{_ALL} "
          "--student auto --latency-budget 9 --set distill.init=GIVEN/other.safetensors", "project"),
     Call(2, "--student: no effect", f"{_FINISHED} --student auto --latency-budget 9"),
-    Call(4, "--student auto: jetson cannot be timed here", f"{_ALL} --student auto "
-         "--latency-budget 9 --target jetson", "--device"),
     Call(2, "--qat: no effect on cpu", f"{_ALL} --qat"),
     Call(3, "--qat: --model", f"{_GRAPH} --qat", "checkpoint"),
     Call(3, "build.pixels: jetson", f"{_ALL} --target jetson --set build.pixels=uint8"),
