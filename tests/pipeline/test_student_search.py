@@ -230,7 +230,7 @@ def test_a_plan_says_how_many_nets_and_steps_there_are(
     with opened(given, tmp_path, "fit.candidates=[]", run=new) as task:
         assert search_student(task) is None
     notes = " | ".join(one.note for one in new.events if one.stage in ("fit", "rung"))
-    assert "of 79 nets, to see which keep 1e+04 ms at LR 16x16" in notes
+    assert "of 79 nets, to see which keep 10000 ms at LR 16x16" in notes
     assert "up to 12 nets, 24 steps together" in notes
     again = Run(searched[0], dry=True, scratch=tmp_path / "scratch")
     with opened(given, searched[0], "fit.steps=48", run=again) as task:
