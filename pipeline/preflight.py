@@ -136,8 +136,8 @@ def check_trainings(on: RunContext, nets: Nets, baselines: Sequence[Baseline]) -
         return
     spec = config.student
     if spec == "auto":
-        for one in config.fit.candidates:
-            students.find_sizes(teacher, one)
+        for candidate in config.fit.candidates:
+            students.find_sizes(teacher, candidate)
         spec = an_example(teacher, config.fit.candidates)
     arch, hyper = students.choose(teacher, spec)
     with torch.device("meta"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -205,8 +206,12 @@ def test_half_of_the_nets_go_on_until_one_is_left(searched: tuple[Path, StudentS
 def test_a_search_that_was_killed_chooses_as_one_that_was_not(
     searched: tuple[Path, StudentSearch], given: Path, tmp_path: Path
 ) -> None:
+    root, found = searched
+    shutil.copytree(root, tmp_path / "run", ignore=shutil.ignore_patterns("rung"))
     with opened(given, tmp_path / "run") as task:
-        assert said(search_student(task)) == said(searched[1])
+        assert said(search_student(task)) == said(found)
+    made = [one.stage for one in task.on.run.events if not one.remembered]
+    assert made == ["rung"] * 5
 
 
 def test_another_budget_times_nothing_anew(
