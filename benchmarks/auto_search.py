@@ -193,4 +193,7 @@ def _print(one: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except MipkdError as error:
+        sys.exit(f"error: {error.what}\nhint: {error.hint}")

@@ -24,6 +24,8 @@ from pipeline.student_latency import AutoTask, OnlyPlannedError, Timer
 
 log = logging.getLogger(__name__)
 
+_FEW = 100  # steps of a net in the first rung, from where they tell nets apart
+
 
 def search_student(task: AutoTask) -> StudentSearch | None:
     """The student that is best within the budget on all targets; None while it is only planned.
@@ -107,14 +109,7 @@ class _Halving:
         if not self.ends:
             log.info("student: %s alone fits: nothing is trained to choose", self.left[0])
             return
-        log.info(
-            "student: %d nets are trained, from rung to rung half as many, to steps %s; %s steps "
-            "in all, seed %d",
-            len(self.left),
-            ", ".join(f"{end:,}" for end in self.ends),
-            f"{self.task.steps:,}",
-            self._config.seed,
-        )
+        self._announce()
         on, photos = self.task.on, self.task.images.photos
         cut = HoldOutInputs(on.config.quantize.holdout, photos, self._split_seed)
         self.held = on.run.step(hold_out, cut)
@@ -125,6 +120,23 @@ class _Halving:
                 self._foresee(len(self.ends) - number - 1)
                 raise OnlyPlannedError
             self._rank(number, before)
+            if len(self.left) == 1:  # others failed
+                break
+
+    def _announce(self) -> None:
+        """Tell the budget, and what is too little of it."""
+        nets, ends = len(self.left), ", ".join(f"{end:,}" for end in self.ends)
+        log.info(
+            "student: %d nets are trained, from rung to rung half as many, to steps %s; %s steps "
+            "in all, seed %d",
+            *(nets, ends, f"{self.task.steps:,}", self._config.seed),
+        )
+        if self.ends[0] < _FEW:
+            log.warning(
+                "--student auto: after %d steps each %d nets can hardly be told apart: "
+                "--set fit.steps=%d gives them %d, --set fit.nets=4 more steps to fewer",
+                *(self.ends[0], nets, len(self.ends) * _FEW * nets, _FEW),
+            )
 
     def _keep_images(self) -> Ref[TeacherCache] | None:
         """The teacher's images of all photos; latents depend on which student reads them."""

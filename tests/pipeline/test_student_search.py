@@ -12,6 +12,7 @@ from random import Random
 import numpy as np
 import pytest
 import torch
+from report_case import EvidenceOf
 
 from mipkd.archs import edsr
 from mipkd.archs.base import load_arch
@@ -25,7 +26,9 @@ from pipeline.config import load
 from pipeline.context import RunContext, choose_targets
 from pipeline.inputs import choose_patches, identify_nets, prepare_images
 from pipeline.machine.base import connect
+from pipeline.report.results_file import RESULTS, read_results, report_folder
 from pipeline.report.student_table import describe_search, student_table
+from pipeline.report.write import write
 from pipeline.run import Run
 from pipeline.student_grid import Grid, find_largest, grids_for
 from pipeline.student_latency import AutoTask
@@ -256,3 +259,16 @@ def test_the_report_tells_each_net_and_why_it_went(searched: tuple[Path, Student
     assert "24 training steps together" in describe_search(found)
     alone = replace(found, rungs=(), tried=found.tried[:1])
     assert "nothing was trained to choose it" in describe_search(alone)
+
+
+def test_the_report_of_a_run_has_that_table(
+    searched: tuple[Path, StudentSearch], tmp_path: Path
+) -> None:
+    _, found = searched
+    evidence = replace(EvidenceOf(tmp_path / "run").evidence, search=found)
+    page = write(evidence, report_folder(tmp_path / "run"))
+    for file in (page, page.with_name("report.md")):
+        text = file.read_text()
+        assert "24 training steps together" in text
+        assert all(one.spec in text for one in found.tried)
+    assert read_results(page.with_name(RESULTS)).search == found
