@@ -24,6 +24,7 @@ from pipeline.student_latency import AutoTask, OnlyPlannedError, Timer
 
 log = logging.getLogger(__name__)
 
+_MOST_KEPT = 0.8  # of what a doubling of the steps brings, by the next one
 _FEW = 100  # steps of a net in the first rung, from where they tell nets apart
 
 
@@ -62,16 +63,17 @@ def rung_ends(steps: int, nets: int) -> tuple[int, ...]:
 
 def foretell(steps: Sequence[int], psnr_y_db: Sequence[float], at: int) -> float:
     """PSNR-Y in dB at a later step: each doubling of the steps brings less than the one before, in
-    the ratio in which the last one did. A curve that fell last stays where it is."""
+    the ratio in which the last one did, but for the first steps of a steep curve. A curve that fell
+    last stays where it is."""
     points = [(step, psnr) for step, psnr in zip(steps, psnr_y_db, strict=True) if step]
     logs, end = np.log2([step for step, _ in points]), log2(steps[-1])
     early, middle, now = np.interp([end - 2, end - 1, end], logs, [psnr for _, psnr in points])
     rise = float(now - middle)
     if rise <= 0:
         return float(now)
-    ratio, doublings = rise / max(rise, float(middle - early)), log2(at) - end
-    geometric = doublings if ratio == 1 else ratio * (1 - ratio**doublings) / (1 - ratio)
-    return float(now) + rise * geometric
+    before, doublings = float(middle - early), log2(at) - end
+    ratio = min(_MOST_KEPT, rise / before) if before > 0 else _MOST_KEPT
+    return float(now) + rise * ratio * (1 - ratio**doublings) / (1 - ratio)
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,8 @@ class _Halving:
         training = task.trainings["student"]
         # What each rung is foretold for.
         self._next = (*self.ends[1:], max((training.steps, *self.ends)))
-        steps, period = (self.ends[-1], max(1, self.ends[0] // 4)) if self.ends else (1, 1)
-        changed = {"steps": steps, "schedule": "constant", "validate_every": period}
+        steps = max((1, *self.ends))
+        changed = {"steps": steps, "schedule": "constant", "validate_every": steps}
         self._config = training.model_copy(update=changed)
 
     def run(self) -> None:

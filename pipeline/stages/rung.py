@@ -26,7 +26,7 @@ class Rung:
 class RungInputs:
     """A training of `config.steps`, done up to step `until`; it goes on from `before`.
 
-    Photos that the holdout is cropped from, by `split_seed`, are not trained on.
+    It is validated at the end, and where half and a quarter of its steps are new. Photos that the holdout is cropped from, by `split_seed`, are not trained on.
     """
 
     config: DistillConfig
@@ -50,6 +50,9 @@ def rung(inputs: RungInputs, *, out: Path) -> Rung:
     held = tuple(sorted(held_photos(photos.count, inputs.split_seed)))
     cache = inputs.cache.value if inputs.cache else None
     task = TrainingTask(arch.name, hyper, teacher, photos, cache, held)
-    trained = train_task(inputs.config, task, inputs.holdout.value, out, inputs.until)
+    known = max(inputs.before.value.steps) if inputs.before else 0
+    for end in (inputs.until // 4, inputs.until // 2, inputs.until):
+        if end > known:
+            trained = train_task(inputs.config, task, inputs.holdout.value, out, end)
     steps, psnr_y_db = series(read_rows(trained.curves), "psnr_y_db")
     return Rung(out, tuple(map(int, steps)), tuple(psnr_y_db), trained.seconds)
