@@ -26,7 +26,8 @@ class Rung:
 class RungInputs:
     """A training of `config.steps`, done up to step `until`; it goes on from `before`.
 
-    It is validated at the end, and where half and a quarter of its steps are new. Photos that the holdout is cropped from, by `split_seed`, are not trained on.
+    It is validated there, and at half and a quarter of the way. Photos that the holdout is cropped
+    from, by `split_seed`, are not trained on.
     """
 
     config: DistillConfig
