@@ -73,7 +73,8 @@ def foretell(steps: Sequence[int], psnr_y_db: Sequence[float], at: int) -> float
         return float(now)
     before, doublings = float(middle - early), log2(at) - end
     ratio = min(_MOST_KEPT, rise / before) if before > 0 else _MOST_KEPT
-    return float(now) + rise * ratio * (1 - ratio**doublings) / (1 - ratio)
+    more_db: float = rise * ratio * (1 - ratio**doublings) / (1 - ratio)
+    return float(now) + more_db
 
 
 @dataclass(frozen=True)
