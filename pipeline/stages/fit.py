@@ -101,7 +101,11 @@ def _time(machine: Machine, info: TargetInfo, builts: Sequence[Built], size: Siz
     if not builts:
         return []
     settings = BenchSettings(
-        sizes=(size,), max_time_s=5.0, attempts=1, stream=StreamSettings(seconds=0)
+        sizes=(size,),
+        min_time_s=0.5,
+        max_time_s=5.0,
+        attempts=1,
+        stream=StreamSettings(seconds=0),
     )
     try:
         found = machine.run(Job(info, tuple(builts), settings))
