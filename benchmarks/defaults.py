@@ -30,7 +30,8 @@ from mipkd.distill.data import prepare_photos, prepare_tests
 from pipeline.bench.host import describe_host
 from pipeline.bench.latency import BenchSettings, compare
 from pipeline.bundle import manifest
-from targets.base import Session, find, upscale
+from targets._images import upscale
+from targets.base import Session, find
 
 _COUNT, _SIDE = 300, 64  # patches: as many as NNCF reads; LR pixels
 _DEFAULT = "the library's default"

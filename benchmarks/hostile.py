@@ -1,6 +1,6 @@
 """Files made to stop or fill the machine, each given to the command that a user would give it to.
 
-    python benchmarks/hostile.py OUT
+    python -m benchmarks.hostile OUT
 
 For each: exit code, seconds, peak memory of all its processes, and what it said. It must be one
 `error:` line, exit 2, 3 or 5 (or a row and `verify: FAIL`), under 20 s and 1 GiB, and nothing may

@@ -18,8 +18,8 @@ import numpy as np
 
 from mipkd.core.image_sets import find_set
 from mipkd.core.images import crop_to_multiple, downscale, psnr_y, read_rgb
+from targets._images import upscale
 from targets._litert.session import LiteRtSession
-from targets.base import upscale
 
 _FP32 = "litert-fp32"
 

@@ -23,7 +23,8 @@ from mipkd.core.yuv import rgb_of_yuv, yuv_of_rgb
 from pipeline.bench.host import describe_host
 from pipeline.bench.stream import CAMERA, StreamSettings, make_process, run_stream
 from pipeline.bundle import manifest
-from targets.base import ByteArray, FloatArray, Session, find, upscale
+from targets._images import upscale
+from targets.base import ByteArray, FloatArray, Session, find
 
 BOUND = 0.05
 Loop = Callable[[], float]
@@ -75,7 +76,10 @@ def _open(asked: argparse.Namespace) -> Session:
     if asked.bundle is None:
         asked.target, asked.scale = f"sleeping {asked.pause or 0:g} ms", 2
         return _Sleeper((asked.pause or 0) * 1e-3)
-    model = next(m for m in manifest.read(asked.bundle).models if m.target == asked.target)
+    models = {m.target: m for m in reversed(manifest.read(asked.bundle).models)}
+    if asked.target not in models:
+        raise SystemExit(f"no model for {asked.target}; known: {', '.join(models)}")
+    model = models[asked.target]
     asked.scale = model.scale
     return find(model.target).open(model.built(asked.bundle))
 

@@ -42,11 +42,7 @@ def check_targets(on: RunContext) -> None:
                 "built from the torch net there",
                 hint="give the checkpoint that the graph was exported from",
             )
-        if config.build.pixels == "uint8" and Feature.UINT8_IO not in target.features:
-            raise UnsupportedError(
-                f"build.pixels: {info.target} has no models on uint8 here",
-                hint="leave it at float32",
-            )
+        target.check_pixels(config.build.pixels)
     if config.qat.run:
         _check_qat(on)
     if config.student == "auto" and not config.model:

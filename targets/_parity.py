@@ -12,9 +12,10 @@ import numpy as np
 
 from mipkd.core.errors import UnsupportedError
 from mipkd.core.images import psnr_of
+from targets._images import upscale
 from targets._onnxruntime.session import OrtSession
 from targets._tiles import FixedSizes
-from targets.base import Session, Target, upscale
+from targets.base import Session, Target
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

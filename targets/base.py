@@ -14,7 +14,7 @@ from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,6 @@ from calibration.search import Operation
 from mipkd.core import plugins
 from mipkd.core.errors import (
     MissingError,
-    NotFiniteError,
     UnsupportedError,
     UsageError,
     nearest,
@@ -78,10 +77,15 @@ class Feature(Enum):
     FLOAT_SEARCH = "float_search"  # `tuner`: which layers INT8 leaves float can be searched
     FIXED_INT8 = "fixed_int8"  # `quant_scheme`: a student can be trained for its one INT8 recipe
     UINT8_IO = "uint8_io"  # builds models that take and give uint8
+    INT8_IO = "int8_io"  # and int8: levels less 128
     FROM_NET = "from_net"  # builds from the torch net: not of a student that came as a graph
     FRAMES_IN_FLIGHT = "frames_in_flight"  # made for frames per second: a session runs several
     SIZES = "sizes"  # what it builds depends on `BuildRequest.sizes`
     FIXED_SIZES = "fixed_sizes"  # builds models for those sizes alone
+
+
+Pixels = Literal["float32", "uint8", "int8"]
+_PIXELS = {"uint8": Feature.UINT8_IO, "int8": Feature.INT8_IO}
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,8 @@ class BuildRequest:
     on: TargetInfo | None = None  # the machine that will run it; None: this one
     plan: QuantPlan | None = None  # which operations INT8 leaves float, as a search found
     scheme: QuantScheme | None = None  # learned together with the weights of `graph`
-    uint8_io: bool = False  # uint8 in and out; clipping and rounding in the model
+    # What goes in and out; but for "float32", clipping and rounding are in the model.
+    pixels: Pixels = "float32"
     load_net: NetLoader | None = None  # for targets that start from the torch net
     ncnn_names: str = "pnnx"  # whose names of blobs and files ncnn's models get
     # LR height and width that it will run at, the one that is judged first, tiles last; empty: any.
@@ -198,7 +203,7 @@ class Target(ABC):
         `known` are the precisions that can be built, where they are not those offered.
 
         Raises:
-            UnsupportedError: no such precision, or no models on uint8.
+            UnsupportedError: no such precision, or no models on such pixels.
             MissingError: calibration patches are needed.
         """
         precision, known = request.precision, known or self.precisions()
@@ -208,15 +213,24 @@ class Target(ABC):
         if PRECISIONS[precision].needs_patches and request.patches is None:
             what = f"{self.name} {precision} needs calibration patches"
             raise MissingError(what, hint="give photos: --data")
-        if request.uint8_io and Feature.UINT8_IO not in self.features:
-            raise UnsupportedError(
-                f"build.pixels: {self.name} has no models on uint8 here",
-                hint="leave it at float32",
-            )
+        self.check_pixels(request.pixels)
         if request.fixed_sizes and Feature.FIXED_SIZES not in self.features:
             raise UnsupportedError(
                 f"build.fixed_sizes: {self.name} has no models for some sizes alone",
                 hint="leave it at false",
+            )
+
+    def check_pixels(self, pixels: Pixels) -> None:
+        """Refuse what models of this target cannot take and give.
+
+        Raises:
+            UnsupportedError: they do not.
+        """
+        if pixels != "float32" and _PIXELS[pixels] not in self.features:
+            known = ["float32", *(name for name, one in _PIXELS.items() if one in self.features)]
+            raise UnsupportedError(
+                f"build.pixels: {self.name} has no models on {pixels} here",
+                hint=f"known: {', '.join(known)}",
             )
 
     def describe(
@@ -326,49 +340,3 @@ def files_of(built: Built) -> list[Path]:
     return sorted(
         f for f in built.file.parent.iterdir() if f.is_file() and f.stem == built.file.stem
     )
-
-
-def upscale(session: Session, lr_HWC: ByteArray, *, scale: int, multiple: int = 1) -> ByteArray:
-    """The uint8 image a session makes of a uint8 image: pad, run, crop, clip, round.
-
-    Raises:
-        NotFiniteError: some of its values are no numbers, or infinite.
-    """
-    sr_HWC = _run_padded(session, lr_HWC, scale, multiple)
-    if session.takes_uint8:
-        return np.ascontiguousarray(sr_HWC)
-    return _as_levels(sr_HWC, 255).astype(np.uint8)
-
-
-def upscale_to_16_bits(
-    session: Session, lr_HWC: ByteArray, *, scale: int, multiple: int = 1
-) -> npt.NDArray[np.uint16]:
-    """The same as uint16 in 0 to 65535, of a session that gives floats."""
-    assert not session.takes_uint8, "it has rounded already"
-    return _as_levels(_run_padded(session, lr_HWC, scale, multiple), 65535).astype(np.uint16)
-
-
-def _run_padded(session: Session, lr_HWC: ByteArray, scale: int, multiple: int) -> Any:
-    """What the session gives, (H, W, C), cropped to the image; floats in 0 to 1, or uint8."""
-    height, width = lr_HWC.shape[:2]
-    pad = ((0, -height % multiple), (0, -width % multiple), (0, 0))
-    padded = np.pad(lr_HWC, pad, mode="symmetric") if multiple > 1 else lr_HWC
-    uint8_NCHW = np.ascontiguousarray(padded.transpose(2, 0, 1)[None])
-    inside = session.takes_uint8
-    lr_NCHW = uint8_NCHW if inside else uint8_NCHW.astype(np.float32) / np.float32(255)
-    sr_NCHW = session.run(cast("FloatArray", lr_NCHW))
-    return sr_NCHW[0, :, : height * scale, : width * scale].transpose(1, 2, 0)
-
-
-def _as_levels(sr_HWC: FloatArray, highest: int) -> FloatArray:
-    """Values in 0 to 1, clipped and rounded to whole levels up to `highest`."""
-    if not np.isfinite(sr_HWC).all():
-        height, width = sr_HWC.shape[:2]
-        raise NotFiniteError(
-            f"output of {width}x{height} pixels: values that are not finite (NaN, infinite)",
-            hint="the model is broken, or overflows in this precision: take another",
-        )
-    levels = np.ascontiguousarray(np.clip(sr_HWC, 0, 1))
-    levels *= np.float32(highest)
-    np.rint(levels, out=levels)  # in place: an image can be large
-    return levels

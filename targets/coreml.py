@@ -144,7 +144,7 @@ class CoreMl(Target):
         For the Neural Engine, or on request, it takes the sizes of the request alone.
         """
         self.check(request)
-        graph, precision, images = request.graph, request.precision, request.uint8_io
+        graph, precision, images = request.graph, request.precision, request.pixels == "uint8"
         package = request.out / ("images.mlpackage" if images else "model.mlpackage")
         net, kept = load_net(request, target=self.name), tuple[str, ...]()
         if precision == "int8":

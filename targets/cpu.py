@@ -56,7 +56,7 @@ class Cpu(Target):
         executes = ""
         if request.is_local:
             executes = executed_precision(count_kernels(file, _OPTIONS, request.graph.multiple))
-        if request.uint8_io:
+        if request.pixels == "uint8":
             from targets._onnx.uint8_io import NOTE, give_uint8_io
 
             give_uint8_io(file)

@@ -23,7 +23,7 @@ class LiteRt(Target):
     """LiteRT's interpreter on the CPU."""
 
     name = "litert"
-    features = frozenset({Feature.FLOAT_SEARCH, Feature.UINT8_IO})
+    features = frozenset({Feature.FLOAT_SEARCH, Feature.UINT8_IO, Feature.INT8_IO})
     options = OPTIONS
 
     def precisions(self) -> tuple[str, ...]:
@@ -52,7 +52,7 @@ class LiteRt(Target):
         from targets._litert.flatbuffer import write
         from targets._litert.from_onnx import convert
         from targets._litert.session import at_size
-        from targets._litert.stored import FP16_NOTE, UINT8_NOTE, store_fp16, take_uint8
+        from targets._litert.stored import BYTES_NOTE, FP16_NOTE, store_fp16, take_bytes
 
         request.out.mkdir(parents=True, exist_ok=True)
         file = request.out / "model.tflite"
@@ -66,9 +66,9 @@ class LiteRt(Target):
         elif request.precision == "fp16":
             store_fp16(net)
             notes.append(FP16_NOTE)
-        if request.uint8_io:
-            take_uint8(net)
-            notes.append(UINT8_NOTE)
+        if request.pixels != "float32":
+            take_bytes(net, request.pixels)
+            notes.append(BYTES_NOTE.format(request.pixels))
         side = -(-_SIDE // request.graph.multiple) * request.graph.multiple
         content = at_size(write(net), (1, side, side, 3))
         file.write_bytes(content)

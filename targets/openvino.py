@@ -115,7 +115,7 @@ class OpenVino(Target):
         if request.is_local:
             kernels = count_kernels(file, self._device, options, request.graph.multiple)
             executes = executed_precision(kernels)
-        if request.uint8_io:
+        if request.pixels == "uint8":
             options[PIXELS] = "uint8"
             notes = (*notes, NOTE)
         return self.describe(
@@ -163,7 +163,7 @@ class OpenVino(Target):
             refuse_nothing_quantized(op.get_type_name() for op in operations(model))
         if other != "fp32":
             model = last_bias_in_fp32(model)
-        return with_uint8_io(model) if request.uint8_io else model, notes
+        return with_uint8_io(model) if request.pixels == "uint8" else model, notes
 
     def _int8(self, request: BuildRequest) -> NncfInt8:
         from targets._openvino.quantize import NncfInt8

@@ -34,7 +34,8 @@ from pipeline.bench.pixels import output_file
 from pipeline.bundle.golden import GOLDEN, LR, golden_folder, names_in
 from pipeline.bundle.manifest import Model, read
 from pipeline.bundle.replay import Replayed
-from targets.base import ByteArray, find, upscale
+from targets._images import upscale
+from targets.base import ByteArray, find
 
 ROOT = Path(__file__).resolve().parents[2]
 _SIDE = 64  # HR pixels of the images: an emulated processor is a hundred times slower

@@ -27,7 +27,8 @@ from mipkd.core.measurement import Latency
 from mipkd.core.ranges import Range, Share
 from pipeline.bench.power import Energy, Source, joules_per_frame
 from pipeline.bench.stream import StreamSettings
-from targets.base import FloatArray, Session, upscale
+from targets._images import upscale
+from targets.base import FloatArray, Session
 
 log = logging.getLogger(__name__)
 

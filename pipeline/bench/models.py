@@ -18,7 +18,8 @@ from pipeline.bench.board import Watch, describe_changes, read_board, read_setti
 from pipeline.bench.host import OtherPrograms, describe_host, is_emulated
 from pipeline.bench.latency import BenchSettings, LoadCost, compare, measure_memory_rise
 from pipeline.bench.power import power_source, why_unmetered
-from targets.base import ByteArray, Session, Target, find, upscale
+from targets._images import upscale
+from targets.base import ByteArray, Session, Target, find
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from mipkd.core.images import crop_border, shift_rgb, write_png
 from mipkd.core.measurement import ImageScore
 from mipkd.metrics.base import Metric, list_metrics
-from targets.base import ByteArray, Session, upscale
+from targets._images import upscale
+from targets.base import ByteArray, Session
 
 
 def score(

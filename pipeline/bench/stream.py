@@ -20,7 +20,8 @@ from typing import Annotated, ClassVar, Literal
 
 from mipkd.core.ranges import Range
 from mipkd.core.yuv import YuvFormat, rgb_of_yuv, yuv_of_rgb
-from targets.base import ByteArray, Session, upscale
+from targets._images import upscale
+from targets.base import ByteArray, Session
 
 CAMERA = YuvFormat((2, 2), (False, True), "bt709")  # as H.264 and cameras' drivers have it for HD
 _MOST_FRAMES = 500_000  # of one stream: two numbers of each are kept

@@ -103,7 +103,7 @@ def _fill(evidence: Evidence, config: BundleConfig, out: Path) -> None:
     golden = copy_golden(evidence.tests, evidence.measurements, config, out)
     write_measurements(evidence.measurements, out)
     pixels = evidence.config.get("build", {}).get("pixels")
-    if script := make_script(models, uint8_io=pixels == "uint8"):
+    if script := make_script(models, on_bytes=pixels != "float32"):
         write_text(out / manifest.SCRIPT, script)
     files = manifest.list_files(out)
     (out / manifest.SBOM).write_text(sbom(evidence, models, files))

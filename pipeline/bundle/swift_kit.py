@@ -149,7 +149,7 @@ class _Inputs:
         """The tiles of an image, and where their results go: row and column in S times LR."""
         height, width = lr_HWC.shape[:2]
         ends = [(0, -side % built.multiple) for side in (height, width)]
-        padded = np.pad(lr_HWC, (*ends, (0, 0)), mode="symmetric")  # as `targets.base.upscale`
+        padded = np.pad(lr_HWC, (*ends, (0, 0)), mode="symmetric")  # as `targets._images.upscale`
         tall, wide = padded.shape[:2]
         one = Tile(Span(0, tall, 0, tall), Span(0, wide, 0, wide), (tall, wide))
         lr_NCHW: Any = np.ascontiguousarray(padded.transpose(2, 0, 1)[None])  # bytes

@@ -19,7 +19,8 @@ from mipkd.core.records import Built
 from pipeline.bundle.manifest import Manifest, Model, is_damaged, problems
 from pipeline.config_values import as_usage_error, assignments
 from pipeline.limits import LimitsConfig
-from targets.base import files_of, find, upscale
+from targets._images import upscale
+from targets.base import files_of, find
 
 _LEAST = 16  # pixels a side
 # Those that open a small model in a moment; others may compile it for minutes, and fill the

@@ -43,10 +43,10 @@ core.resize.Bicubic(limited, format=clip.format.id, matrix_s=MATRIX).set_output(
 """
 
 
-def make_script(models: Sequence[Model], *, uint8_io: bool) -> str:
+def make_script(models: Sequence[Model], *, on_bytes: bool) -> str:
     """The script for the first float model in ONNX; "" where there is none on floats."""
     found = next((m for m in models if m.target == "cpu" and m.precision == "fp32"), None)
-    if found is None or uint8_io:
+    if found is None or on_bytes:
         return ""
     return _TEMPLATE.format(
         scale=found.scale, precision=found.precision, multiple=found.multiple, file=found.file

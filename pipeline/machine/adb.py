@@ -28,7 +28,10 @@ from pipeline.machine.base import DeviceConfig, Job, MachineLostError, ignore_pi
 from pipeline.machine.remote import benchmark_model
 from pipeline.machine.remote.adb_shell import AdbShell
 from pipeline.machine.remote.phone import Thermal, describe_phone, read_thermal
-from targets.base import FloatArray, Session, find, upscale
+from targets._images import upscale
+from targets._litert.session import LiteRtSession, as_int8, as_uint8, at_size
+from targets.base import FloatArray, Session, find
+from targets.litert import LiteRt
 
 TARGET = "litert"
 THREADS = 4  # as benchmarks of phones have it: few have more fast cores
@@ -125,6 +128,7 @@ class Phone:
     def run_image(self, model: _Model, lr_NCHW: FloatArray) -> FloatArray:
         """The upscaled image, shape (1, C, S*H, S*W)."""
         lr_NHWC = np.ascontiguousarray(lr_NCHW.transpose(0, 2, 3, 1))
+        lr_NHWC = as_int8(lr_NHWC) if model.takes_int8 else lr_NHWC
         self._push(model, (lr_NHWC.shape[1], lr_NHWC.shape[2]))
         lr, sr = (str(self._folder / f"{_OURS}{name}.bin") for name in ("lr", "sr"))
         here = model.scratch / "image.bin"
@@ -144,7 +148,8 @@ class Phone:
             raise StageError(
                 what, hint="it must know --output_filepath: take a newer one"
             ) from error
-        return _as_image(here.read_bytes(), lr_NHWC, model.built.scale)
+        sr_NCHW = _as_image(here.read_bytes(), lr_NHWC, model.built.scale)
+        return as_uint8(sr_NCHW) if model.takes_int8 else sr_NCHW
 
     def _offer(self, name: str, host: Host, versions: dict[str, str]) -> TargetInfo:
         if name.partition(":")[0] != TARGET:
@@ -232,12 +237,18 @@ class _Model:
     @property
     def takes_uint8(self) -> bool:
         """Whether it takes and gives bytes."""
-        return find(self.built.target).open(self.built).takes_uint8
+        return self._open().takes_uint8
+
+    @property
+    def takes_int8(self) -> bool:
+        """Whether those bytes are levels less 128."""
+        return self._open().takes_int8
+
+    def _open(self) -> LiteRtSession:
+        return LiteRt().open(self.built)
 
     def write(self, size: tuple[int, int]) -> Path:
         """Its file for images of that size: LiteRT's models state theirs."""
-        from targets._litert.session import at_size
-
         file = self.scratch / "model.tflite"
         file.write_bytes(at_size(self.built.file.read_bytes(), (1, *size, 3)))
         return file

@@ -25,7 +25,8 @@ from mipkd.core.errors import NotFiniteError, StageError
 from mipkd.core.images import UNSEEN_DB, luma, mse_of
 from mipkd.core.records import Holdout
 from pipeline.bench.latency import BenchSettings, compare
-from targets.base import ByteArray, Session, Tuner, upscale
+from targets._images import upscale
+from targets.base import ByteArray, Session, Tuner
 
 log = logging.getLogger(__name__)
 

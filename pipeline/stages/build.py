@@ -14,7 +14,7 @@ from mipkd.core.errors import UnsupportedError
 from mipkd.core.precision import PRECISIONS
 from mipkd.core.records import Built, Graph, Model, PatchSet, QuantPlan, TargetInfo
 from pipeline.stage import NotInKey, Ref, stage
-from targets.base import BuildRequest, Target, find
+from targets.base import BuildRequest, Pixels, Target, find
 
 _COMPARED = 2  # photos
 
@@ -24,8 +24,8 @@ class BuildConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    # "uint8": range, clipping and rounding happen in the model, where its target can do that.
-    pixels: Literal["float32", "uint8"] = "float32"
+    # Of 8 bits: range, clipping and rounding happen in the model, where its target can do that.
+    pixels: Pixels = "float32"
     # What ncnn's blobs and files are called: as pnnx calls them, or as the apps Real-ESRGAN-ncnn
     # and upscayl look for them.
     ncnn_names: Literal["pnnx", "realesrgan"] = "pnnx"
@@ -58,8 +58,8 @@ def build(inputs: BuildInputs, *, out: Path) -> Built:
     """The model in the target's own format, with the versions of what built it here.
 
     Raises:
-        UnsupportedError: the target has no models on uint8, or converting the graph changed its
-            pixels.
+        UnsupportedError: the target has no models on such pixels, or converting the graph
+            changed its pixels.
     """
     plan = inputs.plan.value if inputs.plan else None
     tuned, target = plan.tuned if plan else None, find(inputs.info.target)
@@ -71,7 +71,7 @@ def build(inputs: BuildInputs, *, out: Path) -> Built:
         on=inputs.info,
         plan=None if plan is None or plan.fixed else plan,
         scheme=tuned.rounding if tuned else None,
-        uint8_io=inputs.config.pixels == "uint8",
+        pixels=inputs.config.pixels,
         load_net=load_deployed,
         ncnn_names=inputs.config.ncnn_names,
         sizes=inputs.sizes,

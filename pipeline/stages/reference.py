@@ -12,7 +12,8 @@ from mipkd.core.records import Graph, TestSet
 from mipkd.distill.data import load_probes, load_tests
 from pipeline.bench.pixels import keep_output, score, score_images
 from pipeline.stage import Ref, stage
-from targets.base import BuildRequest, find, upscale
+from targets._images import upscale
+from targets.base import BuildRequest, find
 
 FP32_ON = "cpu"  # ONNX Runtime is always installed, and parity ties its FP32 to torch
 

@@ -15,8 +15,9 @@ from pipeline.bench.latency import measure_memory_rise
 from pipeline.bundle import manifest
 from pipeline.upscale.pictures import Picture
 from pipeline.upscale.tiles import bands
+from targets._images import upscale
 from targets._tiles import Tiling, spans
-from targets.base import Session, find, upscale
+from targets.base import Session, find
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from targets._images import upscale, upscale_to_16_bits
 from targets._tiles import Tiling, spans
-from targets.base import ByteArray, Session, upscale, upscale_to_16_bits
+from targets.base import ByteArray, Session
 
 
 def bands(

@@ -22,6 +22,8 @@ from targets._litert import flatbuffer
 from targets.base import Session, check_options
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from targets.base import FloatArray
 
 OPTIONS: dict[str, str] = {}  # that a model may bring along
@@ -40,20 +42,21 @@ class LiteRtSession(Session):
         self._content = model if isinstance(model, bytes) else _read(model)
         tensors = flatbuffer.unpack(self._content).subgraphs[0]
         image = tensors.tensors[tensors.inputs[0]]
-        self.takes_uint8 = image.type == flatbuffer.schema().TensorType.UINT8
+        types = flatbuffer.schema().TensorType
+        self.takes_int8: bool = image.type == types.INT8
+        self.takes_uint8 = self.takes_int8 or image.type == types.UINT8
         self._kept: OrderedDict[tuple[int, ...], Any] = OrderedDict()
 
     def run(self, lr_NCHW: FloatArray) -> FloatArray:
         """The upscaled batch, shape (N, C, S*H, S*W)."""
-        count, channels, height, width = lr_NCHW.shape
-        interpreter = self._at((count, height, width, channels))
-        interpreter.set_tensor(
-            interpreter.get_input_details()[0]["index"],
-            np.ascontiguousarray(lr_NCHW.transpose(0, 2, 3, 1)),
-        )
+        lr_NHWC = np.ascontiguousarray(lr_NCHW.transpose(0, 2, 3, 1))
+        interpreter = self._at(lr_NHWC.shape)
+        number = interpreter.get_input_details()[0]["index"]
+        interpreter.set_tensor(number, as_int8(lr_NHWC) if self.takes_int8 else lr_NHWC)
         interpreter.invoke()
         sr_NHWC = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
-        return sr_NHWC.transpose(0, 3, 1, 2)  # type: ignore[no-any-return]
+        sr_NHWC = as_uint8(sr_NHWC) if self.takes_int8 else sr_NHWC
+        return sr_NHWC.transpose(0, 3, 1, 2)
 
     def forget_shapes(self) -> None:
         """Drop the interpreters of sizes so far."""
@@ -70,6 +73,16 @@ class LiteRtSession(Session):
             self._kept[image_NHWC] = interpret(at_size(self._content, image_NHWC))
         self._kept.move_to_end(image_NHWC)
         return self._kept[image_NHWC]
+
+
+def as_int8(levels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Levels of uint8 less 128, as models on int8 take them."""
+    return (levels ^ np.uint8(128)).view(np.int8)
+
+
+def as_uint8(levels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Levels of uint8 of what models on int8 give."""
+    return levels.view(np.uint8) ^ np.uint8(128)
 
 
 def at_size(content: bytes, image_NHWC: Sequence[int]) -> bytes:

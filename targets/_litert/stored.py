@@ -6,10 +6,11 @@ import numpy as np
 
 from targets._litert.net import Grid, Net, Op
 
-UINT8_NOTE = "takes and gives uint8, NHWC, RGB: range, clipping and rounding are in the model"
+BYTES_NOTE = "takes and gives {}, NHWC, RGB: range, clipping and rounding are in the model"
 FP16_NOTE = "weights are stored in 16 bits; CPUs compute in 32, GPUs and NPUs as they please"
 _PRODUCTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV")
-_PIXELS = Grid(np.array([1 / 255], np.float32), 0)
+_STEP = np.array([1 / 255], np.float32)
+_DARKEST = {"uint8": 0, "int8": -128}
 
 
 def store_fp16(net: Net) -> None:
@@ -28,8 +29,8 @@ def store_fp16(net: Net) -> None:
         net.ops.insert(0, Op("DEQUANTIZE", name, [narrow], [name], edges=[None]))
 
 
-def take_uint8(net: Net) -> None:
-    """Let the model take and give uint8, in place."""
+def take_bytes(net: Net, kind: str) -> None:
+    """Let the model take and give levels as "uint8", or less 128 as "int8", in place."""
     body, result = net.new(f"{net.image}_float"), net.result
     readers = net.readers()[net.image]
     for op, index in readers:
@@ -45,5 +46,5 @@ def take_uint8(net: Net) -> None:
         for op, index in net.readers().get(result, []):
             op.inputs[index] = last.outputs[0]
         net.ops.append(Op("QUANTIZE", result, list(last.outputs), [result], edges=[None]))
-    net.kinds |= dict.fromkeys((net.image, result), "UINT8")
-    net.grids |= dict.fromkeys((net.image, result), _PIXELS)
+    net.kinds |= dict.fromkeys((net.image, result), kind.upper())
+    net.grids |= dict.fromkeys((net.image, result), Grid(_STEP, _DARKEST[kind]))

@@ -1,6 +1,6 @@
 """8-bit images at both ends of an ONNX model: range, clipping and rounding inside it.
 
-What `targets.base.upscale` does around a model of floats, done by the runtime: a frame needs no
+What `targets._images.upscale` does around a model of floats, done by the runtime: a frame needs no
 conversion on its way in or out, and is a quarter as large.
 Shapes: N batch, C channels, H W low-res size, S scale; NCHW as before.
 """

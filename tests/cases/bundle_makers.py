@@ -17,7 +17,8 @@ from mipkd.core.measurement import Host, ImageScore, Latency, Measurement
 from mipkd.core.records import Built
 from pipeline.bundle import manifest
 from pipeline.bundle.measurements import write_measurements
-from targets.base import find, upscale
+from targets._images import upscale
+from targets.base import find
 
 SCALE = 2
 HOST = Host("id", "a CPU", 2, 2**32, "Linux")

@@ -56,7 +56,9 @@ def test_every_float_precision_gives_the_graph_s_pixels(
 ) -> None:
     target, graph = usable(name), adopted(half_inside(tmp_path / "x.onnx"))
     for precision in (p for p in target.precisions() if p != "int8"):
-        request = BuildRequest(graph, precision, tmp_path / precision, uint8_io=uint8)
+        request = BuildRequest(
+            graph, precision, tmp_path / precision, pixels="uint8" if uint8 else "float32"
+        )
         check_pixels(target, target.build(request), graph, [photo()])
 
 

@@ -17,9 +17,9 @@ from mipkd.distill import student
 from mipkd.export.onnx import export
 from mipkd.export.receptive_field import find_receptive_field
 from pipeline.upscale.tiles import bands
+from targets._images import upscale
 from targets._onnxruntime.session import OrtSession
 from targets._tiles import Tiling
-from targets.base import upscale
 
 SCALE = 2
 

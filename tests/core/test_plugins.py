@@ -82,7 +82,8 @@ def test_a_model_is_built_and_run_by_an_installed_target(installed: Path, tmp_pa
         from pathlib import Path
         import numpy as np
         from mipkd.core.records import Graph
-        from targets.base import BuildRequest, find, upscale
+        from targets._images import upscale
+        from targets.base import BuildRequest, find
         folder = Path({str(tmp_path)!r})
         graph = Graph(folder / "net.onnx", "", "student", 2, 1, 20, "edsr")
         target = find("repeat")

@@ -35,6 +35,8 @@ OPTIONS += " --set quantize.search=true"  # the desk has it off
 _NO_DEVICE = "needs a device that lets us in by SSH; a loopback one is in tests/machine"
 SKIPPED = {
     "mipkd-pipeline run": "tests/pipeline/test_demo.py runs it, on one of its targets",
+    "mipkd-pipeline run --teacher span_x4_ch48.safetensors --student span:c28 --data photos/ --val "
+    "Set5/ --target openvino": "a real net; docs/results/front-x4 has what came of it",
     "mipkd-pipeline doctor --device ssh://pi@raspberrypi": _NO_DEVICE,
     "mipkd-pipeline run --teacher edsr.pth --data photos/ --val Set5/ --target cpu "
     "--device ssh://pi@raspberrypi --set device.python=~/venv/bin/python": _NO_DEVICE,

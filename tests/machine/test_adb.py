@@ -24,7 +24,7 @@ from pipeline.machine.kit import Kit
 from pipeline.machine.remote.adb_shell import AdbShell, serial_of
 from pipeline.machine.remote.benchmark_model import Started, parse_timing
 from pipeline.machine.remote.phone import read_thermal
-from targets.base import BuildRequest, ByteArray, find
+from targets.base import BuildRequest, ByteArray, Pixels, find
 
 from .conftest import job_of
 
@@ -92,11 +92,15 @@ def model(graph: Graph, tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 
 @pytest.fixture(scope="module")
-def on_bytes(graph: Graph, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """A model that takes and gives uint8."""
-    out = tmp_path_factory.mktemp("bytes")
-    built = find("litert").build(BuildRequest(graph, "fp16", out, uint8_io=True))
-    return replace(built, role="other")
+def on_bytes(graph: Graph, tmp_path_factory: pytest.TempPathFactory) -> tuple[Built, ...]:
+    """Models that take and give uint8, and int8."""
+    kinds: tuple[Pixels, ...] = ("uint8", "int8")
+    return tuple(replace(built_on(kind, graph, tmp_path_factory), role=kind) for kind in kinds)
+
+
+def built_on(kind: Pixels, graph: Graph, folders: pytest.TempPathFactory) -> Built:
+    request = BuildRequest(graph, "fp16", folders.mktemp(kind), pixels=kind)
+    return find("litert").build(request)
 
 
 def test_it_says_what_phone_it_is_and_offers_litert_alone(machine: Machine) -> None:
@@ -111,13 +115,13 @@ def test_it_says_what_phone_it_is_and_offers_litert_alone(machine: Machine) -> N
 
 
 def test_its_pixels_are_litert_s_and_its_samples_raw(
-    machine: Machine, model: Built, on_bytes: Built, phone: Path
+    machine: Machine, model: Built, on_bytes: tuple[Built, ...], phone: Path
 ) -> None:
     job, pixels, here = job_of(machine, model, images=1), list[ByteArray](), list[ByteArray]()
-    job = replace(job, builts=(model, on_bytes))
+    job = replace(job, builts=(model, *on_bytes))
     found = machine.run(job, lambda _b, _n, sr: pixels.append(sr))
     make_pixels(find("litert"), job.builts, job.images, lambda _b, _n, sr: here.append(sr))
-    assert len(pixels) == len(here) == 2
+    assert len(pixels) == len(here) == 3
     for sr, wanted in zip(pixels, here, strict=True):
         assert np.abs(sr.astype(int) - wanted).max() <= 1
     for one in (latency for m in found for latency in m.latencies):

@@ -21,7 +21,8 @@ from pipeline.bench.differences import TILE, compare_images, tile_errors
 from pipeline.bundle import manifest
 from pipeline.bundle.golden import GOLDEN, HR, names_in
 from pipeline.judge.check import check
-from targets.base import Session, upscale
+from targets._images import upscale
+from targets.base import Session
 
 Command = Callable[..., Any]
 CALM = ("bench.sizes=[[32,32]]", "bench.min_time_s=0.05", "baseline.max_slowdown='off'")

@@ -24,7 +24,8 @@ from pipeline.bundle import swift_kit
 from pipeline.bundle.kit import Contents
 from pipeline.bundle.swift_kit import make_swift_kit
 from targets._coreml.simulate import Program
-from targets.base import find, upscale
+from targets._images import upscale
+from targets.base import find
 
 Finished = Any  # the record of conftest.py
 Command = Callable[..., Any]

@@ -14,8 +14,8 @@ from mipkd.export.onnx import export
 from mipkd.export.receptive_field import find_receptive_field
 from pipeline.stages.assess import TorchSession
 from pipeline.upscale.tiles import bands
+from targets._images import upscale
 from targets._tiles import Tiling, spans
-from targets.base import upscale
 
 
 @pytest.mark.parametrize("length", [1, 7, 40, 41, 63, 64, 65, 200, 1001])

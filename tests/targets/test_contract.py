@@ -23,7 +23,8 @@ from mipkd.core.records import Built, Graph, PatchSet
 from mipkd.distill.teacher import describe, save
 from mipkd.export.onnx import export
 from pipeline.stages.build import load_deployed
-from targets.base import BuildRequest, Feature, Target, every, find, upscale
+from targets._images import upscale
+from targets.base import BuildRequest, Feature, Target, every, find
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = every()
@@ -278,8 +279,8 @@ def test_models_on_uint8_are_refused_where_there_are_none(
 ) -> None:
     target = target_of(name)
     if Feature.UINT8_IO in target.features:
-        pytest.skip("tests/targets/test_uint8_io.py")
-    request = BuildRequest(graph, target.precisions()[0], tmp_path, uint8_io=True)
+        pytest.skip("tests/targets/test_pixels_of_8_bits.py")
+    request = BuildRequest(graph, target.precisions()[0], tmp_path, pixels="uint8")
     with pytest.raises(UnsupportedError, match=f"{name} has no models on uint8") as caught:
         target.build(request)
     assert caught.value.hint == "leave it at float32"
@@ -337,7 +338,8 @@ def test_a_target_is_one_file_of_any_package_on_the_path(graph: Graph, tmp_path:
         import numpy
         from mipkd.core import plugins
         from mipkd.core.records import Graph
-        from targets.base import BuildRequest, find, upscale
+        from targets._images import upscale
+        from targets.base import BuildRequest, find
         print(plugins.names("targets"))
         target = find("echo")
         graph = Graph(Path({str(graph.file)!r}), "", "student", 2, 1, 20, "edsr")

@@ -29,7 +29,8 @@ from mipkd.export.receptive_field import find_receptive_field
 from pipeline.bench.models import probe_target
 from pipeline.stage import ready
 from pipeline.stages.build import BuildConfig, BuildInputs, build, load_deployed
-from targets.base import BuildRequest, Session, find, upscale
+from targets._images import upscale
+from targets.base import BuildRequest, Session, find
 from targets.coreml import OFF_ANE, TARGET
 
 pytestmark = pytest.mark.skipif(bool(TARGET.why_not()), reason=TARGET.why_not() or "-")
@@ -280,7 +281,7 @@ def test_a_package_for_apps_takes_and_gives_8_bit_images(
     from targets._coreml.package import read_spec
 
     net, graph = subjects["edsr"].net, subjects["edsr"].graph
-    request = BuildRequest(graph, "fp16", tmp_path, load_net=load_deployed, uint8_io=True)
+    request = BuildRequest(graph, "fp16", tmp_path, load_net=load_deployed, pixels="uint8")
     built = TARGET.build(request)
     assert built.file == tmp_path / "images.mlpackage"
     about = read_spec(built.file).description
@@ -489,7 +490,7 @@ def test_packages_for_apps_take_one_size_or_a_list_too(
     from targets._coreml.package import listed_sizes, read_spec
 
     request = BuildRequest(subjects["edsr"].graph, "fp16", tmp_path, load_net=load_deployed)
-    request = replace(request, fixed_sizes=True, uint8_io=True)
+    request = replace(request, fixed_sizes=True, pixels="uint8")
     for sizes in (((24, 40),), ((24, 40), (32, 32))):
         spec = read_spec(TARGET.build(replace(request, sizes=sizes)).file)
         assert listed_sizes(spec) == sizes

@@ -21,7 +21,8 @@ from mipkd.distill.data import load_tests, prepare_tests
 from mipkd.distill.teacher import TeacherOptions, identify, save_copy
 from pipeline.stages.build import load_deployed
 from targets._coreml.quantize import Range, quantize_convolutions
-from targets.base import BuildRequest, upscale
+from targets._images import upscale
+from targets.base import BuildRequest
 from targets.coreml import TARGET
 
 pytestmark = pytest.mark.skipif(bool(TARGET.why_not()), reason=TARGET.why_not() or "-")

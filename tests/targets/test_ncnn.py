@@ -17,9 +17,10 @@ from mipkd.core import plugins
 from mipkd.core.errors import StageError, UnsupportedError
 from mipkd.core.records import Graph
 from mipkd.export.onnx import export
+from targets._images import upscale
 from targets._ncnn.param import Layer, drop_unread, read_layers, write_layers
 from targets._onnxruntime.session import OrtSession
-from targets.base import BuildRequest, find, upscale
+from targets.base import BuildRequest, find
 
 NCNN = find("ncnn")
 

@@ -25,6 +25,7 @@ from mipkd.core.quiet import quiet
 from mipkd.core.records import Graph, PatchSet
 from mipkd.distill.teacher import TeacherOptions, identify
 from mipkd.export.onnx import export
+from targets._images import upscale
 from targets._onnx import onnx_float16
 from targets._onnxruntime.session import OrtSession
 from targets._tensorrt import engine
@@ -33,7 +34,7 @@ from targets._tensorrt.profile import Profile
 from targets._tensorrt.session import InProfile, SizeSessions
 from targets._tensorrt.target import TensorRt
 from targets._tensorrt.types import Parser, type_graph
-from targets.base import BuildRequest, FloatArray, Session, upscale
+from targets.base import BuildRequest, FloatArray, Session
 from targets.tensorrt import TARGET as TENSORRT
 from targets.tensorrt_rtx import TARGET
 

@@ -18,9 +18,10 @@ from mipkd.core.records import Graph
 from mipkd.distill.teacher import describe, save
 from mipkd.export.onnx import export
 from pipeline.stages.build import load_deployed
+from targets._images import upscale
 from targets._tensorrt import from_torch
 from targets._tensorrt.profile import Profile
-from targets.base import BuildRequest, find, upscale
+from targets.base import BuildRequest, find
 
 TARGET = find("tensorrt:torch")
 SIZES = {

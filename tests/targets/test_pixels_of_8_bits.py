@@ -1,4 +1,4 @@
-"""A model on uint8 makes of a picture what the model of floats makes of it."""
+"""A model on uint8 or int8 makes of a picture what the model of floats makes of it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from mipkd.core import plugins
 from mipkd.core.records import Built, Graph, PatchSet
 from mipkd.export.onnx import export
 from pipeline.bench.latency import BenchSettings, compare
-from targets.base import BuildRequest, find, upscale
+from targets._images import upscale
+from targets.base import BuildRequest, Pixels, find
 
-TARGETS = ("cpu", "litert", "openvino")
+TARGETS = (("cpu", "uint8"), ("litert", "uint8"), ("litert", "int8"), ("openvino", "uint8"))
 SIZE = (20, 28)
 
 
@@ -31,27 +32,30 @@ def edge(tmp_path_factory: pytest.TempPathFactory) -> Graph:
     return export(net, out=out, metadata={}, role="student", family="edge")
 
 
-@pytest.fixture(params=TARGETS)
-def target(request: pytest.FixtureRequest) -> str:
-    if why := find(request.param).why_not():
-        pytest.skip(f"{request.param}: {why}")
-    return str(request.param)
+@pytest.fixture(params=TARGETS, ids="-".join)
+def ends(request: pytest.FixtureRequest) -> tuple[str, Pixels]:
+    target, pixels = request.param
+    if why := find(target).why_not():
+        pytest.skip(f"{target}: {why}")
+    return target, pixels
 
 
 def both(
-    target: str, precision: str, graph: Graph, patches: PatchSet, folder: Path
+    ends: tuple[str, Pixels], precision: str, graph: Graph, patches: PatchSet, folder: Path
 ) -> tuple[Built, Built]:
     """A model of floats and the same on bytes."""
+    target, pixels = ends
     request = BuildRequest(graph, precision, folder / "float", patches)
-    direct = replace(request, out=folder / "uint8", uint8_io=True)
+    direct = replace(request, out=folder / pixels, pixels=pixels)
     return find(target).build(request), find(target).build(direct)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_the_same_picture(
-    target: str, precision: str, edge: Graph, patches: PatchSet, tmp_path: Path
+    ends: tuple[str, Pixels], precision: str, edge: Graph, patches: PatchSet, tmp_path: Path
 ) -> None:
-    floats, bytes_ = both(target, precision, edge, patches, tmp_path)
+    target, pixels = ends
+    floats, bytes_ = both(ends, precision, edge, patches, tmp_path)
     image = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
     image[:4], image[-4:] = 0, 255
     with (
@@ -67,12 +71,14 @@ def test_the_same_picture(
     assert np.count_nonzero(off) <= 1e-3 * off.size
     assert wanted.min() == 0
     assert wanted.max() == 255
-    assert "uint8" in bytes_.notes[-1]
+    assert pixels in bytes_.notes[-1]
 
 
-def test_it_is_timed_on_bytes(target: str, edge: Graph, patches: PatchSet, tmp_path: Path) -> None:
-    _, bytes_ = both(target, "fp32", edge, patches, tmp_path)
-    with closing(find(target).open(bytes_)) as session:
+def test_it_is_timed_on_bytes(
+    ends: tuple[str, Pixels], edge: Graph, patches: PatchSet, tmp_path: Path
+) -> None:
+    _, bytes_ = both(ends, "fp32", edge, patches, tmp_path)
+    with closing(find(ends[0]).open(bytes_)) as session:
         pace = BenchSettings(
             warmup_s=0.0, min_time_s=0.01, min_samples=5, attempts=1, max_drift=99.0
         )
