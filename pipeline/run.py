@@ -27,6 +27,7 @@ from pipeline.causes import Cause, find_causes
 from pipeline.origin import commit, noting, now, program_version
 from pipeline.receipts import Receipt
 from pipeline.stage import (
+    Foreseen,
     I,
     R,
     Ref,
@@ -59,14 +60,6 @@ class Event:
     causes: tuple[Cause, ...] = ()  # what the user changed since it was last made
     inputs: Any = field(default=None, compare=False, repr=False)
     record: Any = field(default=None, compare=False, repr=False)  # None: only planned, or failed
-
-
-@dataclass(frozen=True)
-class Foreseen:
-    """How much of a stage's work a plan foresees without knowing which steps that will be."""
-
-    amount: float  # of steps of the run; of trainings, their own
-    like: Any = None  # inputs of one that is known
 
 
 @dataclass(frozen=True)

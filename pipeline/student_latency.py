@@ -13,8 +13,7 @@ from mipkd.distill.settings import DistillConfig
 from pipeline.bench.comparisons import Size
 from pipeline.context import RunContext
 from pipeline.inputs import Images
-from pipeline.run import Foreseen
-from pipeline.stage import NotInKey, Ref
+from pipeline.stage import Foreseen, NotInKey, Ref
 from pipeline.stages.fit import FitInputs, Timed, fit
 from pipeline.stages.rung import rung
 from pipeline.student_grid import find_largest, gmacs_of, grids_for

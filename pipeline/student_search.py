@@ -17,8 +17,7 @@ from mipkd.core.records import Holdout, StudentSearch, TeacherCache, TriedStuden
 from mipkd.distill import ranks
 from pipeline import caching
 from pipeline.quantize.hold_out import HoldOutInputs, hold_out
-from pipeline.run import Foreseen
-from pipeline.stage import Ref
+from pipeline.stage import Foreseen, Ref
 from pipeline.stages.rung import Rung, RungInputs, rung
 from pipeline.student_latency import AutoTask, OnlyPlannedError, Timer
 

@@ -17,7 +17,8 @@ from pipeline.plan.outline import Outline
 from pipeline.plan.timings import Timing
 from pipeline.quantize.qat import QatInputs
 from pipeline.quantize.search import SearchInputs
-from pipeline.run import Event, Foreseen
+from pipeline.run import Event
+from pipeline.stage import Foreseen
 from pipeline.stages.build import BuildInputs
 from pipeline.stages.distill import DistillInputs
 from pipeline.stages.fit import FitInputs
