@@ -62,7 +62,8 @@ def main() -> None:
             one = _compare(_open(asked, budget, machine), asked.steps)
         found.append(one)
         _print(one)
-    stated = {"commit": commit(), "host": describe_host().cpu, "command": sys.argv[1:]}
+    words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
+    stated = {"commit": commit(), "host": describe_host().cpu, "command": words}
     (asked.work / "auto_search.json").write_text(json.dumps({**stated, "budgets": found}, indent=1))
     if not all(one["behind_db"] <= _BEHIND_DB and one["share"] <= _SHARE for one in found):
         raise SystemExit(1)
