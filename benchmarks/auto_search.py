@@ -29,6 +29,7 @@ from pipeline.cli.terminal import set_logging
 from pipeline.config import Config, load
 from pipeline.context import RunContext, choose_targets
 from pipeline.inputs import choose_patches, identify_nets, prepare_images
+from pipeline.lr_only import find_lr_only
 from pipeline.machine.base import connect
 from pipeline.origin import commit
 from pipeline.run import Run
@@ -104,10 +105,10 @@ def _open(asked: argparse.Namespace, budget_ms: float, machine: Any) -> AutoTask
     """What `run` prepares before it chooses a student."""
     config, run = _config(asked, budget_ms), Run((asked.work / "run").resolve())
     targets = choose_targets(config, machine)
-    on = RunContext(config, run, machine, describe_host(), targets)
+    on = RunContext(config, run, machine, describe_host(), targets, find_lr_only(config))
     nets = identify_nets(on)
     assert nets.teacher is not None, "a teacher was given"
-    images = prepare_images(config, run, nets.like, config.distill.patch)
+    images = prepare_images(config, run, nets, on.lr_only, config.distill.patch)
     patches = choose_patches(on, images)
     return AutoTask(on, nets.teacher, images, patches, {"student": config.distill})
 

@@ -31,8 +31,9 @@ from mipkd.core.images import crop_to_multiple, downscale, read_rgb, write_png
 from mipkd.core.samples import sample_photos
 from mipkd.distill import student as students
 from mipkd.distill.batch import Batch
-from mipkd.distill.data import PatchSampler, prepare_photos
+from mipkd.distill.data import prepare_photos
 from mipkd.distill.gpu_sampler import choose_sampler
+from mipkd.distill.patch_sampler import PatchSampler
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.train_step import Learner
 from mipkd.losses.base import TeacherPass

@@ -33,10 +33,11 @@ from mipkd.distill import student as students
 from mipkd.distill.batch import Sampler
 from mipkd.distill.cache_fill import fill_cache
 from mipkd.distill.compatibility import resolve_positions
-from mipkd.distill.data import PatchSampler, prepare_photos
+from mipkd.distill.data import prepare_photos
 from mipkd.distill.gpu_sampler import choose_sampler
 from mipkd.distill.hardware import find_device
 from mipkd.distill.latent_directions import find_directions, read_cache_directions
+from mipkd.distill.patch_sampler import PatchSampler
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.train_step import Learner
 from mipkd.losses.base import Pass

@@ -7,7 +7,7 @@ Shapes: N crops, H W size, C channels; uint8.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +15,28 @@ import numpy as np
 from calibration.pages import TO_JUDGE, page
 from calibration.patches import split
 from mipkd.core.images import ByteArray, downscale
+from mipkd.core.measurement import Against
 from mipkd.core.photos import Photo
 from mipkd.core.records import Holdout, Photos
 
 
 def hold(
-    photos: Photos, *, count: int, pages: int, size: int, seed: int, split_seed: int, out: Path
+    photos: Photos,
+    *,
+    count: int,
+    pages: int,
+    size: int,
+    seed: int,
+    split_seed: int,
+    out: Path,
+    upscale: Callable[[ByteArray], ByteArray] | None = None,
+    against: Against = "truth",
 ) -> Holdout:
     """`count` crops of `size` LR pixels of held photos, then `pages` drawn ones, in `out`, and as
     many of other photos and other pages that confirm what is chosen on the first.
 
-    Where no photo is that large the crops are as large as the largest allows.
+    Where no photo is that large the crops are as large as the largest allows. Of LR frames without
+    truth `upscale` makes what stands for it, of the pages too: the net that `against` names.
     """
     _, held = split(photos, split_seed)
     size = min(size, max(min(p.lr_HWC.shape[:2]) for p in held))
@@ -41,6 +52,8 @@ def hold(
         numbers = range(first_page, first_page + pages)
         drawn = [page(size * photos.scale, number, seed, TO_JUDGE) for number in numbers]
         kept += [(downscale(hr, photos.scale), hr) for hr in drawn]
+        if upscale:
+            kept = [(lr, upscale(lr)) for lr, _ in kept]
         lr, hr = (np.stack(side) for side in zip(*kept, strict=True))
         return lr, hr
 
@@ -59,14 +72,18 @@ def hold(
         pages=pages,
         size=(size, size),
         scale=photos.scale,
+        against=against,
     )
 
 
 def _crop(
     photo: Photo, size: int, scale: int, rng: np.random.Generator
 ) -> tuple[ByteArray, ByteArray]:
+    """LR and HR; without truth LR twice, until something stands for it."""
     top, left = (int(rng.integers(side - size + 1)) for side in photo.lr_HWC.shape[:2])
     lr = photo.lr_HWC[top : top + size, left : left + size]
+    if photo.hr_HWC is None:
+        return np.array(lr), np.array(lr)
     hr = photo.hr_HWC[
         top * scale : (top + size) * scale,
         left * scale : (left + size) * scale,

@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, Literal
 
 import tomllib
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mipkd.core.errors import UsageError
+from mipkd.distill.degradation import DegradationConfig
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.teacher import TeacherOptions
 from pipeline.bench.latency import BenchSettings
@@ -48,9 +49,11 @@ class Config(BaseModel):
     teacher: Path | None = None  # checkpoint of the teacher
     model: Path | None = None  # a finished student: enters after distillation
     student: str | None = None  # such as "edsr:c32b8", or "auto"
-    data: Path | None = None  # folder of HR photos to train and calibrate on
+    data: Path | None = None  # folder of photos to train and calibrate on: HR, pairs or LR frames
     demo_data: bool = False  # sample photos in the place of `data`
-    val: Path | None = None  # folder of HR photos, or a set with HR/ and LR_bicubic/X4/
+    val: Path | None = None  # folder of HR photos, a set with HR/ and LR_bicubic/X4/, or LR frames
+    # Whether `data` and `val`, or one of them, are LR frames without truth; None: by their names.
+    lr_only: bool | Literal["data", "val"] | None = None
     scale: int | None = None
     target: tuple[str, ...] | None = None
     precision: tuple[str, ...] | None = None
@@ -61,6 +64,7 @@ class Config(BaseModel):
     identify: TeacherOptions = Field(default_factory=TeacherOptions)
     adopt: AdoptConfig = Field(default_factory=AdoptConfig)
     fit: FitConfig = Field(default_factory=FitConfig)
+    degradation: DegradationConfig = Field(default_factory=DegradationConfig)
     distill: DistillConfig = Field(default_factory=DistillConfig)
     export: ExportConfig = Field(default_factory=ExportConfig)
     calibrate: CalibrateConfig = Field(default_factory=CalibrateConfig)
@@ -78,6 +82,11 @@ class Config(BaseModel):
     def uses_demo_photos(self) -> bool:
         """Whether the sample photos were asked for: by name, or by the demo with its teacher."""
         return self.demo_data or (self.model is None and self.teacher == packaged(_TEACHER))
+
+    @property
+    def has_own_teacher(self) -> bool:
+        """Whether the teacher is the user's."""
+        return self.teacher is not None and self.teacher != packaged(_TEACHER)
 
     @property
     def smoke(self) -> bool:

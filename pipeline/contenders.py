@@ -35,7 +35,7 @@ from pipeline.inputs import (
     check_scale,
     identify_checkpoint,
     is_graph,
-    source_of_folder,
+    sources_with_truth,
 )
 from pipeline.quantize.search import check_floats
 from pipeline.stage import Ref
@@ -159,7 +159,7 @@ def identify_baselines(
     Raises:
         MipkdError: a file that is no net, or one of another scale.
     """
-    images, photos = source_of_folder(on.config.val), source_of_folder(on.config.data)
+    images, photos = sources_with_truth(on)
     for one in baselines:
         foreign = is_graph(one.file)
         file = None if foreign else one.file

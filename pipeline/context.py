@@ -14,6 +14,7 @@ from mipkd.core.precision import PRECISIONS
 from mipkd.core.records import TargetInfo
 from pipeline.config import Config
 from pipeline.failures import record_failure
+from pipeline.lr_only import LrOnly
 from pipeline.machine.base import Machine
 from pipeline.run import Run
 from targets.base import Feature, find
@@ -30,6 +31,7 @@ class RunContext:
     machine: Machine  # that measures
     host: Host  # of the machine that runs the pipeline
     targets: tuple[TargetInfo, ...]
+    lr_only: LrOnly = field(default_factory=LrOnly)
     failures: list[Failure] = field(default_factory=list)
 
     def precisions(self, info: TargetInfo) -> tuple[str, ...]:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from mipkd.core import plugins
 from mipkd.core.apart import Limits, call_apart
+from mipkd.core.errors import UsageError
+from mipkd.core.lr_frames import is_lr_only
 from mipkd.core.names import printable
 from mipkd.core.records import TargetInfo
 from mipkd.metrics.base import list_metrics
@@ -98,6 +100,11 @@ def examine_checkpoint(file: Path, images: Path | None, sets: Sequence[str]) -> 
     from pipeline.config import load
 
     config = load({"teacher": file}, sets=sets)
+    if images and is_lr_only(images):
+        raise UsageError(
+            f"doctor: {printable(images)}: LR frames without truth have no PSNR",
+            hint="--images with HR photos, or a set with HR/ and LR/",
+        )
     # Once it is read, how long its net takes on the user's images is the user's own choice.
     limits = replace(config.limits.of(file), later=Limits())
     return call_apart(f"doctor {file}", limits, _examine, file, images, config.identify)

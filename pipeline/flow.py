@@ -26,10 +26,12 @@ from pipeline.contenders import (
 )
 from pipeline.context import RunContext, choose_targets
 from pipeline.inputs import choose_patches, identify_nets, prepare_images
+from pipeline.lr_only import check_without_teacher, find_lr_only
 from pipeline.machine.base import connect
 from pipeline.on_target import OnTarget
+from pipeline.reference_net import FP32_ON
 from pipeline.run import Run
-from pipeline.stages.reference import FP32_ON, ReferenceInputs, reference
+from pipeline.stages.reference import ReferenceInputs, reference
 from pipeline.stages.train import Trained, TrainInputs, train
 from targets.base import find
 
@@ -51,7 +53,7 @@ def measure_all(config: Config, run: Run) -> publish.Found:
         students.check_family(str(config.student), "--student")
     with connect(config.device) as machine:
         targets = choose_targets(config, machine)
-        on = RunContext(config, run, machine, describe_host(), targets)
+        on = RunContext(config, run, machine, describe_host(), targets, find_lr_only(config))
         preflight.check_targets(on)
         return _measure_all(on, baselines)
 
@@ -60,7 +62,7 @@ def _measure_all(on: RunContext, asked: Sequence[Baseline]) -> publish.Found:
     nets = identify_nets(on)
     baselines = list(identify_baselines(on, asked, nets))
     preflight.check_trainings(on, nets, asked)
-    images = prepare_images(on.config, on.run, nets.like, on.config.distill.patch)
+    images = prepare_images(on.config, on.run, nets, on.lr_only, on.config.distill.patch)
     patches = choose_patches(on, images)
     contenders = train_and_export(on, nets, images, patches, baselines)
 
@@ -99,6 +101,8 @@ def train_from_photos(config: Config, run: Run, spec: str) -> Trained:
     settings = config.distill.model_copy(update={"method": "scratch", "losses": ()})
     if settings.init in ("project", "inherit"):
         settings = settings.model_copy(update={"init": "random"})
-    images = prepare_images(config, run, scale, settings.patch)
+    lr_only = find_lr_only(config)
+    check_without_teacher(config, lr_only)
+    images = prepare_images(config, run, scale, lr_only, settings.patch)
     inputs = TrainInputs(settings, spec, scale, images.photos, images.tests)
     return run.step(train, inputs).value

@@ -10,22 +10,25 @@ from pathlib import Path
 from calibration.patches import find_large
 from mipkd.core.errors import UsageError
 from mipkd.core.image_sets import hash_folder
+from mipkd.core.measurement import Against
 from mipkd.core.records import Graph, Model, PatchSet, Photos, TestSet
-from mipkd.distill.data import look_at_photos, look_at_tests, name_source
+from mipkd.distill.data import ImageKind, look_at_photos, look_at_tests, name_source
 from mipkd.distill.pair_reader import Size
 from mipkd.distill.teacher import refuse_scale
 from mipkd.export.foreign_graph import external_files
 from pipeline.bundle.licences import licence_warning
 from pipeline.config import Config
 from pipeline.context import RunContext
+from pipeline.lr_only import LrOnly, check_lr_only, find_lr_only, find_lr_only_tests
 from pipeline.receipts import hash_file
 from pipeline.run import Run
 from pipeline.stage import NotInKey, Ref, Source
 from pipeline.stages.calibrate import CalibrateInputs, calibrate
+from pipeline.stages.compare_teacher import CompareTeacherInputs
 from pipeline.stages.export import AdoptInputs, adopt
 from pipeline.stages.identify import IdentifyInputs, identify
-from pipeline.stages.keep_apart import KeepApartInputs, check_apart, keep_apart
-from pipeline.stages.prepare import PhotosInputs, Scale, TestsInputs, photos, scale_of, tests
+from pipeline.stages.keep_apart import ImageFolder, KeepApartInputs, check_apart, keep_apart
+from pipeline.stages.prepare import PhotosInputs, TestsInputs, photos, scale_of, tests
 from pipeline.study import Subject
 from pipeline.teacher_check import check_teacher
 
@@ -47,6 +50,11 @@ class Nets:
         assert found is not None, "a configuration has a teacher or a model"
         return found
 
+    @property
+    def reference(self) -> tuple[Ref[Model] | Ref[Graph], Against]:
+        """The net whose image stands for a truth that is not there, and which it is."""
+        return (self.teacher, "teacher") if self.teacher else (self.like, "student")
+
 
 @dataclass(frozen=True)
 class Images:
@@ -55,6 +63,9 @@ class Images:
     photos: Ref[Photos]
     tests: Ref[TestSet]
     sizes: ImageSizes | None = None  # of a plan, which prepares no image
+    # Of photos that are LR frames without truth: the net whose image stands for it.
+    reference: Ref[Model] | Ref[Graph] | None = None
+    against: Against = "truth"
 
 
 @dataclass(frozen=True)
@@ -72,7 +83,7 @@ def identify_nets(on: RunContext) -> Nets:
         MipkdError: a file that is no net, or nets of two scales.
     """
     config = on.config
-    images, photos = source_of_folder(config.val), source_of_folder(config.data)
+    images, photos = sources_with_truth(on)
     teacher = identify_checkpoint(on, "teacher", config.teacher, photos, label="teacher")
     foreign = is_graph(config.model)
     file = None if foreign else config.model
@@ -83,33 +94,61 @@ def identify_nets(on: RunContext) -> Nets:
         refuse_scale(config.model, graph.record.scale, config.scale)
     teaches = not config.model or (config.qat.run and config.qat.taught_by == "teacher")
     if teacher and teaches:
-        check_teacher(on.run, teacher, images or photos, config.identify, config.teacher)
+        looked_at = CompareTeacherInputs(teacher, images or photos, config.degradation)
+        alone = on.lr_only.data
+        check_teacher(on.run, looked_at, config.identify, config.teacher, teaches_alone=alone)
         if teacher.record and (warning := licence_warning(teacher.record)):
             log.warning("%s", warning)
     return Nets(teacher, model, graph)
 
 
-def prepare_images(config: Config, run: Run, scale: Scale, patch: int) -> Images:
-    """Training photos with none of the test images among them, and the test images.
+def sources_with_truth(on: RunContext) -> tuple[Source | None, Source | None]:
+    """Test images and photos, where they are not LR frames without truth."""
+    config = on.config
+    return (
+        None if on.lr_only.val else source_of_folder(config.val),
+        None if on.lr_only.data else source_of_folder(config.data),
+    )
+
+
+def prepare_images(
+    config: Config, run: Run, like: int | Nets, lr_only: LrOnly, patch: int
+) -> Images:
+    """Training photos with none of the test images among them, and the test images, for nets or,
+    without any, for a scale.
 
     Raises:
         UsageError: a test image, or a copy of one, is among the photos; a plan says so too.
     """
-    test_set = run.step(tests, TestsInputs(scale, source_of_folder(config.val)))
-    pixels = run.step(photos, PhotosInputs(patch, scale, source_of_folder(config.data)))
-    sizes = (
-        _look_at_images(config, factor, patch) if run.dry and (factor := scale_of(scale)) else None
-    )
-    apart = KeepApartInputs(pixels, (test_set,))
+    scale = like if isinstance(like, int) else like.like
+    none: tuple[None, Against] = None, "truth"
+    reference, against = none if isinstance(like, int) else like.reference
+    test_set, degradation = source_of_folder(config.val), config.degradation
+    if lr_only.val:
+        of_tests = TestsInputs(scale, test_set, reference, against)
+    else:
+        of_tests = TestsInputs(scale, test_set, degradation=degradation)
+    of_photos = PhotosInputs(patch, scale, source_of_folder(config.data), lr_only.data, degradation)
+    prepared, pixels = run.step(tests, of_tests), run.step(photos, of_photos)
+    factor, sizes = scale_of(scale), None
+    if run.dry and factor:
+        sizes = _look_at_images(config, lr_only, factor, patch)
+    apart = KeepApartInputs(pixels, (prepared,))
     if run.dry and not run.remembers(keep_apart, apart):
-        check_apart(config.data, (config.val,))
+        frames = [factor or 1 if lacks else 0 for lacks in (lr_only.data, lr_only.val)]
+        folders = map(ImageFolder, (config.data, config.val), frames)
+        check_apart(next(folders), tuple(folders))
     run.step(keep_apart, apart)
-    return Images(pixels, test_set, sizes)
+    if not lr_only.data:
+        return Images(pixels, prepared, sizes)
+    return Images(pixels, prepared, sizes, reference, against)
 
 
-def _look_at_images(config: Config, scale: int, patch: int) -> ImageSizes:
-    tests = look_at_tests(config.val, scale=scale)
-    return ImageSizes(tuple(look_at_photos(config.data, scale=scale, patch=patch)), tuple(tests))
+def _look_at_images(config: Config, lr_only: LrOnly, scale: int, patch: int) -> ImageSizes:
+    of_photos, of_tests = (ImageKind(lacks) for lacks in (lr_only.data, lr_only.val))
+    shown = look_at_tests(config.val, scale=scale, kind=of_tests)
+    photos = look_at_photos(config.data, scale=scale, patch=patch, kind=of_photos)
+    return ImageSizes(tuple(photos), tuple(shown))
 
 
 def choose_patches(on: RunContext, images: Images) -> Ref[PatchSet]:
@@ -197,4 +236,15 @@ def study_subject(config: Config, tests: Sequence[Path | None]) -> Subject:
     options = config.identify.model_copy(update={"scale": config.scale or config.identify.scale})
     sets = tuple(source_of_folder(test) for test in tests)
     teacher, photos = source_of_file(config.teacher), source_of_folder(config.data)
-    return Subject(teacher, options, config.student, photos, sets)
+    lr_only = find_lr_only(config)
+    check_lr_only(config, lr_only)
+    return Subject(
+        teacher,
+        options,
+        config.student,
+        photos,
+        sets,
+        lr_only=lr_only.data,
+        lr_only_tests=find_lr_only_tests(config, tests),
+        degradation=config.degradation,
+    )

@@ -121,7 +121,9 @@ class OnTarget:
         config, run = self.on.config, self.on.run
         if graph.record:
             check_floats(config.quantize, graph.record)
-        cut = HoldOutInputs(config.quantize.holdout, self.images.photos, config.calibrate.seed)
+        images, seed = self.images, config.calibrate.seed
+        crops = config.quantize.holdout
+        cut = HoldOutInputs(crops, images.photos, seed, images.reference, images.against)
         held = run.step(hold_out, cut)
         tuned: Ref[QatStudent] | None = None
         name, versions = self.info.target, self.info.versions

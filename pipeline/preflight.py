@@ -21,6 +21,7 @@ from pipeline.config import Config
 from pipeline.contenders import Baseline
 from pipeline.context import RunContext
 from pipeline.inputs import Nets, is_graph
+from pipeline.lr_only import check_lr_only
 from pipeline.student_grid import an_example
 from targets.base import Feature, find
 
@@ -34,6 +35,7 @@ def check_targets(on: RunContext) -> None:
     """
     config = on.config
     _check_photos(on)
+    check_lr_only(config, on.lr_only)
     for info in on.targets:
         target = find(info.target)
         if is_graph(config.model) and Feature.FROM_NET in target.features:
@@ -141,13 +143,15 @@ def check_trainings(on: RunContext, nets: Nets, baselines: Sequence[Baseline]) -
     structure = teachers.load_structure(teacher)
     for one in baselines:
         if one.taught:
-            _check_training(one.taught, student, structure, f"--compare: {one.name}: ")
-    _check_training(config.distill, student, structure)
+            _check_training(on, one.taught, student, structure, f"--compare: {one.name}: ")
+    _check_training(on, config.distill, student, structure)
 
 
-def _check_training(config: DistillConfig, student: SRNet, teacher: SRNet, of: str = "") -> None:
+def _check_training(
+    on: RunContext, config: DistillConfig, student: SRNet, teacher: SRNet, of: str = ""
+) -> None:
     try:
-        losses = build_supported_losses(config, teacher)
+        losses = build_supported_losses(config, teacher, truth=not on.lr_only.data)
         check_nets(config, student, teacher)
         check_batch(config, ranks.current().count)
         resolve_positions(config, losses.values(), student, teacher)

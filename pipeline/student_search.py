@@ -112,9 +112,10 @@ class _Halving:
             log.info("student: %s alone fits: nothing is trained to choose", self.left[0])
             return
         self._announce()
-        on, photos = self.task.on, self.task.images.photos
-        cut = HoldOutInputs(on.config.quantize.holdout, photos, self._split_seed)
-        self.held = on.run.step(hold_out, cut)
+        images, crops = self.task.images, self.task.on.config.quantize.holdout
+        seed, stands_for_truth = self._split_seed, (images.reference, images.against)
+        cut = HoldOutInputs(crops, images.photos, seed, *stands_for_truth)
+        self.held = self.task.on.run.step(hold_out, cut)
         cache, before = self._keep_images(), dict[str, Ref[Rung]]()
         for number in range(len(self.ends)):
             before = self._train_rung(number, before, self.held, cache)

@@ -21,6 +21,7 @@ from mipkd.core.records import Model, Photos, TeacherCache, TestSet
 from mipkd.core.study import Pace, Study, Trained, arm_name
 from mipkd.distill import ranks
 from mipkd.distill import student as students
+from mipkd.distill.degradation import BICUBIC, DegradationConfig
 from mipkd.distill.settings import DistillConfig, find_method, method_names
 from mipkd.distill.teacher import TeacherOptions
 from pipeline import caching
@@ -30,6 +31,7 @@ from pipeline.report.study import write_study
 from pipeline.run import Run
 from pipeline.stage import Ref, Source
 from pipeline.stages.assess import AssessInputs, assess
+from pipeline.stages.compare_teacher import CompareTeacherInputs
 from pipeline.stages.distill import DistillInputs, distill
 from pipeline.stages.identify import IdentifyInputs, identify
 from pipeline.stages.keep_apart import KeepApartInputs, keep_apart
@@ -62,6 +64,9 @@ class Subject:
     student: str | None
     data: Source | None
     tests: tuple[Source | None, ...]  # the first is validated on while training
+    lr_only: bool = False  # whether the photos are LR frames without truth
+    lr_only_tests: tuple[bool, ...] = ()  # which test sets are: the teacher's image stands for it
+    degradation: DegradationConfig = BICUBIC
 
 
 @dataclass(frozen=True)
@@ -148,6 +153,8 @@ def run_study(
         StageError: every training failed.
     """
     settled = arms(study, base)
+    for name, config in settled.items():
+        _check_losses(name, config, truth=not subject.lr_only)
     shared = _prepare(max(config.patch for config in settled.values()), subject, run)
     caches = _caches(study, settled, shared, run)
     paces = _paces(settled, shared, caches, run) if study.seconds else {}
@@ -187,18 +194,38 @@ def _prepare(patch: int, subject: Subject, run: Run) -> _Shared:
             "--student auto: a study teaches one student in several ways",
             hint="name it, such as --student edsr:c32b8; run and plan take auto",
         )
-    inputs = IdentifyInputs(subject.options, subject.teacher, "teacher", subject.data)
+    with_truth = None if subject.lr_only else subject.data
+    inputs = IdentifyInputs(subject.options, subject.teacher, "teacher", with_truth)
     teacher = run.step(identify, inputs, label="teacher")
     students.find_sizes(teacher.value, subject.student)
-    images = subject.tests[0] or subject.data
-    check_teacher(run, teacher, images, subject.options, subject.teacher.path)
+    lacks = subject.lr_only_tests or (False,) * len(subject.tests)
+    images = (None if lacks[0] else subject.tests[0]) or with_truth
+    looked_at, alone = CompareTeacherInputs(teacher, images, subject.degradation), subject.lr_only
+    check_teacher(run, looked_at, subject.options, subject.teacher.path, teaches_alone=alone)
     sets = tuple(
-        run.step(prepare_tests, TestsInputs(teacher, source), label=str(number))
-        for number, source in enumerate(subject.tests)
+        run.step(prepare_tests, _of_tests(teacher, subject, number), label=str(number))
+        for number in range(len(subject.tests))
     )
-    pixels = run.step(photos, PhotosInputs(patch, teacher, subject.data))
+    frames = subject.lr_only
+    pixels = run.step(
+        photos, PhotosInputs(patch, teacher, subject.data, frames, subject.degradation)
+    )
     run.step(keep_apart, KeepApartInputs(pixels, sets))
     return _Shared(teacher, subject.student, pixels, sets)
+
+
+def _of_tests(teacher: Ref[Model], subject: Subject, number: int) -> TestsInputs:
+    source, lacks = subject.tests[number], subject.lr_only_tests
+    if lacks and lacks[number]:
+        return TestsInputs(teacher, source, teacher, "teacher")
+    return TestsInputs(teacher, source, degradation=subject.degradation)
+
+
+def _check_losses(name: str, config: DistillConfig, *, truth: bool) -> None:
+    try:
+        config.build_losses(truth=truth)
+    except UsageError as error:
+        raise UsageError(f"study: {name}: {error.what}", hint=error.hint) from error
 
 
 def _facts(

@@ -47,7 +47,7 @@ class ImageSet:
 
 
 @dataclass
-class _Gathered:
+class Gathered:
     """The files of a folder and, if it is the HR part of a set, of the LR parts beside it."""
 
     base: Path
@@ -62,10 +62,10 @@ def find_set(source: Path, scale: int) -> ImageSet:
         UsageError: no such folder, no image in it, it holds the LR images of a set, or some of
             its HR images alone have LR ones in a published layout.
     """
-    found = _gather(source)
+    found = gather_files(source)
     _check_not_lr(source.absolute())
     left_out = list(found.left_out)
-    photos, lows = _split(mark_twins(found.files), left_out)
+    photos, lows = split_lr(mark_twins(found.files), left_out)
     photos = _of_scale(photos, scale, left_out)
     pairs = _match(lows, photos, scale, left_out)
     by_pixels = {low.path for low in lows if low.facts.by_pixels}
@@ -84,7 +84,7 @@ def hash_folder(folder: Path) -> str:
     Raises:
         UsageError: no such folder, no image in it, or a file in it may not be read.
     """
-    found, digest = _gather(folder), hashlib.sha256()
+    found, digest = gather_files(folder), hashlib.sha256()
     for one in found.files:
         digest.update(os.fsencode(os.path.relpath(one.path, found.base)))
         try:
@@ -96,30 +96,42 @@ def hash_folder(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def find_lr_folder(source: Path) -> Path | None:
+    """The folder of LR images that a folder is, or a part of: "LRbicx4", "LR_bicubic/X4"."""
+    for folder in (source, *source.parents)[: _UP + 1]:
+        if folder_kind(folder.name) == "lr":
+            return folder
+        if not is_lr_part(folder.name):
+            return None
+    return None
+
+
+def has_hr_beside(folder: Path) -> bool:
+    """Whether the HR images of a folder of LR ones are beside it."""
+    return any(_files_of(one) for one in _folders_of(folder.parent, "hr"))
+
+
 def _check_not_lr(source: Path) -> None:
-    """Say where a folder holds LR images, such as "LRbicx4" or "LR_bicubic/X4".
+    """Say where a folder holds LR images.
 
     Raises:
         UsageError: the HR images of the set are beside it.
     """
-    for folder in (source, *source.parents)[: _UP + 1]:
-        if folder_kind(folder.name) == "lr":
-            if any(_files_of(one) for one in _folders_of(folder.parent, "hr")):
-                raise UsageError(
-                    f"{source}: holds the LR images of a set, not its HR ones",
-                    hint=f"give the set's folder: {folder.parent}",
-                )
-            log.warning("%s: holds LR images by its name; they are taken as HR", printable(source))
-            return
-        if not is_lr_part(folder.name):
-            return
+    if (folder := find_lr_folder(source)) is None:
+        return
+    if has_hr_beside(folder):
+        raise UsageError(
+            f"{source}: holds the LR images of a set, not its HR ones",
+            hint=f"give the set's folder: {folder.parent}; or --lr-only to leave its HR images out",
+        )
+    log.warning("%s: holds LR images by its name; they are taken as HR", printable(source))
 
 
-def _gather(source: Path) -> _Gathered:
+def gather_files(source: Path) -> Gathered:
     """The images under a folder, and under folders of LR images that belong to it."""
     walked, root = walk_images(source), source.absolute()
     base = _set_of(root)
-    found = _Gathered(base, left_out=walked.left_out)
+    found = Gathered(base, left_out=walked.left_out)
     for file in walked.files:
         shown = file.relative_to(source)
         facts = read_names((root / shown).relative_to(base))
@@ -175,7 +187,7 @@ def _files_of(folder: Path) -> list[Path]:
         return []  # no image in it
 
 
-def _split(files: Sequence[File], left_out: list[LeftOut]) -> tuple[list[File], list[File]]:
+def split_lr(files: Sequence[File], left_out: list[LeftOut]) -> tuple[list[File], list[File]]:
     """Photos, and what is LR of one of them."""
     photos = [one for one in files if one.facts.kind != "lr"]
     pool = _by_key(photos)

@@ -16,6 +16,8 @@ from mipkd.core.ranges import Bytes, Count, Range, Sample, Seconds, Side
 REFERENCE = "reference"  # the target of figures that the others are held against
 BY_KIT = "kit"  # in the place of a device's address
 
+# What images are scored against: the truth or, of LR frames without one, that net's FP32 image.
+Against = Literal["truth", "teacher", "student"]
 Kind = Literal["measured", "emulated", "simulated", "reference"]
 
 
@@ -79,7 +81,8 @@ class Stream:
 
 @dataclass(frozen=True)
 class ImageScore:
-    """Quality of one output against the truth, a border of `scale` pixels cropped."""
+    """Quality of one output against the truth, or what stands for it, a border of `scale` pixels
+    cropped."""
 
     image: str  # its name
     metrics: dict[str, float]  # value of each metric by its name, such as "psnr_y"
@@ -127,6 +130,7 @@ class Measurement:
     # Operators that a delegate of the runtime refuses, by its name; "" of one that takes them all.
     refused_by: dict[str, str] = field(default_factory=dict)
     stream: Stream | None = None  # frames at a camera's rate, where that was asked for
+    against: Against = "truth"  # what the scores are against, as of the test set
 
     @property
     def kind(self) -> Kind:

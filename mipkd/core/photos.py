@@ -18,8 +18,13 @@ class Photo:
     """One photo's pixels, HR and LR, shape (H, W, 3)."""
 
     name: str
-    hr_HWC: ByteArray
+    hr_HWC: ByteArray | None  # None of an LR frame without truth
     lr_HWC: ByteArray
+
+    @property
+    def largest(self) -> ByteArray:
+        """The largest image that there is of it, (H, W, 3)."""
+        return self.lr_HWC if self.hr_HWC is None else self.hr_HWC
 
 
 class PhotoWriter:
@@ -30,10 +35,12 @@ class PhotoWriter:
         self.index: list[dict[str, object]] = []
         self._files = {kind: (folder / f"{kind}.u8").open("wb") for kind in ("hr", "lr")}
 
-    def add(self, name: str, hr_HWC: ByteArray, lr_HWC: ByteArray) -> None:
+    def add(self, name: str, hr_HWC: ByteArray | None, lr_HWC: ByteArray) -> None:
         """Write one photo's pixels."""
         row: dict[str, object] = {"name": name}
         for kind, image in (("hr", hr_HWC), ("lr", lr_HWC)):
+            if image is None:
+                continue
             row[kind] = {"at": self._files[kind].tell(), "size": list(image.shape[:2])}
             self._files[kind].write(np.ascontiguousarray(image).data)
         self.index.append(row)
@@ -48,13 +55,17 @@ class PhotoWriter:
 
 def open_photos(photos: Photos) -> list[Photo]:
     """The photos of a store, none of them read before it is used."""
-    maps = {
-        kind: np.memmap(photos.folder / f"{kind}.u8", np.uint8, mode="r") for kind in ("hr", "lr")
-    }
+    rows = json.loads((photos.folder / "index.json").read_text())
+    kinds = dict.fromkeys(kind for row in rows for kind in ("hr", "lr") if kind in row)
+    maps = {kind: np.memmap(photos.folder / f"{kind}.u8", np.uint8, mode="r") for kind in kinds}
 
     def view(kind: str, at: int, size: tuple[int, int]) -> ByteArray:
         height, width = size
         return maps[kind][at : at + height * width * 3].reshape(height, width, 3)
 
-    rows = json.loads((photos.folder / "index.json").read_text())
-    return [Photo(row["name"], view("hr", **row["hr"]), view("lr", **row["lr"])) for row in rows]
+    return [
+        Photo(
+            row["name"], view("hr", **row["hr"]) if "hr" in row else None, view("lr", **row["lr"])
+        )
+        for row in rows
+    ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from mipkd.core.measurement import Host
+from mipkd.core.measurement import Against, Host
 from mipkd.core.ranges import Bytes, Count, Multiple, Range, Scale, Seconds, Side
 
 
@@ -28,6 +28,9 @@ class Model:
     licence: str = "unknown"  # of the weights as far as they say
 
 
+FRAMES = "frames"  # in the place of where LR images came from: they are all there is
+
+
 @dataclass(frozen=True)
 class Photos:
     """Training photos decoded once: uint8 HR and LR pixels in two flat files and an index."""
@@ -41,7 +44,14 @@ class Photos:
     is_sample: bool = False  # whether they are the sample photos
     # Of the files in that folder that look like photos, by why they were left out: how many.
     left_out: dict[str, Count] = field(default_factory=dict)
-    lr_from: str = "bicubic"  # of our own, "published" files, or "mixed"
+    # Of our own: "bicubic" or "degraded"; "published" files; some of both: "mixed" or "partly
+    # degraded"; "frames" without truth.
+    lr_from: str = "bicubic"
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether there are HR photos, and not LR frames alone."""
+        return self.lr_from != FRAMES
 
 
 @dataclass(frozen=True)
@@ -84,20 +94,27 @@ class TestSet:
     source: str  # where they came from
     scale: Scale  # of the LR images
     images: tuple[str, ...]  # names
-    lr_from: str  # "published" files, "bicubic" of our own, or "mixed"
+    lr_from: str  # as of photos
     skipped: tuple[str, ...] = ()  # those that could not be used, and why
     is_sample: bool = False  # whether they are the sample photos
     # Of the files in that folder that look like photos, by why they were left out: how many.
     left_out: dict[str, Count] = field(default_factory=dict)
     # Names of LR images without truth, beside the others: a broken model shows itself on them.
     probes: tuple[str, ...] = ()
+    # What its HR images are: the truth or, of LR frames without one, what that net makes of them.
+    against: Against = "truth"
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether its HR images are the truth."""
+        return self.against == "truth"
 
     def lr_file(self, name: str) -> Path:
         """Where the LR pixels of an image or a probe lie."""
         return self.folder / "lr" / f"{name}.png"
 
     def hr_file(self, name: str) -> Path:
-        """Where the truth of an image lies."""
+        """Where the truth of an image lies, or what stands for it."""
         return self.folder / "hr" / f"{name}.png"
 
 
@@ -161,6 +178,7 @@ class Holdout:
     scale: Count  # HR over LR; 0 of older runs, which did not say
     confirming_lr: Path | None = None  # as many of other photos, and other pages: they confirm
     confirming_hr: Path | None = None  # their HR crops
+    against: Against = "truth"  # what the HR crops are, as of a test set
 
 
 @dataclass(frozen=True)

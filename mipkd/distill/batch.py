@@ -20,8 +20,8 @@ class Batch:
     """Patches as float32 in [0, 1]; without the teacher's outputs if it has to run."""
 
     lr_NCHW: Tensor  # (N, 3, P, P)
-    hr_NCHW: Tensor  # (N, 3, S*P, S*P)
-    teacher_image: Tensor | None = None  # as hr_NCHW
+    hr_NCHW: Tensor | None  # (N, 3, S*P, S*P); None where there is no truth
+    teacher_image: Tensor | None = None  # (N, 3, S*P, S*P)
     teacher_latents: tuple[Tensor, ...] = ()  # (N, L, P, P) for each position
 
     def to(self, device: torch.device) -> Batch:
@@ -53,8 +53,8 @@ class Batch:
 
     def tensors(self) -> list[Tensor]:
         """All tensors, in a fixed order."""
-        image = [] if self.teacher_image is None else [self.teacher_image]
-        return [self.lr_NCHW, self.hr_NCHW, *image, *self.teacher_latents]
+        images = [one for one in (self.hr_NCHW, self.teacher_image) if one is not None]
+        return [self.lr_NCHW, *images, *self.teacher_latents]
 
     def __len__(self) -> int:
         return len(self.lr_NCHW)
@@ -62,7 +62,7 @@ class Batch:
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return Batch(
             change(self.lr_NCHW),
-            change(self.hr_NCHW),
+            None if self.hr_NCHW is None else change(self.hr_NCHW),
             None if self.teacher_image is None else change(self.teacher_image),
             tuple(change(latents) for latents in self.teacher_latents),
         )

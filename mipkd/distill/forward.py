@@ -127,7 +127,7 @@ class StepForward(nn.Module):
         image, features = self.student.forward_with_taps(batch.lr_NCHW, positions.student)
         seen = Pass(
             lr_NCHW=batch.lr_NCHW,
-            hr_NCHW=batch.hr_NCHW,
+            truth_NCHW=batch.hr_NCHW,
             student=self.student,
             student_image=image,
             student_features=features,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mipkd.distill.batch import Batch, Sampler
-from mipkd.distill.data import AnyArray, PatchSampler, latent_planes
+from mipkd.distill.patch_sampler import AnyArray, PatchSampler, latent_planes
 from mipkd.losses.base import TeacherPass
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,8 @@ def choose_sampler(sampler: PatchSampler, device: torch.device) -> Sampler:
     """A sampler of the same patches for the device: on a CPU, `sampler` itself."""
     if device.type != "cuda":
         return sampler
-    size = sum(p.lr_HWC.nbytes + p.hr_HWC.nbytes for p in sampler.photos)
+    size = sum(p.lr_HWC.nbytes for p in sampler.photos)
+    size += sum(p.hr_HWC.nbytes for p in sampler.photos if p.hr_HWC is not None)
     size += sum(array.nbytes for one in sampler.teacher_outputs for array in one.arrays)
     free, _ = torch.cuda.mem_get_info(device)
     if size <= _SHARE * free:
@@ -38,12 +39,13 @@ def choose_sampler(sampler: PatchSampler, device: torch.device) -> Sampler:
 
 class GpuSampler:
     """All photos on the device as uint8, and a teacher's cached outputs in 16 bits; a batch is one
-    gather for LR, one for HR and one for each of the outputs."""
+    gather for LR, one for HR where there is a truth, and one for each of the outputs."""
 
     def __init__(self, sampler: PatchSampler, device: torch.device) -> None:
         self._sampler, self._device = sampler, device
         self._lr = _Pixels([p.lr_HWC for p in sampler.photos], device)
-        self._hr = _Pixels([p.hr_HWC for p in sampler.photos], device)
+        truths = [p.hr_HWC for p in sampler.photos if p.hr_HWC is not None]
+        self._hr = [_Pixels(truths, device)] if sampler.has_truth else []
         self._image, self._latents = list[_Pixels](), list[_Pixels]()
         if sampler.cached_part("image") == "image":
             self._image = [_Pixels([one.image_HWC for one in sampler.teacher_outputs], device)]
@@ -56,11 +58,12 @@ class GpuSampler:
         """The batch of a step, on the device."""
         draws = torch.from_numpy(self._sampler.draw(step)).to(self._device, non_blocking=True)
         patch, scale = self._sampler.patch, self._sampler.scale
-        lr, hr = self._lr.cut(draws, patch, 1), self._hr.cut(draws, patch * scale, scale)
+        lr = self._lr.cut(draws, patch, 1)
+        hr = [one.cut(draws, patch * scale, scale) for one in self._hr]
         cached = self._sampler.cached_part(wants)
         image = [one.cut(draws, patch * scale, scale) for one in self._image if cached != "none"]
         latents = [one.cut(draws, patch, 1) for one in self._latents if cached == "latents"]
-        return Batch(lr, hr, next(iter(image), None), tuple(latents))
+        return Batch(lr, next(iter(hr), None), next(iter(image), None), tuple(latents))
 
 
 class _Pixels:

@@ -16,8 +16,8 @@ from torch import Tensor
 from mipkd.archs.base import SRNet
 from mipkd.core.photos import open_photos
 from mipkd.core.records import Directions, Photos, TeacherCache
-from mipkd.distill.data import PatchSampler
 from mipkd.distill.files import hash_weights, write_state
+from mipkd.distill.patch_sampler import PatchSampler
 from mipkd.losses._principal import PrincipalDirections, choose_width, relative_error
 
 log = logging.getLogger(__name__)

@@ -20,13 +20,16 @@ from mipkd.core.folders import LeftOut, count_reasons, readable_suffixes, say_re
 from mipkd.core.image_headers import pixels_in, size_of
 from mipkd.core.image_sets import ImageSet, Member, find_set, hash_file
 from mipkd.core.images import ByteArray, crop_to_multiple, downscale, read_photo
+from mipkd.core.lr_frames import find_frames
 from mipkd.core.names import printable, unique_names
+from mipkd.core.records import FRAMES
 from mipkd.core.samples import sample_photos, sample_tests
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Pair = tuple[str, ByteArray, ByteArray]  # name, LR, HR
+Degrade = Callable[[ByteArray], ByteArray]  # from HR to LR
 Size = tuple[int, int]  # height, width
 _READ = 2  # of the images that are looked at: what calibration needs
 _NAMED = 3  # files of each kind of message that are named if there are many
@@ -38,6 +41,8 @@ class PairReader:
     """The images of a folder, or the samples, as pairs of one scale.
 
     `least` is what HR images need a side; without a folder `for_tests` says which samples.
+    `degrade` makes LR images in the place of bicubic. With `frames_of` the LR frames for nets of
+    that scale are read, as images of scale 1 without LR ones of their own.
     """
 
     def __init__(
@@ -48,10 +53,12 @@ class PairReader:
         least: int,
         for_tests: bool = False,
         least_is: str = "",
+        degrade: Degrade | None = None,
+        frames_of: int = 0,
     ) -> None:
-        self.source, self.scale = source, scale
-        self._least, self._least_is = least, least_is
-        found = find_set(source, scale) if source else _find_samples(for_tests)
+        self.source, self.scale, self.frames_of = source, scale, frames_of
+        self._least, self._least_is, self._degrade = least, least_is, degrade
+        found = _find_images(source, scale, frames_of, for_tests=for_tests)
         self._members, self._left_out = found.members, list(found.left_out)
         self._notes: list[str] = []
         self._read_whole = 0  # of those looked at
@@ -131,8 +138,12 @@ class PairReader:
 
     def lr_from(self, used: int) -> str:
         """Where the LR of the `used` images came from."""
-        published = len(self.published)
-        return "bicubic" if not published else "published" if published == used else "mixed"
+        if self.frames_of:
+            return FRAMES
+        ours, published = "degraded" if self._degrade else "bicubic", len(self.published)
+        if not published:
+            return ours
+        return "published" if published == used else "partly degraded" if self._degrade else "mixed"
 
     def warn(self, label: str) -> None:
         """Say what was left out and what was assumed: the first ones by name, all by number."""
@@ -161,7 +172,7 @@ class PairReader:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             pixels = sum(pixels_in(member.hr) for member in self._members)
-            most = 3 * (1 + 1 / self.scale**2) * pixels
+            most = 3 * (1 + (self.frames_of or 1 / self.scale) ** 2) * pixels
             raise StageError(
                 f"{out}: no space left on the disk",
                 hint=f"up to {most / 1e6:.1f} MB are needed there; "
@@ -197,7 +208,7 @@ class PairReader:
 
     def _lr_of(self, member: Member, hr_HWC: ByteArray) -> ByteArray | None:
         if member.lr is None:
-            return downscale(hr_HWC, self.scale)
+            return self._degrade(hr_HWC) if self._degrade else downscale(hr_HWC, self.scale)
         lr_HWC = self._read(member.lr)
         if lr_HWC is None:
             return None
@@ -229,6 +240,12 @@ class PairReader:
     def _shown(self, file: Path) -> PurePath:
         inside = self.source is not None and file.is_relative_to(self.source)
         return file.relative_to(self.source or "") if inside else PurePath(file.name)
+
+
+def _find_images(source: Path | None, scale: int, frames_of: int, *, for_tests: bool) -> ImageSet:
+    if source is None:
+        return _find_samples(for_tests)
+    return find_frames(source, frames_of) if frames_of else find_set(source, scale)
 
 
 def _find_samples(for_tests: bool) -> ImageSet:

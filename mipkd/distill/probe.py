@@ -24,6 +24,7 @@ from mipkd.core.images import (
 )
 from mipkd.core.samples import sample_photos
 from mipkd.distill.data import Pair, probe_images
+from mipkd.distill.pair_reader import Degrade
 
 log = logging.getLogger(__name__)
 
@@ -70,9 +71,12 @@ def choose_photos(photos: Path | None, tests: Path | None, *, scale: int) -> Pro
     return ProbeImages("the sample photos", [_cut_sample(file, scale) for file in files[::2]])
 
 
-def read_centres(folder: Path, *, scale: int, size: int = _SIZE) -> ProbeImages:
+def read_centres(
+    folder: Path, *, scale: int, size: int = _SIZE, degrade: Degrade | None = None
+) -> ProbeImages:
     """The middle of a few images of a folder, at most `size` LR pixels a side."""
-    pairs = [_cut_centre(pair, size) for pair in probe_images(folder, scale=scale)]
+    found = probe_images(folder, scale=scale, degrade=degrade)
+    pairs = [_cut_centre(pair, size) for pair in found]
     return ProbeImages(str(folder), pairs)
 
 

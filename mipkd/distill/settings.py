@@ -145,12 +145,13 @@ class DistillConfig(BaseModel):
             raise ValueError('init: "teacher" is called "inherit" since students can be projected')
         return self
 
-    def build_losses(self, *, teacher: bool = True) -> dict[str, Loss]:
-        """The losses by name, each with its own settings.
+    def build_losses(self, *, teacher: bool = True, truth: bool = True) -> dict[str, Loss]:
+        """The losses by name, each with its own settings; without truth those that need one are
+        left out.
 
         Raises:
-            UsageError: an unknown loss, one given twice, settings that it does not have, or a
-                loss that needs a teacher when there is none.
+            UsageError: an unknown loss, one given twice, settings that it does not have, a loss
+                that needs a teacher when there is none, or no loss that can do without truth.
         """
         method = self.method or ("logits" if teacher else "scratch")  # why: docs/decisions/0016
         entries = self.losses or find_method(method).losses
@@ -165,11 +166,13 @@ class DistillConfig(BaseModel):
                     hint='give --teacher FILE, or --set distill.method="scratch"',
                 )
             found[name] = loss
+        if not truth:
+            found = _without_truth(found, self.method)
         if all(loss.until < 1 for loss in found.values()):
             last = max(loss.until for loss in found.values())
             raise UsageError(
                 f"distill.losses: all of them end after {last:g} of the steps",
-                hint="let one of them last to the end, such as pixel: until = 1",
+                hint="let one of them last to the end, such as logits: until = 1",
             )
         return found
 
@@ -211,6 +214,18 @@ class DistillConfig(BaseModel):
     def validation_period(self) -> int:
         """Steps between validations."""
         return self.validate_every or max(1, self.steps // 5)
+
+
+def _without_truth(losses: Mapping[str, Loss], method: str | None) -> dict[str, Loss]:
+    found = {name: loss for name, loss in losses.items() if not loss.needs_truth}
+    if not found:
+        asked = f"method={method}" if method else f"losses: {', '.join(losses)}"
+        raise UsageError(
+            f"distill.{asked} learns from the truth alone, and the photos are LR frames without",
+            hint="a teacher can teach on them: --teacher FILE --set distill.method=logits; "
+            "or give HR photos: --data",
+        )
+    return found
 
 
 def _build_loss(entry: dict[str, Any]) -> tuple[str, Loss]:

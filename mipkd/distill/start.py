@@ -21,7 +21,7 @@ from mipkd.core.errors import UsageError
 from mipkd.core.records import Photos
 from mipkd.distill import ranks
 from mipkd.distill.checkpoint import report_write_errors
-from mipkd.distill.data import PatchSampler
+from mipkd.distill.patch_sampler import PatchSampler
 from mipkd.distill.teacher import TeacherOptions, identify
 
 log = logging.getLogger(__name__)

@@ -56,7 +56,8 @@ class _TimedTraining:
         start = perf_counter()
         opened = open_training(config, task)
         principal, mine = read_cache_directions(task.cache), ranks.current()
-        self._learner = Learner(opened.config, opened.student, opened.teacher, principal=principal)
+        nets, truth = (opened.student, opened.teacher), opened.sampler.has_truth
+        self._learner = Learner(opened.config, *nets, principal=principal, truth=truth)
         self._learner.start(opened.sampler)
         self._sampler = choose_sampler(
             opened.sampler.share(mine.rank, mine.count), self._learner.device

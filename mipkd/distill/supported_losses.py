@@ -9,13 +9,15 @@ from mipkd.distill.settings import DistillConfig
 from mipkd.losses.base import Loss
 
 
-def build_supported_losses(config: DistillConfig, teacher: SRNet | None) -> dict[str, Loss]:
-    """The losses by name.
+def build_supported_losses(
+    config: DistillConfig, teacher: SRNet | None, *, truth: bool = True
+) -> dict[str, Loss]:
+    """The losses by name; without truth those that can do without.
 
     Raises:
-        UsageError: one of them needs what the teacher does not offer.
+        UsageError: one of them needs what the teacher does not offer, or all of them a truth.
     """
-    losses = config.build_losses(teacher=teacher is not None)
+    losses = config.build_losses(teacher=teacher is not None, truth=truth)
     for name, loss in losses.items():
         if teacher is not None and loss.restrict_to(teacher) != loss:
             raise UsageError(
@@ -24,6 +26,15 @@ def build_supported_losses(config: DistillConfig, teacher: SRNet | None) -> dict
                 hint="possible: " + ", ".join(list_supported(teacher)),
             )
     return losses
+
+
+def list_truth_terms(config: DistillConfig) -> list[str]:
+    """The terms that are off where there is no truth, such as "zoom_in of dukd"."""
+    found = []
+    for name, loss in config.build_losses().items():
+        terms = loss.truth_terms or ((name,) if loss.needs_truth else ())
+        found += [term if term == name else f"{term} of {name}" for term in terms]
+    return found
 
 
 def list_supported(teacher: SRNet) -> list[str]:

@@ -28,7 +28,7 @@ from mipkd.distill.forward import Objective, StepForward
 from mipkd.distill.hardware import autocast_type, find_device
 from mipkd.distill.ranks import Ranks
 from mipkd.distill.settings import DistillConfig
-from mipkd.distill.supported_losses import build_supported_losses
+from mipkd.distill.supported_losses import build_supported_losses, list_truth_terms
 from mipkd.losses._principal import PrincipalDirections
 from mipkd.losses.base import Carrier, Loss
 
@@ -43,6 +43,8 @@ class Learner:
     Args:
         principal: the directions of the latents in a sampler's cache, one for each position;
             without them they are fitted to the first patches.
+        truth: whether the sampler's batches have HR images; without them losses that need one are
+            left out.
     """
 
     def __init__(
@@ -52,11 +54,12 @@ class Learner:
         teacher: SRNet | None,
         *,
         principal: Sequence[PrincipalDirections] = (),
+        truth: bool = True,
     ) -> None:
         self.config, self.step, self.rate = config, 0, 0.0
         self.carried: dict[Carrier, int] = {"student": 0, "teacher": 0}
         self.ranks = ranks.current()
-        self.losses = build_supported_losses(config, teacher)
+        self.losses = build_supported_losses(config, teacher, truth=truth)
         self.teacher = teacher if any(x.needs_teacher for x in self.losses.values()) else None
         check_nets(config, student, self.teacher)
         check_batch(config, self.ranks.count)
@@ -80,6 +83,9 @@ class Learner:
         self._shared_forward: nn.Module | None = None
         self._set_up_optimiser()
         self._log_start()
+        if not truth:
+            off = ", ".join(list_truth_terms(config)) or "nothing"
+            log.info("LR frames without truth: the teacher alone teaches; off: %s", off)
 
     def _make_helpers(self) -> nn.ModuleDict:
         with torch.random.fork_rng([]):
@@ -321,11 +327,10 @@ def _first_patches(sampler: Sampler) -> Batch:
     batches = [sampler.batch(0)]
     while sum(map(len, batches)) < _START_PATCHES:
         batches.append(sampler.batch(len(batches)))
-    lr_NCHW, hr_NCHW = (
-        torch.cat(parts)
-        for parts in zip(*((batch.lr_NCHW, batch.hr_NCHW) for batch in batches), strict=True)
-    )
-    return Batch(lr_NCHW, hr_NCHW).select(slice(_START_PATCHES))
+    truths = [batch.hr_NCHW for batch in batches if batch.hr_NCHW is not None]
+    hr_NCHW = torch.cat(truths) if truths else None
+    whole = Batch(torch.cat([batch.lr_NCHW for batch in batches]), hr_NCHW)
+    return whole.select(slice(_START_PATCHES))
 
 
 def _skip_averaging(forward: nn.Module) -> AbstractContextManager[None]:

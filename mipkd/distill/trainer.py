@@ -17,11 +17,12 @@ from mipkd.archs.base import SRNet
 from mipkd.core.health import BEFORE
 from mipkd.distill import checkpoint, ranks
 from mipkd.distill.batch import Sampler
-from mipkd.distill.data import Pair, PatchSampler
+from mipkd.distill.data import Pair
 from mipkd.distill.gpu_sampler import choose_sampler
 from mipkd.distill.health_probe import PROBE_PATCHES, HealthProbe
 from mipkd.distill.interrupt import Interrupt
 from mipkd.distill.latent_directions import read_cache_directions
+from mipkd.distill.patch_sampler import PatchSampler
 from mipkd.distill.progress import ProgressLog, curves_file
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.threads import tuned_threads
@@ -142,7 +143,9 @@ class _Training:
         settings += cache.contents if cache else ""
         self.fits = checkpoint.fingerprint(settings, inputs.student, inputs.teacher)
         principal = read_cache_directions(cache)
-        self.learner = Learner(config, inputs.student, inputs.teacher, principal=principal)
+        truth = inputs.sampler.has_truth
+        nets = inputs.student, inputs.teacher
+        self.learner = Learner(config, *nets, principal=principal, truth=truth)
         self.psnr_y_db, self.out = float("nan"), out
         self._before, self._start = inputs.start_s, time.perf_counter()
         self._next_save = 0.0

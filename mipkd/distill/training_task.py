@@ -16,7 +16,8 @@ from mipkd.archs.base import SRNet, load_arch
 from mipkd.core.records import Holdout, Model, Photos, TeacherCache, TestSet
 from mipkd.distill import teacher as teachers
 from mipkd.distill.checkpoint import NEWEST
-from mipkd.distill.data import PatchSampler, load_holdout, load_tests
+from mipkd.distill.data import load_holdout, load_tests
+from mipkd.distill.patch_sampler import PatchSampler
 from mipkd.distill.progress import curves_file
 from mipkd.distill.ranks import run_on_all
 from mipkd.distill.settings import DistillConfig

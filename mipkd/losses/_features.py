@@ -68,7 +68,7 @@ class Units(nn.Module):
         Only tensor arithmetic, so that no step waits for the GPU.
         """
         theirs_K = torch.stack([f.float().abs().mean() for f in seen.teacher_features])
-        reconstruction = l1(seen.student_image, seen.hr_NCHW)
+        reconstruction = l1(seen.student_image, seen.target)
         means = seen.mean(torch.stack([*theirs_K, feature_K.mean(), reconstruction]))
         now_K, ratio = means[:-2], means[-2] / means[-1]
         rate = (1 / (self.steps + 1)).clamp(min=SLOWEST_RATE)

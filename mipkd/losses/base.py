@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mipkd.archs.base import SRNet
 from mipkd.core import plugins
+from mipkd.core.errors import UsageError
 from mipkd.losses._principal import PrincipalDirections
 
 # What a loss reads of the teacher's plain forward, in ascending order. Latents are its features in
@@ -40,7 +41,7 @@ class Pass:
     """The data of one training step, shared by all losses: each net runs forward once."""
 
     lr_NCHW: Tensor
-    hr_NCHW: Tensor
+    truth_NCHW: Tensor | None  # None of LR frames without truth
     student: SRNet
     student_image: Tensor
     student_features: list[Tensor] = field(default_factory=list)
@@ -59,6 +60,27 @@ class Pass:
     mean: Callable[[Tensor], Tensor] = field(default=lambda values: values)  # over all processes
     principal: tuple[PrincipalDirections, ...] = ()  # of the cached latents
     tosses: Mapping[str, Toss] = field(default_factory=dict)  # of this step, by loss
+
+    @property
+    def hr_NCHW(self) -> Tensor:  # noqa: N802 - a tensor, named by its shape
+        """The ground truth.
+
+        Raises:
+            UsageError: there is none.
+        """
+        if self.truth_NCHW is None:
+            raise UsageError(
+                "distill.losses: one of them reads the truth, and the photos are LR frames without",
+                hint="leave it out, or give HR photos: --data",
+            )
+        return self.truth_NCHW
+
+    @property
+    def target(self) -> Tensor:
+        """The ground truth, (N, 3, S*H, S*W), or the teacher's image where there is none."""
+        if self.truth_NCHW is None and self.teacher_image is not None:
+            return self.teacher_image
+        return self.hr_NCHW
 
 
 def l1(a: Tensor, b: Tensor) -> Tensor:
@@ -86,6 +108,7 @@ class Loss(BaseModel):
 
     needs_teacher: ClassVar[bool] = True
     needs_features: ClassVar[bool] = False
+    truth_terms: ClassVar[tuple[str, ...]] = ()  # of its terms those that need a truth
     beside: ClassVar[tuple[str, ...]] = ("pixel",)
 
     weight: float = 1.0
@@ -97,6 +120,11 @@ class Loss(BaseModel):
         if self.needs_features:
             return "features"
         return "image" if self.needs_teacher else "none"
+
+    @property
+    def needs_truth(self) -> bool:
+        """Whether nothing of it is left where there are LR frames without truth."""
+        return not self.needs_teacher
 
     @property
     def reads_width(self) -> int | None:

@@ -31,17 +31,17 @@ CHANGES: tuple[Callable[[Tensor], Tensor], ...] = (
 
 
 class DUKD(Loss):
-    """L1(student, teacher) on zoomed-in ground truth and on zoomed-out LR."""
+    """L1(student, teacher) on zoomed-in ground truth, where there is one, and on zoomed-out LR."""
 
+    truth_terms: ClassVar[tuple[str, ...]] = ("zoom_in",)
     beside: ClassVar[tuple[str, ...]] = ("pixel", "logits")
 
     chance: float = Field(0.3, ge=0, le=1)  # of each change
 
     def __call__(self, seen: Pass, helper: nn.Module | None) -> dict[str, Tensor]:
-        return {
-            "zoom_in": self.weight * self._distance(seen, zoom_in(seen)),
-            "zoom_out": self.weight * self._distance(seen, zoom_out(seen)),
-        }
+        images = {} if seen.truth_NCHW is None else {"zoom_in": zoom_in(seen)}
+        images["zoom_out"] = zoom_out(seen)
+        return {name: self.weight * self._distance(seen, image) for name, image in images.items()}
 
     def _distance(self, seen: Pass, image_NCHW: Tensor) -> Tensor:
         assert seen.teacher is not None

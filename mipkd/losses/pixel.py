@@ -11,6 +11,7 @@ class Pixel(Loss):
     """L1 or L2 of student and ground truth."""
 
     needs_teacher: ClassVar[bool] = False
+    truth_terms: ClassVar[tuple[str, ...]] = ("pixel",)
     beside: ClassVar[tuple[str, ...]] = ()
 
     norm: Norm = "l1"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mipkd.core.images import UNSEEN_DB, mse_of, psnr_lost
-from mipkd.core.measurement import REFERENCE, Latency, Measurement, Stream
+from mipkd.core.images import ASSUMED_TRUTH_DB, UNSEEN_DB, mse_of, psnr_lost, psnr_of
+from mipkd.core.measurement import REFERENCE, Against, Latency, Measurement, Stream
 from mipkd.core.precision import FLOATS
 from mipkd.metrics.base import Metric, list_metrics
 from pipeline.bench.stats import Estimate, rate_per_second, ratio_of_medians
@@ -25,6 +25,11 @@ Size = tuple[int, int]  # LR height, width
 def students(measurements: Sequence[Measurement]) -> list[Measurement]:
     """The student on real targets."""
     return [m for m in measurements if m.role == "student" and m.target != REFERENCE]
+
+
+def find_against(measurements: Sequence[Measurement]) -> Against:
+    """What their images were scored against."""
+    return next((m.against for m in measurements if m.scores), "truth")
 
 
 def find_reference(measurements: Sequence[Measurement], role: str) -> Measurement | None:
@@ -124,13 +129,34 @@ def drop_by_image(
 ) -> dict[str, float]:
     """By how much each image is worse than with `base`, in the metric's unit.
 
-    Empty unless both scored the same images by it.
+    Empty unless both scored the same images by it, against the same. Of LR frames without truth dB
+    of PSNR are those that a truth as far away as `ASSUMED_TRUTH_DB` would show.
     """
-    loss = list_metrics()[metric].loss
+    assumed = m is not None and m.against != "truth" and metric.startswith("psnr")
+    loss = _lost_to_truth if assumed else list_metrics()[metric].loss
+    return _compare_images(m, base, metric, loss)
+
+
+def _compare_images(
+    m: Measurement | None,
+    base: Measurement | None,
+    metric: str,
+    loss: Callable[[float, float], float],
+) -> dict[str, float]:
     ours, theirs = _by_image(m, metric), _by_image(base, metric)
-    if ours.keys() != theirs.keys():
+    if not (m and base) or ours.keys() != theirs.keys() or m.against != base.against:
         return {}
     return {image: loss(ours[image], theirs[image]) for image in ours}
+
+
+def _lost_to_truth(psnr_db: float, base_db: float) -> float:
+    """By how many dB one of two images is further from a truth that nobody has, where their
+    distances to a net's image are known: their errors and that net's own are taken to add up."""
+    return psnr_of(_mse_to_truth(base_db)) - psnr_of(_mse_to_truth(psnr_db))
+
+
+def _mse_to_truth(psnr_db: float) -> float:
+    return mse_of(psnr_db) + mse_of(ASSUMED_TRUTH_DB)
 
 
 def foretell_drop(added_mse: float, base: Measurement | None) -> float | None:
@@ -140,7 +166,8 @@ def foretell_drop(added_mse: float, base: Measurement | None) -> float | None:
     what other photos lose.
     """
     psnrs = _by_image(base, "psnr_y").values()
-    errors = np.array([mse_of(min(psnr_db, UNSEEN_DB)) for psnr_db in psnrs])
+    error_of = _mse_to_truth if base and base.against != "truth" else mse_of
+    errors = np.array([error_of(min(psnr_db, UNSEEN_DB)) for psnr_db in psnrs])
     return float(psnr_lost(added_mse, errors).mean()) if len(errors) else None
 
 
@@ -150,8 +177,8 @@ def _by_image(m: Measurement | None, metric: str) -> dict[str, float]:
 
 def gain_by_image(m: Measurement | None, base: Measurement | None) -> dict[str, float]:
     """By how many dB of PSNR-Y each image is better than with `base`; empty unless both scored the
-    same images."""
-    return {image: -lost for image, lost in drop_by_image(m, base).items()}
+    same images, against the same."""
+    return _compare_images(m, base, "psnr_y", lambda ours, theirs: ours - theirs)
 
 
 def channel_shifts(m: Measurement, base: Measurement | None) -> dict[str, list[float]]:

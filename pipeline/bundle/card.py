@@ -39,6 +39,7 @@ def card(
             r=evidence,
             f=figures,
             w=wording,
+            to=wording.TO[evidence.tests.against],
             models=models,
             table=_table(evidence, figures, models),
             photos=source(evidence.photos) if evidence.photos else "",
@@ -63,7 +64,8 @@ def _table(evidence: Evidence, figures: Figures, models: Sequence[manifest.Model
     size = sizes[-1] if sizes else (0, 0)
     at = f" at LR {wording.as_size(*size)}" if sizes else ""
     head = ["Target", "Precision", "File", "Size", f"p50 ms{at}", "× teacher"]
-    head += ["PSNR-Y dB", "SSIM-Y", "Worst drop dB", "Measured on"]
+    to = wording.TO[evidence.tests.against]
+    head += [f"PSNR-Y{to} dB", f"SSIM-Y{to}", "Worst drop dB", "Measured on"]
     rows = []
     for model in models:
         m, found = measured.get((model.target, model.precision), (None, None))

@@ -21,6 +21,7 @@ from pipeline.bundle.golden import BundleConfig
 from pipeline.bundle.licences import find_root, is_unknown, spdx_id
 from pipeline.bundle.provenance import source
 from pipeline.report.sentences import verdict_sentence
+from pipeline.report.wording import TO
 
 _TASK = {"type": "image-to-image", "name": "Image super-resolution"}
 _METRICS = {"psnr_y": ("psnr", "PSNR-Y"), "ssim_y": ("ssim", "SSIM-Y")}
@@ -132,7 +133,7 @@ def _scores(m: Measurement) -> Iterator[dict[str, Any]]:
     simulated = f", {m.kind}" if m.simulated else ""
     for metric, (kind, title) in _METRICS.items():
         if not m.invalid_because and (mean := mean_of(m, metric)) is not None:
-            name = f"{title}, {m.target} {m.precision}{simulated}"
+            name = f"{title}{TO[m.against]}, {m.target} {m.precision}{simulated}"
             yield {"type": kind, "value": round(mean, 4), "name": name}
 
 

@@ -34,7 +34,16 @@ StudentSpec = Annotated[
         "--student", help="Family and size, such as edsr:c32b8, or auto; default: half the teacher."
     ),
 ]
-Data = Annotated[Path | None, typer.Option(help="Folder of HR photos to train on.")]
+Data = Annotated[
+    Path | None, typer.Option(help="Folder to train on: HR photos, HR/ and LR/, or LR frames.")
+]
+LrOnly = Annotated[
+    bool | None,
+    typer.Option(
+        "--lr-only/--no-lr-only",
+        help="--data and --val are LR frames without truth; default: where they lie in LR/ alone.",
+    ),
+]
 DemoData = Annotated[
     bool | None,
     typer.Option("--demo-data", help="Sample photos of the package instead of --data: a trial."),
@@ -91,7 +100,7 @@ Sets = Annotated[
 # Where the value of an option goes in the configuration, by the option's name.
 _SETTINGS = {
     **{name: name for name in ("teacher", "model", "student", "data", "val", "scale", "out")},
-    **{name: name for name in ("target", "precision", "compare", "demo_data")},
+    **{name: name for name in ("target", "precision", "compare", "demo_data", "lr_only")},
     "steps": "distill.steps",
     "latency_budget": "gates.max_latency_ms",
     "size": "gates.size",

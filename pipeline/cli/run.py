@@ -39,6 +39,7 @@ def _with_run_options(work: Callable[[Config, bool], None]) -> Callable[..., Non
         data: o.Data = None,
         demo_data: o.DemoData = None,
         val: o.Val = None,
+        lr_only: o.LrOnly = None,
         precision: o.Precisions = None,
         steps: o.Steps = None,
         scale: o.Scale = None,

@@ -50,6 +50,7 @@ def study(
     val: Annotated[
         str | None, typer.Option(help="Test sets, separated by commas; the first validates.")
     ] = None,
+    lr_only: o.LrOnly = None,
     methods: Annotated[
         str | None, typer.Option(help="Such as scratch,logits,fakd,mipkd,mipkd+dukd.")
     ] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 
 from rich.console import Group
@@ -14,6 +15,7 @@ from mipkd.core.names import printable
 from pipeline.bench.comparisons import (
     NOT_MEASURED,
     RAN_EMULATED,
+    drop_by_image,
     emulated_targets,
     frames_per_second,
     mean_of,
@@ -30,7 +32,7 @@ from pipeline.report.figures import compute_figures
 from pipeline.report.gate_groups import group_gates
 from pipeline.report.glossary import QUESTIONS
 from pipeline.report.sentences import answer, describe_gate, gain_sentence, reason
-from pipeline.report.wording import precision_label, whose
+from pipeline.report.wording import TO, precision_label, whose
 
 
 def summarize(evidence: Evidence) -> Group:
@@ -56,7 +58,8 @@ def _answers(evidence: Evidence) -> Iterator[Text]:
     if figures.compared:
         means = ", ".join(f"{role} {db:.2f} dB" for role, db in figures.compared.items())
         images = len(evidence.tests.images)
-        yield _line(f"mean PSNR-Y of {images} test images, student in FP32: {means}")
+        mean = f"mean PSNR-Y{TO[evidence.tests.against]} of {images} test images"
+        yield _line(f"{mean}, student in FP32: {means}")
     for one in list_answers(evidence, figures):
         more = [one.summary, one.file] if one.file else [one.summary, one.why]
         said = f": {'; '.join(filter(None, more))}" if any(more) else ""
@@ -72,13 +75,15 @@ def _table(evidence: Evidence) -> Table:
     table = Table(title=f"{evidence.name}: x{evidence.graph.scale} student, mean of test images")
     for name in ("target", "model", "precision", "size MB", "p50 ms", "at"):
         table.add_column(name, justify="left" if name in ("target", "model") else "right")
-    for name in ("x as fast as teacher", "PSNR-Y dB", "lost to FP32 dB"):
+    psnr_y = f"PSNR-Y{TO[evidence.tests.against]} dB"
+    for name in ("x as fast as teacher", psnr_y, "lost to FP32 dB"):
         table.add_column(name, justify="right")
     streamed = any(m.stream for m in evidence.measurements)
     if streamed:
         table.add_column("frames/s", justify="right")
     for m in evidence.measurements:
-        psnr, base = mean_of(m), mean_of(_of(evidence, m.role, "reference"))
+        psnr, base = mean_of(m), _of(evidence, m.role, "reference")
+        drops = drop_by_image(m, base) if m.target != "reference" else {}
         p50, size, faster = _latency(evidence, m)
         table.add_row(
             f"{m.target} ({m.kind})" if m.simulated else m.target,
@@ -89,7 +94,7 @@ def _table(evidence: Evidence) -> Table:
             size,
             faster,
             f"{psnr:.3f}" if psnr else "",
-            f"{base - psnr:.3f}" if psnr and base and m.target != "reference" else "",
+            f"{statistics.fmean(drops.values()):.3f}" if drops else "",
             *([_frames(m)] if streamed else []),
         )
     return table

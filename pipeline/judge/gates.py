@@ -11,6 +11,7 @@ from pipeline.bench.comparisons import (
     NOT_MEASURED,
     RAN_EMULATED,
     emulated_targets,
+    find_against,
     simulated_targets,
     speedup_over_best,
     students,
@@ -26,6 +27,11 @@ from pipeline.judge.outlook import foresee
 from pipeline.judge.quality import judge_bicubic, judge_gains, judge_pixels
 from pipeline.judge.recommendation import recommend
 from pipeline.judge.speed import judge_limits, judge_speedup
+
+OWN_IMAGE = (
+    "LR frames without truth and no teacher: how good the student is cannot be told; what each "
+    "precision loses is told by the student's own image in FP32"
+)
 
 
 def judge(
@@ -94,6 +100,8 @@ def _judge_search(plan: QuantPlan) -> Iterator[Gate]:
             if plan.fixed:
                 reason = "the target's fixed recipe"
                 reason += "; the student was trained on for it" if plan.tuned else ""
+            if plan.holdout and plan.holdout.against != "truth":
+                reason += f", by the {plan.holdout.against}'s image: the photos have no truth"
             well = passes(figure <= bound)
             yield Gate(name, f"{plan.target} int8", well, figure, bound, "dB", reason)
 
@@ -101,6 +109,8 @@ def _judge_search(plan: QuantPlan) -> Iterator[Gate]:
 def _remarks(measurements: Sequence[Measurement], plans: Sequence[QuantPlan]) -> Iterator[str]:
     """What was only simulated; a search that was cut short; INT8 that runs in float, or may not be
     faster than one."""
+    if find_against(measurements) == "student":
+        yield OWN_IMAGE
     for target in simulated_targets(measurements):
         yield f"{target}: {NOT_MEASURED}"
     for target in emulated_targets(measurements):

@@ -51,6 +51,10 @@ def _missing_db(bound: float, measurements: Sequence[Measurement]) -> float:
     student, teacher, bicubic = (
         find_reference(measurements, role) for role in ("student", "teacher", "bicubic")
     )
+    if student and student.against != "truth":
+        gains = gain_by_image(student, bicubic)
+        known = student.against == "teacher" and gains and bound > 0
+        return -10 * math.log10(bound) - statistics.fmean(gains.values()) if known else 0.0
     lost, gains = drop_by_image(student, teacher), gain_by_image(teacher, bicubic)
     if not lost or not gains:
         return 0.0

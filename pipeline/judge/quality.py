@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 
 from mipkd.core.evidence import Failure, Gate
-from mipkd.core.measurement import Measurement
+from mipkd.core.images import ASSUMED_TRUTH_DB
+from mipkd.core.measurement import Against, Measurement
 from mipkd.core.precision import QUANTIZED
 from mipkd.metrics.base import Metric, find_metric
 from pipeline.bench.comparisons import (
     channel_shifts,
     drop_by_image,
+    find_against,
     find_reference,
     gain_by_image,
+    mean_of,
     subject,
 )
 from pipeline.bench.distillation_gain import (
@@ -29,12 +33,20 @@ from pipeline.judge.outcomes import by_interval, invalid, passes
 
 TO_TEACHER = "loss to the teacher"
 _SHARE = "of its gain over bicubic"
+_DISTANCE = "of bicubic's squared error to it"
+_AGAINST: dict[Against, str] = {
+    "truth": "against the FP32 student, ",
+    "teacher": "against the FP32 student, by the teacher's image and a truth "
+    f"{ASSUMED_TRUTH_DB:g} dB from it, ",
+    "student": f"by the FP32 student's own image and a truth {ASSUMED_TRUTH_DB:g} dB from it, ",
+}
 
 
 def judge_bicubic(config: GateConfig, measurements: Sequence[Measurement]) -> Iterator[Gate]:
-    """Whether the FP32 student is better than interpolation."""
+    """Whether the FP32 student is better than interpolation; by its own image nobody can tell."""
     bound, name = config.min_gain_over_bicubic_db, "gain over bicubic"
-    if bound == "off":
+    against = find_against(measurements)
+    if bound == "off" or against == "student":
         return
     student, bicubic = (find_reference(measurements, role) for role in ("student", "bicubic"))
     gains = gain_by_image(student, bicubic)
@@ -43,7 +55,9 @@ def judge_bicubic(config: GateConfig, measurements: Sequence[Measurement]) -> It
         return
     lost = [-gain for gain in gains.values()]
     outcome, why = judge_mean(lost, -bound, sure=LIKELY)  # gains have no long tail below
-    reason = f"mean PSNR-Y of the FP32 student over that of bicubic, {_interval(gains.values())}"
+    to = "" if against == "truth" else " to the teacher's image"
+    what = f"mean PSNR-Y{to} of the FP32 student over that of bicubic"
+    reason = f"{what}, {_interval(gains.values())}"
     gain = statistics.fmean(gains.values())
     yield Gate(name, "student", outcome, gain, bound, "dB", _because(why, reason))
 
@@ -72,7 +86,12 @@ def _judge_loss_to_teacher(
     Whether it is under the bound is asked of `loss - bound * gain`, image by image: Fieller's
     question, which needs no ratio of one image.
     """
-    if bound == "off" or not any(one.role == "teacher" for one in measurements):
+    if bound == "off" or m.against == "student":
+        return
+    if m.against == "teacher":
+        yield _judge_distance(bound, m, measurements)
+        return
+    if not any(one.role == "teacher" for one in measurements):
         return
     teacher, bicubic = (find_reference(measurements, role) for role in ("teacher", "bicubic"))
     lost, gains = drop_by_image(m, teacher), gain_by_image(teacher, bicubic)
@@ -88,6 +107,38 @@ def _judge_loss_to_teacher(
     share = statistics.fmean(lost.values()) / statistics.fmean(gains.values())
     reason = _because(why, _simulated(m) + _three_means(lost, gains, bicubic))
     yield Gate(TO_TEACHER, subject(m), outcome, share, bound, _SHARE, reason)
+
+
+def _judge_distance(bound: float, m: Measurement, measurements: Sequence[Measurement]) -> Gate:
+    """The share of bicubic's squared error to the teacher's image that is left, of LR frames
+    without truth: the geometric mean over images, which mean PSNRs show.
+
+    Where the teacher is the best guess of the truth, its own error is uncorrelated with what other
+    images are apart from it, and this share is that of its gain that is lost.
+    """
+    bicubic = find_reference(measurements, "bicubic")
+    gains = gain_by_image(m, bicubic)
+    if not gains or bound <= 0:
+        why = "not scored on the same images as bicubic" if not gains else "no distance is so small"
+        return invalid(TO_TEACHER, subject(m), bound, _DISTANCE, why)
+    needed_db = -10 * math.log10(bound)
+    outcome, why = judge_mean([needed_db - gain for gain in gains.values()], 0.0)
+    mine, theirs = mean_of(m) or 0.0, mean_of(bicubic) or 0.0
+    text = f"mean PSNR-Y to the teacher's image {mine:.3f} dB, bicubic {theirs:.3f}"
+    if len(gains) > 1:
+        found = mean_over_images(list(gains.values()))
+        low, high = _as_share(found.high), _as_share(found.low)
+        text += f"; 95 % interval {low:.3f} to {high:.3f}, {len(gains)} images"
+    else:
+        text += ", 1 image"
+    share = _as_share(statistics.fmean(gains.values()))
+    reason = _because(why, _simulated(m) + text)
+    return Gate(TO_TEACHER, subject(m), outcome, share, bound, _DISTANCE, reason)
+
+
+def _as_share(gain_db: float) -> float:
+    """Of squared errors, from a difference of PSNRs."""
+    return math.pow(10, -gain_db / 10)
 
 
 def _three_means(
@@ -120,7 +171,7 @@ def _judge_drop(
             why = "not scored on the test images of the FP32 student"
             yield invalid(name + of, subject(m), bound, metric.unit, why)
             continue
-        reason, why = _simulated(m) + "against the FP32 student, ", ""
+        reason, why = _simulated(m) + _AGAINST[m.against], ""
         if name == "mean drop":
             figure = statistics.fmean(drops.values())
             outcome, why = judge_mean(list(drops.values()), bound)

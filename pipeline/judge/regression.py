@@ -18,7 +18,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from mipkd.core.evidence import Gate, Outcome
 from mipkd.core.measurement import Latency, Measurement
 from pipeline.bench.board import describe_changes
-from pipeline.bench.comparisons import Size, channel_shift, students, subject, valid_latency
+from pipeline.bench.comparisons import (
+    Size,
+    channel_shift,
+    drop_by_image,
+    students,
+    subject,
+    valid_latency,
+)
 from pipeline.bench.host import is_emulated
 from pipeline.bench.latency import BenchSettings
 from pipeline.bench.models import time_models
@@ -110,9 +117,8 @@ def time_in_turns(new: Path, old: Path, settings: BenchSettings) -> Beside:
 def _quality(config: BaselineConfig, now: Measurement, before: Measurement) -> Iterator[Gate]:
     if not before.scores:
         return
-    scores = {s.image: s.psnr_y_db for s in now.scores}
-    lost = {s.image: s.psnr_y_db - scores.get(s.image, math.nan) for s in before.scores}
-    if len(scores) != len(lost) or not all(math.isfinite(db) for db in lost.values()):
+    lost = drop_by_image(now, before)
+    if not lost or not all(math.isfinite(db) for db in lost.values()):
         why = "not scored on the images of the baseline"
         yield Gate("mean loss", subject(now), Outcome.INVALID, None, 0.0, "dB", why)
         return

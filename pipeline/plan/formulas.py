@@ -9,12 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 
+from mipkd.core.measurement import Against
 from mipkd.core.precision import PRECISIONS
 from mipkd.distill.start import count_start_pixels
 from pipeline.bench.latency import BenchSettings
 from pipeline.bench.stream_models import streams
 from pipeline.plan.outline import Outline
 from pipeline.plan.timings import Timing
+from pipeline.quantize.hold_out import HoldOutInputs
 from pipeline.quantize.qat import QatInputs
 from pipeline.quantize.search import SearchInputs
 from pipeline.run import Event
@@ -75,13 +77,13 @@ class Formulas:
         self._plain = {
             "photos": 0.1 * self._slow + photos_s,
             "keep_apart": 0.1 * self._slow + 2 * photos_s,
-            "tests": 0.1 * self._slow + 4 * _PHOTO_PIXEL_S * known.test_pixels,
             "calibrate": 0.2 * self._slow,
-            "hold_out": 0.2 * self._slow,
             "teacher_cache": self._teacher_s * known.photo_pixels,
             "directions": 0.5 * self._slow + self._teacher_s * 32 * 48**2,
         }
         self._of: dict[str, Callable[[Event], float]] = {
+            "tests": self._tests,
+            "hold_out": self._hold_out,
             "distill": self._distill,
             "export": self._export,
             "reference": self._reference,
@@ -99,6 +101,22 @@ class Formulas:
         seconds = formula(event) if formula else self._plain.get(event.stage, self._slow)
         step = self._speeds.steps.get(event.key)
         return Timing(seconds, 1.0, step.peak_bytes if step else None)
+
+    def _tests(self, event: Event) -> float:
+        pixels = self._known.test_pixels
+        seen_s = self._reference_s(event.inputs.against) * pixels
+        return 0.1 * self._slow + 4 * _PHOTO_PIXEL_S * pixels + seen_s
+
+    def _hold_out(self, event: Event) -> float:
+        inputs: HoldOutInputs = event.inputs
+        crops = 2 * (inputs.config.photos + inputs.config.pages)
+        seen_s = self._reference_s(inputs.against) * crops * inputs.config.crop**2
+        return 0.2 * self._slow + seen_s
+
+    def _reference_s(self, against: Against) -> float:
+        """Of the net whose image stands for a truth, for an LR pixel."""
+        nets = {"truth": 0.0, "teacher": self._teacher_s, "student": self._student_s}
+        return nets[against]
 
     def _distill(self, event: Event) -> float:
         inputs: DistillInputs = event.inputs

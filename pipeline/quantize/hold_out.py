@@ -1,12 +1,15 @@
 """The crops that searches are judged on."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from calibration import holdout
-from mipkd.core.records import Holdout, Photos
+from mipkd.core.measurement import Against
+from mipkd.core.records import Graph, Holdout, Model, Photos
+from pipeline.reference_net import open_reference
 from pipeline.stage import Ref, stage
 
 
@@ -24,23 +27,32 @@ class HoldoutConfig(BaseModel):
 
 @dataclass(frozen=True)
 class HoldOutInputs:
-    """`split_seed` is calibration's, which parts the photos."""
+    """`split_seed` is calibration's, which parts the photos.
+
+    With a `reference` they are LR frames without truth, and that net's image stands for it:
+    `against` says which one it is.
+    """
 
     config: HoldoutConfig
     photos: Ref[Photos]
     split_seed: int
+    reference: Ref[Model] | Ref[Graph] | None = None
+    against: Against = "truth"
 
 
 @stage(version=5)
 def hold_out(inputs: HoldOutInputs, *, out: Path) -> Holdout:
     """Crops that a search is judged on."""
-    config = inputs.config
-    return holdout.hold(
-        inputs.photos.value,
-        count=config.photos,
-        pages=config.pages,
-        size=config.crop,
-        seed=config.seed,
-        split_seed=inputs.split_seed,
-        out=out,
-    )
+    config, reference = inputs.config, inputs.reference
+    with open_reference(reference.value) if reference else nullcontext() as upscale:
+        return holdout.hold(
+            inputs.photos.value,
+            count=config.photos,
+            pages=config.pages,
+            size=config.crop,
+            seed=config.seed,
+            split_seed=inputs.split_seed,
+            out=out,
+            upscale=upscale,
+            against=inputs.against,
+        )

@@ -28,12 +28,13 @@ from mipkd.core.records import (
     model_of,
 )
 from mipkd.distill import teacher as teachers
-from mipkd.distill.data import PatchSampler, load_holdout
+from mipkd.distill.data import load_holdout
+from mipkd.distill.patch_sampler import PatchSampler
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.trainer import TrainingInputs, train
 from mipkd.export import onnx
 from mipkd.export.fake_quant import FakeQuantNet
-from pipeline.quantize.search import floats_for_training, make_evaluator
+from pipeline.quantize.search import floats_for_budget, make_evaluator
 from pipeline.stage import Ref, stage
 from targets.base import BuildRequest, Feature, find
 
@@ -49,8 +50,7 @@ class QatConfig(DistillConfig):
     run: bool = False
     taught_by: Literal["itself", "teacher"] = "itself"
     losses: tuple[dict[str, Any], ...] = ({"name": "psnr_drop"},)
-    # Share of the time of all in INT8 that floats may cost; more where INT8 loses too much for it.
-    spare: float = Field(0.05, ge=0)
+    spare: float = Field(0.05, ge=0)  # share of the time of all in INT8 that floats may cost
     steps: int = 800
     batch: int = 8
     lr: float = 3e-5
@@ -79,7 +79,7 @@ class QatInputs:
     size: tuple[int, int]
 
 
-@stage(version=11, resumes=True, apart=True)
+@stage(version=10, resumes=True, apart=True)
 def qat(inputs: QatInputs, *, out: Path) -> QatStudent:
     """The student trained on with what INT8 of the target rounds.
 
@@ -113,7 +113,7 @@ def _rounding(inputs: QatInputs, folder: Path) -> QuantScheme:
     target, graph, patches = inputs.target, inputs.graph.value, inputs.patches.value
     chosen, spare = find(target), inputs.config.spare
     if evaluator := make_evaluator(target, graph, None, patches, inputs.holdout.value, folder):
-        floats = floats_for_training(evaluator, inputs.size, spare) if spare else []
+        floats = floats_for_budget(evaluator, inputs.size, spare) if spare else []
         found = evaluator.tuner.quant_scheme(floats)
         left = f"{len(floats)} of {len(evaluator.operations)} operations float"
     elif Feature.FIXED_INT8 in chosen.features:

@@ -35,8 +35,6 @@ log = logging.getLogger(__name__)
 
 Decibels = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-_TRAINABLE = 4  # times the bound of the mean: what training on brings back within it
-_MOST_SPARE = 0.2  # of the time of everything in INT8: above that the share is not doubled
 _PACE = BenchSettings(
     warmup_s=0.1, min_time_s=0.4, min_samples=8, max_time_s=10.0, attempts=1, max_drift=9.0
 )
@@ -233,21 +231,14 @@ def make_evaluator(
     return evaluator
 
 
-def floats_for_training(evaluator: Evaluator, size: tuple[int, int], share: float) -> list[str]:
+def floats_for_budget(evaluator: Evaluator, size: tuple[int, int], share: float) -> list[str]:
     """The floats that bring most for `share` of the time that everything in INT8 takes.
 
-    What they bring is weighed by the default bounds: other bounds need no other training. The share
-    is doubled while more is lost than training wins back.
+    What they bring is weighed by the default bounds: other bounds need no other training.
     """
     evaluator.settle_rest(size, _PACE)
-    bounds, ranges = QuantizeConfig().bounds, evaluator.tuner.range_estimators[0]
-    harms = evaluator.harms(ranges)
-    while True:
-        floats = core.knapsack_floats(harms, bounds, share)
-        lost = evaluator.loss(ranges, floats)
-        if lost.mean_db <= _TRAINABLE * bounds.mean_db or share > _MOST_SPARE:
-            return floats
-        share *= 2
+    harms = evaluator.harms(evaluator.tuner.range_estimators[0])
+    return core.knapsack_floats(harms, QuantizeConfig().bounds, share)
 
 
 def check_floats(config: QuantizeConfig, graph: Graph) -> None:

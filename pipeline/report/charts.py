@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mipkd.core.health import BEFORE, is_health
-from mipkd.core.measurement import Measurement
+from mipkd.core.measurement import Against, Measurement
 from mipkd.core.precision import FLOATS, QUANTIZED
 from mipkd.core.records import QuantPlan
-from pipeline.bench.comparisons import find_reference, mean_of, valid_latency
+from pipeline.bench.comparisons import find_against, find_reference, mean_of, valid_latency
 from pipeline.bench.stats import percentiles
 from pipeline.report.curves import read_rows, series
 from pipeline.report.plots import COLOURS, Curve, Point, lines, scatter
 from pipeline.report.tables import sizes_of
-from pipeline.report.wording import as_size, number, precision_label
+from pipeline.report.wording import TO, as_size, number, precision_label
 
 SHAPES = dict.fromkeys(FLOATS, "square") | dict.fromkeys(QUANTIZED, "diamond") | {"fp32": "circle"}
 _NOT_TERMS = {"step", "total", "lr", "seconds", "psnr_y_db", "ssim_y", "grad_norm"}
@@ -30,12 +30,12 @@ def quality_against_latency(measurements: Sequence[Measurement]) -> str:
     points = [p for m in measurements if sizes and (p := _point(m, measurements, sizes[-1]))]
     if not points:
         return ""
-    size = as_size(*sizes[-1])
-    title = f"PSNR-Y against latency at LR {size}: " + "; ".join(
+    size, to = as_size(*sizes[-1]), TO[find_against(measurements)]
+    title = f"PSNR-Y{to} against latency at LR {size}: " + "; ".join(
         f"{p.name} {p.x:.3g} ms {number(p.y, 2)} dB" for p in points
     )
     x = f"ms at LR {size}, p50 to p90"
-    return scatter(points, title=title, x=x, y="PSNR-Y, dB")
+    return scatter(points, title=title, x=x, y=f"PSNR-Y{to}, dB")
 
 
 def front(plan: QuantPlan) -> str:
@@ -62,8 +62,9 @@ def front(plan: QuantPlan) -> str:
 
 def bicubic_note(measurements: Sequence[Measurement]) -> str:
     """Bicubic's PSNR in words: as a point it would squeeze all others together."""
-    psnr_y_db = mean_of(find_reference(measurements, "bicubic"))
-    return f"Bicubic: {number(psnr_y_db, 2)} dB." if psnr_y_db is not None else ""
+    bicubic = find_reference(measurements, "bicubic")
+    psnr_y_db, to = mean_of(bicubic), TO[find_against(measurements)]
+    return f"Bicubic: {number(psnr_y_db, 2)} dB{to}." if psnr_y_db is not None else ""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Trace:
     legend: tuple[tuple[str, int], ...] = ()  # name, colour
 
 
-def training(metrics: Path | None) -> Trace:
+def training(metrics: Path | None, against: Against = "truth") -> Trace:
     """The curves of a `metrics.jsonl`: one JSON object a line with `step` and figures."""
     rows = read_rows(metrics) if metrics else []
     terms = [name for name in dict.fromkeys(k for row in rows for k in row) if _is_term(name)]
@@ -91,9 +92,9 @@ def training(metrics: Path | None) -> Trace:
         losses = lines(curves, title="Losses over the steps", x="step", y=y, log=log)
     steps, psnr_db = series(rows, "psnr_y_db")
     if len(steps) > 1:
-        title = f"Validation PSNR-Y, from {psnr_db[0]:.2f} to {psnr_db[-1]:.2f} dB"
+        title = f"Validation PSNR-Y{TO[against]}, from {psnr_db[0]:.2f} to {psnr_db[-1]:.2f} dB"
         curve = Curve("validation PSNR-Y", steps, psnr_db, 0)
-        psnr = lines([curve], title=title, x="step", y="PSNR-Y, dB")
+        psnr = lines([curve], title=title, x="step", y=f"PSNR-Y{TO[against]}, dB")
     return Trace(losses, psnr, tuple((c.name, c.colour) for c in curves))
 
 
@@ -104,8 +105,9 @@ def _is_term(name: str) -> bool:
 def _point(
     m: Measurement, measurements: Sequence[Measurement], size: tuple[int, int]
 ) -> Point | None:
-    """The student with the pixels it made; the teacher with its reference quality, hollow."""
-    if m.role not in ("student", "teacher"):
+    """The student with the pixels it made; the teacher with its reference quality, hollow, where
+    that is not its distance to itself."""
+    if m.role not in ("student", "teacher") or m.role == find_against(measurements):
         return None  # rivals have figures of their own
     latency = valid_latency(m, size)
     psnr_y_db = mean_of(m)

@@ -31,6 +31,7 @@ from pipeline.report.results_file import RESULTS, read_results, report_folder
 from pipeline.report.tables import Row, Table, sizes_of
 from pipeline.report.wording import (
     NONE,
+    TO,
     as_size,
     in_ms,
     megabytes,
@@ -169,6 +170,8 @@ def _remarks(seen: Sequence[Seen]) -> list[str]:
     tests = {one.evidence.tests.sha256: one.evidence.tests.source for one in seen}
     if len(tests) > 1:
         found.append(f"Judged on different test images: {', '.join(tests.values())}.")
+    for one in (one for one in seen if TO[one.evidence.tests.against]):
+        found.append(f"PSNR-Y of {one.name} is{TO[one.evidence.tests.against]}.")
     found.append(
         "Latencies are each run's own, not interleaved: of one machine they may be apart by 10 % "
         "and more. To tell two models apart: mipkd-pipeline check BUNDLE --baseline BUNDLE."

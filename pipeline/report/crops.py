@@ -26,6 +26,8 @@ from pipeline.report.wording import number
 
 log = logging.getLogger(__name__)
 
+# What the other images are held against, the first tile.
+_TRUTHS = {"truth": "Truth", "teacher": "Teacher", "student": "Student FP32"}
 _WINDOW = 48  # HR pixels a side
 _STRIDE = 4
 _LOOK_AT = 16  # images, those with the largest figures, so that a large test set stays quick
@@ -74,11 +76,10 @@ class _Find:
 
 def find_exhibits(evidence: Evidence) -> list[Exhibit]:
     """Where INT8 leaves the FP32 student, and where the student falls behind its teacher."""
-    truth = evidence.tests.folder / "hr"
-    named = [("Truth", truth)]
+    named = [(_TRUTHS[evidence.tests.against], evidence.tests.folder / "hr")]
     for role, name in (("bicubic", "Bicubic"), ("teacher", "Teacher"), ("student", "Student FP32")):
         m = find_reference(evidence.measurements, role)
-        if m and m.outputs:
+        if m and m.outputs and role != evidence.tests.against:
             named.append((name, m.outputs))
     int8 = _worst_int8(evidence)
     if int8 and int8.outputs:
@@ -116,7 +117,8 @@ def _reasons(
                 lambda y: np.abs(y[last] - y["Student FP32"]),
             )
         )
-    if "Teacher" in folders and student and teacher:
+    truth = _TRUTHS[evidence.tests.against]
+    if truth == "Truth" and "Teacher" in folders and student and teacher:
         reasons.append(
             (
                 "the student falls behind its teacher most here",
@@ -126,12 +128,13 @@ def _reasons(
                 ),
             )
         )
-    else:
+    elif truth != "Student FP32":
+        whose = "truth" if truth == "Truth" else "teacher's image"
         reasons.append(
             (
-                "the student is furthest from the truth here",
+                f"the student is furthest from the {whose} here",
                 images,
-                lambda y: np.abs(y["Student FP32"] - y["Truth"]),
+                lambda y: np.abs(y["Student FP32"] - y[truth]),
             )
         )
     return reasons
@@ -169,19 +172,19 @@ def _strongest(
 
 
 def _exhibit(find: _Find, why: str, folders: dict[str, Path]) -> Exhibit:
-    pixels = _read(find.image, folders)
-    truth_HWC = pixels["Truth"]
+    pixels, truth = _read(find.image, folders), next(iter(folders))
+    truth_HWC = pixels[truth]
     height, width = truth_HWC.shape[:2]
     crops = {
         name: image_HWC[find.top : find.top + find.side, find.left : find.left + find.side]
         for name, image_HWC in pixels.items()
     }
     tiles = {
-        name: Tile(name, _png_uri(crop_hwC), _caption(crop_hwC, crops["Truth"]))
+        name: Tile(name, _png_uri(crop_hwC), _caption(crop_hwC, crops[truth]))
         for name, crop_hwC in crops.items()
     }
     last = list(crops)[-1]
-    base = "Truth" if last == "Student FP32" else "Student FP32"
+    base = truth if last == "Student FP32" else "Student FP32"
     error = Tile(
         f"{last} − {base}",
         _png_uri(_error(crops[last], crops[base])),

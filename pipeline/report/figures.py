@@ -16,6 +16,7 @@ from mipkd.core.measurement import Kind, Latency, Measurement, Stream
 from mipkd.core.names import BUNDLE, model_folder
 from pipeline.bench.comparisons import (
     drop_by_image,
+    find_against,
     find_reference,
     foretell_drop,
     frames_per_second,
@@ -28,7 +29,7 @@ from pipeline.bench.distillation_gain import DistillationGain, compare_with
 from pipeline.bench.stats import Estimate, percentiles
 from pipeline.report.curves import last_health, psnr_before
 from pipeline.report.sentences import gain_sentence, verdict_sentence
-from pipeline.report.wording import as_size, megabytes, milliseconds, number, times
+from pipeline.report.wording import TO, as_size, megabytes, milliseconds, number, times
 
 _COMPARED = ("bicubic", "student", "teacher")
 
@@ -125,7 +126,8 @@ class Figures:
     sentence: str  # the verdict in words
     shipping: tuple[Shipping, ...]  # one entry a target
     # Mean PSNR-Y in dB over the test images of bicubic, of the student in FP32 and of the teacher,
-    # those that there are.
+    # those that there are; of LR frames without truth to the image of `tests.against`, without the
+    # net whose own it is.
     compared: dict[str, float]
     models: tuple[ModelFigures, ...]  # one entry a measurement, in the same order
     gains: tuple[DistillationGain, ...]  # over each student that it was compared with
@@ -238,7 +240,9 @@ def _quality(m: Measurement, base: Measurement | None, metric: str) -> QualityFi
 
 
 def _compared(measurements: Sequence[Measurement]) -> dict[str, float]:
-    means = {role: mean_of(find_reference(measurements, role)) for role in _COMPARED}
+    own = find_against(measurements)
+    roles = [role for role in _COMPARED if role != own]
+    means = {role: mean_of(find_reference(measurements, role)) for role in roles}
     return {role: mean for role, mean in means.items() if mean is not None}
 
 
@@ -267,7 +271,7 @@ def _summary(m: Measurement, figures: ModelFigures) -> str:
     if m.stream and figures.stream and (rate := figures.stream.frames_per_second):
         facts.append(f"{rate.value:.1f} frames/s at LR {as_size(*m.stream.size)}")
     if "psnr_y" in figures.quality:
-        facts.append(number(figures.quality["psnr_y"].mean, 2, " dB"))
+        facts.append(number(figures.quality["psnr_y"].mean, 2, " dB") + TO[m.against])
     return "; ".join(facts)
 
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mipkd.core.measurement import Measurement
-from pipeline.bench.comparisons import find_reference, mean_of
+from pipeline.bench.comparisons import find_against, find_reference, mean_of
 from pipeline.bench.distillation_gain import NO_GAIN, DistillationGain, TargetGain
 from pipeline.bench.stats import Estimate
 from pipeline.report.plots import COLOURS, Span, spans
 from pipeline.report.tables import Row, Table
-from pipeline.report.wording import NONE, interval, number, percents, share, signed
+from pipeline.report.wording import NONE, TO, interval, number, percents, share, signed
 
 
 def gain_table(gains: Sequence[DistillationGain], measurements: Sequence[Measurement]) -> Table:
     """Every rival in FP32, then on every target at every precision."""
-    head = ["Target", "Precision", "Over", "PSNR-Y dB", "Rival's PSNR-Y dB", "Gain dB"]
+    psnr_y = f"PSNR-Y{TO[find_against(measurements)]} dB"
+    head = ["Target", "Precision", "Over", psnr_y, f"Rival's {psnr_y}", "Gain dB"]
     head += ["Share kept", "Rival's speed, × student's"]
     rows = []
     for gain in gains:

@@ -10,6 +10,8 @@ from typing import Literal
 
 from markupsafe import Markup, escape
 
+from mipkd.core.images import ASSUMED_TRUTH_DB
+
 Question = Literal["good", "fast", "int8", "where"]
 
 QUESTIONS: dict[Question, str] = {
@@ -40,10 +42,13 @@ _GATES: dict[str, tuple[str, Question]] = {
 }
 
 _WORDS: dict[str, str] = {
-    "PSNR-Y": "How near an image is to the truth, on its brightness, in dB. Higher is better; few "
-    "people see a difference of 0.1 dB.",
-    "SSIM-Y": "How alike the structures of an image and of the truth are, from 0 to 1. Higher is "
-    "better.",
+    "PSNR-Y": "How near an image is to the truth, or to what stands for it, on its brightness, in "
+    "dB. Higher is better; few people see a difference of 0.1 dB.",
+    "SSIM-Y": "How alike the structures of an image and of the truth, or of what stands for it, "
+    "are, from 0 to 1. Higher is better.",
+    "teacher's image": "What the teacher makes of a frame without truth: it stands for it.",
+    "student's own image": "What the student makes, in FP32, of a frame without truth where no "
+    "teacher was given: it tells what other precisions lose, and nothing else.",
     "p50": "The median: half of the calls are faster.",
     "p90": "Nine of ten calls are faster.",
     "p99": "Ninety-nine of a hundred calls are faster.",
@@ -53,7 +58,8 @@ _WORDS: dict[str, str] = {
     "bicubic": "Plain interpolation without a network: what any network must beat.",
     "teacher": "The large network that the student learned from.",
     "student": "The small network that is to be shipped.",
-    "lost": "PSNR-Y of the same network in FP32 less the PSNR-Y here, image by image.",
+    "lost": "PSNR-Y of the same network in FP32 less the PSNR-Y here, image by image; without a "
+    f"truth as one {ASSUMED_TRUTH_DB:g} dB from what stands for it would show it.",
     "gate": "A figure, and the bound that it must keep.",
     "simulated": "The same graph and weights, run by another engine on this machine: it tells the "
     "pixels, never a time.",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from mipkd.core.evidence import Evidence, Gate
 from mipkd.core.measurement import BY_KIT, Measurement
 from mipkd.core.precision import order_of
-from mipkd.core.records import FloatLayer, QuantPlan
+from mipkd.core.records import FRAMES, FloatLayer, QuantPlan
 from mipkd.metrics.base import Metric
 from pipeline.bench.comparisons import (
     drop_by_image,
@@ -21,6 +21,7 @@ from pipeline.report.figures import Figures, LatencyFigures, ModelFigures, Speed
 from pipeline.report.glossary import title_of
 from pipeline.report.wording import (
     NONE,
+    TO,
     as_size,
     bound_of,
     interval,
@@ -74,7 +75,8 @@ def quality_table(evidence: Evidence, figures: Figures) -> Table:
     """Every metric of each model's own pixels, and what its PSNR-Y is below the teacher's."""
     metrics = scored_metrics(evidence.measurements)
     teacher = figures.compared.get("teacher")
-    head = ["Target", "Model", *(f"{m.title} {m.unit}".rstrip() for m in metrics)]
+    to = TO[evidence.tests.against]
+    head = ["Target", "Model", *(f"{m.title}{to} {m.unit}".rstrip() for m in metrics)]
     head += ["To the teacher, dB"] if teacher is not None else []
     rows = []
     for m, found in sort_measurements(evidence, figures):
@@ -202,9 +204,13 @@ def images_used(evidence: Evidence) -> list[ImagesUsed]:
         "published": "LR as published",
         "bicubic": "LR by MATLAB's bicubic",
         "mixed": "LR as published where it is, else by MATLAB's bicubic",
+        "degraded": "LR degraded by [degradation], each image once",
+        "partly degraded": "LR as published where it is, else degraded by [degradation]",
+        FRAMES: "LR frames without truth",
     }
     tests, photos, patches = evidence.tests, evidence.photos, evidence.calibration
     detail = lr_from.get(tests.lr_from, tests.lr_from)
+    detail += f"; quality is measured{TO[tests.against]}" if TO[tests.against] else ""
     facts = (len(tests.images), tests.source, detail, tests.skipped, tests.is_sample)
     found = [ImagesUsed("Test", *facts, tests.left_out)]
     if photos:

@@ -7,16 +7,35 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from mipkd.core.health import BODY_GRADIENT
+from mipkd.core.images import ASSUMED_TRUTH_DB
 from mipkd.core.precision import order_of
 
 if TYPE_CHECKING:
     from mipkd.core.evidence import Gate
-    from mipkd.core.measurement import Measurement
+    from mipkd.core.measurement import Against, Measurement
     from mipkd.core.records import QuantPlan
     from pipeline.bench.stats import Estimate
     from pipeline.report.figures import ModelFigures
 
 NONE = "–"
+# Behind the name of a metric: what it is to where that is not the truth.
+TO: dict[Against, str] = {
+    "truth": "",
+    "teacher": " to the teacher's image",
+    "student": " to the student's own image",
+}
+
+
+def about_reference(against: Against) -> str:
+    """What stands for a truth that is not there, in words; "" where there is one."""
+    if against == "truth":
+        return ""
+    whose = "teacher" if against == "teacher" else "student itself"
+    return (
+        f"The test images are LR frames without truth: what the {whose} makes of them in FP32 "
+        f"stands for it. What is lost, in dB, is what a truth {ASSUMED_TRUTH_DB:g} dB from that "
+        "image would show."
+    )
 
 
 def number(value: float | None, digits: int, unit: str = "") -> str:
@@ -139,9 +158,11 @@ def float_layers(plan: QuantPlan) -> str:
         how = "By the target's fixed recipe; nothing was searched. "
     held = plan.holdout
     photos, pages = (held.photos, held.pages) if held else (0, 0)
+    by = f", by the {held.against}'s image" if held and held.against != "truth" else ""
     return (
-        f"{how}Predicted loss against the target's own FP32: {loss} of {photos} crops of photos "
-        f"and {pages} drawn pages, not calibrated on, that could only refuse a choice, {kept}."
+        f"{how}Predicted loss against the target's own FP32{by}: {loss} of {photos} crops of "
+        f"photos and {pages} drawn pages, not calibrated on, that could only refuse a choice, "
+        f"{kept}."
     )
 
 

@@ -77,7 +77,8 @@ def replace_page(page: str, out: Path) -> Path:
 
 
 def _page(evidence: Evidence, figures: Figures) -> str:
-    trace = charts.training(evidence.distilled.curves if evidence.distilled else None)
+    curves = evidence.distilled.curves if evidence.distilled else None
+    trace = charts.training(curves, evidence.tests.against)
     return _render(
         "page.html.j2",
         evidence,
@@ -103,6 +104,7 @@ def _render(template: str, evidence: Evidence, figures: Figures, **more: object)
         r=evidence,
         f=figures,
         w=wording,
+        to=wording.TO[evidence.tests.against],
         version=SCHEMA_VERSION,
         s=sentences,
         todo=next_step(evidence.verdict, evidence.failures),

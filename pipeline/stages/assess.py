@@ -39,7 +39,7 @@ class AssessInputs:
     tests: tuple[Ref[TestSet], ...]
 
 
-@stage(version=2)
+@stage(version=3)
 def assess(inputs: AssessInputs, *, out: Path) -> tuple[SetScores, ...]:
     """Scores on each set; the outputs are kept in a folder a set."""
     net = teachers.load(model_of(inputs.net.value)) if inputs.net else None
@@ -53,5 +53,6 @@ def assess(inputs: AssessInputs, *, out: Path) -> tuple[SetScores, ...]:
             session = TorchSession(net)
             multiple = net.multiple
             scores = score(session, tests=pairs, scale=one.scale, multiple=multiple, out=images)
-        found.append(SetScores(one.source, scores))
+        to = "" if one.has_truth else f", to the {one.against}'s image"
+        found.append(SetScores(one.source + to, scores))
     return tuple(found)

@@ -12,10 +12,10 @@ from mipkd.core.images import ByteArray
 from mipkd.core.likeness import Copy, find_copies
 from mipkd.core.photos import open_photos
 from mipkd.core.records import Photos, TestSet
-from mipkd.distill.data import load_tests, name_source, read_hr
+from mipkd.distill.data import load_tests, name_source, read_shown
 from pipeline.stage import Ref, stage
 
-Named = Iterable[tuple[str, ByteArray]]  # HR images
+Named = Iterable[tuple[str, ByteArray]]  # HR images, or LR frames without truth
 _LISTED = 3  # photos that are named where there are more
 
 
@@ -37,27 +37,39 @@ def keep_apart(inputs: KeepApartInputs, *, out: Path) -> int:
     """
     photos = inputs.photos.value
     tested = chain.from_iterable(
-        _of(one.source, ((name, hr_HWC) for name, _, hr_HWC in load_tests(one)))
+        _of(one.source, ((n, hr if one.has_truth else lr) for n, lr, hr in load_tests(one)))
         for one in (ref.value for ref in inputs.tests)
     )
-    shown = ((photo.name, photo.hr_HWC) for photo in open_photos(photos))
+    shown = ((photo.name, photo.largest) for photo in open_photos(photos))
     _refuse(list(find_copies(shown, tested)), photos.source)
     return photos.count
 
 
-def check_apart(photos: Path | None, tests: Sequence[Path | None]) -> None:
+@dataclass(frozen=True)
+class ImageFolder:
+    """A folder of images, ours for None; `frames_of` the scale of LR frames without truth."""
+
+    path: Path | None
+    frames_of: int = 0
+
+
+def check_apart(photos: ImageFolder, tests: Sequence[ImageFolder]) -> None:
     """The same of folders from which nothing is prepared yet, for a plan.
 
     Raises:
         UsageError: a test image, or a copy of it, is among the photos.
     """
-    if photos is None and not any(tests):
+    if not any(one.path for one in (photos, *tests)):
         return  # the samples are apart, as their tests say
     tested = chain.from_iterable(
-        _of(name_source(one, for_tests=True), read_hr(one, for_tests=True)) for one in tests
+        _of(name_source(one.path, for_tests=True), _read(one, for_tests=True)) for one in tests
     )
-    copies = find_copies(read_hr(photos, for_tests=False), tested)
-    _refuse(list(copies), name_source(photos, for_tests=False))
+    copies = find_copies(_read(photos, for_tests=False), tested)
+    _refuse(list(copies), name_source(photos.path, for_tests=False))
+
+
+def _read(folder: ImageFolder, *, for_tests: bool) -> Named:
+    return read_shown(folder.path, for_tests=for_tests, frames_of=folder.frames_of)
 
 
 def _of(source: str, images: Named) -> Iterator[tuple[str, ByteArray]]:

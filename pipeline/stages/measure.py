@@ -34,7 +34,7 @@ class MeasureInputs:
     machine: NotInKey[Machine]
 
 
-@stage(version=9, retry_if=is_disturbed)
+@stage(version=10, retry_if=is_disturbed)
 def measure(inputs: MeasureInputs, *, out: Path) -> tuple[Measurement, ...]:
     """All of one target's models: latencies interleaved, then the students' pixels."""
     builts = tuple(ref.value for ref in inputs.builts)
@@ -63,6 +63,7 @@ def measure_on(machine: Machine, job: Job, tests: TestSet, out: Path) -> tuple[M
             file=built.file,
             refused_by=built.refused_by,
             device=machine.address,
+            against=tests.against,
         )
         for m, built in zip(timed, job.builts, strict=True)
     )

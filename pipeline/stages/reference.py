@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mipkd.core.images import resize_bicubic
@@ -11,11 +11,10 @@ from mipkd.core.measurement import ImageScore, Measurement
 from mipkd.core.records import Graph, TestSet
 from mipkd.distill.data import load_probes, load_tests
 from pipeline.bench.pixels import keep_output, score, score_images
+from pipeline.reference_net import FP32_ON
 from pipeline.stage import Ref, stage
 from targets._images import upscale
 from targets.base import BuildRequest, find
-
-FP32_ON = "cpu"  # ONNX Runtime is always installed, and parity ties its FP32 to torch
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class ReferenceInputs:
     tests: Ref[TestSet]
 
 
-@stage(version=4)
+@stage(version=5)
 def reference(inputs: ReferenceInputs, *, out: Path) -> tuple[Measurement, ...]:
     """Quality without latency of bicubic and of each graph in FP32."""
     pairs, graphs = load_tests(inputs.tests.value), [ref.value for ref in inputs.graphs]
@@ -47,7 +46,7 @@ def reference(inputs: ReferenceInputs, *, out: Path) -> tuple[Measurement, ...]:
                 sr = upscale(session, lr, scale=scale, multiple=graph.multiple)
                 keep_output(name, sr, out=outputs)
         found.append(_to_measurement(graph.role, built.size_bytes, scores, outputs, versions))
-    return tuple(found)
+    return tuple(replace(one, against=inputs.tests.value.against) for one in found)
 
 
 def _to_measurement(

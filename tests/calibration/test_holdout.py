@@ -11,7 +11,7 @@ from calibration.holdout import hold
 from calibration.pages import TO_JUDGE, page
 from calibration.patches import choose, split
 from mipkd.core.errors import UsageError
-from mipkd.core.images import downscale
+from mipkd.core.images import ByteArray, downscale
 from mipkd.core.photos import PhotoWriter
 from mipkd.core.records import Holdout, Photos
 
@@ -94,3 +94,26 @@ def test_a_page_is_mostly_paper_with_strokes_in_it() -> None:
 def test_a_single_photo_cannot_be_calibrated_on_and_held_out(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has 1 photo that can be used"):
         choose(stored(tmp_path, 1), count=4, size=24, seed=0, out=tmp_path)
+
+
+def test_without_truth_a_net_makes_what_stands_for_it_of_photos_and_pages(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    writer, rng = PhotoWriter(tmp_path / "store"), np.random.default_rng(0)
+    for number in range(10):
+        writer.add(f"{number}.png", None, rng.integers(0, 255, (40, 51, 3), dtype=np.uint8))
+    writer.close()
+    frames = Photos(tmp_path / "store", "", "frames", 2, 10, lr_from="frames")
+
+    def double(lr_HWC: ByteArray) -> ByteArray:
+        return np.repeat(np.repeat(lr_HWC, 2, 0), 2, 1) // 2
+
+    (tmp_path / "h").mkdir()
+    asked = {"count": 6, "pages": 2, "size": 32, "seed": 0, "split_seed": 0}
+    found = hold(frames, **asked, out=tmp_path / "h", upscale=double, against="teacher")
+    assert found.against == "teacher"
+    for lr, hr in ((found.lr, found.hr), (found.confirming_lr, found.confirming_hr)):
+        assert lr is not None
+        assert hr is not None
+        pairs = list(zip(np.load(lr), np.load(hr), strict=True))
+        assert len(pairs) == 8
+        assert all(np.array_equal(double(low), high) for low, high in pairs)

@@ -61,6 +61,20 @@ CALLS = (
     Call(2, "has 1 photo that can be used; 2 are the fewest", f"{_TAUGHT} --data GIVEN/one"),
     Call(2, "no photo of", f"{_ALL} --set calibrate.size=60", "calibrate.size=30"),
     Call(2, "is the test image", f"{_TAUGHT} --data GIVEN/shown", "out of --data"),
+    Call(2, "LR frames without truth teach nothing", "--data GIVEN/frames --val GIVEN/shown "
+         "--target cpu --precision fp32", "--teacher FILE"),
+    Call(2, "--lr-only: no effect: --data:", f"{_TAUGHT} --demo-data --set lr_only=data"),
+    Call(2, "none of 2 photos can be used", f"{_TAUGHT} --data GIVEN/small --lr-only "
+         "--set distill.patch=40", "LR frames need 40 pixels a side", fresh=True),
+    Call(2, "learns from the truth alone", f"{_TAUGHT} --data GIVEN/frames "
+         "--set distill.method=scratch", "distill.method=logits"),
+    Call(2, "degradation.chain: no effect", f"{_TAUGHT} --data GIVEN/frames "
+         "--set degradation.chain=second-order"),
+    Call(2, "degradation.noise", f"{_ALL} --set degradation.noise=[30,1]"),
+    Call(2, "--compare: --val gives LR frames", f"{_FINISHED} --val GIVEN/frames "
+         "--compare GIVEN/other.safetensors", "--teacher"),
+    Call(2, "holds the LR images of a set", f"{_TAUGHT} --data GIVEN/set/LR", "--lr-only"),
+    Call(2, "is the test image", f"{_TAUGHT} --data GIVEN/frames/LR --val GIVEN/frames", "--data"),
     Call(2, "--student: unknown family 'esdr'", f"{_ALL} --student esdr:c8b1", "edsr"),
     Call(2, "--student: cannot read 'wide'", f"{_ALL} --student edsr:wide", "edsr:c32", fresh=True),
     Call(2, "--compare: unknown method 'scrach'", f"{_ALL} --compare scrach", "scratch"),
@@ -103,7 +117,7 @@ CALLS = (
 
 
 def drawn(folder: Path, seed: int, sides: tuple[int, int] = (96, 112), count: int = 2) -> None:
-    folder.mkdir()
+    folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     for index in range(count):
         coarse = rng.integers(0, 256, (12, 14, 3), dtype=np.uint8)
@@ -118,6 +132,9 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     drawn(home / "shown", seed=1)
     drawn(home / "small", seed=2, sides=(30, 31))
     drawn(home / "one", seed=3, count=1)
+    drawn(home / "frames/LR", seed=4, sides=(49, 57))
+    drawn(home / "set/HR", seed=5)
+    drawn(home / "set/LR", seed=5, sides=(48, 56))
     (home / "empty").mkdir()
     (home / "damaged").mkdir()
     for number in range(2):

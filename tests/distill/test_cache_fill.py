@@ -22,8 +22,9 @@ from mipkd.core.photos import open_photos
 from mipkd.core.records import Directions, Photos, TeacherCache
 from mipkd.distill.cache_fill import cache_bytes, count_lr_pixels, fill_cache
 from mipkd.distill.cache_store import link_images
-from mipkd.distill.data import PatchSampler, prepare_photos
+from mipkd.distill.data import prepare_photos
 from mipkd.distill.latent_directions import find_directions, read_directions
+from mipkd.distill.patch_sampler import PatchSampler
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.tiled_forward import run_tiled
 from mipkd.distill.train_step import Learner

@@ -12,13 +12,8 @@ from mipkd.core.folders import list_images
 from mipkd.core.images import downscale, read_rgb, write_png
 from mipkd.core.photos import open_photos
 from mipkd.core.records import Photos
-from mipkd.distill.data import (
-    PatchSampler,
-    load_tests,
-    prepare_photos,
-    prepare_tests,
-    probe_images,
-)
+from mipkd.distill.data import load_tests, prepare_photos, prepare_tests, probe_images
+from mipkd.distill.patch_sampler import PatchSampler
 
 
 @pytest.fixture

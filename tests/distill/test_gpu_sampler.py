@@ -10,9 +10,10 @@ from mipkd.archs import edsr
 from mipkd.core.images import write_png
 from mipkd.core.records import TeacherCache
 from mipkd.distill.cache_fill import fill_cache
-from mipkd.distill.data import PatchSampler, prepare_photos
+from mipkd.distill.data import prepare_photos
 from mipkd.distill.gpu_sampler import GpuSampler, PrefetchSampler, choose_sampler
 from mipkd.distill.latent_directions import find_directions
+from mipkd.distill.patch_sampler import PatchSampler
 from mipkd.losses.base import PASSES
 
 

@@ -18,8 +18,9 @@ from mipkd.core.health import remark
 from mipkd.core.images import resize_bicubic, write_png
 from mipkd.distill import student as students
 from mipkd.distill.batch import Batch
-from mipkd.distill.data import PatchSampler, load_tests, prepare_photos, prepare_tests
+from mipkd.distill.data import load_tests, prepare_photos, prepare_tests
 from mipkd.distill.health_probe import HealthProbe
+from mipkd.distill.patch_sampler import PatchSampler
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.teacher import TeacherOptions, identify
 from mipkd.distill.train_step import Learner

@@ -20,8 +20,9 @@ from mipkd.core.images import resize_bicubic, write_png
 from mipkd.core.records import TeacherCache
 from mipkd.distill.batch import Batch
 from mipkd.distill.cache_fill import fill_cache
-from mipkd.distill.data import PatchSampler, load_tests, prepare_photos, prepare_tests
+from mipkd.distill.data import load_tests, prepare_photos, prepare_tests
 from mipkd.distill.forward import StepForward
+from mipkd.distill.patch_sampler import PatchSampler
 from mipkd.distill.progress import curves_file
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.trainer import TrainingInputs, TrainResult, train

@@ -52,7 +52,7 @@ def look(student: SRNet, teacher: SRNet, positions: Positions, seed: int = 0) ->
         taught, theirs = teacher.forward_with_taps(lr, positions.teacher)
     return Pass(
         lr_NCHW=lr,
-        hr_NCHW=hr,
+        truth_NCHW=hr,
         student=student,
         student_image=image,
         student_features=features,

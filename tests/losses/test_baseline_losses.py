@@ -195,7 +195,7 @@ def test_dukd_zooms_in_anywhere_and_out_to_a_smaller_lr(look: Look) -> None:
     corners = set()
     for seed in range(20):
         seen = look(Scaled(1), Scaled(1), Positions((), ()), seed)
-        seen.hr_NCHW = torch.arange(16.0 * 16).view(1, 1, 16, 16)
+        seen.truth_NCHW = torch.arange(16.0 * 16).view(1, 1, 16, 16)
         crop = dukd.zoom_in(seen)
         assert crop.shape == (1, 1, 8, 8)
         corners.add(float(crop[0, 0, 0, 0]))

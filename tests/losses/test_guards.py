@@ -32,7 +32,7 @@ def seen_by(student: SRNet, teacher: SRNet, seed: int = 0) -> Pass:
         taught, truths = teacher.forward_with_taps(lr, positions.teacher)
     return Pass(
         lr_NCHW=lr,
-        hr_NCHW=hr,
+        truth_NCHW=hr,
         student=student,
         student_image=image,
         student_features=features,

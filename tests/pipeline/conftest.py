@@ -94,7 +94,7 @@ def finished(once: Finished, tmp_path: Path) -> Finished:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def ended() -> Callable[..., Ended]:
     """Runs a command."""
     return _ended

@@ -13,7 +13,7 @@ import mipkd.losses
 from mipkd.archs import edsr
 from mipkd.core.image_sets import hash_folder
 from mipkd.core.images import resize_bicubic, write_png
-from mipkd.distill.data import PatchSampler
+from mipkd.distill.patch_sampler import PatchSampler
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.teacher import TeacherOptions, save
 from pipeline.caching import Subject, keep_teacher

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import numpy as np
 import pytest
 import torch
 
 from calibration.patches import choose
-from calibration.search import Harms, Loss, Operation
+from calibration.search import Loss
 from mipkd.core import plugins, records
 from mipkd.core.errors import UsageError
 from mipkd.core.images import crop_to_multiple, downscale, read_rgb, write_png
@@ -28,13 +26,7 @@ from pipeline.flow import measure_all
 from pipeline.quantize.evaluator import Crops, Evaluator
 from pipeline.quantize.hold_out import HoldOutInputs, hold_out
 from pipeline.quantize.qat import QatConfig, QatInputs, qat
-from pipeline.quantize.search import (
-    QuantizeConfig,
-    SearchInputs,
-    check_floats,
-    floats_for_training,
-    search,
-)
+from pipeline.quantize.search import QuantizeConfig, SearchInputs, check_floats, search
 from pipeline.run import Run
 from pipeline.stage import ready
 from pipeline.stages.build import BuildConfig, BuildInputs, build
@@ -256,38 +248,3 @@ def test_a_test_image_among_the_photos_is_refused(photos: Photos, tmp_path: Path
     )
     with pytest.raises(UsageError, match="is the test image seen of tests"):
         keep_apart.function(KeepApartInputs(ready(photos), (ready(tests),)), out=tmp_path)
-
-
-class KnownHarms:
-    """An evaluator of layers of equal work, of which the first do harm, in dB."""
-
-    def __init__(self, *harms_db: float) -> None:
-        self.operations = [Operation(f"layer{n}", "Conv", 1.0) for n in range(60)]
-        all_db = (*harms_db, *[0.0] * (60 - len(harms_db)))
-        self.harms_db = dict(zip((op.name for op in self.operations), all_db, strict=True))
-        self.tuner = SimpleNamespace(range_estimators=("whole",))
-
-    def settle_rest(self, *_: object) -> None:
-        pass
-
-    def harms(self, _: str) -> Harms:
-        added = [[10 ** (db / 10) - 1] for db in self.harms_db.values()]
-        return Harms(self.operations, np.ones(1), np.array(added), photos=1)
-
-    def loss(self, _: str, floats: Iterable[str]) -> Loss:
-        left = sum(db for name, db in self.harms_db.items() if name not in set(floats))
-        return Loss(left, left)
-
-
-@pytest.mark.parametrize(
-    ("harms_db", "stay"),
-    [
-        ((0.1, 0.05, 0.02), []),  # training brings that back
-        ((0.1, 0.9, 0.02), ["layer1"]),
-        ((0.4, 0.9, 0.02), ["layer0", "layer1", "layer2"]),
-    ],
-)
-def test_what_no_training_mends_stays_float(harms_db: tuple[float, ...], stay: list[str]) -> None:
-    evaluator = cast("Evaluator", KnownHarms(*harms_db))
-    # The first share has room for no layer, the second for one, the third for three.
-    assert floats_for_training(evaluator, (8, 8), 0.04) == stay

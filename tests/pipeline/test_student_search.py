@@ -25,6 +25,7 @@ from pipeline.bench.host import describe_host
 from pipeline.config import load
 from pipeline.context import RunContext, choose_targets
 from pipeline.inputs import choose_patches, identify_nets, prepare_images
+from pipeline.lr_only import find_lr_only
 from pipeline.machine.base import connect
 from pipeline.report.results_file import RESULTS, read_results, report_folder
 from pipeline.report.student_table import describe_search, student_table
@@ -144,10 +145,11 @@ def opened(
     )
     with connect(config.device) as machine:
         run = run or Run(root)
-        on = RunContext(config, run, machine, describe_host(), choose_targets(config, machine))
+        targets = choose_targets(config, machine)
+        on = RunContext(config, run, machine, describe_host(), targets, find_lr_only(config))
         nets = identify_nets(on)
         assert nets.teacher is not None
-        images = prepare_images(config, run, nets.like, config.distill.patch)
+        images = prepare_images(config, run, nets, on.lr_only, config.distill.patch)
         patches = choose_patches(on, images)
         yield AutoTask(on, nets.teacher, images, patches, {"student": config.distill})
 

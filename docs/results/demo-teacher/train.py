@@ -15,7 +15,8 @@ import torch
 from mipkd.archs.edsr import ARCH, Hyper
 from mipkd.core.folders import list_images
 from mipkd.core.images import downscale, read_rgb, write_png
-from mipkd.distill.data import PatchSampler, load_tests, prepare_photos, prepare_tests
+from mipkd.distill.data import load_tests, prepare_photos, prepare_tests
+from mipkd.distill.patch_sampler import PatchSampler
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.teacher import save
 from mipkd.distill.trainer import TrainingInputs, train
