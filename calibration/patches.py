@@ -58,7 +58,7 @@ def find_large(
             f"{_FEWEST} are the fewest: one for ranges, one to check them on",
             hint="give a folder of photos: --data",
         )
-    held = _held(len(lr_sizes), seed)
+    held = held_photos(len(lr_sizes), seed)
     large = [i for i, sides in enumerate(lr_sizes) if i not in held and min(sides) >= size]
     if not large:
         raise UsageError(
@@ -71,7 +71,7 @@ def find_large(
 def split(photos: Photos, seed: int) -> tuple[list[Photo], list[Photo]]:
     """Photos to calibrate on, and those held out; the same ones for the same seed."""
     every = open_photos(photos)
-    held = _held(len(every), seed)
+    held = held_photos(len(every), seed)
     return (
         [p for i, p in enumerate(every) if i not in held],
         [p for i, p in enumerate(every) if i in held],
@@ -100,8 +100,8 @@ def spread(patches: ByteArray, count: int) -> npt.NDArray[np.int64]:
     return np.array(picked)
 
 
-def _held(count: int, seed: int) -> set[int]:
-    """Which of `count` photos are held out."""
+def held_photos(count: int, seed: int) -> set[int]:
+    """Which of `count` photos `split` holds out, by their index."""
     held = max(1, round(_HELD * count))
     return set(np.random.default_rng(seed).permutation(count)[:held].tolist())
 

@@ -11,8 +11,17 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 
-from mipkd.core.errors import MissingError, UsageError
-from mipkd.core.records import Distilled, Graph, Model, PatchSet, QuantPlan, Rival, TeacherCache
+from mipkd.core.errors import UsageError
+from mipkd.core.records import (
+    Distilled,
+    Graph,
+    Model,
+    PatchSet,
+    QuantPlan,
+    Rival,
+    StudentSearch,
+    TeacherCache,
+)
 from mipkd.distill import ranks
 from mipkd.distill.settings import DistillConfig
 from pipeline import caching
@@ -29,12 +38,12 @@ from pipeline.inputs import (
     sources_with_truth,
 )
 from pipeline.quantize.search import check_floats
-from pipeline.stage import NotInKey, Ref
+from pipeline.stage import Ref
 from pipeline.stages.distill import DistillInputs, distill
 from pipeline.stages.export import ExportInputs, export
-from pipeline.stages.fit import Budget, FitInputs, fit, largest_within
+from pipeline.student_latency import AutoTask
+from pipeline.student_search import search_student
 from pipeline.study import settings_for_method
-from targets.base import find
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +68,7 @@ class Contender:
     model: Ref[Model] | None = None  # as it was given
     graph: Ref[Graph] | None = None  # a baseline without one could not be made
     plans: tuple[Ref[QuantPlan], ...] = ()
+    search: StudentSearch | None = None  # how `--student auto` came to it
 
     @property
     def net(self) -> Ref[Distilled] | Ref[Model] | None:
@@ -178,7 +188,7 @@ def train_and_export(
         taught = {one.name: one.taught for one, _ in baselines if one.taught}
         trainer = trainer.with_student(patches, taught)
         distilled = trainer.distill("student", on.config.distill)
-        student = Contender("student", distilled)
+        student = Contender("student", distilled, search=trainer.search)
     else:
         student = Contender("student", model=nets.model, graph=nets.graph)
     student = replace(student, graph=student.graph or trainer.export(student))
@@ -203,20 +213,23 @@ class _Trainer:
     teacher: Ref[Model] | None
     images: Images
     spec: str | None = None
+    search: StudentSearch | None = None
     caches: Mapping[str, Ref[TeacherCache] | None] = field(default_factory=dict)
 
     def with_student(self, patches: Ref[PatchSet], taught: Mapping[str, DistillConfig]) -> _Trainer:
         """Knowing the student, and what is kept of the teacher for each training."""
         assert self.teacher is not None
-        spec = choose_student(self.on, self.teacher, patches)
         trainings = {"student": self.on.config.distill, **taught}
-        images = self.images
+        images, search, spec = self.images, None, self.on.config.student
+        if spec == "auto":
+            search = search_student(AutoTask(self.on, self.teacher, images, patches, trainings))
+            spec = search.spec if search else None  # only planned: which one is not known
         planned = sum(prod(size) for size in images.sizes.photos) if images.sizes else None
         subject = caching.Subject(
             self.on.run, self.teacher, spec, images.photos, images.tests, planned
         )
         caches = caching.keep_teacher(subject, trainings)
-        return replace(self, spec=spec, caches=caches)
+        return replace(self, spec=spec, search=search, caches=caches)
 
     def distill(self, name: str, config: DistillConfig) -> Ref[Distilled]:
         assert self.teacher is not None
@@ -253,50 +266,6 @@ class _Trainer:
             with self.on.catch("onnx", "fp32", "export", one.name):
                 one = replace(one, graph=self.export(one))
         return one
-
-
-def choose_student(on: RunContext, teacher: Ref[Model], patches: Ref[PatchSet]) -> str | None:
-    """The student that was asked for; "auto" is the largest within the budget on all targets.
-
-    Raises:
-        UsageError: "auto" without a budget, or no student keeps it.
-        MissingError: "auto" for a target that cannot be timed here.
-    """
-    config = on.config
-    if config.student != "auto":
-        return config.student
-    if unseen := [info.target for info in on.targets if info.simulated]:
-        raise MissingError(
-            f"--student auto: {unseen[0]} cannot be timed here, so no student can be chosen for it",
-            hint="name a student, or a --device that has it",
-        )
-    budget = Budget(_budget_ms(config), config.gates.size or max(config.bench.sizes, key=prod))
-    tried = []
-    for info in on.targets:
-        inputs = FitInputs(
-            config=config.fit,
-            budget=budget,
-            info=info,
-            precisions=on.precisions(info),
-            teacher=teacher,
-            patches=patches,
-            machine=NotInKey(on.machine),
-        )
-        built_with = find(info.target).versions()
-        tried.append(on.run.step(fit, inputs, depends_on=built_with, label=info.target))
-    if any(one.record is None for one in tried):
-        return None  # only planned: which one it will be is not known
-    spec = largest_within(budget, [one.value for one in tried])
-    log.info("student: %s, the largest within %g ms", spec, budget.ms)
-    return spec
-
-
-def _budget_ms(config: Config) -> float:
-    if config.gates.max_latency_ms == "off":
-        raise UsageError(
-            "--student auto: no latency budget", hint="give --latency-budget in milliseconds"
-        )
-    return config.gates.max_latency_ms
 
 
 def _warn_of_budget(student: Contender, baseline: Contender) -> None:

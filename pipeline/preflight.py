@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from mipkd.archs.base import SRNet
-from mipkd.core.errors import UnsupportedError, UsageError
+from mipkd.core.errors import MissingError, UnsupportedError, UsageError
 from mipkd.core.precision import PRECISIONS
 from mipkd.distill import ranks
 from mipkd.distill import student as students
@@ -15,7 +15,7 @@ from mipkd.distill import teacher as teachers
 from mipkd.distill.compatibility import check_batch, check_nets, resolve_positions
 from mipkd.distill.hardware import find_device
 from mipkd.distill.settings import DistillConfig
-from mipkd.distill.start import check_start
+from mipkd.distill.start import WAYS, check_start
 from mipkd.distill.supported_losses import build_supported_losses
 from pipeline.config import Config
 from pipeline.contenders import Baseline
@@ -23,6 +23,7 @@ from pipeline.context import RunContext
 from pipeline.inputs import Nets, is_graph
 from pipeline.lr_only import check_lr_only
 from pipeline.stages.perceive import check_metric
+from pipeline.student_grid import an_example
 from targets.base import Feature, find
 
 
@@ -49,6 +50,26 @@ def check_targets(on: RunContext) -> None:
         target.check_pixels(config.build.pixels)
     if config.qat.run:
         _check_qat(on)
+    if config.student == "auto" and not config.model:
+        _check_auto(on)
+
+
+def _check_auto(on: RunContext) -> None:
+    if on.config.gates.max_latency_ms == "off":
+        raise UsageError(
+            "--student auto: no latency budget", hint="give --latency-budget in milliseconds"
+        )
+    if unseen := [info.target for info in on.targets if info.simulated]:
+        raise MissingError(
+            f"--student auto: {unseen[0]} cannot be timed here, so no student can be chosen for it",
+            hint="name a student, or a --device that has it",
+        )
+    if on.config.distill.init not in WAYS:
+        raise UsageError(
+            f"distill.init: {on.config.distill.init} is a checkpoint of one size, and --student "
+            "auto tries many",
+            hint=f"known with it: {', '.join(WAYS)}",
+        )
 
 
 def _check_metrics(config: Config) -> None:
@@ -123,7 +144,11 @@ def check_trainings(on: RunContext, nets: Nets, baselines: Sequence[Baseline]) -
     config, teacher = on.config, nets.teacher.record if nets.teacher else None
     if not teacher or config.model:
         return
-    spec = config.student if config.student != "auto" else config.fit.candidates[0]
+    spec = config.student
+    if spec == "auto":
+        for candidate in config.fit.candidates:
+            students.find_sizes(teacher, candidate)
+        spec = an_example(teacher, config.fit.candidates)
     arch, hyper = students.choose(teacher, spec)
     with torch.device("meta"):
         student = arch.make(hyper)

@@ -101,9 +101,17 @@ def judge_and_publish(config: Config, run: Run, found: Found, *, command: str) -
         seconds={name: receipt.seconds for name, receipt in receipts.items()},
         not_measured=_not_measured(measurements),
         plans=plans,
-        warnings=tuple(dict.fromkeys(w for r in receipts.values() for w in r.warnings)),
+        warnings=tuple(
+            dict.fromkeys(
+                warning
+                for name, receipt in receipts.items()
+                if not name.startswith("rung ")  # most of its nets were dropped
+                for warning in receipt.warnings
+            )
+        ),
         builts=builts,
         rivals=tuple(one.as_rival for one in found.baselines),
+        search=found.student.search,
     )
     evidence = _with_licence(evidence)
     write_config(run.root / CONFIG, tomli_w.dumps(_plain(config)), _stated_before(run))

@@ -27,6 +27,7 @@ from pipeline.causes import Cause, find_causes
 from pipeline.origin import commit, noting, now, program_version
 from pipeline.receipts import Receipt
 from pipeline.stage import (
+    Foreseen,
     I,
     R,
     Ref,
@@ -80,13 +81,17 @@ class Run:
     events: list[Event] = field(default_factory=list)
     keys: dict[str, str] = field(default_factory=dict)  # "stage label" -> key, in order
     _worker: Worker | None = None
+    _planned: set[str] = field(default_factory=set)  # keys of steps that a dry run has said already
     _causes: dict[str, tuple[Cause, ...]] = field(default_factory=dict)  # by key
     _checked: dict[Path, tuple[_Kept[Any] | None, str]] = field(default_factory=dict)
 
     def remembers(self, stage: Stage[I, R], inputs: I, *, depends_on: object = None) -> bool:
-        """Whether such a step has been made, and is as it was."""
+        """Whether such a step has been made, and is as it was; or is planned already."""
         key = digest(fingerprint_step(stage, inputs, depends_on))
-        return self._find(stage, inputs, self.root / stage.name / key)[0] is not None
+        return (
+            key in self._planned
+            or self._find(stage, inputs, self.root / stage.name / key)[0] is not None
+        )
 
     def step(
         self,
@@ -107,6 +112,8 @@ class Run:
         """
         asked = fingerprint_step(stage, inputs, depends_on)
         key = digest(asked)
+        if key in self._planned:
+            return Ref(key, None)
         folder = self.root / stage.name / key
         kept, spoilt = self._find(stage, inputs, folder)
         retry = kept is not None and stage.retry_if is not None and stage.retry_if(kept.record)
@@ -124,6 +131,7 @@ class Run:
             return Ref(key, kept.record, kept.receipt.contents)
         if self.dry:
             if not (stage.looks and self.scratch):
+                self._planned.add(key)
                 return Ref(key, None)
             looked = self._look(stage, inputs, self.scratch / stage.name / key, asked, label)
             self._know(looked.record)
@@ -131,6 +139,10 @@ class Run:
         made = self._make(stage, inputs, folder, asked, label)
         self._know(made.record)
         return Ref(key, made.record, made.receipt.contents)
+
+    def foresee(self, stage: Stage[I, R], work: Foreseen, *, note: str) -> None:
+        """Say in a plan that more of a stage follows, depending on what its steps come to."""
+        self.events.append(Event(stage.name, "", "", False, "", note, inputs=work))
 
     def _know(self, record: Any) -> None:
         """Note what the latest step made."""

@@ -56,6 +56,14 @@ class Ref(Generic[R_co]):
         return self.record
 
 
+@dataclass(frozen=True)
+class Foreseen:
+    """How much of a stage's work a plan foresees without knowing which steps that will be."""
+
+    amount: float  # of steps of the run; of trainings, their own
+    like: Any = None  # inputs of one that is known
+
+
 def ready(record: R) -> Ref[R]:
     """A reference to a record that no step of a run made."""
     return Ref("", record)

@@ -20,6 +20,7 @@ from mipkd.core.errors import MipkdError, StageError, UsageError, nearest
 from mipkd.core.records import Model, Photos, TeacherCache, TestSet
 from mipkd.core.study import Pace, Study, Trained, arm_name
 from mipkd.distill import ranks
+from mipkd.distill import student as students
 from mipkd.distill.degradation import BICUBIC, DegradationConfig
 from mipkd.distill.settings import DistillConfig, find_method, method_names
 from mipkd.distill.teacher import TeacherOptions
@@ -188,9 +189,15 @@ def run_study(
 
 
 def _prepare(patch: int, subject: Subject, run: Run) -> _Shared:
+    if subject.student == "auto":
+        raise UsageError(
+            "--student auto: a study teaches one student in several ways",
+            hint="name it, such as --student edsr:c32b8; run and plan take auto",
+        )
     with_truth = None if subject.lr_only else subject.data
     inputs = IdentifyInputs(subject.options, subject.teacher, "teacher", with_truth)
     teacher = run.step(identify, inputs, label="teacher")
+    students.find_sizes(teacher.value, subject.student)
     lacks = subject.lr_only_tests or (False,) * len(subject.tests)
     images = (None if lacks[0] else subject.tests[0]) or with_truth
     looked_at, alone = CompareTeacherInputs(teacher, images, subject.degradation), subject.lr_only

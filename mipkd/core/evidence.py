@@ -14,6 +14,7 @@ from mipkd.core.records import (
     Photos,
     QuantPlan,
     Rival,
+    StudentSearch,
     TestSet,
 )
 
@@ -100,3 +101,4 @@ class Evidence:
     plans: tuple[QuantPlan, ...] = ()  # how the student's INT8 was made, where it was searched
     builts: tuple[Built, ...] = ()  # every model that was built, measured or not
     rivals: tuple[Rival, ...] = ()  # whom the student was compared with, in that order
+    search: StudentSearch | None = None  # how the student was chosen, if by `--student auto`

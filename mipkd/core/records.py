@@ -274,6 +274,37 @@ class QuantPlan:
 
 
 @dataclass(frozen=True)
+class TriedStudent:
+    """A net that `--student auto` timed, and how far it came."""
+
+    spec: str  # family and size
+    gmacs: Annotated[float, Range(0)]  # at LR 256x256, in units of 10^9
+    p90_ms: dict[
+        str, float
+    ]  # by target: of the fastest precision; none where it could not be timed
+    precision: dict[str, str]  # by target: which one that is
+    psnr_y_db: tuple[float, ...]  # after each rung that it was trained in, mean over the crops
+    foretold_db: tuple[
+        float, ...
+    ]  # after each rung, for the end of the next; at last of the training
+    dropped: str  # why; "" of the one that was chosen
+
+
+@dataclass(frozen=True)
+class StudentSearch:
+    """How `--student auto` came to its net: successive halving of those within the budget."""
+
+    spec: str  # of the net that was chosen
+    budget_ms: float  # p90 of the fastest precision on every target
+    size: tuple[Side, Side]  # LR height and width of that
+    seed: Count  # of the trainings
+    steps: Count  # of all trainings together, at most
+    rungs: tuple[Count, ...]  # the step that a net was trained to in each
+    crops: Count  # of photos that were not trained on: what nets were ranked by
+    tried: tuple[TriedStudent, ...]  # the chosen one first, then those that came furthest
+
+
+@dataclass(frozen=True)
 class Rival:
     """A student that ours is held against, made in the same way."""
 

@@ -18,7 +18,8 @@ from mipkd.core.errors import StageError
 
 log = logging.getLogger(__name__)
 
-_NAMES = ("checkpoint.pt", "checkpoint-before.pt")  # the newest first
+NEWEST = "checkpoint.pt"
+_NAMES = (NEWEST, "checkpoint-before.pt")  # the newest first
 
 
 def save(folder: Path, state: Mapping[str, Any]) -> None:

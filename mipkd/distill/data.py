@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
+
 from mipkd.core.errors import UsageError
 from mipkd.core.images import ByteArray, read_rgb, write_png
 from mipkd.core.measurement import Against
 from mipkd.core.names import printable
 from mipkd.core.photos import PhotoWriter
-from mipkd.core.records import Photos, TestSet
+from mipkd.core.records import Holdout, Photos, TestSet
 from mipkd.distill.pair_reader import Degrade, PairReader, Size
 from mipkd.distill.pair_reader import Pair as Pair
 
@@ -238,6 +240,12 @@ def load_tests(tests: TestSet) -> list[Pair]:
         (name, read_rgb(tests.lr_file(name)), read_rgb(tests.hr_file(name)))
         for name in tests.images
     ]
+
+
+def load_holdout(held: Holdout) -> list[Pair]:
+    """The crops of photos that something is chosen on, without the drawn pages."""
+    sides = (np.load(held.lr), np.load(held.hr))
+    return [(f"held-{n}", *pair) for n, pair in enumerate(zip(*sides, strict=True))][: held.photos]
 
 
 def load_probes(tests: TestSet) -> list[tuple[str, ByteArray]]:

@@ -5,7 +5,7 @@ Shapes: N batch, P patch side in LR pixels, S scale. Values: float32 in [0, 1], 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from copy import copy
 from functools import partial
 from typing import Any
@@ -26,7 +26,8 @@ AnyArray = npt.NDArray[Any]
 
 
 class PatchSampler:
-    """Random patches; `batch` is a pure function of seed and step, so that a resume is exact."""
+    """Random patches, none of photos to `leave_out`; `batch` is a pure function of seed and step,
+    so that a resume is exact."""
 
     def __init__(
         self,
@@ -36,8 +37,10 @@ class PatchSampler:
         batch: int,
         seed: int,
         cache: TeacherCache | None = None,
+        leave_out: Collection[int] = (),
     ) -> None:
         self.photos = open_photos(photos)
+        self.left_out = frozenset(leave_out)
         self.scale, self.patch, self.size, self.seed = photos.scale, patch, batch, seed
         self.cache = cache
         self.teacher_outputs = open_cache(cache, photos.count) if cache else []
@@ -91,8 +94,10 @@ class PatchSampler:
         """Photo, top and left in LR pixels, and turn (0 to 7) of each patch of a step, (N, 4)."""
         rng = np.random.default_rng([self.seed, step])
         drawn = np.empty((self.size, 4), np.int64)
+        every = range(len(self.photos))
+        among = [n for n in every if n not in self.left_out] if self.left_out else every
         for row in range(self.size):
-            index = rng.integers(len(self.photos))
+            index = among[rng.integers(len(among))]
             height, width = self.photos[index].lr_HWC.shape[:2]
             top, left = (rng.integers(side - self.patch + 1) for side in (height, width))
             drawn[row] = index, top, left, rng.integers(8)

@@ -102,7 +102,7 @@ class DistillConfig(BaseModel):
     patch: int = Field(48, ge=8)  # LR pixels a side
     lr: float | None = Field(None, gt=0)  # None: by the kind of the first weights, `_RATES`
     betas: tuple[float, float] = (0.9, 0.99)
-    schedule: Literal["cosine", "multistep"] = "cosine"
+    schedule: Literal["cosine", "multistep", "constant"] = "cosine"
     warmup: float | None = Field(None, ge=0, lt=1)  # share of the steps; None: as for lr
     ema: float = Field(0.999, ge=0, lt=1)
     clip_grad_norm: float | None = Field(1.0, gt=0)  # of the student, and of the helpers
@@ -199,6 +199,8 @@ class DistillConfig(BaseModel):
         warm = max(1, round((usual.warmup if self.warmup is None else self.warmup) * self.steps))
         if step < warm:
             return lr * (step + 1) / warm
+        if self.schedule == "constant":  # each step is one of any longer training too
+            return lr
         if self.schedule == "multistep":  # the MiPKD group's: x0.1 at 40 % and 80 %
             return lr * 0.1 ** ((step >= 0.4 * self.steps) + (step >= 0.8 * self.steps))
         done = (step - warm) / max(1, self.steps - warm)

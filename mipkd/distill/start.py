@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from time import perf_counter
 
@@ -26,7 +26,8 @@ from mipkd.distill.teacher import TeacherOptions, identify
 
 log = logging.getLogger(__name__)
 
-_WAYS = ("project", "inherit", "random")
+START = "start.safetensors"  # in a training's folder: its first weights
+WAYS = ("project", "inherit", "random")
 _SIDE = 32  # LR pixels a side of the patches that a projection is fitted to
 _PLACES = 128 * _SIDE**2  # in all patches: some hundred times a layer's inputs
 _LEAST_PLACES = 32 * _SIDE**2
@@ -44,7 +45,7 @@ def initialise(
     Raises:
         UsageError: the checkpoint does not fit.
     """
-    if init not in _WAYS:
+    if init not in WAYS:
         _copy_checkpoint(student, Path(init))
         return init
     if init == "random" or teacher is None:
@@ -62,10 +63,10 @@ def check_init(init: str) -> None:
     Raises:
         UsageError: it is neither.
     """
-    if init not in _WAYS and not Path(init).is_file():
+    if init not in WAYS and not Path(init).is_file():
         raise UsageError(
             f"distill.init: {init!r}: no such file",
-            hint=f"known: {', '.join(_WAYS)}, or a checkpoint of the student's size",
+            hint=f"known: {', '.join(WAYS)}, or a checkpoint of the student's size",
         )
 
 
@@ -76,7 +77,7 @@ def check_start(init: str, student: SRNet) -> None:
         UsageError: as of `initialise`.
     """
     check_init(init)
-    if init not in _WAYS:
+    if init not in WAYS:
         _read_weights(student, Path(init))
 
 
@@ -87,13 +88,20 @@ def count_start_pixels(gmacs: float) -> int:
 
 
 def cut_start_patches(
-    photos: Photos, *, most: int, multiple: int, gmacs: float, seed: int
+    photos: Photos,
+    *,
+    most: int,
+    multiple: int,
+    gmacs: float,
+    seed: int,
+    leave_out: Collection[int] = (),
 ) -> Tensor:
     """LR patches (N, 3, H, W) to fit a projection to, at most `most` pixels a side; fewer for a
     teacher of many `gmacs` at LR 256x256."""
     side = max(multiple, min(_SIDE, most) // multiple * multiple)
     count = min(8 * 128, count_start_pixels(gmacs) // side**2)
-    return PatchSampler(photos, patch=side, batch=count, seed=seed).batch(0).lr_NCHW
+    sampler = PatchSampler(photos, patch=side, batch=count, seed=seed, leave_out=leave_out)
+    return sampler.batch(0).lr_NCHW
 
 
 def initialise_once(student: SRNet, folder: Path, begin: Callable[[], str]) -> str:
@@ -101,7 +109,7 @@ def initialise_once(student: SRNet, folder: Path, begin: Callable[[], str]) -> s
 
     So a resumed training starts from the same weights, and all processes from the first one's.
     """
-    file, mine = folder / "start.safetensors", ranks.current()
+    file, mine = folder / START, ranks.current()
     if mine.rank == 0 and not _is_complete(file):
         init = begin()
         state = {name: value.contiguous() for name, value in student.state_dict().items()}

@@ -16,6 +16,24 @@ log = logging.getLogger(__name__)
 
 
 def choose(teacher: Model, spec: str | None) -> tuple[Arch, Any]:
+    """As `find_sizes`, with a warning where the student is no smaller than its teacher.
+
+    Raises:
+        UsageError: unknown family or size.
+    """
+    arch, hyper = find_sizes(teacher, spec)
+    with torch.device("meta"):
+        cost = gmacs(arch.make(hyper).to_deployed())
+    if cost >= teacher.gmacs:
+        log.warning(
+            "the student (%.1f GMACs at LR 256x256) is no smaller than its teacher (%.1f)",
+            cost,
+            teacher.gmacs,
+        )
+    return arch, hyper
+
+
+def find_sizes(teacher: Model, spec: str | None) -> tuple[Arch, Any]:
     """The family and sizes that `spec` names, like `edsr:c32b8` or `edsr`; None for the paper's
     student, else half the teacher's depth and width.
 
@@ -31,18 +49,8 @@ def choose(teacher: Model, spec: str | None) -> tuple[Arch, Any]:
         )
     arch, budget = _find_family(spec or teacher.arch, "--student")
     if arch.name == teacher.arch:
-        hyper = arch.shrink(hyper_of(arch, teacher), budget)
-    else:
-        hyper = _choose_sizes(arch, budget, teacher.scale)
-    with torch.device("meta"):
-        cost = gmacs(arch.make(hyper).to_deployed())
-    if cost >= teacher.gmacs:
-        log.warning(
-            "the student (%.1f GMACs at LR 256x256) is no smaller than its teacher (%.1f)",
-            cost,
-            teacher.gmacs,
-        )
-    return arch, hyper
+        return arch, arch.shrink(hyper_of(arch, teacher), budget)
+    return arch, _choose_sizes(arch, budget, teacher.scale)
 
 
 def choose_without_teacher(spec: str, scale: int) -> tuple[Arch, Any]:

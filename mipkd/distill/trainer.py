@@ -61,8 +61,11 @@ class TrainingInputs:
     start_s: float = 0.0  # that the first weights took, a part of the training's time
 
 
-def train(inputs: TrainingInputs, *, tests: Sequence[Pair], out: Path) -> TrainResult:
-    """Train the student in place for `config.steps`, continuing from a checkpoint in `out`.
+def train(
+    inputs: TrainingInputs, *, tests: Sequence[Pair], out: Path, until: int | None = None
+) -> TrainResult:
+    """Train the student in place for `config.steps`, continuing from a checkpoint in `out`; with
+    `until` only so far, and from there on the next time.
 
     Raises:
         UsageError: settings that do not fit the nets or each other.
@@ -70,15 +73,16 @@ def train(inputs: TrainingInputs, *, tests: Sequence[Pair], out: Path) -> TrainR
         KeyboardInterrupt: Ctrl-C, after the last complete step has been saved.
     """
     config, mine = inputs.config, ranks.current()
+    end = until or config.steps
     training = _Training(inputs, out)
     learner = training.learner
     learner.start(inputs.sampler)
     sampler = choose_sampler(inputs.sampler.share(mine.rank, mine.count), learner.device)
     if mine.rank:
-        return _follow(training, sampler)
+        return _follow(training, sampler, end)
     validation = Validation(tests, inputs.teacher, out / "pictures", learner.device)
     probe = HealthProbe(learner, inputs.sampler.batch(0).select(slice(PROBE_PATCHES)))
-    progress = ProgressLog(out, step=learner.step, steps=config.steps)
+    progress = ProgressLog(out, step=learner.step, steps=end)
     with (
         closing(progress),
         Interrupt() as interrupt,
@@ -88,10 +92,10 @@ def train(inputs: TrainingInputs, *, tests: Sequence[Pair], out: Path) -> TrainR
             psnr = training.psnr_y_db = validation(learner.averaged, 0)
             references = _score_references(validation, psnr, inputs.inherited)
             progress.log_step(0, {}, 0.0, psnr, probe.measure() | references)
-        while learner.step < config.steps:
+        while learner.step < end:
             terms = run_step(lambda: learner.advance(sampler))
             stops = mine.any(interrupt.requested)
-            last = learner.step == config.steps
+            last = learner.step == end
             score, figures = None, dict[str, float]()
             if last or learner.step % config.validation_period == 0:
                 score = training.psnr_y_db = validation(learner.averaged, learner.step)
@@ -119,11 +123,11 @@ def _score_references(
     return {BEFORE + name: value for name, value in found.items()}
 
 
-def _follow(training: _Training, sampler: Sampler) -> TrainResult:
+def _follow(training: _Training, sampler: Sampler, end: int) -> TrainResult:
     """The same steps in a process that writes nothing."""
     learner = training.learner
     with Interrupt() as interrupt:
-        while learner.step < learner.config.steps:
+        while learner.step < end:
             learner.advance(sampler)
             if learner.ranks.any(interrupt.requested):
                 raise KeyboardInterrupt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,13 +13,15 @@ import torch
 from torch import Tensor
 
 from mipkd.archs.base import SRNet, load_arch
-from mipkd.core.records import Model, Photos, TeacherCache, TestSet
+from mipkd.core.records import Holdout, Model, Photos, TeacherCache, TestSet
 from mipkd.distill import teacher as teachers
-from mipkd.distill.data import load_tests
+from mipkd.distill.checkpoint import NEWEST
+from mipkd.distill.data import load_holdout, load_tests
 from mipkd.distill.patch_sampler import PatchSampler
+from mipkd.distill.progress import curves_file
 from mipkd.distill.ranks import run_on_all
 from mipkd.distill.settings import DistillConfig
-from mipkd.distill.start import cut_start_patches, initialise, initialise_once
+from mipkd.distill.start import START, cut_start_patches, initialise, initialise_once
 from mipkd.distill.trainer import TrainingInputs, TrainResult, train
 
 
@@ -31,6 +34,7 @@ class TrainingTask:
     teacher: Model | None
     photos: Photos
     cache: TeacherCache | None = None  # the teacher runs only for what it does not hold
+    leave_out: tuple[int, ...] = ()  # photos that are not trained on, by their index
 
 
 def open_training(
@@ -57,7 +61,12 @@ def open_training(
         inherited = family.make(task.hyper)
         family.inherit(inherited, teacher)
     sampler = PatchSampler(
-        task.photos, patch=config.patch, batch=config.batch, seed=config.seed, cache=task.cache
+        task.photos,
+        patch=config.patch,
+        batch=config.batch,
+        seed=config.seed,
+        cache=task.cache,
+        leave_out=task.leave_out,
     )
     config = config.with_rate_for(init)
     return TrainingInputs(config, student, teacher, sampler, inherited, start_s)
@@ -72,16 +81,36 @@ def _start_patches(config: DistillConfig, task: TrainingTask, student: SRNet) ->
         multiple=student.multiple,
         gmacs=task.teacher.gmacs,
         seed=config.seed,
+        leave_out=task.leave_out,
     )
 
 
 @run_on_all
-def train_task(config: DistillConfig, task: TrainingTask, tests: TestSet, out: Path) -> TrainResult:
-    """Train the student of a task; continues from a saved step.
+def train_task(
+    config: DistillConfig,
+    task: TrainingTask,
+    tests: TestSet | Holdout,
+    out: Path,
+    until: int | None = None,
+) -> TrainResult:
+    """Train the student of a task, or its first steps `until` one; continues from a saved step.
 
     Raises:
         UsageError: settings that do not fit the nets or each other.
         StageError: a loss is not finite, the disk is full, or another process of it stopped.
         KeyboardInterrupt: Ctrl-C, after the last complete step has been saved.
     """
-    return train(open_training(config, task, out), tests=load_tests(tests), out=out)
+    pairs = load_holdout(tests) if isinstance(tests, Holdout) else load_tests(tests)
+    return train(open_training(config, task, out), tests=pairs, out=out, until=until)
+
+
+def carry_over(before: Path, out: Path) -> None:
+    """Let the same training go on in `out` from where it stands in `before`, unless it has begun
+    there."""
+    files = (START, curves_file(before).name, NEWEST)  # the checkpoint last: with it all are there
+    if (out / NEWEST).exists():
+        return
+    for name in files:
+        partial = out / f"{name}.partial"
+        shutil.copyfile(before / name, partial)
+        partial.replace(out / name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -58,7 +59,7 @@ Steps = Annotated[int | None, typer.Option(help="Training steps; default 10000."
 LatencyBudget = Annotated[
     float | None,
     typer.Option(
-        help="Milliseconds that an image may take (p90); --student auto is the largest within it."
+        help="Milliseconds that an image may take (p90); --student auto is the best within it."
     ),
 ]
 SizeText = Annotated[
@@ -166,6 +167,20 @@ def parse_size(text: str | None, option: str = "--size") -> tuple[int, int] | No
     return int(height), int(width)
 
 
+def _check_budget(budget_ms: float | None, _option: str) -> float | None:
+    """The milliseconds of --latency-budget.
+
+    Raises:
+        UsageError: they are none that an image could take.
+    """
+    if budget_ms is not None and not 0 < budget_ms < math.inf:
+        raise UsageError(
+            f"--latency-budget: {budget_ms:g} is no number of milliseconds above 0",
+            hint="such as --latency-budget 30",
+        )
+    return budget_ms
+
+
 def _as_is(value: object, _option: str) -> object:
     return value
 
@@ -174,6 +189,7 @@ def _as_is(value: object, _option: str) -> object:
 _READ: dict[str, Callable[[Any, str], Any]] = {
     **dict.fromkeys(("target", "precision", "compare", "methods"), split_list),
     "size": parse_size,
+    "latency_budget": _check_budget,
 }
 
 

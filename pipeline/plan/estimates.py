@@ -26,8 +26,9 @@ from pipeline.plan.speeds import Kept, time_export, time_pixel, time_step, time_
 from pipeline.plan.timings import Timing, Timings
 from pipeline.receipts import Receipt
 from pipeline.run import Event
+from pipeline.stages.rung import RungInputs
 
-TRAINING = ("directions", "teacher_cache", "distill", "qat")
+TRAINING = ("directions", "teacher_cache", "rung", "distill", "qat")
 _SIMILAR = 10.0  # times as many steps: a start weighs otherwise then
 _BY_PHOTOS = ("photos", "keep_apart", "teacher_cache")  # stages whose time is that of the photos
 # Settings that change nothing in what a step of a training takes.
@@ -123,6 +124,8 @@ def _decides(event: Event, known: Outline) -> dict[str, Any]:
 def _amount(event: Event, known: Outline) -> float:
     if event.stage in ("distill", "qat"):
         return float(event.inputs.config.steps)
+    if isinstance(event.inputs, RungInputs):
+        return float(event.inputs.until)
     return float(max(1, known.photo_pixels)) if event.stage in _BY_PHOTOS else 1.0
 
 

@@ -20,11 +20,13 @@ from pipeline.quantize.hold_out import HoldOutInputs
 from pipeline.quantize.qat import QatInputs
 from pipeline.quantize.search import SearchInputs
 from pipeline.run import Event
+from pipeline.stage import Foreseen
 from pipeline.stages.build import BuildInputs
 from pipeline.stages.distill import DistillInputs
 from pipeline.stages.fit import FitInputs
 from pipeline.stages.measure import MeasureInputs
 from pipeline.stages.reference import ReferenceInputs
+from pipeline.stages.rung import RungInputs
 from targets.base import find
 
 PUBLISH_S = 4.0  # report and bundle
@@ -36,6 +38,7 @@ _BUILD_S = {"cpu": (0.3, 0.6), "null": (0.1, 0.1), "openvino": (0.5, 2.0), "jets
 _BUILD_S |= {"coreml": (6.0, 10.0), "tensorrt": (60.0, 90.0), "tensorrt_rtx": (40.0, 60.0)}
 _BUILD_S |= {"ncnn": (1.0, 1.0)}
 _OTHER_S = (5.0, 10.0)
+_TIMED_S = 1.7  # a precision of a net of `--student auto`, with its warm-up
 _CANDIDATE_S = {"cpu": 0.06, "openvino": 0.3}  # to make one of a search
 _PHOTO_PIXEL_S = 2e-7  # to decode and store it, for an LR pixel; to compare it with the tests
 _PROJECTED = 4.0  # passes of the teacher over the patches that a start is fitted to
@@ -89,6 +92,7 @@ class Formulas:
             "qat": self._qat,
             "measure": self._measure,
             "fit": self._fit,
+            "rung": self._rung,
         }
 
     def time(self, event: Event) -> Timing:
@@ -210,8 +214,26 @@ class Formulas:
         return event.label.split()[1] if event else "student"
 
     def _fit(self, event: Event) -> float:
-        inputs: FitInputs = event.inputs
-        config, precisions = inputs.config, len(inputs.precisions)
-        build_s = sum(_BUILD_S.get(inputs.info.target.partition(":")[0], _OTHER_S))
-        one_s = (_EXPORT_S + precisions * build_s) * self._slow + precisions * 1.5
-        return len(config.candidates) * one_s
+        """A net on one target, or so many like it."""
+        count, inputs = 1.0, event.inputs
+        if isinstance(inputs, Foreseen):
+            count, inputs = inputs.amount, inputs.like
+        if not isinstance(inputs, FitInputs):
+            return 0.0
+        build_s = sum(_BUILD_S.get(inputs.info.target.partition(":")[0], _OTHER_S)) / 2
+        each = len(inputs.precisions)
+        return count * ((_EXPORT_S + each * build_s) * self._slow + each * _TIMED_S)
+
+    def _rung(self, event: Event) -> float:
+        """The steps of a rung, each as one of the training that follows."""
+        steps = 0.0
+        if isinstance(event.inputs, Foreseen):
+            steps = event.inputs.amount
+        elif isinstance(event.inputs, RungInputs):
+            before = event.inputs.before and self._by_key.get(event.inputs.before.key)
+            steps = event.inputs.until - (before.inputs.until if before else 0)
+        config = self._known.config.distill
+        step_s = config.batch * config.patch**2 * _BACKWARD * self._student_s
+        if timed := next(iter(self._speeds.steps.values()), None):
+            step_s = timed.each_s
+        return steps * step_s

@@ -20,6 +20,7 @@ from pipeline.config import Config
 from pipeline.inputs import ImageSizes
 from pipeline.plan.speeds import Sized
 from pipeline.run import Event
+from pipeline.student_grid import an_example
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,15 @@ def outline(config: Config, events: Sequence[Event], sizes: ImageSizes | None) -
 
 
 def _choose_student(config: Config, teacher: Model | None, model: Model | None) -> Sized | None:
-    """As the run will; of "auto" the largest that may be chosen."""
+    """As the run will; of "auto" one that may be chosen."""
     if model:
         known = model.arch in arch_names()
         return Sized(model.arch, teachers.hyper_of(load_arch(model.arch), model)) if known else None
     if teacher is None or config.model:
         return None
-    spec = config.fit.candidates[-1] if config.student == "auto" else config.student
+    spec = config.student
+    if spec == "auto":
+        spec = an_example(teacher, config.fit.candidates)
     arch, hyper = students.choose(teacher, spec)
     return Sized(arch.name, hyper)
 

@@ -28,7 +28,7 @@ from mipkd.core.records import (
     model_of,
 )
 from mipkd.distill import teacher as teachers
-from mipkd.distill.data import Pair
+from mipkd.distill.data import load_holdout
 from mipkd.distill.patch_sampler import PatchSampler
 from mipkd.distill.settings import DistillConfig
 from mipkd.distill.trainer import TrainingInputs, train
@@ -94,7 +94,7 @@ def qat(inputs: QatInputs, *, out: Path) -> QatStudent:
     sampler.photos += _draw_pages(sampler.photos, net, config.seed)
     teacher = teachers.load(inputs.teacher.value) if inputs.teacher else net
     training = TrainingInputs(config, student, teacher, sampler)
-    trained = train(training, tests=_pairs(inputs.holdout.value), out=out)
+    trained = train(training, tests=load_holdout(inputs.holdout.value), out=out)
     rounded = trained.student
     assert isinstance(rounded, FakeQuantNet)
     return QatStudent(
@@ -148,9 +148,3 @@ def _by_net(net: SRNet, lr_HWC: ByteArray) -> ByteArray:
     lr_NCHW = torch.from_numpy(lr_HWC.transpose(2, 0, 1)[None].astype(np.float32) / 255)
     sr_HWC = net.eval()(lr_NCHW)[0].permute(1, 2, 0).clamp(0, 1).mul(255).round()
     return sr_HWC.to(torch.uint8).numpy()  # type: ignore[no-any-return]
-
-
-def _pairs(held: Holdout) -> Sequence[Pair]:
-    """The photos' crops: what is watched while it trains is no test image."""
-    sides = (np.load(held.lr), np.load(held.hr))
-    return [(f"held-{n}", *pair) for n, pair in enumerate(zip(*sides, strict=True))][: held.photos]

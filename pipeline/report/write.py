@@ -32,6 +32,7 @@ from pipeline.report.latency_table import latency_table, list_doubts
 from pipeline.report.markup import cell, code, in_html
 from pipeline.report.results_file import RESULTS, SCHEMA_VERSION, run_of, write_results
 from pipeline.report.stream_table import list_stream_notes, stream_table
+from pipeline.report.student_table import describe_search, student_table
 
 _MARK = b'<p class="kicker">'  # of each template
 _NAMES = ("index.html", "junit.xml", "report.md", RESULTS, "study.json", "study.md")
@@ -125,6 +126,8 @@ def _render(template: str, evidence: Evidence, figures: Figures, **more: object)
         latencies=latency_table(evidence, figures),
         stream=stream_table(evidence, figures),
         stream_notes=list_stream_notes(evidence),
+        tried=student_table(evidence.search),
+        chosen=describe_search(evidence.search) if evidence.search else "",
         doubts=list_doubts(figures),
         devices=tables.devices(evidence.measurements),
         images=tables.images_used(evidence),

@@ -92,6 +92,14 @@ CALLS = (
     Call(2, "int8 of cpu is calibrated on photos", "--model GIVEN/teacher.safetensors", "--data"),
     Call(2, "scratch would have to be trained", f"{_FINISHED} --compare scratch"),
     Call(2, "--student auto: no latency budget", f"{_ALL} --student auto", "--latency-budget"),
+    Call(2, "--latency-budget: nan is no", f"{_ALL} --student auto --latency-budget nan"),
+    Call(2, "--latency-budget: -3 is no", f"{_ALL} --student auto --latency-budget -3"),
+    Call(2, "--latency-budget: 0 is no", f"{_ALL} --student auto --latency-budget 0", "30"),
+    Call(2, "--student: unknown family 'esdr'", f"{_ALL} --student auto --latency-budget 9 "
+         "--set fit.candidates=['esdr:c8']", "edsr"),
+    Call(2, "distill.init: GIVEN/other.safetensors is a checkpoint of one size", f"{_ALL} "
+         "--student auto --latency-budget 9 --set distill.init=GIVEN/other.safetensors", "project"),
+    Call(2, "--student: no effect", f"{_FINISHED} --student auto --latency-budget 9"),
     Call(2, "--qat: no effect on cpu", f"{_ALL} --qat"),
     Call(3, "--qat: --model", f"{_GRAPH} --qat", "checkpoint"),
     Call(3, "build.pixels: jetson", f"{_ALL} --target jetson --set build.pixels=uint8"),

@@ -251,6 +251,12 @@ def test_a_student_for_a_target_that_nothing_can_be_timed_on(
     assert "hint: name a student, or a --device that has it" in said.err
 
 
+def test_a_study_of_a_student_that_is_to_be_chosen(ended: Command, tmp_path: Path) -> None:
+    what, hint = refused(ended("study", "--student", "auto", "--out", tmp_path / "run"), 2)
+    assert what == "error: --student auto: a study teaches one student in several ways"
+    assert "--student edsr:c32b8" in hint
+
+
 def test_a_precision_that_there_is_not_where_no_target_is_named(
     ended: Command, tmp_path: Path
 ) -> None:
