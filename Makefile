@@ -52,8 +52,8 @@ LOCK := uv pip compile --quiet --universal --python-version 3.11.5 --no-python-d
 	--custom-compile-command 'make lock'
 lock:
 	$(LOCK) pyproject.toml --extra openvino --output-file requirements/runtime.txt
-	$(LOCK) pyproject.toml --extra dev --extra tensorrt-rtx --extra foreign --extra docs \
-		--output-file requirements/dev.txt
+	$(LOCK) pyproject.toml --extra dev --extra tensorrt-rtx --extra foreign --extra perceptual \
+		--extra docs --output-file requirements/dev.txt
 	$(LOCK) docs/ci/requirements.in --output-file docs/ci/requirements.txt
 
 clean:

@@ -30,6 +30,7 @@ from mipkd.core.image_sets import ImageSet, find_set
 from mipkd.core.images import crop_to_multiple, downscale, psnr_y, read_rgb
 from mipkd.core.measurement import Latency
 from mipkd.core.precision import FLOATS
+from pipeline.bench.comparisons import mean_of
 from pipeline.bench.host import OtherPrograms, describe_host
 from pipeline.bench.latency import BenchSettings, compare
 from pipeline.bundle import manifest
@@ -37,7 +38,7 @@ from pipeline.bundle.manifest import Model
 from pipeline.origin import commit
 from pipeline.report.charts import SHAPES
 from pipeline.report.plots import Point, scatter
-from pipeline.report.results_file import RESULTS, report_folder
+from pipeline.report.results_file import RESULTS, read_results, report_folder
 from targets._images import upscale
 from targets.base import Session, find
 
@@ -67,7 +68,7 @@ class Front:
 
     scale: int
     unit: str  # net, target and precision
-    sets: tuple[str, ...]  # folders of ASSETS/test; the first ranks
+    sets: tuple[str, ...]  # folders of ASSETS/test; the first ranks, and is that of the runs
     common: tuple[str, ...]
     nets: tuple[Net, ...]
     size: tuple[int, int] = (128, 128)  # LR height, width
@@ -160,10 +161,9 @@ def _measure(
         others = OtherPrograms()
         found = compare(sessions, front.size, settings, multiples=multiples)
         share = others.share()
-        scores = {
-            name: _score(sessions, models, find_set(assets / "test" / name, front.scale))
-            for name in front.sets
-        }
+        scores = {front.sets[0]: {key: _scored(one) for key, one in models.items()}}
+        for name in front.sets[1:]:
+            scores[name] = _score(sessions, models, find_set(assets / "test" / name, front.scale))
     unit = statistics.median(found[front.unit].samples_s)
     dots = [_dot(models[key], found[key], unit) for key in models]
     dots = [
@@ -200,6 +200,14 @@ def _models(nets: Sequence[Net], out: Path) -> Iterator[tuple[str, _Opened]]:
             yield f"{net.name} {model.target} {model.precision}", _Opened(net, model, bundle)
 
 
+def _scored(one: _Opened) -> float:
+    """Mean PSNR-Y on the set of its run."""
+    found = read_results(report_folder(one.bundle.parent) / RESULTS)
+    wanted = ("student", one.model.target, one.model.precision)
+    m = next(m for m in found.measurements if (m.role, m.target, m.precision) == wanted)
+    return mean_of(m) or math.nan
+
+
 def _score(
     sessions: Mapping[str, Session], models: Mapping[str, _Opened], images: ImageSet
 ) -> dict[str, float]:
@@ -212,7 +220,6 @@ def _score(
         for key, session in sessions.items():
             sr = upscale(session, lr, scale=scale, multiple=models[key].model.multiple)
             scores[key].append(psnr_y(sr, hr, border=scale))
-            session.forget_shapes()
     return {key: statistics.fmean(own) for key, own in scores.items()}
 
 

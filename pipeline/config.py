@@ -33,6 +33,7 @@ from pipeline.stages.build import BuildConfig
 from pipeline.stages.calibrate import CalibrateConfig
 from pipeline.stages.export import AdoptConfig, ExportConfig
 from pipeline.stages.fit import FitConfig
+from pipeline.stages.perceive import MetricsConfig
 from pipeline.study import StudyConfig
 
 _TEACHER = "teacher_x2.safetensors"  # of the demo
@@ -73,6 +74,7 @@ class Config(BaseModel):
     build: BuildConfig = Field(default_factory=BuildConfig)
     bench: BenchSettings = Field(default_factory=BenchSettings)
     device: DeviceConfig = Field(default_factory=DeviceConfig)
+    metrics: MetricsConfig = Field(default_factory=MetricsConfig)
     gates: GateConfig = Field(default_factory=GateConfig)
     baseline: BaselineConfig = Field(default_factory=BaselineConfig)
     bundle: BundleConfig = Field(default_factory=BundleConfig)

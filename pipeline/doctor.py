@@ -16,7 +16,7 @@ from mipkd.core.errors import UsageError
 from mipkd.core.lr_frames import is_lr_only
 from mipkd.core.names import printable
 from mipkd.core.records import TargetInfo
-from mipkd.metrics.base import list_metrics
+from mipkd.metrics.base import Metric, list_metrics
 from pipeline.machine.base import DeviceConfig, connect
 from targets.base import every, find
 
@@ -26,12 +26,23 @@ if TYPE_CHECKING:
 
 
 def examine_machine(config: DeviceConfig | None = None) -> dict[str, Any]:
-    """The host, this one or at an address, and each target and variant: usable, or why not."""
+    """The host, this one or at an address, each target and variant, and each metric, which is
+    computed here: usable, or why not."""
     _warn_of_plugins()
     with connect(config or DeviceConfig()) as machine:
         offered = machine.offers(every())
     targets = {name: _examine_target(info) for name, info in offered.items()}
-    return {"host": asdict(next(iter(offered.values())).host), "targets": targets}
+    host = asdict(next(iter(offered.values())).host)
+    metrics = {name: _say_missing(metric) for name, metric in list_metrics().items()}
+    return {"host": host, "targets": targets, "metrics": metrics}
+
+
+def _say_missing(metric: Metric) -> str:
+    """What a metric needs and a run would not find unless it is given; "" if nothing."""
+    if metric.backbone is None:
+        return ""
+    weights = f"weights of {metric.backbone.title}: --set metrics.weights.{metric.name}=FILE"
+    return "; ".join(filter(None, (metric.backbone.why_not(), weights)))
 
 
 def _examine_target(info: TargetInfo) -> dict[str, Any]:
@@ -74,6 +85,9 @@ def describe_machine(found: dict[str, Any]) -> str:
         "",
         f"{'target':<{wide}}  here  precisions, or what is missing; how to get it",
         *(printable(f"{name:<{wide}}  {_describe_target(one)}") for name, one in targets.items()),
+        "",
+        f"metrics: {', '.join(name for name, missing in found['metrics'].items() if not missing)}",
+        *(f"{name} needs {missing}" for name, missing in found["metrics"].items() if missing),
         "",
         "use them: mipkd-pipeline run --target NAME,NAME; what each is: docs/targets.md",
     ]

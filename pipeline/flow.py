@@ -8,7 +8,7 @@ teacher -> identify -> distill -> export -> calibrate
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from mipkd.core.evidence import Evidence
@@ -25,12 +25,15 @@ from pipeline.contenders import (
     train_and_export,
 )
 from pipeline.context import RunContext, choose_targets
-from pipeline.inputs import choose_patches, identify_nets, prepare_images
+from pipeline.inputs import Images, choose_patches, identify_nets, prepare_images
 from pipeline.lr_only import check_without_teacher, find_lr_only
 from pipeline.machine.base import connect
-from pipeline.on_target import OnTarget
+from pipeline.on_target import Measured, OnTarget
+from pipeline.receipts import hash_file
 from pipeline.reference_net import FP32_ON
 from pipeline.run import Run
+from pipeline.stage import Ref, Source
+from pipeline.stages.perceive import Perceived, PerceiveInputs, perceive
 from pipeline.stages.reference import ReferenceInputs, reference
 from pipeline.stages.train import Trained, TrainInputs, train
 from targets.base import find
@@ -74,6 +77,7 @@ def _measure_all(on: RunContext, asked: Sequence[Baseline]) -> publish.Found:
         here.build(contenders)
         here.measure()
         targets.append(here)
+    measured = (references, *(one for here in targets for one in here.measured))
     student, *others = (_with_plans(one, targets) for one in contenders)
     return publish.Found(
         teacher=nets.teacher,
@@ -82,10 +86,20 @@ def _measure_all(on: RunContext, asked: Sequence[Baseline]) -> publish.Found:
         images=images,
         patches=patches,
         builts=tuple(built for here in targets for _, built in here.builts),
-        measured=(references, *(one for here in targets for one in here.measured)),
+        measured=measured,
+        perceived=tuple(_perceive(on, measured, images)),
         failures=tuple(on.failures),
         host=on.host,
     )
+
+
+def _perceive(
+    on: RunContext, measured: tuple[Measured, ...], images: Images
+) -> Iterator[Ref[tuple[Perceived, ...]]]:
+    """Metrics by a net's features, of the outputs that were kept, where weights were given."""
+    for name, file in on.config.metrics.weights.items():
+        inputs = PerceiveInputs(name, Source(file, hash_file(file)), measured, images.tests)
+        yield on.run.step(perceive, inputs, label=name)
 
 
 def _with_plans(one: Contender, targets: Sequence[OnTarget]) -> Contender:

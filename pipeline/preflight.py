@@ -22,6 +22,7 @@ from pipeline.contenders import Baseline
 from pipeline.context import RunContext
 from pipeline.inputs import Nets, is_graph
 from pipeline.lr_only import check_lr_only
+from pipeline.stages.perceive import check_metric
 from pipeline.student_grid import an_example
 from targets.base import Feature, find
 
@@ -32,8 +33,10 @@ def check_targets(on: RunContext) -> None:
     Raises:
         UsageError: photos are missing, or an option has no effect on any of them.
         UnsupportedError: one of them cannot build from what was given, or as it was asked.
+        MissingError: a metric's weights are not here.
     """
     config = on.config
+    _check_metrics(config)
     _check_photos(on)
     check_lr_only(config, on.lr_only)
     for info in on.targets:
@@ -67,6 +70,15 @@ def _check_auto(on: RunContext) -> None:
             "auto tries many",
             hint=f"known with it: {', '.join(WAYS)}",
         )
+
+
+def _check_metrics(config: Config) -> None:
+    """Refuse metrics that are asked for, or that a gate asks for, without what they need."""
+    weights = config.metrics.weights
+    for name, file in weights.items():
+        check_metric(name, file, f"metrics.weights.{name}")
+    for name in config.gates.metrics.keys() - weights.keys():
+        check_metric(name, None, f"gates.metrics.{name}")
 
 
 def _check_photos(on: RunContext) -> None:

@@ -40,6 +40,7 @@ from pipeline.report.write import write
 from pipeline.run import EVIDENCE, Run
 from pipeline.run_lock import lock_folder
 from pipeline.stage import Ref
+from pipeline.stages.perceive import Perceived, add_scores
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class Found:
     patches: Ref[PatchSet]
     builts: tuple[Ref[Built], ...]
     measured: tuple[Ref[tuple[Measurement, ...]], ...]
+    perceived: tuple[Ref[tuple[Perceived, ...]], ...]
     failures: tuple[Failure, ...]
     host: Host
 
@@ -68,7 +70,10 @@ def judge_and_publish(config: Config, run: Run, found: Found, *, command: str) -
     builts = tuple(ref.value for ref in found.builts)
     measurements, failures = kit_results.lay_over(
         kit_results.list_kept(run),
-        tuple(m for ref in found.measured for m in ref.value),
+        add_scores(
+            [m for ref in found.measured for m in ref.value],
+            [one for ref in found.perceived for one in ref.value],
+        ),
         found.failures,
         builts,
         found.images.tests.value,

@@ -10,7 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -27,15 +27,47 @@ _WINDOW = 16  # the largest window of attention in use: at its multiples nets do
 
 
 @dataclass(frozen=True)
+class Padding:
+    """What a net adds inside at the bottom and at the right, before its blocks."""
+
+    multiple: int = 1  # of which H and W are after it
+    always: bool = False  # by a whole multiple where they were before
+
+    def pad(self, side: int) -> int:
+        """The length of a side after it."""
+        whole = side // self.multiple if self.always else -(-side // self.multiple) - 1
+        return (whole + 1) * self.multiple
+
+
+# CRAFT always adds, GRL pads to its stripes, the largest of which are 64 in published weights.
+_PADDINGS = (
+    Padding(),
+    *(Padding(side) for side in (32, 64, 128)),
+    *(Padding(side, always=True) for side in (8, 16, 32)),
+)
+
+
+@dataclass(frozen=True)
 class BlockSequence:
     """Modules that run one after the other and give features of one size."""
 
     names: tuple[str, ...] = ()  # as in `named_modules`
     width: int = 0  # channels
+    padding: Padding = Padding()
+
+
+# How a net is asked for its image, where that is not by calling it.
+Call = Callable[[nn.Module, Tensor], Tensor]
 
 
 class HookedNet(SRNet):
-    """A net whose parts cannot be run one by one, but whose blocks give features."""
+    """A net whose parts cannot be run one by one, but whose blocks give features.
+
+    Args:
+        call: gives the image of a net that is not called plainly.
+        one_by_one: the images of a batch would change each other's.
+        channels_last: it can compute in that layout of memory.
+    """
 
     in_parts = False
     image_range = 1.0  # of the pixels that the foreign net takes and gives
@@ -48,15 +80,24 @@ class HookedNet(SRNet):
         scale: int,
         multiple: int = 1,
         least: int = 1,
+        call: Call = nn.Module.__call__,
+        one_by_one: bool = False,
+        channels_last: bool = True,
     ) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.call = net, call
+        self.one_by_one, self.channels_last = one_by_one, channels_last
         self.scale, self.width = scale, blocks.width
         self.multiple, self.least = multiple, least
         self.smallest = max(2, least)
-        self.names = blocks.names
+        self.names, self.padding = blocks.names, blocks.padding
         # Not registered as submodules: the state dict must hold their weights once.
         self.__dict__["blocks"] = nn.ModuleList(net.get_submodule(n) for n in blocks.names)
+
+    @property
+    def unpadded_multiple(self) -> int:
+        """A multiple of H and W at which the net pads nothing inside, as far as is known."""
+        return math.lcm(self.multiple, _WINDOW, self.padding.multiple)
 
     def to_deployed(self) -> SRNet:
         """A copy in which branches for training are merged."""
@@ -72,11 +113,17 @@ class HookedNet(SRNet):
         Raises:
             UsageError: at this LR size a block's features have another size.
         """
+        if self.one_by_one and len(lr_NCHW) > 1:
+            each = [self.forward_with_taps(one[None], positions) for one in lr_NCHW]
+            taps = zip(*(features for _, features in each), strict=True)
+            return torch.cat([image for image, _ in each]), [torch.cat(one) for one in taps]
         outputs: dict[int, Any] = {}
         handles = [_on_output(self.blocks[p], partial(outputs.__setitem__, p)) for p in positions]
         try:
-            pixels = lr_NCHW.clone()  # some nets write to their input
-            image: Tensor = self.net(pixels if self.image_range == 1 else pixels * self.image_range)
+            layout = torch.preserve_format if self.channels_last else torch.contiguous_format
+            pixels = lr_NCHW.clone(memory_format=layout)  # some nets write to their input
+            pixels = pixels if self.image_range == 1 else pixels * self.image_range
+            image = self.call(self.net, pixels)
             image = image if self.image_range == 1 else image / self.image_range
         finally:
             for handle in handles:
@@ -84,7 +131,7 @@ class HookedNet(SRNet):
         return image, [self._features(p, outputs[p], lr_NCHW) for p in positions]
 
     def _features(self, position: int, output: Any, lr_NCHW: Tensor) -> Tensor:
-        features = to_feature_map(output, lr_NCHW)
+        features = to_feature_map(output, lr_NCHW, self.padding)
         if features is None:
             height, width = lr_NCHW.shape[-2:]
             raise UsageError(
@@ -95,21 +142,24 @@ class HookedNet(SRNet):
         return features
 
 
-def to_feature_map(output: Any, lr_NCHW: Tensor) -> Tensor | None:
+def to_feature_map(output: Any, lr_NCHW: Tensor, padding: Padding = _PADDINGS[0]) -> Tensor | None:
     """A block's output as (N, C, H, W), tokens (N, L, C) reshaped; None if it is neither.
 
-    Of a tuple the first element: attention maps or an inner state follow the features.
+    Of a tuple the first element: attention maps or an inner state follow the features. What the net
+    has padded is cut off.
     """
     if isinstance(output, tuple) and output:
         output = output[0]
     if not isinstance(output, Tensor):
         return None
     height, width = lr_NCHW.shape[-2:]
-    if output.ndim == 4 and output.shape[-2:] == (height, width):
-        return output
-    if output.ndim == 3 and output.shape[1] == height * width:
-        return output.transpose(1, 2).reshape(len(output), -1, height, width)
-    return None
+    high, wide = padding.pad(height), padding.pad(width)
+    if output.ndim == 3 and output.shape[1] == high * wide:
+        output = output.transpose(1, 2).reshape(len(output), -1, high, wide)
+    if output.ndim != 4 or output.shape[-2:] != (high, wide):
+        return None
+    features: Tensor = output[..., :height, :width]
+    return features
 
 
 def trial_image(*, multiple: int, least: int) -> Tensor:
@@ -120,27 +170,50 @@ def trial_image(*, multiple: int, least: int) -> Tensor:
     return torch.rand(1, 3, height, height + unit, generator=generator)
 
 
-def find_blocks(net: nn.Module, lr_NCHW: Tensor, named: str | None = None) -> BlockSequence:
+def find_blocks(
+    net: nn.Module, lr_NCHW: Tensor, named: str | None = None, call: Call = nn.Module.__call__
+) -> BlockSequence:
     """The blocks of the net's body, found by running it once; empty if there are none.
 
     Candidates are the members of a container, or those of one class in any module, that run once
-    each, in order, and give maps of the LR image's size. The longest that holds at least half of
-    the parameters is taken, or else the one that holds the most: the groups of RCAN, not the
-    blocks in one of them. `named` overrides it: a container, or modules separated by commas.
+    each, in order, and give maps of the LR image's size, or of that which the net pads it to. The
+    longest that holds at least half of the parameters is taken, or else the one that holds the
+    most: the groups of RCAN, not the blocks in one of them. `named` overrides it: a container, or
+    modules separated by commas.
 
     Raises:
         UsageError: `named` does not exist, or is no such sequence.
     """
-    trial = _Trial(net, lr_NCHW)
-    if named:
-        return _find_named(net, trial, named)
-    fitting = [names for names in _sequences(net) if len(names) > 1 and trial.fits(names)]
+    trial = _Trial(net, lr_NCHW, call)
+    names = _list_named(net, named) if named else ()
+    for padding in _PADDINGS:
+        if named:
+            found = trial.measure(BlockSequence(names, 0, padding))
+        else:
+            found = _find_longest(net, trial, padding)
+        # Two ways of padding may give one size: they differ at this one.
+        if found.names and (
+            padding == Padding() or _Trial(net, lr_NCHW.repeat(1, 1, 2, 3), call).fits(found)
+        ):
+            return found
+    if not named:
+        return BlockSequence()
+    raise UsageError(
+        f"identify.blocks: {named}: not features of one size, that of the LR image, each given "
+        f"once and in order: {trial.describe(names) or 'no modules'}",
+        hint="leave it out: blocks are looked for",
+    )
+
+
+def _find_longest(net: nn.Module, trial: _Trial, padding: Padding) -> BlockSequence:
+    sequences = (names for names in _sequences(net) if len(names) > 1)
+    fitting = [names for names in sequences if trial.fits(BlockSequence(names, 0, padding))]
     if not fitting:
         return BlockSequence()
     share = {names: _count_params(net, names) / params(net) for names in fitting}
     large = [names for names in fitting if share[names] >= 0.5]
     best = max(large, key=len) if large else max(fitting, key=lambda names: share[names])
-    return BlockSequence(best, trial.width(best))
+    return trial.measure(BlockSequence(best, 0, padding))
 
 
 def format_block_names(net: nn.Module, names: Sequence[str]) -> str:
@@ -153,30 +226,32 @@ def format_block_names(net: nn.Module, names: Sequence[str]) -> str:
 class _Trial:
     """The shapes of each module's outputs in one run."""
 
-    def __init__(self, net: nn.Module, lr_NCHW: Tensor) -> None:
+    def __init__(self, net: nn.Module, lr_NCHW: Tensor, call: Call) -> None:
         self._lr = lr_NCHW
         self._order: list[str] = []
         self._outputs: dict[str, list[Any]] = defaultdict(list)
         handles = [_on_output(m, partial(self._record, n)) for n, m in net.named_modules() if n]
         try:
             with torch.no_grad():
-                net(lr_NCHW.clone())
+                call(net, lr_NCHW.clone())
         finally:
             for handle in handles:
                 handle.remove()
 
-    def fits(self, names: Sequence[str]) -> bool:
-        once = all(len(self._outputs[name]) == 1 for name in names)
+    def fits(self, body: BlockSequence) -> bool:
+        """Whether the modules ran once each, in order, and gave maps of one size."""
+        names = body.names
+        once = bool(names) and all(len(self._outputs[name]) == 1 for name in names)
         if not once:
             return False
-        shapes = {self._shape(name) for name in names}
+        shapes = {self._shape(name, body.padding) for name in names}
         ran = [self._order.index(name) for name in names]
         return len(shapes) == 1 and None not in shapes and ran == sorted(ran)
 
-    def width(self, names: Sequence[str]) -> int:
-        shape = self._shape(names[0])
-        assert shape is not None
-        return shape[1]
+    def measure(self, body: BlockSequence) -> BlockSequence:
+        """The modules with their width; none if they do not fit."""
+        shape = self._shape(body.names[0], body.padding) if self.fits(body) else None
+        return replace(body, width=shape[1]) if shape else BlockSequence()
 
     def describe(self, names: Sequence[str]) -> str:
         """The shapes of the modules' outputs, for a message."""
@@ -187,12 +262,17 @@ class _Trial:
         self._order.append(name)
         self._outputs[name].append(_drop_values(output))
 
-    def _shape(self, name: str) -> torch.Size | None:
-        features = to_feature_map(self._outputs[name][0], self._lr)
+    def _shape(self, name: str, padding: Padding) -> torch.Size | None:
+        features = to_feature_map(self._outputs[name][0], self._lr, padding)
         return None if features is None else features.shape
 
 
-def _find_named(net: nn.Module, trial: _Trial, named: str) -> BlockSequence:
+def _list_named(net: nn.Module, named: str) -> tuple[str, ...]:
+    """The modules that a user named: a container's, or one by one.
+
+    Raises:
+        UsageError: the net has no such module.
+    """
     modules = dict(net.named_modules())
     names = tuple(part.strip() for part in named.split(","))
     for name in names:
@@ -203,13 +283,7 @@ def _find_named(net: nn.Module, trial: _Trial, named: str) -> BlockSequence:
             )
     if len(names) == 1 and isinstance(modules[names[0]], nn.ModuleList | nn.Sequential):
         names = _members(names[0], modules[names[0]])
-    if not names or not trial.fits(names):
-        raise UsageError(
-            f"identify.blocks: {named}: not features of one size, that of the LR image, each given "
-            f"once and in order: {trial.describe(names) or 'no modules'}",
-            hint="leave it out: blocks are looked for",
-        )
-    return BlockSequence(names, trial.width(names))
+    return names
 
 
 def _sequences(net: nn.Module) -> Iterator[tuple[str, ...]]:

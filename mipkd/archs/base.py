@@ -32,6 +32,7 @@ class SRNet(nn.Module):
     least: int = 1  # smallest H and W that these accept; `forward` pads to it
     smallest: int = 2  # smallest H and W that an exported graph accepts
     in_parts: bool = True  # head, blocks and tail can be run one by one
+    channels_last: bool = True  # it can compute in that layout of memory
     blocks: nn.ModuleList
 
     def head(self, lr_NCHW: Tensor) -> Tensor:

@@ -225,13 +225,20 @@ def ssim_y(a_HWC: ByteArray, b_HWC: ByteArray, *, border: int) -> float:
     Raises:
         UsageError: sizes differ, or the image is smaller than the window.
     """
-    a, b = _planes(a_HWC, b_HWC, border, least=SSIM_WINDOW)
-    mean_a, mean_b, aa, bb, ab = (_blur_ssim(plane) for plane in (a, b, a * a, b * b, a * b))
+    similarity, _ = compare_structure(*_planes(a_HWC, b_HWC, border, least=SSIM_WINDOW))
+    return float(similarity.mean())
+
+
+def compare_structure(a_HW: Plane, b_HW: Plane) -> tuple[Plane, Plane]:
+    """SSIM, and its part of contrast and structure, wherever the whole window lies inside."""
+    mean_a, mean_b, aa, bb, ab = (
+        _blur_ssim(plane) for plane in (a_HW, b_HW, a_HW * a_HW, b_HW * b_HW, a_HW * b_HW)
+    )
     squares = mean_a**2 + mean_b**2
-    alike = (2 * mean_a * mean_b + _SSIM_C1) * (2 * (ab - mean_a * mean_b) + _SSIM_C2)
-    most = (squares + _SSIM_C1) * (aa + bb - squares + _SSIM_C2)
+    structure = (2 * (ab - mean_a * mean_b) + _SSIM_C2) / (aa + bb - squares + _SSIM_C2)
+    similarity = structure * (2 * mean_a * mean_b + _SSIM_C1) / (squares + _SSIM_C1)
     inside = (slice(SSIM_WINDOW // 2, -(SSIM_WINDOW // 2)),) * 2
-    return float((alike / most)[inside].mean())
+    return similarity[inside], structure[inside]
 
 
 def _blur_ssim(plane_HW: Plane) -> Plane:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from mipkd.archs._hooked import HookedNet, find_blocks, format_block_names, trial_image
+from mipkd.archs._hooked import Call, HookedNet, find_blocks, format_block_names, trial_image
 from mipkd.archs.base import StateDict, arch_names
 from mipkd.core.errors import MissingError, UnsupportedError
 
@@ -64,8 +64,24 @@ def read_foreign(state: StateDict, path: Path, *, blocks: str | None, unknown: s
         UsageError: `blocks` is no sequence of the net.
     """
     spandrel = _import_for(path, unknown)
+    found = _load(spandrel, state, path, unknown)
+    _check(found, spandrel, path)
+    _check_kinds(found.model.state_dict(), state, path)
+    name = str(found.architecture.name)
     try:
-        found = spandrel.ModelLoader().load_from_state_dict(
+        net = _hook(found, blocks, path)
+    except _MISTAKEN as error:
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise UnsupportedError(
+            f"{path}: {name} of spandrel cannot be run: {first}",
+            hint="known: nets that take images of any size",
+        ) from error
+    return ForeignNet(net, name, format_block_names(net.net, net.names), str(spandrel.__version__))
+
+
+def _load(spandrel: Any, state: StateDict, path: Path, unknown: str) -> Any:
+    try:
+        return spandrel.ModelLoader().load_from_state_dict(
             spandrel.canonicalize_state_dict(dict(state))
         )
     except spandrel.UnsupportedModelError as error:
@@ -77,27 +93,24 @@ def read_foreign(state: StateDict, path: Path, *, blocks: str | None, unknown: s
         raise NotKnownError(
             f"{path}: {unknown}", hint=f"{_list_ours()}; spandrel cannot load it either: {first}"
         ) from error
-    _check(found, spandrel, path)
-    _check_kinds(found.model.state_dict(), state, path)
-    sizes = found.size_requirements
+
+
+def _hook(found: Any, blocks: str | None, path: Path) -> HookedNet:
+    """The net, and what trial runs tell of it."""
+    sizes, net = found.size_requirements, found.model.eval().float()
     known = {"multiple": int(sizes.multiple_of), "least": max(1, int(sizes.minimum))}
-    net = found.model.eval().float()
     trial = trial_image(**known)
-    try:
-        _check_call(found, trial, path)
-    except _MISTAKEN as error:
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        raise UnsupportedError(
-            f"{path}: {found.architecture.name} of spandrel cannot be run: {first}",
-            hint="known: nets that take images of any size",
-        ) from error
-    body = find_blocks(net, trial, blocks)
-    return ForeignNet(
-        net=HookedNet(net, body, scale=int(found.scale), **known).eval(),
-        arch=str(found.architecture.name),
-        blocks=format_block_names(net, body.names),
-        version=str(spandrel.__version__),
+    call = _find_call(found, trial, path)
+    hooked = HookedNet(
+        net,
+        find_blocks(net, trial, blocks, call),
+        scale=int(found.scale),
+        call=call,
+        one_by_one=not _keeps_images_apart(net, call, trial),
+        channels_last=_bears_channels_last(net, call, trial),
+        **known,
     )
+    return hooked.eval()
 
 
 def _list_ours() -> str:
@@ -187,13 +200,65 @@ def _check_kinds(wanted: StateDict, state: StateDict, path: Path) -> None:
             )
 
 
-def _check_call(found: Any, trial: torch.Tensor, path: Path) -> None:
-    """Refuse nets that spandrel calls in a special way, which hooks and gradients would miss."""
+def _find_call(found: Any, trial: torch.Tensor, path: Path) -> Call:
+    """How the net gives its image: called plainly, or in the way of its own that spandrel has.
+
+    Raises:
+        UnsupportedError: neither gives the image that spandrel gives, or that is never the same.
+    """
     with torch.no_grad():
-        plain, promised = found.model(trial.clone()), found(trial.clone())
-    same = isinstance(plain, torch.Tensor) and plain.shape == promised.shape
-    if not same or not torch.allclose(plain.clamp(0, 1), promised, atol=1e-4):
-        raise UnsupportedError(
-            f"{path}: {found.architecture.name} does not give its image when called plainly",
-            hint="known: nets that take and give an image in [0, 1]",
-        )
+        promised, again = found(trial.clone()), found(trial.clone())
+        if not torch.equal(promised, again):
+            raise UnsupportedError(
+                f"{path}: {found.architecture.name} gives another image each time: it draws noise",
+                hint="known: nets that give one image for one LR image",
+            )
+        for call in _list_calls(found):
+            try:
+                if _gives(call(found.model, trial.clone()), promised):
+                    return call
+            except _MISTAKEN:
+                continue
+    raise UnsupportedError(
+        f"{path}: {found.architecture.name} does not give its image when it is called",
+        hint="known: nets that take and give an image in [0, 1]",
+    )
+
+
+def _list_calls(found: Any) -> Iterator[Call]:
+    """Called plainly; then as spandrel does where a net gives a tuple, or takes pixels of another
+    range: its public way has no gradients, and cuts values off."""
+    yield torch.nn.Module.__call__
+    yield found._call_fn
+
+
+def _gives(output: Any, promised: torch.Tensor) -> bool:
+    same = isinstance(output, torch.Tensor) and output.shape == promised.shape
+    return same and torch.allclose(output.clamp(0, 1), promised, atol=1e-4)
+
+
+def _keeps_images_apart(net: torch.nn.Module, call: Call, trial: torch.Tensor) -> bool:
+    """Whether the images of a batch are those of each alone."""
+    other = trial.flip(-1)
+    with torch.no_grad():
+        alone = torch.cat([call(net, one.clone()) for one in (trial, other)])
+        try:
+            together = call(net, torch.cat([trial, other]))
+        except _MISTAKEN:
+            return False
+    return together.shape == alone.shape and torch.allclose(together, alone, atol=1e-3, rtol=1e-3)
+
+
+def _bears_channels_last(net: torch.nn.Module, call: Call, trial: torch.Tensor) -> bool:
+    """Whether it computes in that layout of memory too; some take tensors for contiguous ones."""
+    last = torch.channels_last
+    with torch.no_grad():
+        wanted = call(net, trial.clone())
+        try:
+            net.to(memory_format=last)  # type: ignore[call-overload]
+            found = call(net, trial.clone(memory_format=last))
+        except _MISTAKEN:
+            return False
+        finally:
+            net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return torch.allclose(found, wanted, atol=1e-3, rtol=1e-3)

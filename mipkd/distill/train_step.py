@@ -69,7 +69,7 @@ class Learner:
         self.student = student
         self._place(student).train()
         if self.teacher is not None:
-            self._place(self.teacher).eval().requires_grad_(False)
+            self._place(self.teacher, self.teacher.channels_last).eval().requires_grad_(False)
         self.averaged = deepcopy(student)
         self.averaged.eval().requires_grad_(False)
         self.positions = resolve_positions(config, self.losses.values(), student, self.teacher)
@@ -202,8 +202,9 @@ class Learner:
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.carried = state["step"], dict(state["carried"])
 
-    def _place(self, net: nn.Module) -> nn.Module:
-        layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
+    def _place(self, net: nn.Module, channels_last: bool = True) -> nn.Module:
+        last = self.config.channels_last and channels_last
+        layout = torch.channels_last if last else torch.contiguous_format
         return net.to(self.device, memory_format=layout)  # type: ignore[call-overload,no-any-return]
 
     def _can_record(self) -> bool:

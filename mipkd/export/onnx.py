@@ -208,8 +208,17 @@ def _export_program(net: SRNet) -> Any:
             input_names=[INPUT],
             output_names=[OUTPUT],
             dynamic_shapes={"lr": {2: height, 3: width}},
+            custom_translation_table={torch.ops.aten.sort.stable: _sort},
             verbose=False,
         )
+
+
+def _sort(values: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
+    """`aten.sort.stable`, which torch's exporter does not know: TopK of all of them is stable."""
+    from onnxscript import opset20 as op
+
+    count = op.Gather(op.Shape(values), op.Constant(value_ints=[dim]))
+    return op.TopK(values, count, axis=dim, largest=int(descending), sorted=1)
 
 
 def _trace(net: SRNet) -> bytes:
@@ -229,5 +238,5 @@ def _trace(net: SRNet) -> bytes:
 
 
 def _example(net: SRNet) -> Tensor:
-    side = max(_EXAMPLE, -(-net.smallest // net.multiple) * net.multiple)
+    side = -(-max(_EXAMPLE, net.smallest) // net.multiple) * net.multiple
     return torch.rand(1, 3, side, side + net.multiple * 2)

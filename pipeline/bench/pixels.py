@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mipkd.core.images import crop_border, shift_rgb, write_png
 from mipkd.core.measurement import ImageScore
-from mipkd.metrics.base import Metric, list_metrics
+from mipkd.metrics.base import Metric, list_plain
 from targets._images import upscale
 from targets.base import ByteArray, Session
 
@@ -40,20 +40,20 @@ def score_images(
 def score_image(
     name: str, sr_HWC: ByteArray, hr_HWC: ByteArray, *, scale: int, out: Path
 ) -> ImageScore:
-    """Every metric of one image, which is kept in `out` as PNG."""
+    """Every metric that needs no weights, of one image, which is kept in `out` as PNG."""
     keep_output(name, sr_HWC, out=out)
-    return measure_image(name, sr_HWC, hr_HWC, scale=scale, metrics=list_metrics().values())
+    return measure_image(name, sr_HWC, hr_HWC, scale=scale, metrics=list_plain())
 
 
 def measure_image(
     name: str, sr_HWC: ByteArray, hr_HWC: ByteArray, *, scale: int, metrics: Collection[Metric]
 ) -> ImageScore:
-    """Some metrics of one image, a border of `scale` pixels cropped."""
-    least = max(metric.least_side for metric in metrics)
-    image, truth = crop_border(sr_HWC, hr_HWC, scale, least)
+    """Some metrics of one image, a border of `scale` pixels cropped; those that it is too small for
+    are left out."""
+    image, truth = crop_border(sr_HWC, hr_HWC, scale, least=min(m.least_side for m in metrics))
     return ImageScore(
         image=name,
-        metrics={metric.name: metric.measure(image, truth) for metric in metrics},
+        metrics={m.name: m.measure(image, truth) for m in metrics if m.measure and m.fits(image)},
         shift_rgb=shift_rgb(image, truth, border=0),
     )
 

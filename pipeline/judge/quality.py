@@ -169,6 +169,7 @@ def _judge_drop(
             continue
         if not drops:
             why = "not scored on the test images of the FP32 student"
+            why += f", which need {metric.least_side} pixels a side" * (metric.least_side > 1)
             yield invalid(name + of, subject(m), bound, metric.unit, why)
             continue
         reason, why = _simulated(m) + _AGAINST[m.against], ""

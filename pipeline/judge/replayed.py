@@ -16,7 +16,7 @@ from mipkd.core.evidence import Gate, Outcome
 from mipkd.core.images import read_rgb, resize_bicubic
 from mipkd.core.measurement import REFERENCE, ImageScore, Measurement
 from mipkd.core.precision import FLOATS, QUANTIZED, executed_precision
-from mipkd.metrics.base import Metric, list_metrics
+from mipkd.metrics.base import Metric, list_metrics, list_plain
 from pipeline.bench.board import describe_changes, read_settings
 from pipeline.bench.comparisons import subject, valid_latency
 from pipeline.bench.differences import Difference, compare_images
@@ -174,7 +174,7 @@ def judge_figures(
         why = "the bundle holds no truth of its golden images: an older version wrote it"
         yield _gate("figures", "student", Outcome.INVALID, why)
         return
-    metrics = list(list_metrics().values())
+    metrics = list_plain()
     for m in measurements:
         made = _golden_outputs(m, bundle, truths)
         if not (m.scores and made):
@@ -186,6 +186,7 @@ def judge_figures(
             wrong += _lies(found, m.scores, metrics)
         outcome = Outcome.FAIL if wrong else Outcome.PASS
         why = wrong[0] if wrong else f"{len(made)} of {len(m.scores)} images computed again"
+        why += "" if wrong else _describe_trusted(m.scores)
         yield _gate("figures", name, outcome, why)
 
 
@@ -209,6 +210,13 @@ def _missing(m: Measurement, tests: Sequence[str]) -> list[str]:
     return [f"scores of {len(scored)} images, the test set has {len(tests)}"]
 
 
+def _describe_trusted(scores: Sequence[ImageScore]) -> str:
+    """The metrics whose figures are only repeated, since their nets' weights are not here."""
+    recorded = {name for score in scores for name in score.metrics}
+    some = [one.title for name, one in list_metrics().items() if one.backbone and name in recorded]
+    return f"; not {', '.join(some)}, which needs weights" if some else ""
+
+
 def _lies(found: ImageScore, scores: Sequence[ImageScore], metrics: Sequence[Metric]) -> list[str]:
     """Figures of one image that are not those recorded, to the last digit that is shown."""
     recorded = next((score for score in scores if score.image == found.image), None)
@@ -216,13 +224,12 @@ def _lies(found: ImageScore, scores: Sequence[ImageScore], metrics: Sequence[Met
         return [f"{found.image}: not scored"]
     wrong = []
     for metric in metrics:
-        here, said = found.metrics[metric.name], recorded.metrics.get(metric.name)
-        if said is not None and not abs(here - said) <= 10.0**-metric.digits:
-            digits = metric.digits
-            wrong.append(
-                f"{metric.title} of {found.image}: {said:.{digits}f} as recorded, "
-                f"{here:.{digits}f} from its pixels"
-            )
+        here, said = found.metrics.get(metric.name), recorded.metrics.get(metric.name)
+        if said is None or (here is not None and abs(here - said) <= 10.0**-metric.digits):
+            continue
+        digits = metric.digits
+        now = f"{here:.{digits}f} from its pixels" if here is not None else "for which it is small"
+        wrong.append(f"{metric.title} of {found.image}: {said:.{digits}f} as recorded, {now}")
     shifts = zip(found.shift_rgb or (), recorded.shift_rgb or (), strict=False)
     if any(not abs(here - said) <= 0.01 for here, said in shifts):
         wrong.append(f"channels of {found.image}: not as recorded")

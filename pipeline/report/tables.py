@@ -10,7 +10,7 @@ from mipkd.core.evidence import Evidence, Gate
 from mipkd.core.measurement import BY_KIT, Measurement
 from mipkd.core.precision import order_of
 from mipkd.core.records import FRAMES, FloatLayer, QuantPlan
-from mipkd.metrics.base import Metric
+from mipkd.metrics.base import Metric, list_plain
 from pipeline.bench.comparisons import (
     drop_by_image,
     find_reference,
@@ -86,6 +86,22 @@ def quality_table(evidence: Evidence, figures: Figures) -> Table:
             cells += [signed(mean - teacher, 3)] if teacher is not None else []
             rows.append(Row(_kind(m, evidence), cells))
     return Table(head, rows, first=2)
+
+
+def list_quality_notes(evidence: Evidence) -> list[str]:
+    """Which metrics are better when lower, and on how many images one was not measured, and why."""
+    shown = scored_metrics(evidence.measurements)
+    lower = ", ".join(metric.title for metric in shown if metric.better == "down")
+    notes = [f"Lower is better: {lower}"] if lower else []
+    images = {score.image: score for m in evidence.measurements for score in m.scores}
+    for metric in list_plain():
+        without = sum(metric.name not in score.metrics for score in images.values())
+        if without and metric.least_side > 1:
+            notes.append(
+                f"{metric.title}: n/a on {without} of {len(images)} images; it needs "
+                f"{metric.least_side} pixels a side"
+            )
+    return notes
 
 
 def speed_table(evidence: Evidence, figures: Figures) -> Table:

@@ -117,6 +117,7 @@ def _render(template: str, evidence: Evidence, figures: Figures, **more: object)
         questions=QUESTIONS,
         groups={one: group_gates(evidence.verdict.gates, one) for one in QUESTIONS},
         quality=tables.quality_table(evidence, figures),
+        quality_notes=tables.list_quality_notes(evidence),
         speed=tables.speed_table(evidence, figures),
         cost=tables.cost_table(evidence, figures),
         floats=[tables.float_table(plan) for plan in evidence.plans],

@@ -39,7 +39,7 @@ class AssessInputs:
     tests: tuple[Ref[TestSet], ...]
 
 
-@stage(version=3)
+@stage(version=4)
 def assess(inputs: AssessInputs, *, out: Path) -> tuple[SetScores, ...]:
     """Scores on each set; the outputs are kept in a folder a set."""
     net = teachers.load(model_of(inputs.net.value)) if inputs.net else None

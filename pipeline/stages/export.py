@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from mipkd.archs._hooked import HookedNet
 from mipkd.core.apart import Limits, Worker
 from mipkd.core.errors import StageError
 from mipkd.core.records import Distilled, Graph, Model, TestSet, model_of
@@ -48,7 +49,7 @@ class ExportInputs:
     baseline: str = ""
 
 
-@stage(version=4)
+@stage(version=5)
 def export(inputs: ExportInputs, *, out: Path) -> Graph:
     """The FP32 graph of a net, compared with torch on real images and on noise.
 
@@ -73,10 +74,10 @@ def export(inputs: ExportInputs, *, out: Path) -> Graph:
 
     role = inputs.baseline or model.role
     try:
-        if net.in_parts:
-            graph = held(_export_net(onnx.export, model, metadata, out))
+        if isinstance(net, HookedNet):
+            graph = _export_foreign(net, model, metadata, out, held)
         else:
-            graph = _export_foreign(model, metadata, out, held)
+            graph = held(_export_net(onnx.export, model, metadata, out))
     except StageError as error:
         raise StageError(error.what, hint=error.hint or _hint(role)) from error
     licence = model.licence
@@ -84,29 +85,44 @@ def export(inputs: ExportInputs, *, out: Path) -> Graph:
 
 
 def _export_foreign(
-    model: Model, metadata: dict[str, str], out: Path, held: Callable[[Graph], Graph]
+    net: HookedNet,
+    model: Model,
+    metadata: dict[str, str],
+    out: Path,
+    held: Callable[[Graph], Graph],
 ) -> Graph:
     """The graph of a net that is not ours, by the first of torch's exporters that gives its images.
 
-    Each works in a process of its own, since it may crash.
+    Each works in a process of its own, since it may crash. A net that pads inside, where the size
+    of the example would stay in the graph, is exported once more for sizes that need no padding.
     """
-    said = list[StageError]()
-    for exporter in (onnx.export, onnx.export_traced):
-        what = f"export: torch's {_EXPORTERS[exporter.__name__]} exporter, for {model.arch}"
-        try:
-            with Worker() as worker:
-                graph = worker.call(what, _export_net, exporter, model, metadata, out)
-            return held(graph)
-        except StageError as error:
-            log.info("%s", error.what)
-            said.append(error)
-    raise StageError("; ".join(error.what for error in said))
+    said, made = list[StageError](), False
+    for multiple in dict.fromkeys((net.multiple, net.unpadded_multiple)):
+        if said and not made:  # what no exporter takes is not taken at another size
+            break
+        net.multiple = multiple
+        for exporter in (onnx.export, onnx.export_traced):
+            what = f"export: torch's {_EXPORTERS[exporter.__name__]} exporter, for {model.arch}"
+            try:
+                with Worker() as worker:
+                    graph = worker.call(what, _export_net, exporter, model, metadata, out, multiple)
+                made = True
+                return held(graph)
+            except StageError as error:
+                log.info("%s", error.what)
+                said.append(error)
+    raise StageError("; ".join(dict.fromkeys(error.what for error in said)))
 
 
 def _export_net(
-    exporter: Callable[..., Graph], model: Model, metadata: dict[str, str], out: Path
+    exporter: Callable[..., Graph],
+    model: Model,
+    metadata: dict[str, str],
+    out: Path,
+    multiple: int | None = None,
 ) -> Graph:
     net = teachers.load(model)
+    net.multiple = multiple or net.multiple
     return exporter(net, out=out, metadata=metadata, role=model.role, family=model.arch)
 
 

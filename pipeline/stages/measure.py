@@ -34,7 +34,7 @@ class MeasureInputs:
     machine: NotInKey[Machine]
 
 
-@stage(version=10, retry_if=is_disturbed)
+@stage(version=11, retry_if=is_disturbed)
 def measure(inputs: MeasureInputs, *, out: Path) -> tuple[Measurement, ...]:
     """All of one target's models: latencies interleaved, then the students' pixels."""
     builts = tuple(ref.value for ref in inputs.builts)

@@ -25,7 +25,7 @@ class ReferenceInputs:
     tests: Ref[TestSet]
 
 
-@stage(version=5)
+@stage(version=6)
 def reference(inputs: ReferenceInputs, *, out: Path) -> tuple[Measurement, ...]:
     """Quality without latency of bicubic and of each graph in FP32."""
     pairs, graphs = load_tests(inputs.tests.value), [ref.value for ref in inputs.graphs]

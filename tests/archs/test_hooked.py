@@ -175,3 +175,66 @@ def test_images_are_padded_to_what_the_net_needs() -> None:
     net = HookedNet(Picky().eval(), BlockSequence(), scale=2, multiple=4, least=16)
     for height, width in ((3, 5), (16, 16), (17, 40)):
         assert net(torch.rand(1, 3, height, width)).shape == (1, 3, 2 * height, 2 * width)
+
+
+class Padding(Grouped):
+    """As CRAFT and GRL: pads at the bottom and at the right, and cuts its image back."""
+
+    def __init__(self, multiple: int, always: bool) -> None:
+        super().__init__()
+        self.multiple, self.always = multiple, always
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        down, right = (-side % self.multiple for side in (height, width))
+        whole = self.multiple if self.always and not down + right else 0
+        padded = nn.functional.pad(x, (0, right + whole, 0, down + whole))
+        return super().forward(padded)[..., : 2 * height, : 2 * width]
+
+
+@pytest.mark.parametrize(("multiple", "always"), [(64, False), (16, True), (32, True)])
+def test_features_of_a_net_that_pads_inside_are_cut_to_the_image(
+    multiple: int, always: bool
+) -> None:
+    net = Padding(multiple, always).eval()
+    body = found(net)
+    assert body.names == ("body.0", "body.1", "body.2")
+    assert found(net, "body") == body  # as a record of the net names them
+    lr = torch.rand(2, 3, 48, 64 if always else 80)
+    image, taps = HookedNet(net, body, scale=2).forward_with_taps(lr, (0, 2))
+    assert image.shape[-2:] == (96, 2 * lr.shape[-1])
+    assert all(tap.shape == (2, 6, *lr.shape[-2:]) for tap in taps)
+    whole: list[Tensor] = []
+    net.body[0].register_forward_hook(lambda _module, _inputs, output: whole.append(output))
+    net(lr)
+    assert torch.equal(taps[0], whole[0][..., :48, : lr.shape[-1]])
+
+
+def test_images_that_would_change_each_other_are_shown_one_by_one() -> None:
+    class Averaging(Grouped):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x - x.mean())
+
+    net, lr = Averaging().eval(), torch.rand(3, 3, 16, 16)
+    hooked = HookedNet(net, found(net), scale=2, one_by_one=True).eval()
+    image, (features,) = hooked.forward_with_taps(lr, (1,))
+    alone = [hooked.forward_with_taps(one, (1,)) for one in lr.split(1)]
+    assert torch.equal(image, torch.cat([one for one, _ in alone]))
+    assert torch.equal(features, torch.cat([taps[0] for _, taps in alone]))
+    assert not torch.allclose(image, net(lr))
+
+
+def test_a_net_may_be_asked_for_its_image_in_a_way_of_its_own() -> None:
+    class Pair(Grouped):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x), x  # type: ignore[return-value]
+
+    def first(net: nn.Module, x: Tensor) -> Tensor:
+        image: Tensor = net(x)[0]
+        return image
+
+    net, lr = Pair().eval(), torch.rand(1, 3, 16, 16)
+    body = find_blocks(net, trial_image(**SMALL), None, first)
+    image, (features,) = HookedNet(net, body, scale=2, call=first).forward_with_taps(lr, (0,))
+    assert torch.equal(image, net(lr)[0])
+    assert features.shape == (1, 6, 16, 16)

@@ -18,7 +18,7 @@ from mipkd.archs.base import Arch, SRNet
 from mipkd.core import plugins
 from mipkd.core.errors import StageError
 from mipkd.export.onnx import export
-from mipkd.export.parity import check_parity
+from mipkd.export.parity import check_parity, levels_apart
 
 # One group of SwinIR holds a plain and a shifted window layer.
 SMALL = {
@@ -124,3 +124,42 @@ def test_a_net_that_is_no_graph_is_refused_by_name(tmp_path: Path) -> None:
         export(net, out=tmp_path, metadata={}, role="teacher", family="Fickle")
     assert len(caught.value.what) < 400
     assert not list(tmp_path.iterdir())
+
+
+class Ceiling(nn.Module):
+    """As Real-CUGAN: pads odd sides and cuts its image back, which a trace of an even one leaves
+    out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.halve, self.raise_ = nn.Conv2d(3, 8, 2, 2), nn.Conv2d(8, 48, 1)
+
+    def forward(self, lr: Tensor) -> Tensor:
+        height, width = lr.shape[-2:]
+        even = nn.functional.pad(lr, (0, width % 2, 0, height % 2))
+        sr: Tensor = nn.functional.pixel_shuffle(self.raise_(self.halve(even)), 4)
+        return sr[..., : 2 * height, : 2 * width]
+
+
+def test_a_net_that_pads_inside_is_exported_for_sizes_that_need_none(tmp_path: Path) -> None:
+    net = HookedNet(Ceiling().eval(), BlockSequence(), scale=2).eval()
+    net.multiple = net.unpadded_multiple
+    graph = export(net, out=tmp_path, metadata={}, role="teacher", family="Ceiling")
+    assert graph.multiple == 16
+    assert levels_apart(net, graph) == 0
+    assert check_parity(net, graph, [np.zeros((37, 45, 3), np.uint8)], bound=1e-5) < 1e-5
+
+
+class Sorting(nn.Module):
+    """As ATD: the order of what is equal is kept."""
+
+    def forward(self, lr: Tensor) -> Tensor:
+        rows, order = torch.sort((lr * 4).floor().flatten(2), dim=-1, stable=True)
+        sr = nn.functional.interpolate((rows + order / 1e4).view(lr.shape), scale_factor=2)
+        return sr / 10
+
+
+def test_sorting_keeps_the_order_of_equals(tmp_path: Path) -> None:
+    net = HookedNet(Sorting().eval(), BlockSequence(), scale=2).eval()
+    graph = export(net, out=tmp_path, metadata={}, role="teacher", family="Sorting")
+    assert levels_apart(net, graph) == 0

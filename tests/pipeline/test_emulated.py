@@ -99,5 +99,5 @@ def test_doctor_says_so() -> None:
     one = {"why_not": "", "precisions": ["fp32"], "cannot_build": {}, "remark": ""}
     machine = codec.encode(describe_host())
     flags = {"simulated": True, "emulated": True}
-    said = describe_machine({"host": machine, "targets": {"cpu": {**one, **flags}}})
+    said = describe_machine({"host": machine, "targets": {"cpu": {**one, **flags}}, "metrics": {}})
     assert "yes   fp32 (emulated, not timed)" in said

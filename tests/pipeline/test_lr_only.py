@@ -32,7 +32,7 @@ QUICK = (
     *("--set", "quantize.size=[16,16]", "--set", "quantize.tries=1"),
     *("--set", "bench.sizes=[[16,16]]", "--set", "bench.min_time_s=0.02"),
     *("--set", "bench.warmup_s=0.01", "--set", "bench.max_drift=9", "--set", "bench.max_busy=1"),
-    *("--set", "gates.min_speedup_over_teacher=off"),
+    *("--set", "gates.min_speedup_over_teacher=off", "--set", "limits.seconds=120"),
 )
 
 
