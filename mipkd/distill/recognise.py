@@ -204,7 +204,7 @@ def fill(arch: Arch, hyper: Any, weights: StateDict) -> SRNet:
 
 
 def _check_fit(arch: Arch, hyper: Any, weights: StateDict) -> None:
-    if hyper.scale < 2:
+    if hyper.scale == 1:
         raise UnsupportedError(f"{arch.name} for x{hyper.scale}", hint="known: x2 and more")
     with torch.device("meta"):
         wanted = arch.make(hyper).state_dict()

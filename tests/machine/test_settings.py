@@ -148,6 +148,5 @@ def test_models_are_not_built_anew_for_another_power_mode(board: Board, tmp_path
         here.build([student])
         here.measure()
     keys = [event.key for event in run.events]
-    assert [event.stage for event in run.events] == ["build", "measure"] * 2
-    assert keys[0] == keys[2]
-    assert keys[1] != keys[3]
+    assert [event.stage for event in run.events] == ["build", "measure", "measure"]
+    assert keys[1] != keys[2]

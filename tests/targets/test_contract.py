@@ -283,7 +283,7 @@ def test_models_on_uint8_are_refused_where_there_are_none(
     request = BuildRequest(graph, target.precisions()[0], tmp_path, pixels="uint8")
     with pytest.raises(UnsupportedError, match=f"{name} has no models on uint8") as caught:
         target.build(request)
-    assert caught.value.hint == "leave it at float32"
+    assert caught.value.hint == "known: float32"
 
 
 @pytest.mark.parametrize(("name", "precision"), OFFERED)
