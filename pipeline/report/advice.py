@@ -7,12 +7,14 @@ from collections.abc import Sequence
 
 from mipkd.core.evidence import Failure, Gate, Outcome, Verdict
 
-_AGAIN = "the next run measures anew only what is INVALID"
+_AGAIN = "the next run measures anew what is INVALID"
+_LONGER = "measure longer, which measures anew: --set bench.min_time_s=2"
 # What a reason says: what helps. The first that fits counts.
 _HELP = (
     (r"throttled|limited to", f"let the board cool or choose another power mode; {_AGAIN}"),
-    (r"busy machine|was busy", f"end other programs; {_AGAIN}"),
-    (r"unstable|apart", f"use an idle machine with fixed clocks; {_AGAIN}"),
+    (r"busy machine", f"end other programs; {_AGAIN}"),
+    (r"was busy", f"end other programs and {_LONGER}"),
+    (r"unstable|apart", f"use an idle machine with fixed clocks and {_LONGER}"),
     (r"bench\.stream\.seconds", "stream it longer: --set bench.stream.seconds=60"),
     (r"bench\.stream\.fps", "ask for more: --set bench.stream.fps=60"),
     (r"no samples|bench\.max_time_s", "allow it longer: --set bench.max_time_s=60"),
