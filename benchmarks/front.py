@@ -163,7 +163,8 @@ def _measure(
         share = others.share()
         scores = {front.sets[0]: {key: _scored(one) for key, one in models.items()}}
         for name in front.sets[1:]:
-            scores[name] = _score(sessions, models, find_set(assets / "test" / name, front.scale))
+            images = find_set(assets / "test" / name, front.scale)
+            scores[name] = _score(sessions, models, images, front.scale)
     unit = statistics.median(found[front.unit].samples_s)
     dots = [_dot(models[key], found[key], unit) for key in models]
     dots = [
@@ -209,12 +210,11 @@ def _scored(one: _Opened) -> float:
 
 
 def _score(
-    sessions: Mapping[str, Session], models: Mapping[str, _Opened], images: ImageSet
+    sessions: Mapping[str, Session], models: Mapping[str, _Opened], images: ImageSet, scale: int
 ) -> dict[str, float]:
     """Mean PSNR-Y of each model on a set."""
     scores: dict[str, list[float]] = {key: [] for key in sessions}
     for member in images.members:
-        scale = next(iter(models.values())).model.scale
         hr = crop_to_multiple(read_rgb(member.hr), scale)
         lr = read_rgb(member.lr) if member.lr else downscale(hr, scale)
         for key, session in sessions.items():
@@ -239,19 +239,21 @@ def _dot(one: _Opened, latency: Latency, unit_s: float) -> Dot:
 
 
 def _rank(dots: Sequence[Dot], by: str) -> Iterator[Dot]:
-    """With what stands on the front, by time and PSNR on a set."""
-
-    def beaten(dot: Dot, rivals: Sequence[Dot]) -> bool:
-        return any(
-            one.of_unit <= dot.of_unit and one.psnr_y_db[by] >= dot.psnr_y_db[by]
-            for one in rivals
-            if one is not dot
-        )
-
+    """With what stands on the front, by time and PSNR on a set; a time that is INVALID does not."""
     theirs = [dot for dot in dots if not dot.ours]
     for dot in dots:
-        beyond = dot.ours and not beaten(dot, theirs)
-        yield replace(dot, on_front=not beaten(dot, dots), beyond=beyond)
+        counts = not dot.invalid_because
+        beyond = counts and dot.ours and not _is_beaten(dot, theirs, by)
+        yield replace(dot, on_front=counts and not _is_beaten(dot, dots, by), beyond=beyond)
+
+
+def _is_beaten(dot: Dot, rivals: Sequence[Dot], by: str) -> bool:
+    """Whether another one is as fast and as good."""
+    return any(
+        one.of_unit <= dot.of_unit and one.psnr_y_db[by] >= dot.psnr_y_db[by]
+        for one in rivals
+        if one is not dot and not one.invalid_because
+    )
 
 
 def _rows(dots: Sequence[Dot], front: Front) -> Iterator[str]:
@@ -272,9 +274,9 @@ def _rows(dots: Sequence[Dot], front: Front) -> Iterator[str]:
 def _draw(dots: Sequence[Dot], front: Front) -> str:
     """What is on the front, of ours and of what can be downloaded, as a file of its own."""
     by = front.sets[0]
-    theirs = [dot for dot in dots if not dot.ours]
+    theirs = [dot for dot in dots if not (dot.ours or dot.invalid_because)]
     shown = [dot for dot in dots if dot.on_front] + [
-        dot for dot in theirs if next(_rank([dot, *theirs], by)).on_front and not dot.on_front
+        dot for dot in theirs if not (dot.on_front or _is_beaten(dot, theirs, by))
     ]
     points = [
         Point(
