@@ -149,13 +149,15 @@ class OpenVino(Target):
     def _convert(self, request: BuildRequest, other: str) -> tuple[Any, tuple[str, ...]]:
         """The model, with what is not quantised in `other`, and notes."""
         notes: tuple[str, ...] = ()
-        model: Any = devices.package().convert_model(str(request.graph.file))
-        if request.precision == "int8":
+        model: Any
+        if request.precision != "int8":
+            model = devices.package().convert_model(str(request.graph.file))
+        else:
             from calibration.sensitive_layers import refuse_nothing_quantized
-            from targets._openvino.fake_quantize import name_as_in, operations
+            from targets._openvino.fake_quantize import operations
 
-            name_as_in(model, request.graph.file)
             int8 = self._int8(request)
+            model = int8.convert()
             if request.plan:
                 model, notes = int8.quantize_by_plan(model, request.plan)
             else:

@@ -15,6 +15,7 @@ import numpy as np
 
 from mipkd.core.errors import StageError
 from mipkd.core.records import QuantParams
+from targets._openvino.joins import constant_of, restore_join
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -125,6 +126,9 @@ def restore_floats(quantized: Any, original: Any, names: Iterable[str]) -> Any:
         for entry in op.inputs():
             if fake := _quantizer(entry):
                 entry.replace_source_output(fake.input_value(0))
+    for op in floats:
+        if op.get_type_name() == "Convolution":
+            restore_join(op)
     model.validate_nodes_and_infer_types()
     return model
 
@@ -143,7 +147,7 @@ def factors(model: Any, file: Path) -> dict[str, float]:
     for op in model.get_ordered_ops():
         theirs = weights.get(name_of(op))
         if op.get_type_name() in CONVOLUTIONS and theirs is not None:
-            ours = np.abs(_constant(op.input_value(1).get_node()).get_node().data).sum()
+            ours = np.abs(constant_of(op.input_value(1).get_node()).get_node().data).sum()
             found[name_of(op)] = float(ours / np.abs(onnx.numpy_helper.to_array(theirs)).sum())
     return found
 
@@ -203,7 +207,7 @@ def weights(model: Any, original: Any) -> tuple[tuple[str, float], ...]:
     for op in operations(model):
         if op.get_type_name() in CONVOLUTIONS:
             old = before[op.get_friendly_name()].input_value(1).get_node()
-            largest = np.abs(_constant(old).get_node().data).max(axis=(-3, -2, -1)).ravel()
+            largest = np.abs(constant_of(old).get_node().data).max(axis=(-3, -2, -1)).ravel()
             scale = np.abs(op.input_value(1).get_node().input_value(1).get_node().data).ravel()
             found.append((name_of(op), round(2 * float(np.median(largest / scale))) / 2))
     return tuple(found)
@@ -267,24 +271,11 @@ def _restore(op: Any, before: dict[str, Any]) -> None:
     old = before[op.get_friendly_name()]
     for index in range(op.get_input_size()):
         if _is_weight(op.input_value(index).get_node()):
-            op.input(index).replace_source_output(_constant(old.input_value(index).get_node()))
+            op.input(index).replace_source_output(constant_of(old.input_value(index).get_node()))
     for user in _users(op):
         if user.get_type_name() == "Add" and (bias := _constant_input(user)) is not None:
             kept = before[user.get_friendly_name()].input_value(bias).get_node()
-            user.input(bias).replace_source_output(_constant(kept))
-
-
-def _constant(node: Any) -> Any:
-    """A constant of the same values; what stands between it and the reader is computed now."""
-    from openvino import opset13
-
-    if node.get_type_name() == "Constant":
-        return opset13.constant(node.data, dtype=node.data.dtype).output(0)
-    import openvino
-
-    folded = openvino.Model([node.output(0)], [], "weights")
-    value = openvino.compile_model(folded, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})({})[0]
-    return opset13.constant(value, dtype=value.dtype).output(0)
+            user.input(bias).replace_source_output(constant_of(kept))
 
 
 def _constant_input(op: Any) -> int | None:

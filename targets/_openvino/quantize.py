@@ -31,6 +31,18 @@ class NncfInt8:
     saturates: bool  # sums of 8-bit products: weights get 7 bits
     scheme: QuantScheme | None = None  # learned with the weights: its ranges, its floats
 
+    def convert(self) -> Any:
+        """The float model, ready to be quantised: operations are called as in the ONNX file, and
+        what a convolution reads joined has one range."""
+        from calibration.patches import as_batches
+        from targets._openvino.devices import package
+        from targets._openvino.fake_quantize import name_as_in
+        from targets._openvino.joins import with_one_range
+
+        model = package().convert_model(str(self.file))
+        name_as_in(model, self.file)
+        return with_one_range(model, as_batches(self.patches))
+
     def quantize_by_plan(self, model: Any, plan: QuantPlan) -> tuple[Any, tuple[str, ...]]:
         """The model in INT8, and notes on what stays in another precision."""
         from targets._openvino.fake_quantize import restore_floats
@@ -74,6 +86,7 @@ class NncfInt8:
 
         from calibration.patches import as_batches
         from targets._openvino.fake_quantize import is_quantized, with_exact_image
+        from targets._openvino.joins import scaled_parts
 
         if is_quantized(model):
             raise UnsupportedError(
@@ -81,6 +94,7 @@ class NncfInt8:
                 hint="give the float model that it was made from",
             )
         logging.getLogger("nncf").setLevel(logging.ERROR)  # its own call alters shared handlers
+        ignored = [*ignored, *scaled_parts(model)]
         kind = self.device.partition(".")[0]
         quantized = nncf.quantize(
             model,

@@ -13,13 +13,13 @@ from targets._openvino import devices
 from targets._openvino.fake_quantize import (
     CONVOLUTIONS,
     factors,
-    name_as_in,
     name_of,
     operations,
     read_grids,
     restore_floats,
     weights,
 )
+from targets._openvino.joins import readers_of_scaled
 from targets._openvino.last_bias import last_bias_in_fp32
 from targets._openvino.quantize import LEARNED, RANGE_ESTIMATORS, NncfInt8, sensitive_layers_of
 from targets._openvino.session import LatencySession
@@ -46,8 +46,7 @@ class OvTuner:
         self._settings, self._out, self._options = settings, out, options
         self._quantized: dict[str, Any] = {}
         with quiet():
-            self._original = devices.package().convert_model(str(settings.file))
-            name_as_in(self._original, settings.file)
+            self._original = settings.convert()
 
     def operations(self) -> tuple[Operation, ...]:
         """What NNCF puts into INT8, in the graph's order.
@@ -77,10 +76,15 @@ class OvTuner:
         return LatencySession(edited, self._settings.device, self._options[other])
 
     def quant_scheme(self, floats: Sequence[str]) -> QuantScheme:
-        """All that INT8 rounds, with the usual ranges, when `floats` stay float."""
+        """All that INT8 rounds, with the usual ranges, when `floats` stay float.
+
+        So do convolutions whose weights were scaled for what they read: a training rounds others.
+        """
+        scaled = map(name_of, readers_of_scaled(self._original))
+        floats = tuple(dict.fromkeys((*floats, *scaled)))
         edited = restore_floats(self._load(self.range_estimators[0]), self._original, floats)
         found = read_grids(edited, factors(self._original, self._settings.file))
-        return QuantScheme(found, weights(edited, self._original), tuple(floats))
+        return QuantScheme(found, weights(edited, self._original), floats)
 
     def _load(self, estimator: str) -> Any:
         """The graph in INT8, quantised the first time that it is asked for."""
