@@ -115,7 +115,7 @@ def _rounding(inputs: QatInputs, folder: Path) -> QuantScheme:
     if evaluator := make_evaluator(target, graph, None, patches, inputs.holdout.value, folder):
         floats = floats_for_budget(evaluator, inputs.size, spare) if spare else []
         found = evaluator.tuner.quant_scheme(floats)
-        left = f"{len(floats)} of {len(evaluator.operations)} operations float"
+        left = f"{len(found.floats)} of {len(evaluator.operations)} operations float"
     elif Feature.FIXED_INT8 in chosen.features:
         found = chosen.quant_scheme(BuildRequest(graph, "int8", folder, patches))
         left = "those of its fixed recipe"
