@@ -1,0 +1,40 @@
+"""Studies of other arms of one student are one study."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.join_studies import join
+from mipkd.core.codec import decode
+from mipkd.core.study import Study
+from pipeline.report.study import lines_of
+
+RESULTS = Path(__file__).parents[2] / "docs/results/method-x2"
+
+
+@pytest.fixture
+def whole() -> Study:
+    return decode(Study, json.loads((RESULTS / "c32b2-5000/study.json").read_text())["study"])
+
+
+def part(study: Study, *arms: str) -> Study:
+    return replace(study, trained=tuple(one for one in study.trained if one.arm in arms))
+
+
+def test_parts_give_the_tables_of_the_whole(whole: Study) -> None:
+    joined = join([part(whole, "scratch", "logits"), part(whole, "logits-inherited")])
+    order = {one.arm: number for number, one in enumerate(whole.trained)}
+    ordered = replace(whole, trained=tuple(sorted(whole.trained, key=lambda one: order[one.arm])))
+    assert {line.arm: line.against for line in lines_of(joined)} == {
+        line.arm: line.against for line in lines_of(ordered)
+    }
+
+
+def test_what_is_not_of_one_study_is_refused(whole: Study) -> None:
+    with pytest.raises(ValueError, match="logits, seed 0, is in two"):
+        join([part(whole, "logits"), part(whole, "logits", "scratch")])
+    config = whole.config | {"distill": whole.config["distill"] | {"steps": 100}}
+    with pytest.raises(ValueError, match="differ in settings"):
+        join([part(whole, "logits"), replace(part(whole, "scratch"), config=config)])
