@@ -26,10 +26,10 @@ def main() -> None:
     parser.add_argument("studies", nargs="+", type=Path, help="study.json files")
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
-    read = [json.loads(file.read_text())["study"] for file in asked.studies]
     try:
+        read = [json.loads(file.read_text())["study"] for file in asked.studies]
         joined = join([decode(Study, one) for one in read])
-    except ValueError as wrong:
+    except (OSError, KeyError, ValueError) as wrong:
         raise SystemExit(f"error: {wrong}") from None
     asked.out.mkdir(parents=True, exist_ok=True)
     facts = {"study": encode(joined), "lines": encode(lines_of(joined))}
@@ -81,7 +81,7 @@ def _same(study: Study) -> tuple[object, ...]:
         (study.student.arch, study.student.hyper),
         study.config["distill"],
         sets,
-        [[image.psnr_y_db for image in scores.images] for scores in study.teacher_scores],
+        [[round(image.psnr_y_db, 3) for image in s.images] for s in study.teacher_scores],
     )
 
 

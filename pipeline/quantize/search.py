@@ -87,7 +87,7 @@ class SearchInputs:
     tuned: Ref[QatStudent] | None = None
 
 
-@stage(version=17, resumes=True, apart=True)
+@stage(version=18, resumes=True, apart=True)
 def search(inputs: SearchInputs, *, out: Path) -> QuantPlan:
     """How to quantise the graph.
 

@@ -53,7 +53,7 @@ class BuildInputs:
     sizes: tuple[tuple[int, int], ...] = ()  # LR, where the target builds for some sizes
 
 
-@stage(version=15, apart=True)
+@stage(version=16, apart=True)
 def build(inputs: BuildInputs, *, out: Path) -> Built:
     """The model in the target's own format, with the versions of what built it here.
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-_SCALED = "/scaled_"  # in the name of a part's multiplication, before its place
 _APART = 4.0  # how much wider the widest part is at least: two of the 8 bits
+_MOST = 2.0**8  # wider: what hardly differs from 0 in these images may in others
 _FEATURES = (1, -1, 1, 1)  # of weights, per input channel
 
 
@@ -29,15 +29,15 @@ def with_one_range(model: Any, images: Iterable[Any]) -> Any:
 
     model = model.clone()
     joins = _joins(model)
-    for (join, conv), ranges in zip(joins, _ranges(model, joins, images), strict=True):
-        factors = 2.0 ** np.round(np.log2(np.maximum(ranges, np.finfo(np.float32).tiny)))
-        factors[ranges == 0] = factors.max()
-        if factors.max() < _APART * factors.min():
+    for (join, conv), ranges in zip(joins, _ranges(model, images), strict=True):
+        if not np.isfinite(ranges).all() or ranges.max() < _APART * ranges.min():
             continue
+        least = max(ranges.max() / _MOST, np.finfo(np.float32).tiny)
+        factors = 2.0 ** np.round(np.log2(np.maximum(ranges, least)))
         for index, factor in enumerate(factors):
             inverse = opset13.constant(np.full((1, 1, 1, 1), 1 / factor, np.float32))
             scaled = opset13.multiply(join.input_value(index), inverse)
-            scaled.set_friendly_name(f"{join.get_friendly_name()}{_SCALED}{index}")
+            scaled.set_friendly_name(_name(join, index))
             join.input(index).replace_source_output(scaled.output(0))
         _scale_weights(conv, _by_channel(join, factors))
     model.validate_nodes_and_infer_types()
@@ -46,8 +46,8 @@ def with_one_range(model: Any, images: Iterable[Any]) -> Any:
 
 def scaled_parts(model: Any) -> list[str]:
     """Names of the multiplications: they are not to be quantised themselves."""
-    names = (op.get_friendly_name() for op in model.get_ops())
-    return [name for name in names if _SCALED in name]
+    found = [part for conv in readers_of_scaled(model) for part in _scaled_parts_of(conv)]
+    return [part.get_friendly_name() for part in found]
 
 
 def readers_of_scaled(model: Any) -> list[Any]:
@@ -78,11 +78,21 @@ def constant_of(node: Any) -> Any:
     return opset13.constant(value, dtype=value.dtype).output(0)
 
 
+def _name(join: Any, index: int) -> str:
+    return f"{join.get_friendly_name()}/scaled_{index}"
+
+
 def _scaled_parts_of(conv: Any) -> list[Any]:
     """The multiplications before what a convolution reads joined, as floats; else none."""
     join = conv.input_value(0).get_node()
+    if join.get_type_name() != "Concat":
+        return []
     parts = [join.input_value(i).get_node() for i in range(join.get_input_size())]
-    return parts if parts and all(_SCALED in part.get_friendly_name() for part in parts) else []
+    ours = [
+        part.get_type_name() == "Multiply" and part.get_friendly_name() == _name(join, index)
+        for index, part in enumerate(parts)
+    ]
+    return parts if all(ours) else []
 
 
 def _inverse(part: Any) -> float:
@@ -90,49 +100,59 @@ def _inverse(part: Any) -> float:
 
 
 def _joins(model: Any) -> list[tuple[Any, Any]]:
-    """Each Concat of channels that one convolution alone reads, and the convolution."""
+    """Each Concat of channels that one convolution alone reads, and the convolution.
+
+    None of an image, whose 256 levels are kept as they are, and of constants.
+    """
     found = []
     for op in model.get_ordered_ops():
         if op.get_type_name() != "Concat" or op.get_attributes()["axis"] not in (1, -3):
             continue
-        users = [e.get_node() for e in op.output(0).get_target_inputs()]
-        known = all(_channels(op, i) for i in range(op.get_input_size()))
-        if [user.get_type_name() for user in users] == ["Convolution"] and known:
-            found.append((op, users[0]))
+        readers = list(op.output(0).get_target_inputs())
+        conv = readers[0].get_node() if len(readers) == 1 else op
+        is_read = conv.get_type_name() == "Convolution" and readers[0].get_index() == 0
+        if is_read and _is_constant(conv.input_value(1).get_node()) and all(_parts(op)):
+            found.append((op, conv))
     return found
 
 
-def _channels(join: Any, index: int) -> int:
-    """Of a part; 0 where it is not known or the part is a constant."""
-    shape = join.input_value(index).get_partial_shape()
-    if join.input_value(index).get_node().get_type_name() == "Constant" or len(shape) != 4:
-        return 0
-    return shape[1].get_length() if shape[1].is_static else 0
+def _parts(join: Any) -> list[int]:
+    """Channels of each part; 0 where they are not known or it is not to be scaled."""
+    found = []
+    for index in range(join.get_input_size()):
+        source = join.input_value(index)
+        shape, kind = source.get_partial_shape(), source.get_node().get_type_name()
+        is_float = source.get_element_type().get_type_name() == "f32"
+        known = is_float and shape.rank.is_static and len(shape) == 4 and shape[1].is_static
+        scales = known and kind not in ("Constant", "Parameter")
+        found.append(shape[1].get_length() if scales else 0)
+    return found
 
 
-def _ranges(model: Any, joins: list[tuple[Any, Any]], images: Iterable[Any]) -> list[Any]:
+def _is_constant(node: Any) -> bool:
+    sources = [node.input_value(i).get_node() for i in range(node.get_input_size())]
+    return node.get_type_name() == "Constant" or (bool(sources) and all(map(_is_constant, sources)))
+
+
+def _ranges(model: Any, images: Iterable[Any]) -> list[Any]:
     """Largest absolute value of each part of each join."""
-    if not joins:
-        return []
     import openvino
 
     probe = model.clone()
-    by_name = {op.get_friendly_name(): op for op in probe.get_ops()}
-    copies = [by_name[join.get_friendly_name()] for join, _ in joins]
-    parts = [[copy.input_value(i) for i in range(copy.get_input_size())] for copy in copies]
-    parameters = probe.get_parameters()
-    measured = openvino.Model([one for some in parts for one in some], parameters, "ranges")
+    joins = [join for join, _ in _joins(probe)]
+    if not joins:
+        return []
+    parts = [join.input_value(i) for join in joins for i in range(join.get_input_size())]
+    measured = openvino.Model(parts, probe.get_parameters(), "ranges")
     compiled = openvino.compile_model(measured, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     every = [[float(np.abs(part).max()) for part in compiled(image).values()] for image in images]
-    largest, found, start = np.max(every, axis=0), [], 0
-    for some in parts:
-        found.append(largest[start : start + len(some)])
-        start += len(some)
-    return found
+    ends = np.cumsum([join.get_input_size() for join in joins])
+    return np.split(np.max(every, axis=0), ends[:-1])
 
 
 def _by_channel(join: Any, factors: Iterable[float]) -> Any:
-    return np.concatenate([np.full(_channels(join, i), f) for i, f in enumerate(factors)])
+    sizes = [join.input_value(i).get_partial_shape()[1] for i in range(join.get_input_size())]
+    return np.concatenate([np.full(n.get_length(), f) for n, f in zip(sizes, factors, strict=True)])
 
 
 def _scale_weights(conv: Any, factors_C: Any) -> None:

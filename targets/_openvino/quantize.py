@@ -33,7 +33,10 @@ class NncfInt8:
 
     def convert(self) -> Any:
         """The float model, ready to be quantised: operations are called as in the ONNX file, and
-        what a convolution reads joined has one range."""
+        what a convolution reads joined has one range.
+
+        Not of one trained for INT8: those convolutions were left float (`OvTuner.quant_scheme`).
+        """
         from calibration.patches import as_batches
         from targets._openvino.devices import package
         from targets._openvino.fake_quantize import name_as_in
@@ -41,7 +44,7 @@ class NncfInt8:
 
         model = package().convert_model(str(self.file))
         name_as_in(model, self.file)
-        return with_one_range(model, as_batches(self.patches))
+        return model if self.scheme else with_one_range(model, as_batches(self.patches))
 
     def quantize_by_plan(self, model: Any, plan: QuantPlan) -> tuple[Any, tuple[str, ...]]:
         """The model in INT8, and notes on what stays in another precision."""
@@ -57,10 +60,15 @@ class NncfInt8:
         What each part of that recipe costs and saves: docs/decisions/0003-int8-recipes.md.
         """
         from calibration.sensitive_layers import ATTENTION_NOTE
+        from targets._openvino.joins import readers_of_scaled, restore_join
 
         found = sensitive_layers_of(model)
         ignored = list(found.parts)
         quantized = self._quantize(model, CLIPPED, ignored, attention=found.attention)
+        for conv in readers_of_scaled(quantized):
+            if conv.get_friendly_name() in ignored:
+                restore_join(conv)
+        quantized.validate_nodes_and_infer_types()
         notes = (found.note_on_floats(other.upper()),)
         return quantized, (*notes, ATTENTION_NOTE) if found.attention else notes
 

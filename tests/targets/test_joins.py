@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,45 +13,33 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mipkd.core.records import Graph, PatchSet
-from targets.base import BuildRequest, FloatArray, find
-
-pytest.importorskip("openvino")
-pytest.importorskip("nncf")
-
 from targets._openvino.fake_quantize import name_of, operations, restore_floats
 from targets._openvino.quantize import RANGE_ESTIMATORS, NncfInt8
+from targets._openvino.tuner import OvTuner
+from targets.base import BuildRequest, FloatArray, find
+
+openvino = pytest.importorskip("openvino")
+pytest.importorskip("nncf")
 
 TARGET = find("openvino")
 WIDE, SMALL = 64.0, 0.125  # what the two joined maps have at most
 
 
-def joined(file: Path, small: float) -> Graph:
-    """Two maps of an image, one `small`, joined and read by `both`; `alone` reads the small one.
+Node = tuple[str, list[str], str, str, dict[str, Any]]  # kind, inputs, output, name, attributes
 
-    The image is the mean of both, each brought back to its range.
-    """
-    unit = np.eye(3, dtype=np.float32)[:, :, None, None]
-    values = {
-        "to_wide": unit * WIDE,
-        "to_small": unit * small,
-        "both_back": np.concatenate([unit / WIDE, unit / small], 1) / 2,
-        "back": unit / small,
-        "twice": np.repeat(unit, 4, 0) / 2,
-    }
-    nodes = [
-        helper.make_node("Conv", ["lr", "to_wide"], ["wide"], "first"),
-        helper.make_node("Conv", ["lr", "to_small"], ["small"], "second"),
-        helper.make_node("Concat", ["wide", "small"], ["joined"], "join", axis=1),
-        helper.make_node("Conv", ["joined", "both_back"], ["a"], "both"),
-        helper.make_node("Conv", ["small", "back"], ["b"], "alone"),
-        helper.make_node("Add", ["a", "b"], ["sum"], "add"),
-        helper.make_node("Conv", ["sum", "twice"], ["c"], "last"),
-        helper.make_node("DepthToSpace", ["c"], ["sr"], "shuffle", blocksize=2, mode="CRD"),
-    ]
+
+def made(file: Path, nodes: list[Node], values: dict[str, FloatArray]) -> Graph:
+    """A graph whose map `c` is shuffled to twice the size."""
     shape = [1, 3, "height", "width"]
     model = helper.make_model(
         helper.make_graph(
-            nodes,
+            [
+                *(
+                    helper.make_node(kind, read, [out], name, **given)
+                    for kind, read, out, name, given in nodes
+                ),
+                helper.make_node("DepthToSpace", ["c"], ["sr"], blocksize=2, mode="CRD"),
+            ],
             "joined",
             [helper.make_tensor_value_info("lr", TensorProto.FLOAT, shape)],
             [helper.make_tensor_value_info("sr", TensorProto.FLOAT, [1, 3, "h", "w"])],
@@ -61,6 +50,34 @@ def joined(file: Path, small: float) -> Graph:
     )
     onnx.save(model, file)
     return Graph(file, "", "student", scale=2, multiple=1, opset=20, family="edsr")
+
+
+UNIT = np.eye(3, dtype=np.float32)[:, :, None, None]
+TWICE = np.repeat(UNIT, 4, 0)
+
+
+def joined(file: Path, small: float) -> Graph:
+    """Two maps of an image, one `small`, joined and read by `both`; `alone` reads the small one.
+
+    The image is the mean of both, each brought back to its range.
+    """
+    values = {
+        "to_wide": UNIT * WIDE,
+        "to_small": UNIT * small,
+        "both_back": np.concatenate([UNIT / WIDE, UNIT / small], 1) / 2,
+        "back": UNIT / small,
+        "twice": TWICE / 2,
+    }
+    nodes: list[Node] = [
+        ("Conv", ["lr", "to_wide"], "wide", "first", {}),
+        ("Conv", ["lr", "to_small"], "small", "second", {}),
+        ("Concat", ["wide", "small"], "joined", "join", {"axis": 1}),
+        ("Conv", ["joined", "both_back"], "a", "both", {}),
+        ("Conv", ["small", "back"], "b", "alone", {}),
+        ("Add", ["a", "b"], "sum", "add", {}),
+        ("Conv", ["sum", "twice"], "c", "last", {}),
+    ]
+    return made(file, nodes, values)
 
 
 @pytest.fixture
@@ -122,3 +139,110 @@ def test_a_training_leaves_the_reader_of_scaled_maps_float(
 def test_maps_of_like_ranges_are_left_alone(patches: PatchSet, tmp_path: Path) -> None:
     graph = joined(tmp_path / "alike.onnx", WIDE / 2)
     assert not {name for name in names(settings(graph, patches).convert()) if "scaled" in name}
+
+
+def test_weights_that_were_trained_meet_the_ranges_they_were_trained_with(
+    patches: PatchSet, tmp_path: Path
+) -> None:
+    """Training moves ranges: a join may be scaled before it and not after, or the other way."""
+    alike, apart = joined(tmp_path / "alike.onnx", WIDE / 2), joined(tmp_path / "apart.onnx", SMALL)
+    for before, after in ((alike, apart), (apart, alike), (apart, apart)):
+        first = OvTuner(settings(before, patches), tmp_path / before.file.stem, {"fp32": {}})
+        scheme = first.quant_scheme(())
+        folder = tmp_path / f"{before.file.stem}-{after.file.stem}"
+        folder.mkdir()
+        second = OvTuner(replace(settings(after, patches), scheme=scheme), folder, {"fp32": {}})
+        with closing(second.session("learned", (), "fp32")) as session:
+            assert session.run(image()).shape == (1, 3, 48, 40)
+
+
+def test_a_recipe_leaves_no_multiplication_before_a_float(
+    patches: PatchSet, tmp_path: Path
+) -> None:
+    nodes: list[Node] = [
+        ("Conv", ["lr", "to_wide"], "wide", "first", {}),
+        ("Conv", ["wide", "to_small"], "small", "second", {}),
+        ("Concat", ["wide", "small"], "joined", "join", {"axis": 1}),
+        ("Conv", ["joined", "both"], "c", "last", {}),
+    ]
+    values = {
+        "to_wide": UNIT * WIDE,
+        "to_small": UNIT / WIDE,
+        "both": np.concatenate([TWICE / WIDE, TWICE], 1) / 2,
+    }
+    graph = made(tmp_path / "last.onnx", nodes, values)
+    int8 = settings(graph, patches)
+    scaled = int8.convert()
+    assert "join/scaled_0" in names(scaled)
+    quantized, _ = int8.quantize_by_recipe(scaled, "bf16")
+    assert not {name for name in names(quantized) if "scaled" in name}
+
+
+@pytest.mark.parametrize(
+    "case", ["image", "computed weights", "weights", "two of one name", "infinite"]
+)
+def test_what_is_no_join_of_features_alone_is_left_alone(
+    case: str, patches: PatchSet, tmp_path: Path
+) -> None:
+    wide: Node = ("Conv", ["lr", "to_wide"], "wide", "first", {})
+    small: Node = ("Conv", ["lr", "to_small"], "small", "second", {})
+    join: Node = ("Concat", ["wide", "small"], "joined", "join", {"axis": 1})
+    both: Node = ("Conv", ["joined", "both"], "c", "last", {})
+    nodes = {
+        "image": [wide, ("Concat", ["lr", "wide"], "joined", "join", {"axis": 1}), both],
+        "computed weights": [
+            *(wide, small, join),
+            ("ReduceMean", ["lr"], "mean", "mean", {"keepdims": 1}),
+            ("Mul", ["both", "mean"], "weights", "times", {}),
+            ("Conv", ["joined", "weights"], "c", "last", {}),
+        ],
+        "weights": [
+            ("ReduceMean", ["lr"], "mean", "mean", {"keepdims": 1}),
+            ("Mul", ["to_wide", "mean"], "one", "one", {}),
+            ("Mul", ["to_small", "mean"], "other", "other", {}),
+            ("Concat", ["one", "other"], "weights", "join", {"axis": 0}),
+            ("Conv", ["lr", "weights"], "six", "first", {}),
+            ("Conv", ["six", "both"], "c", "last", {}),
+        ],
+        "two of one name": [
+            *(wide, small, join),
+            ("Conv", ["joined", "narrow"], "three", "middle", {}),
+            ("Concat", ["three", "wide"], "again", "join", {"axis": 1}),
+            ("Conv", ["again", "both"], "c", "last", {}),
+        ],
+        "infinite": [
+            wide,
+            ("Mul", ["lr", "inf"], "small", "second", {}),
+            *(join, both),
+        ],
+    }[case]
+    values = {
+        "to_wide": UNIT * WIDE,
+        "to_small": UNIT * SMALL,
+        "both": np.concatenate([TWICE / WIDE, TWICE / SMALL], 1) / 2,
+        "narrow": np.concatenate([UNIT / WIDE, UNIT / SMALL], 1) / 2,
+        "inf": np.full((1, 1, 1, 1), np.inf, np.float32),
+    }
+    model = settings(made(tmp_path / "case.onnx", nodes, values), patches).convert()
+    assert bool({n for n in names(model) if "scaled" in n}) == (case == "two of one name")
+
+
+def test_a_multiplication_of_that_name_is_the_nets_own(patches: PatchSet, tmp_path: Path) -> None:
+    """What `torch` calls an operation of a module named scaled_act."""
+    nodes: list[Node] = [
+        ("Conv", ["lr", "unit"], "a", "first", {}),
+        ("Mul", ["a", "four"], "b", "/act/scaled_act/Mul", {}),
+        ("Tanh", ["b"], "d", "tanh", {}),
+        ("Conv", ["d", "unit"], "e", "/act/scaled_0", {}),
+        ("Conv", ["e", "twice"], "c", "last", {}),
+    ]
+    values = {"unit": UNIT, "twice": TWICE, "four": np.full((1, 1, 1, 1), 4, np.float32)}
+    graph = made(tmp_path / "own.onnx", nodes, values)
+    int8 = settings(graph, patches)
+    original = int8.convert()
+    quantized = int8.quantize_all(original, RANGE_ESTIMATORS[0])
+    found = [name_of(op) for op in operations(quantized)]
+    assert "/act/scaled_0" in found
+    floats = restore_floats(quantized, original, found)
+    computed = [openvino.compile_model(m, "CPU")(image())[0] for m in (floats, original)]
+    np.testing.assert_allclose(*computed, atol=1e-3)
