@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from calibration.search import Operation, estimate_work
@@ -25,7 +26,7 @@ from targets._openvino.quantize import LEARNED, RANGE_ESTIMATORS, NncfInt8, sens
 from targets._openvino.session import LatencySession
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
 _SIDE = 64  # LR pixels at which their work is counted
@@ -45,8 +46,7 @@ class OvTuner:
         self.other_precisions = tuple(options)
         self._settings, self._out, self._options = settings, out, options
         self._quantized: dict[str, Any] = {}
-        with quiet():
-            self._original = settings.convert()
+        self._original = self._keep("float", settings.convert)
 
     def operations(self) -> tuple[Operation, ...]:
         """What NNCF puts into INT8, in the graph's order.
@@ -89,17 +89,19 @@ class OvTuner:
     def _load(self, estimator: str) -> Any:
         """The graph in INT8, quantised the first time that it is asked for."""
         if estimator not in self._quantized:
-            file, whole = (
-                self._out / f"{estimator}.xml",
-                self._out / f"{estimator}.whole",
-            )
-            if not whole.is_file():
-                with quiet():
-                    made = self._settings.quantize_all(self._original, estimator)
-                    devices.package().save_model(made, str(file), compress_to_fp16=False)
-                whole.touch()
-            self._quantized[estimator] = devices.core().read_model(str(file))
+            quantize = partial(self._settings.quantize_all, self._original, estimator)
+            self._quantized[estimator] = self._keep(estimator, quantize)
         return self._quantized[estimator]
+
+    def _keep(self, name: str, make: Callable[[], Any]) -> Any:
+        """A graph that an earlier search has kept in the folder, else a new one."""
+        file, whole = self._out / f"{name}.xml", self._out / f"{name}.whole"
+        if not whole.is_file():
+            self._out.mkdir(parents=True, exist_ok=True)
+            with quiet():
+                devices.package().save_model(make(), str(file), compress_to_fp16=False)
+            whole.touch()
+        return devices.core().read_model(str(file))
 
 
 def _with_fixed_size(model: Any) -> Any:
