@@ -45,9 +45,9 @@ def join(studies: Sequence[Study]) -> Study:
     """
     first = studies[0]
     for other in studies[1:]:
-        for name, ours, theirs in zip(_SAME, _same(first), _same(other), strict=True):
-            if ours != theirs:
-                raise ValueError(f"{first.name} and {other.name} differ in {name}")
+        theirs = _same(other)
+        if unlike := [name for name, ours in _same(first).items() if ours != theirs[name]]:
+            raise ValueError(f"{first.name} and {other.name} differ in {', '.join(unlike)}")
     trained = [one for study in studies for one in study.trained]
     keys = [(one.name, one.seed) for one in trained]
     if twice := {key for key in keys if keys.count(key) > 1}:
@@ -63,26 +63,19 @@ def join(studies: Sequence[Study]) -> Study:
     )
 
 
-_SAME = (
-    "teacher",
-    "photos",
-    "size of the student",
-    "settings",
-    "test sets",
-    "the teacher's scores",
-)
-
-
-def _same(study: Study) -> tuple[object, ...]:
-    sets = [scores.source for scores in study.bicubic_scores]
-    return (
-        study.teacher.sha256,
-        study.photos.sha256,
-        (study.student.arch, study.student.hyper),
-        study.config["distill"],
-        sets,
-        [[round(image.psnr_y_db, 3) for image in s.images] for s in study.teacher_scores],
-    )
+def _same(study: Study) -> dict[str, object]:
+    """What all must have alike."""
+    return {
+        "teacher": study.teacher.sha256,
+        "photos": study.photos.sha256,
+        "size of the student": (study.student.arch, study.student.hyper),
+        "settings": study.config["distill"],
+        "test sets": [scores.source for scores in study.bicubic_scores],
+        "the teacher's scores": [
+            [round(image.psnr_y_db, 3) for image in scores.images]
+            for scores in study.teacher_scores
+        ],
+    }
 
 
 if __name__ == "__main__":

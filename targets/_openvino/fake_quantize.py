@@ -15,7 +15,8 @@ import numpy as np
 
 from mipkd.core.errors import StageError
 from mipkd.core.records import QuantParams
-from targets._openvino.joins import constant_of, restore_join
+from targets._openvino.constants import constant_of, is_constant
+from targets._openvino.joins import restore_join
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -249,12 +250,7 @@ def _quantizer(entry: Any) -> Any:
 
 def _is_weight(op: Any) -> bool:
     """Whether an operation only prepares constants: weights on their way from INT8."""
-    inputs = [op.input_value(i).get_node() for i in range(op.get_input_size())]
-    return (
-        bool(inputs)
-        and all(one.get_type_name() == "Constant" or _is_weight(one) for one in inputs[:1])
-        and all(one.get_type_name() in ("Constant", "Convert") or _is_weight(one) for one in inputs)
-    )
+    return op.get_type_name() != "Constant" and is_constant(op)
 
 
 def _prepares_constants(inputs: Sequence[tuple[str, str]], weights: Collection[str]) -> bool:

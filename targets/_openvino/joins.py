@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from targets._openvino.constants import constant_of, is_constant
+
 _APART = 4.0  # how much wider the widest part is at least: two of the 8 bits
 _MOST = 2.0**8  # wider: what hardly differs from 0 in these images may in others
 _FEATURES = (1, -1, 1, 1)  # of weights, per input channel
@@ -65,19 +67,6 @@ def restore_join(conv: Any) -> None:
             entry.replace_source_output(part.input_value(0))
 
 
-def constant_of(node: Any) -> Any:
-    """A constant of the same values; what stands between it and the reader is computed now."""
-    from openvino import opset13
-
-    if node.get_type_name() == "Constant":
-        return opset13.constant(node.data, dtype=node.data.dtype).output(0)
-    import openvino
-
-    folded = openvino.Model([node.output(0)], [], "weights")
-    value = openvino.compile_model(folded, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})({})[0]
-    return opset13.constant(value, dtype=value.dtype).output(0)
-
-
 def _name(join: Any, index: int) -> str:
     return f"{join.get_friendly_name()}/scaled_{index}"
 
@@ -111,7 +100,7 @@ def _joins(model: Any) -> list[tuple[Any, Any]]:
         readers = list(op.output(0).get_target_inputs())
         conv = readers[0].get_node() if len(readers) == 1 else op
         is_read = conv.get_type_name() == "Convolution" and readers[0].get_index() == 0
-        if is_read and _is_constant(conv.input_value(1).get_node()) and all(_parts(op)):
+        if is_read and is_constant(conv.input_value(1).get_node()) and all(_parts(op)):
             found.append((op, conv))
     return found
 
@@ -127,11 +116,6 @@ def _parts(join: Any) -> list[int]:
         scales = known and kind not in ("Constant", "Parameter")
         found.append(shape[1].get_length() if scales else 0)
     return found
-
-
-def _is_constant(node: Any) -> bool:
-    sources = [node.input_value(i).get_node() for i in range(node.get_input_size())]
-    return node.get_type_name() == "Constant" or (bool(sources) and all(map(_is_constant, sources)))
 
 
 def _ranges(model: Any, images: Iterable[Any]) -> list[Any]:

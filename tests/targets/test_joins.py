@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from graph_makers import node, save
+from onnx import numpy_helper
 
 from mipkd.core.records import Graph, PatchSet
 from targets._openvino.fake_quantize import name_of, operations, restore_floats
@@ -25,30 +27,10 @@ TARGET = find("openvino")
 WIDE, SMALL = 64.0, 0.125  # what the two joined maps have at most
 
 
-Node = tuple[str, list[str], str, str, dict[str, Any]]  # kind, inputs, output, name, attributes
-
-
-def made(file: Path, nodes: list[Node], values: dict[str, FloatArray]) -> Graph:
+def made(file: Path, nodes: Sequence[onnx.NodeProto], values: dict[str, FloatArray]) -> Graph:
     """A graph whose map `c` is shuffled to twice the size."""
-    shape = [1, 3, "height", "width"]
-    model = helper.make_model(
-        helper.make_graph(
-            [
-                *(
-                    helper.make_node(kind, read, [out], name, **given)
-                    for kind, read, out, name, given in nodes
-                ),
-                helper.make_node("DepthToSpace", ["c"], ["sr"], blocksize=2, mode="CRD"),
-            ],
-            "joined",
-            [helper.make_tensor_value_info("lr", TensorProto.FLOAT, shape)],
-            [helper.make_tensor_value_info("sr", TensorProto.FLOAT, [1, 3, "h", "w"])],
-            [numpy_helper.from_array(v, k) for k, v in values.items()],
-        ),
-        opset_imports=[helper.make_opsetid("", 20)],
-        ir_version=10,
-    )
-    onnx.save(model, file)
+    shuffle = node("DepthToSpace", "c", "sr", blocksize=2, mode="CRD")
+    save(file, [*nodes, shuffle], values, opset=20, ir=10)
     return Graph(file, "", "student", scale=2, multiple=1, opset=20, family="edsr")
 
 
@@ -68,14 +50,14 @@ def joined(file: Path, small: float) -> Graph:
         "back": UNIT / small,
         "twice": TWICE / 2,
     }
-    nodes: list[Node] = [
-        ("Conv", ["lr", "to_wide"], "wide", "first", {}),
-        ("Conv", ["lr", "to_small"], "small", "second", {}),
-        ("Concat", ["wide", "small"], "joined", "join", {"axis": 1}),
-        ("Conv", ["joined", "both_back"], "a", "both", {}),
-        ("Conv", ["small", "back"], "b", "alone", {}),
-        ("Add", ["a", "b"], "sum", "add", {}),
-        ("Conv", ["sum", "twice"], "c", "last", {}),
+    nodes = [
+        node("Conv", "lr to_wide", "wide", name="first"),
+        node("Conv", "lr to_small", "small", name="second"),
+        node("Concat", "wide small", "joined", name="join", axis=1),
+        node("Conv", "joined both_back", "a", name="both"),
+        node("Conv", "small back", "b", name="alone"),
+        node("Add", "a b", "sum", name="add"),
+        node("Conv", "sum twice", "c", name="last"),
     ]
     return made(file, nodes, values)
 
@@ -150,7 +132,6 @@ def test_weights_that_were_trained_meet_the_ranges_they_were_trained_with(
         first = OvTuner(settings(before, patches), tmp_path / before.file.stem, {"fp32": {}})
         scheme = first.quant_scheme(())
         folder = tmp_path / f"{before.file.stem}-{after.file.stem}"
-        folder.mkdir()
         second = OvTuner(replace(settings(after, patches), scheme=scheme), folder, {"fp32": {}})
         with closing(second.session("learned", (), "fp32")) as session:
             assert session.run(image()).shape == (1, 3, 48, 40)
@@ -159,11 +140,11 @@ def test_weights_that_were_trained_meet_the_ranges_they_were_trained_with(
 def test_a_recipe_leaves_no_multiplication_before_a_float(
     patches: PatchSet, tmp_path: Path
 ) -> None:
-    nodes: list[Node] = [
-        ("Conv", ["lr", "to_wide"], "wide", "first", {}),
-        ("Conv", ["wide", "to_small"], "small", "second", {}),
-        ("Concat", ["wide", "small"], "joined", "join", {"axis": 1}),
-        ("Conv", ["joined", "both"], "c", "last", {}),
+    nodes = [
+        node("Conv", "lr to_wide", "wide", name="first"),
+        node("Conv", "wide to_small", "small", name="second"),
+        node("Concat", "wide small", "joined", name="join", axis=1),
+        node("Conv", "joined both", "c", name="last"),
     ]
     values = {
         "to_wide": UNIT * WIDE,
@@ -184,35 +165,35 @@ def test_a_recipe_leaves_no_multiplication_before_a_float(
 def test_what_is_no_join_of_features_alone_is_left_alone(
     case: str, patches: PatchSet, tmp_path: Path
 ) -> None:
-    wide: Node = ("Conv", ["lr", "to_wide"], "wide", "first", {})
-    small: Node = ("Conv", ["lr", "to_small"], "small", "second", {})
-    join: Node = ("Concat", ["wide", "small"], "joined", "join", {"axis": 1})
-    both: Node = ("Conv", ["joined", "both"], "c", "last", {})
+    wide = node("Conv", "lr to_wide", "wide", name="first")
+    small = node("Conv", "lr to_small", "small", name="second")
+    join = node("Concat", "wide small", "joined", name="join", axis=1)
+    both = node("Conv", "joined both", "c", name="last")
     nodes = {
-        "image": [wide, ("Concat", ["lr", "wide"], "joined", "join", {"axis": 1}), both],
+        "image": [wide, node("Concat", "lr wide", "joined", name="join", axis=1), both],
         "computed weights": [
             *(wide, small, join),
-            ("ReduceMean", ["lr"], "mean", "mean", {"keepdims": 1}),
-            ("Mul", ["both", "mean"], "weights", "times", {}),
-            ("Conv", ["joined", "weights"], "c", "last", {}),
+            node("ReduceMean", "lr", "mean", name="mean", keepdims=1),
+            node("Mul", "both mean", "weights", name="times"),
+            node("Conv", "joined weights", "c", name="last"),
         ],
         "weights": [
-            ("ReduceMean", ["lr"], "mean", "mean", {"keepdims": 1}),
-            ("Mul", ["to_wide", "mean"], "one", "one", {}),
-            ("Mul", ["to_small", "mean"], "other", "other", {}),
-            ("Concat", ["one", "other"], "weights", "join", {"axis": 0}),
-            ("Conv", ["lr", "weights"], "six", "first", {}),
-            ("Conv", ["six", "both"], "c", "last", {}),
+            node("ReduceMean", "lr", "mean", name="mean", keepdims=1),
+            node("Mul", "to_wide mean", "one", name="one"),
+            node("Mul", "to_small mean", "other", name="other"),
+            node("Concat", "one other", "weights", name="join", axis=0),
+            node("Conv", "lr weights", "six", name="first"),
+            node("Conv", "six both", "c", name="last"),
         ],
         "two of one name": [
             *(wide, small, join),
-            ("Conv", ["joined", "narrow"], "three", "middle", {}),
-            ("Concat", ["three", "wide"], "again", "join", {"axis": 1}),
-            ("Conv", ["again", "both"], "c", "last", {}),
+            node("Conv", "joined narrow", "three", name="middle"),
+            node("Concat", "three wide", "again", name="join", axis=1),
+            node("Conv", "again both", "c", name="last"),
         ],
         "infinite": [
             wide,
-            ("Mul", ["lr", "inf"], "small", "second", {}),
+            node("Mul", "lr inf", "small", name="second"),
             *(join, both),
         ],
     }[case]
@@ -229,12 +210,12 @@ def test_what_is_no_join_of_features_alone_is_left_alone(
 
 def test_a_multiplication_of_that_name_is_the_nets_own(patches: PatchSet, tmp_path: Path) -> None:
     """What `torch` calls an operation of a module named scaled_act."""
-    nodes: list[Node] = [
-        ("Conv", ["lr", "unit"], "a", "first", {}),
-        ("Mul", ["a", "four"], "b", "/act/scaled_act/Mul", {}),
-        ("Tanh", ["b"], "d", "tanh", {}),
-        ("Conv", ["d", "unit"], "e", "/act/scaled_0", {}),
-        ("Conv", ["e", "twice"], "c", "last", {}),
+    nodes = [
+        node("Conv", "lr unit", "a", name="first"),
+        node("Mul", "a four", "b", name="/act/scaled_act/Mul"),
+        node("Tanh", "b", "d", name="tanh"),
+        node("Conv", "d unit", "e", name="/act/scaled_0"),
+        node("Conv", "e twice", "c", name="last"),
     ]
     values = {"unit": UNIT, "twice": TWICE, "four": np.full((1, 1, 1, 1), 4, np.float32)}
     graph = made(tmp_path / "own.onnx", nodes, values)
