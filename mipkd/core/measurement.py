@@ -115,7 +115,7 @@ class Measurement:
     outputs: Path | None = None  # folder of those pixels, uint8 PNGs
     versions: dict[str, str] = field(default_factory=dict)  # packages that can change a figure
     notes: tuple[str, ...] = ()  # what a reader should know: layers kept float, fallbacks
-    invalid_because: str = ""  # why nothing here should be believed; empty when it can be
+    invalid_because: str = ""  # why no time here should be believed; empty when they can be
     file: Path | None = None  # the model that was measured, the one to ship
     simulated: bool = False  # not the device itself made the pixels, and nothing was timed
     emulated: bool = False  # so it is, by the runtime itself on an emulated processor

@@ -68,10 +68,9 @@ def _judge_model(
 ) -> Iterator[Gate]:
     """The gates of one target and precision."""
     if m.invalid_because:
-        yield invalid("measured", subject(m), 0.0, "", m.invalid_because)
-        return
+        yield invalid("latencies", subject(m), 0.0, "", m.invalid_because)
     for latency in m.latencies:
-        if not valid_latency(m, latency.size):
+        if not (m.invalid_because or valid_latency(m, latency.size)):
             name = f"latency at {latency.size[1]}x{latency.size[0]}"
             yield invalid(name, subject(m), 0.0, "", latency.invalid_because or "no samples")
     if m.stream and m.stream.invalid_because and config.min_fps == "off":
@@ -79,7 +78,7 @@ def _judge_model(
         yield invalid("frames per second", subject(m), 0.0, "", why)
     yield from judge_delegates(config, m)
     yield from judge_pixels(config, m, measurements)
-    if not m.simulated:
+    if not (m.simulated or m.invalid_because):
         yield from judge_speedup(config, m, measurements)
 
 

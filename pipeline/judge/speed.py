@@ -75,7 +75,7 @@ def judge_limits(
     One precision that keeps them all is enough to be shipped, so that a target's verdict is that of
     its best. A target that was only simulated has a size, and no time that could be judged.
     """
-    on = [m for m in students(measurements) if not m.invalid_because]
+    on = students(measurements)
     every, chosen = list[Gate](), list[Gate]()
     for target in dict.fromkeys(m.target for m in on):
         models = [(m, tuple(_judge_model(config, m))) for m in on if m.target == target]
@@ -179,6 +179,8 @@ def _why_not(m: Measurement, size: Size) -> str:
         return ""
     if m.simulated or not m.latencies:
         return why_not_measured(m) if m.simulated else "nothing was timed"
+    if m.invalid_because:
+        return m.invalid_because
     found = next((one for one in m.latencies if one.size == size), None)
     if found is None:
         return f"LR {_size(size)} was not measured; give --size {_size(size)} to the run"

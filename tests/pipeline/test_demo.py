@@ -21,13 +21,11 @@ def test_the_demos_student_keeps_what_its_teacher_has_over_bicubic_and_is_faster
     gates = results["verdict"]["gates"]
     assert [gate["name"] for gate in gates if gate["outcome"] == "FAIL"] == []
     assert next(g["figure"] for g in gates if g["name"] == "gain over bicubic") > 0.5
-    # On a busy machine a measurement may be INVALID as a whole: then that stands for its gates.
-    busy = any(gate["name"] == "measured" for gate in gates)
     kept = [gate for gate in gates if gate["name"] == "loss to the teacher"]
-    assert kept or busy
-    assert {gate["outcome"] for gate in kept} <= {"PASS"}
-    # Of what the teacher has over bicubic.
-    assert max((gate["figure"] for gate in kept), default=0) < 0.15
+    assert {gate["outcome"] for gate in kept} == {"PASS"}
+    assert max(gate["figure"] for gate in kept) < 0.15  # of what the teacher has over bicubic
     of_pixels = [g for g in gates if g["name"] in ("mean drop", "worst drop", "channel shift")]
-    assert {gate["outcome"] for gate in of_pixels} <= {"PASS"}
-    assert busy or any(g["name"] == "speed-up over teacher" for g in gates)
+    assert {gate["outcome"] for gate in of_pixels} == {"PASS"}
+    # On a busy machine no time may be believed.
+    of_speed = {gate["name"] for gate in gates} & {"latencies", "speed-up over teacher"}
+    assert of_speed

@@ -11,6 +11,7 @@ from mipkd.core.measurement import ImageScore, Latency, Measurement
 from mipkd.core.records import QuantPlan
 from pipeline.judge.bounds import GateConfig
 from pipeline.judge.gates import judge
+from pipeline.stages.measure import is_disturbed
 
 SMALL, LARGE = (64, 64), (180, 320)
 IMAGES = {"baby": 34.0, "bird": 32.0, "woman": 30.0}  # of the FP32 student
@@ -157,6 +158,24 @@ def test_failure_and_invalid_latency_are_invalid_gates() -> None:
     assert "40 % apart" in gate(verdict.gates, "cpu int8", "latency at 320x180").reason
     assert "no such kernel" in gate(verdict.gates, "openvino int8", "measured").reason
     assert {r.target: r.precision for r in verdict.recommended} == {"cpu": "fp32", "openvino": ""}
+
+
+def test_pixels_are_judged_where_no_time_may_be_believed() -> None:
+    busy = replace(INT8, invalid_because="busy machine: other programs took 80 % of the CPU")
+    config = GateConfig(max_latency_ms=100)
+    verdict = judge(config, (BICUBIC, STUDENT, BEST, TEACHER, busy), ())
+    assert verdict.outcome is Outcome.INVALID
+    found = {g.name: g for g in verdict.gates if g.subject == "cpu int8"}
+    times = {"latencies", "latency"}
+    assert {name for name, one in found.items() if one.outcome is not Outcome.PASS} == times
+    assert {found[name].reason for name in times} == {busy.invalid_because}
+    assert {"mean drop", "worst drop"} <= found.keys()
+    assert "speed-up over teacher" not in found
+    assert is_disturbed((FP32, busy))
+    lost = replace(
+        busy, scores=tuple(replace(one, metrics={"psnr_y": 20.0}) for one in INT8.scores)
+    )
+    assert judge(config, (BICUBIC, STUDENT, BEST, TEACHER, lost), ()).outcome is Outcome.FAIL
 
 
 def test_a_teacher_that_did_not_build_does_not_hold_the_student_back() -> None:
