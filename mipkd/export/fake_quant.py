@@ -40,7 +40,8 @@ class FakeQuantNet(SRNet):
         net = net.to_exportable()
         self.scale, self.width = net.scale, net.width
         self.multiple, self.least, self.smallest = net.multiple, net.least, net.smallest
-        self.__dict__["blocks"] = net.blocks  # for their number; their weights are in the trace
+        # No submodules: the weights are in the trace.
+        self.__dict__["_net"], self.__dict__["blocks"] = net, net.blocks
         self._rounding = rounding
         self.traced = _trace(deepcopy(net))  # a copy: the trace uses its parameters
         self._units = _normalise_weights(self.traced)
@@ -60,10 +61,15 @@ class FakeQuantNet(SRNet):
         ]
         return replace(self._rounding, grids=tuple(grids))
 
-    def float_weights(self) -> dict[str, Tensor]:
-        """The weights before rounding, under their names in the net's graph."""
-        found = self.traced.named_parameters()
-        return {name: p.detach() * self._units[name] for name, p in found if name in self._units}
+    def float_net(self) -> SRNet:
+        """The net as it is exported, with the weights before rounding."""
+        net: SRNet = deepcopy(self.__dict__["_net"])
+        trained = dict(self.traced.named_parameters())
+        with torch.no_grad():
+            for name, parameter in net.named_parameters():
+                if unit := self._units.get(f"net.{name}"):
+                    parameter.copy_(trained[f"net.{name}"] * unit)
+        return net.eval()
 
 
 class _FakeQuantizer(nn.Module):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import ast
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import onnx
 import torch
@@ -19,6 +19,7 @@ from mipkd.archs.base import SRNet
 from mipkd.core.errors import StageError
 from mipkd.core.quiet import quiet
 from mipkd.core.records import Graph
+from mipkd.export.pixel_shuffle import replace_pixel_shuffle, shuffles
 
 OPSET = 20
 INPUT, OUTPUT = "lr", "sr"
@@ -70,19 +71,22 @@ def export_traced(
     return _save(model, _graph(net, out / "model.onnx", role, family), out / "model.onnx")
 
 
-def replace_weights(graph: Graph, weights: Mapping[str, Tensor], *, out: Path) -> Graph:
-    """Write `out`/model.onnx: an exported graph with other weights.
+def export_anew(graph: Graph, net: SRNet, *, out: Path) -> Graph:
+    """Write `out`/model.onnx: a graph of `export`, of the same net with other weights.
+
+    They are not put into the graph that is there: it holds some folded into constants, such as a
+    PReLU's slopes, and holds equal ones once.
 
     Raises:
-        StageError: the graph has no weights of one of the names.
+        StageError: torch cannot turn the net into a graph.
     """
-    model = onnx.load(graph.file)
-    held = {tensor.name: tensor for tensor in model.graph.initializer}
-    for name, weight in weights.items():
-        if name not in held or tuple(held[name].dims) != tuple(weight.shape):
-            raise StageError(f"export: {graph.file} holds no weights {name}")
-        held[name].CopyFrom(onnx.numpy_helper.from_array(weight.cpu().numpy(), name))
-    return _save(model, graph, out / "model.onnx")
+    before = onnx.load(graph.file)
+    metadata = {one.key: one.value for one in before.metadata_props}
+    net.multiple = graph.multiple
+    made = export(net, out=out, metadata=metadata, role=graph.role, family=graph.family)
+    if not shuffles(before):
+        made = edit_graph(made, replace_pixel_shuffle)
+    return replace(graph, file=made.file, sha256=made.sha256)
 
 
 def edit_graph(graph: Graph, edit: Callable[[Any], Any]) -> Graph:
@@ -173,10 +177,25 @@ def map_to_trace(net: SRNet) -> dict[str, str]:
     program = _export_program(net.to_exportable())
     calls = name_calls(program.exported_program.graph)
     for node in program.model.graph.all_nodes():
-        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
-        if scopes and scopes[-1] in calls:
-            found[node.name] = calls[scopes[-1]]
+        if (call := _find_call(node)) in calls:
+            found[node.name] = calls[call]
     return found
+
+
+def _find_call(node: Any) -> str:
+    """The call in the trace that an exported operation comes from; "" of none."""
+    scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+    return str(scopes[-1]) if scopes else ""
+
+
+def _name_nodes(model: Any) -> None:
+    """Name the last operation of each call after it, as the exporter does where it changes nothing:
+    a convolution whose bias is zero loses that and its name, so that names told of weights."""
+    nodes = list(model.graph.all_nodes())
+    named = {node.name for node in nodes}
+    for call, node in {_find_call(node): node for node in nodes}.items():
+        if call and (name := f"node_{call}") not in named:
+            node.name = name
 
 
 def name_calls(graph: torch.fx.Graph) -> dict[str, str]:
@@ -200,7 +219,7 @@ def _export_program(net: SRNet) -> Any:
         least = net.smallest
         height, width = (torch.export.Dim(n, min=least, max=8192) for n in ("height", "width"))
     with quiet("torch.onnx", "onnxscript", "onnx_ir"), torch.no_grad():
-        return torch.onnx.export(
+        program = torch.onnx.export(
             _Unpadded(net).eval().cpu().float(),
             (_example(net),),
             dynamo=True,
@@ -211,6 +230,8 @@ def _export_program(net: SRNet) -> Any:
             custom_translation_table={torch.ops.aten.sort.stable: _sort},
             verbose=False,
         )
+    _name_nodes(cast("Any", program).model)
+    return program
 
 
 def _sort(values: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:

@@ -15,6 +15,11 @@ from mipkd.core.errors import UnsupportedError
 _OP = "DepthToSpace"
 
 
+def shuffles(model: Any) -> bool:
+    """Whether an ONNX model has a DepthToSpace."""
+    return any(node.op_type == _OP for node in model.graph.node)
+
+
 def replace_pixel_shuffle(model: Any) -> Any:
     """A copy of an ONNX model with a transposed convolution in place of each DepthToSpace.
 

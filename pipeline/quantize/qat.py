@@ -79,7 +79,7 @@ class QatInputs:
     size: tuple[int, int]
 
 
-@stage(version=12, resumes=True, apart=True)
+@stage(version=13, resumes=True, apart=True)
 def qat(inputs: QatInputs, *, out: Path) -> QatStudent:
     """The student trained on with what INT8 of the target rounds.
 
@@ -98,7 +98,7 @@ def qat(inputs: QatInputs, *, out: Path) -> QatStudent:
     rounded = trained.student
     assert isinstance(rounded, FakeQuantNet)
     return QatStudent(
-        graph=onnx.replace_weights(inputs.graph.value, rounded.float_weights(), out=out),
+        graph=onnx.export_anew(inputs.graph.value, rounded.float_net(), out=out),
         rounding=rounded.learned_rounding(),
         curves=trained.curves,
         steps=trained.steps,

@@ -49,7 +49,7 @@ class ExportInputs:
     baseline: str = ""
 
 
-@stage(version=5)
+@stage(version=6)
 def export(inputs: ExportInputs, *, out: Path) -> Graph:
     """The FP32 graph of a net, compared with torch on real images and on noise.
 

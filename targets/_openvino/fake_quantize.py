@@ -187,15 +187,35 @@ def with_exact_image(model: Any) -> Any:
 
 
 def with_grids(model: Any, wanted: Iterable[QuantParams], factors: Mapping[str, float]) -> Any:
-    """A copy of a quantised model that rounds feature maps to other grids."""
+    """A copy of a quantised model that rounds feature maps to other grids.
+
+    NNCF may round once what they round apart: where it puts a rounding depends on the weights.
+    """
     model = model.clone()
-    by_readers = {grid.readers: grid for grid in wanted}
+    grids = {reader: grid for grid in wanted for reader in grid.readers}
     for op in _roundings(model):
-        grid = by_readers[_readers(op)]
-        scale = grid.scale / _factor(grid.readers, factors)
-        _set_ends(op, -grid.zero_point * scale, (_STEPS - grid.zero_point) * scale)
+        for apart in _split(op, [grids[reader].readers for reader in _readers(op)]):
+            grid = grids[_readers(apart)[0]]
+            scale = grid.scale / _factor(grid.readers, factors)
+            _set_ends(apart, -grid.zero_point * scale, (_STEPS - grid.zero_point) * scale)
     model.validate_nodes_and_infer_types()
     return model
+
+
+def _split(op: Any, groups: Sequence[Sequence[tuple[str, int]]]) -> list[Any]:
+    """A rounding, and a copy of it for each further group of those that read it."""
+    from openvino import opset13
+
+    _, *others = dict.fromkeys(map(tuple, groups))
+    found = [op]
+    for group in others:
+        copy = opset13.fake_quantize(*op.input_values(), op.get_attributes()["levels"])
+        copy.set_friendly_name(f"{op.get_friendly_name()}/{len(found)}")
+        for entry in _entries(op):
+            if _named(entry) in group:
+                entry.replace_source_output(copy.output(0))
+        found.append(copy)
+    return found
 
 
 def weights(model: Any, original: Any) -> tuple[tuple[str, float], ...]:
@@ -237,9 +257,16 @@ def _set_ends(op: Any, low: float, high: float) -> None:
 
 def _readers(op: Any) -> tuple[tuple[str, int], ...]:
     """The inputs that read its values, not only its shape."""
-    entries = [entry for output in op.outputs() for entry in output.get_target_inputs()]
-    read = [e for e in entries if e.get_node().get_type_name() != "ShapeOf"]
-    return tuple(sorted((name_of(e.get_node()), e.get_index()) for e in read))
+    read = [e for e in _entries(op) if e.get_node().get_type_name() != "ShapeOf"]
+    return tuple(sorted(map(_named, read)))
+
+
+def _entries(op: Any) -> list[Any]:
+    return [entry for output in op.outputs() for entry in output.get_target_inputs()]
+
+
+def _named(entry: Any) -> tuple[str, int]:
+    return name_of(entry.get_node()), entry.get_index()
 
 
 def _quantizer(entry: Any) -> Any:
@@ -280,7 +307,7 @@ def _constant_input(op: Any) -> int | None:
 
 
 def _users(op: Any) -> list[Any]:
-    return [entry.get_node() for output in op.outputs() for entry in output.get_target_inputs()]
+    return [entry.get_node() for entry in _entries(op)]
 
 
 def _followers_of_floats(model: Any, still: set[str]) -> list[Any]:

@@ -17,7 +17,7 @@ from mipkd.core import plugins
 from mipkd.core.errors import UnsupportedError
 from mipkd.core.records import Graph, PatchSet, QatStudent, QuantParams, QuantPlan, QuantScheme
 from mipkd.export.fake_quant import FakeQuantNet
-from mipkd.export.onnx import export, replace_weights
+from mipkd.export.onnx import export, export_anew
 from targets._onnx.unquantize import read_grids
 from targets._tensorrt import symmetric_qdq
 from targets.base import BuildRequest, Feature, FloatArray, Target, Tuner, find
@@ -29,7 +29,7 @@ def made(family: str) -> SRNet:
     return arch.make(arch.shrink(arch.paper(2), "c8b2")).eval()
 
 
-@pytest.fixture(scope="module", params=["edsr", "rlfn", "edge"])
+@pytest.fixture(scope="module", params=["edsr", "rlfn", "edge", "compact", "span"])
 def net(request: pytest.FixtureRequest) -> SRNet:
     return made(request.param)
 
@@ -95,7 +95,7 @@ def test_after_training_the_target_computes_what_torch_did(
     learned = student.learned_rounding()
     assert [grid.zero_point for grid in learned.grids] == [grid.zero_point for grid in before.grids]
     assert [grid.scale for grid in learned.grids] != [grid.scale for grid in before.grids]
-    made = replace_weights(graph, student.float_weights(), out=tmp_path)
+    made = export_anew(graph, student.float_net(), out=tmp_path)
     after = tuner(target, made, patches, tmp_path / "after", learned)
     assert after.quant_scheme(()).grids == tuple(
         replace(grid, scale=pytest.approx(grid.scale, rel=1e-5)) for grid in learned.grids
@@ -122,12 +122,12 @@ def test_what_it_was_trained_with_as_floats_stays_float(
     first = tuner(target, graph, patches, tmp_path / "before")
     floats = [op.name for op in first.operations() if op.part]
     rounding = first.quant_scheme(floats)
-    assert rounding.floats == tuple(floats)
+    assert set(rounding.floats) >= set(floats)  # OpenVINO leaves more of SPAN float
     assert len(rounding.grids) < len(first.quant_scheme(()).grids)
     student = FakeQuantNet(net, rounding).eval()
-    made = replace_weights(graph, student.float_weights(), out=tmp_path)
+    made = export_anew(graph, student.float_net(), out=tmp_path)
     after = tuner(target, made, patches, tmp_path / "after", rounding)
-    assert not {op.name for op in after.operations()} & set(floats)
+    assert not {op.name for op in after.operations()} & set(rounding.floats)
     with closing(after.session(after.range_estimators[0], (), "fp32")) as session:
         seen = np.array(session.run(image()))
     lost, expected = error(seen, by_torch(net)), error(by_torch(student), by_torch(net))
@@ -138,7 +138,7 @@ def test_what_it_was_trained_with_as_floats_stays_float(
     )  # fmt: skip
     request = BuildRequest(made, "int8", tmp_path / "built", patches, plan=plan)
     built = target.build(replace(request, scheme=plan.tuned.rounding))
-    assert f"{len(floats)} of 9 operations stay FP32" in built.notes[0]
+    assert f"{len(rounding.floats)} of 9 operations stay FP32" in built.notes[0]
     with closing(target.open(built)) as session:
         assert np.array_equal(session.run(image()), seen)
 
@@ -154,7 +154,7 @@ def test_after_training_a_fixed_recipe_computes_what_torch_did(
     assert {grid.zero_point for grid in before.grids} == {128}
     student = trained(net, before)
     learned = student.learned_rounding()
-    made = replace_weights(graph, student.float_weights(), out=tmp_path)
+    made = export_anew(graph, student.float_net(), out=tmp_path)
     quantized, _ = symmetric_qdq.quantize_symmetric(onnx.load(made.file), patches, learned)
     assert [grid.scale for grid in read_grids(quantized)] == pytest.approx(
         [grid.scale for grid in learned.grids], rel=1e-6
@@ -190,8 +190,8 @@ def test_a_processor_that_saturates_has_weights_of_seven_bits(
 def test_without_roundings_it_is_the_net(
     net: SRNet, unrounded: FakeQuantNet, graph: Graph, tmp_path: Path
 ) -> None:
-    assert np.allclose(by_torch(unrounded), by_torch(net), atol=1e-6)
-    again = replace_weights(graph, unrounded.float_weights(), out=tmp_path)
+    assert np.allclose(by_torch(unrounded), by_torch(net), atol=2e-6 * np.abs(by_torch(net)).max())
+    again = export_anew(graph, unrounded.float_net(), out=tmp_path)
     assert onnx.load(again.file) == onnx.load(graph.file)
 
 
