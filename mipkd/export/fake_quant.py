@@ -37,7 +37,7 @@ class FakeQuantNet(SRNet):
 
     def __init__(self, net: SRNet, rounding: QuantScheme) -> None:
         super().__init__()
-        net = net.to_exportable()
+        net = deepcopy(net.to_exportable())  # so that whatever is done to the net is not done here
         self.scale, self.width = net.scale, net.width
         self.multiple, self.least, self.smallest = net.multiple, net.least, net.smallest
         # No submodules: the weights are in the trace.

@@ -78,7 +78,7 @@ def export_anew(graph: Graph, net: SRNet, *, out: Path) -> Graph:
     PReLU's slopes, and holds equal ones once.
 
     Raises:
-        StageError: torch cannot turn the net into a graph.
+        StageError: torch cannot turn the net into a graph, or calls its operations otherwise.
     """
     before = onnx.load(graph.file)
     metadata = {one.key: one.value for one in before.metadata_props}
@@ -86,6 +86,10 @@ def export_anew(graph: Graph, net: SRNet, *, out: Path) -> Graph:
     made = export(net, out=out, metadata=metadata, role=graph.role, family=graph.family)
     if not shuffles(before):
         made = edit_graph(made, replace_pixel_shuffle)
+    theirs = {node.name for node in before.graph.node}
+    if unlike := {node.name for node in onnx.load(made.file).graph.node} ^ theirs:
+        what = f"export: {graph.family} was exported anew with other operations: {min(unlike)}"
+        raise StageError(what)
     return replace(graph, file=made.file, sha256=made.sha256)
 
 

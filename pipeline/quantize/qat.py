@@ -79,7 +79,7 @@ class QatInputs:
     size: tuple[int, int]
 
 
-@stage(version=13, resumes=True, apart=True)
+@stage(version=14, resumes=True, apart=True)
 def qat(inputs: QatInputs, *, out: Path) -> QatStudent:
     """The student trained on with what INT8 of the target rounds.
 

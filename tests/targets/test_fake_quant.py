@@ -195,6 +195,20 @@ def test_without_roundings_it_is_the_net(
     assert onnx.load(again.file) == onnx.load(graph.file)
 
 
+def test_the_net_that_it_was_made_of_may_be_changed() -> None:
+    """As the teacher of its own training, which is placed in memory as its device likes it."""
+    teacher = made("compact")
+    student = FakeQuantNet(teacher, QuantScheme((), ()))
+    before = {name: p.clone() for name, p in student.float_net().named_parameters()}
+    teacher.to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter.zero_()
+    after = dict(student.float_net().named_parameters())
+    assert all(torch.equal(after[name], p) for name, p in before.items())
+    assert [p.stride() for p in after.values()] == [p.stride() for p in before.values()]
+
+
 def test_features_are_those_of_the_net(net: SRNet, unrounded: FakeQuantNet) -> None:
     last = len(net.blocks) - 1
     lr = torch.from_numpy(image())
