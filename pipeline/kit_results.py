@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mipkd.core.durable import replace_folder, sync_tree
-from mipkd.core.errors import UsageError
+from mipkd.core.errors import MipkdError, UsageError
 from mipkd.core.evidence import Evidence, Failure
 from mipkd.core.measurement import Measurement
 from mipkd.core.records import Built, TestSet
@@ -21,6 +21,7 @@ from pipeline.machine.remote.job_file import hash_files
 from pipeline.receipts import RECORD
 from pipeline.run import Run
 from pipeline.stages.measure import measure_on
+from pipeline.stages.perceive import add_scores, check_metric, look_at
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def read_results(results_file: Path, run: Run, evidence: Evidence) -> Iterator[C
     job = Job(machine.info, builts, machine.asked.settings)
     try:
         partial.mkdir(parents=True)  # of a target without pixels nothing lies there
-        found = measure_on(machine, job, evidence.tests, partial)
+        found = _perceive(measure_on(machine, job, evidence.tests, partial), evidence)
         yield Collected(
             target=target,
             job=machine.asked.id,
@@ -154,6 +155,17 @@ def _find_builts(file: Path, machine: Kit, evidence: Evidence) -> tuple[Built, .
             what = f"{file}: of another run's kit: this run has no {target} {name}"
             raise UsageError(what, hint=ANEW)
     return tuple(ours[name] for name in machine.models)
+
+
+def _perceive(found: tuple[Measurement, ...], evidence: Evidence) -> tuple[Measurement, ...]:
+    """The metrics, too, that compare features of a net whose weights the run was given."""
+    for name, weights in evidence.config.get("metrics", {}).get("weights", {}).items():
+        try:
+            check_metric(name, Path(weights), "collect")
+            found = add_scores(found, look_at(found, name, Path(weights), evidence.tests))
+        except MipkdError as error:  # all else that the kit brought is as good without
+            log.warning("%s; %s is left out", error.what, name)
+    return found
 
 
 def _move_outputs(m: Measurement, old: Path, new: Path) -> Measurement:

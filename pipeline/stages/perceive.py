@@ -71,12 +71,24 @@ def perceive(inputs: PerceiveInputs, *, out: Path) -> tuple[Perceived, ...]:
     Raises:
         UsageError, UnsupportedError: the file holds no weights of that net.
     """
-    metric, tests = open_metric(inputs.metric, inputs.weights.path), inputs.tests.value
-    truths = {name: hr_HWC for name, _, hr_HWC in load_tests(tests)}
-    every = (m for ref in inputs.measured for m in ref.value if m.outputs)
+    every = [m for ref in inputs.measured for m in ref.value]
+    return look_at(every, inputs.metric, inputs.weights.path, inputs.tests.value)
+
+
+def look_at(
+    measurements: Sequence[Measurement], name: str, weights: Path, tests: TestSet
+) -> tuple[Perceived, ...]:
+    """The metric of that name of every output that was kept.
+
+    Raises:
+        UsageError, UnsupportedError: the file holds no weights of its net.
+    """
+    metric = open_metric(name, weights)
+    truths = {image: hr_HWC for image, _, hr_HWC in load_tests(tests)}
     return tuple(
-        Perceived(metric.name, m.role, m.target, m.precision, _look(m, metric, truths, tests.scale))
-        for m in every
+        Perceived(name, m.role, m.target, m.precision, _look(m, metric, truths, tests.scale))
+        for m in measurements
+        if m.outputs
     )
 
 

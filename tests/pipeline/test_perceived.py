@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from mipkd.metrics._perceptual import make_features
+from pipeline.bundle.kit import make_kit
 
 Finished = Any  # the record of conftest.py
 Command = Callable[..., Any]
@@ -46,6 +49,30 @@ def test_it_measures_nothing_anew_and_gates_know_that_lower_is_better(
     assert gates["cpu int8"]["figure"] > gates["cpu fp32"]["figure"]  # INT8 is less alike
     for page in ("report.md", "index.html"):
         assert "Lower is better: LPIPS, Tint." in (report / page).read_text()
+
+
+def test_what_a_kit_brings_is_measured_by_it_too(
+    finished: Finished, alexnet: Path, ended: Command, tmp_path: Path
+) -> None:
+    given = ("--set", f"metrics.weights.lpips={alexnet}", "--out", finished.root)
+    ended(*finished.words, *given)
+    before = _lpips_on_cpu(finished.root)
+    assert before
+    kit = tmp_path / "kit.pyz"
+    make_kit(finished.bundle, "cpu", kit)
+    subprocess.run([sys.executable, "-I", kit.name], cwd=tmp_path, check=True, capture_output=True)
+    ended("collect", tmp_path / "results.zip", finished.root)
+    assert _lpips_on_cpu(finished.root) == before
+    alexnet.unlink()
+    said = ended("collect", tmp_path / "results.zip", finished.root)
+    assert "lpips is left out" in " ".join(said.err.split())
+    assert not _lpips_on_cpu(finished.root)
+
+
+def _lpips_on_cpu(run: Path) -> list[float]:
+    results = json.loads((run / "report/latest/results.json").read_text())
+    on = [m for m in results["measurements"] if m["target"] == "cpu"]
+    return [s["metrics"]["lpips"] for m in on for s in m["scores"] if "lpips" in s["metrics"]]
 
 
 def test_the_report_says_which_images_are_too_small_for_a_metric(once: Finished) -> None:
