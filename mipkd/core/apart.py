@@ -38,6 +38,7 @@ Send = Callable[[str, Any], None]
 # then have what that program had at the first start.
 START_METHOD = "spawn"
 _PATIENCE_S = 5.0  # until a process that was told to end is killed
+_BUSY = 8  # times its seconds, for a process that hardly gets the CPU
 _LOOK_S = 0.02  # between looks at its memory: in that time it can take 0.1 GB more
 _REASONS = {
     "SIGSEGV": "segmentation fault in native code",
@@ -54,6 +55,8 @@ class Limits:
     """What one call may take, and which option of the user's raises it; None: no limit.
 
     Time counts from when the process has imported the function, and anew from each `report` of it.
+    It is over where as much of the clock and of the CPU is: on a busy machine the clock alone says
+    nothing, up to eight times as much of it.
     Memory is what the process holds, without the files that it maps; it is not limited where the
     system does not tell (neither Linux nor psutil).
     """
@@ -63,6 +66,23 @@ class Limits:
     raise_seconds: str = ""  # such as "--set limits.seconds=..."
     raise_memory: str = ""
     later: Limits | None = None  # in their place from the first `report` on
+
+
+class _Clock:
+    """Whether a process has had its seconds, of the clock and of the CPU; without any it has not
+    started."""
+
+    def __init__(self, process: int = 0, seconds: float = math.inf) -> None:
+        self._process, self._seconds, self._began = process, seconds, time.monotonic()
+        self._used_s = memory.cpu_seconds(process) if process and seconds < math.inf else None
+
+    def is_over(self) -> bool:
+        passed_s = time.monotonic() - self._began
+        if passed_s <= self._seconds or self._used_s is None:
+            return passed_s > self._seconds
+        used_s = memory.cpu_seconds(self._process)
+        busy = used_s is not None and used_s - self._used_s <= self._seconds
+        return not busy or passed_s > _BUSY * self._seconds
 
 
 class LimitError(StageError):
@@ -107,12 +127,12 @@ class Worker:
             StageError: the process died; says by which signal.
             Exception: the function's own.
         """
-        limits, until = self.limits, math.inf
+        limits, clock = self.limits, _Clock()
         try:
             pipe = self._start()
             pipe.send((function, args, _levels()))
             while True:
-                self._wait(what, pipe, limits, until)
+                self._wait(what, pipe, limits, clock)
                 kind, value = pipe.recv()
                 if kind == "log":
                     logging.getLogger(value.name).handle(value)
@@ -123,7 +143,7 @@ class Worker:
                     limits = limits.later or limits
                     if take:
                         take(value)
-                until = time.monotonic() + (limits.seconds or math.inf)
+                clock = _Clock(self._process.pid, limits.seconds or math.inf)
         except (EOFError, ConnectionError) as error:
             raise self._explain_death(what) from error
         except BaseException:  # Ctrl-C too: the process does not hear it
@@ -134,14 +154,14 @@ class Worker:
         result, self.peak_bytes = value
         return result  # type: ignore[no-any-return]
 
-    def _wait(self, what: str, pipe: Connection[Any, Any], limits: Limits, until: float) -> None:
+    def _wait(self, what: str, pipe: Connection[Any, Any], limits: Limits, clock: _Clock) -> None:
         """Until there is something to receive, or the process took too much."""
         most = limits.memory_bytes or math.inf
         while True:
             if most < math.inf and (memory.held_bytes(self._process.pid) or 0) > most:
                 what = f"{what}: it took more than {_as_size(int(most))} of memory and was ended"
                 raise LimitError(what, hint=_explain_limit(limits.raise_memory))
-            if time.monotonic() > until:
+            if clock.is_over():
                 what = f"{what}: not done after {limits.seconds:g} s, it was ended"
                 raise LimitError(what, hint=_explain_limit(limits.raise_seconds))
             if pipe.poll(_LOOK_S):

@@ -1,5 +1,6 @@
-"""What this process holds of the machine's memory, as Linux counts it; None elsewhere."""
+"""What a process takes of the machine, as Linux counts it; elsewhere as psutil does, or None."""
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,6 +26,22 @@ def held_bytes(process: int) -> int | None:
     own = [_status(name, str(process)) for name in ("RssAnon", "RssShmem", "VmSwap")]
     known = [size for size in own if size is not None]
     return sum(known) if known else _resident_elsewhere(process)
+
+
+def cpu_seconds(process: int) -> float | None:
+    """What another process had of the CPU so far, all threads together; None: unknown."""
+    with suppress(OSError, ValueError, IndexError):
+        # The name before these fields stands in brackets and may hold any character.
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    try:
+        import psutil
+    except ImportError:
+        return None
+    with suppress(psutil.Error):
+        times = psutil.Process(process).cpu_times()
+        return float(times.user + times.system)
+    return None
 
 
 def _resident_elsewhere(process: int) -> int | None:

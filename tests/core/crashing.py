@@ -52,6 +52,11 @@ def never_end() -> None:
         pass
 
 
+def rest(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
 def take(size: int) -> int:
     return len(bytes(size).replace(b"\0", b"1"))
 
