@@ -85,7 +85,7 @@ class Learner:
         self._log_start()
         if not truth:
             off = ", ".join(list_truth_terms(config)) or "nothing"
-            log.info("LR frames without truth; off are the terms of losses that read it: %s", off)
+            log.info("LR frames without truth; terms of losses that read it are off: %s", off)
 
     def _make_helpers(self) -> nn.ModuleDict:
         with torch.random.fork_rng([]):

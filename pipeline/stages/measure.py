@@ -19,8 +19,8 @@ from targets.base import ByteArray
 
 
 def is_disturbed(found: tuple[Measurement, ...]) -> bool:
-    """Whether a time cannot be believed: the same command measures anew."""
-    return any(m.doubt for m in found)
+    """Whether the machine was too busy, or throttled: the same command measures anew."""
+    return any(m.invalid_because or (m.stream and m.stream.invalid_because) for m in found)
 
 
 @dataclass(frozen=True)

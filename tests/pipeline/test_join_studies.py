@@ -23,7 +23,8 @@ def part(study: Study, *arms: str) -> Study:
 
 
 def test_parts_give_the_trainings_of_the_whole(whole: Study) -> None:
-    joined = join([part(whole, "scratch", "logits"), part(whole, "logits-inherited")])
+    others = dict.fromkeys(one.arm for one in whole.trained if one.arm not in ("scratch", "mipkd"))
+    joined = join([part(whole, *others), part(whole, "mipkd", "scratch")])
     assert joined.trained != whole.trained
     assert sorted(map(repr, joined.trained)) == sorted(map(repr, whole.trained))
     assert replace(joined, trained=whole.trained, command=whole.command) == whole
