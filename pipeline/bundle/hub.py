@@ -132,7 +132,7 @@ def _model_index(evidence: Evidence) -> Iterator[dict[str, Any]]:
 def _scores(m: Measurement) -> Iterator[dict[str, Any]]:
     simulated = f", {m.kind}" if m.simulated else ""
     for metric, (kind, title) in _METRICS.items():
-        if not m.invalid_because and (mean := mean_of(m, metric)) is not None:
+        if (mean := mean_of(m, metric)) is not None:
             name = f"{title}{TO[m.against]}, {m.target} {m.precision}{simulated}"
             yield {"type": kind, "value": round(mean, 4), "name": name}
 

@@ -190,10 +190,15 @@ def with_grids(model: Any, wanted: Iterable[QuantParams], factors: Mapping[str, 
     """A copy of a quantised model that rounds feature maps to other grids.
 
     NNCF may round once what they round apart: where it puts a rounding depends on the weights.
+
+    Raises:
+        StageError: none is wanted for a map that is rounded.
     """
     model = model.clone()
     grids = {reader: grid for grid in wanted for reader in grid.readers}
     for op in _roundings(model):
+        if unknown := [reader for reader in _readers(op) if reader not in grids]:
+            raise StageError(f"int8: no grid was learned for what {unknown} read")
         for apart in _split(op, [grids[reader].readers for reader in _readers(op)]):
             grid = grids[_readers(apart)[0]]
             scale = grid.scale / _factor(grid.readers, factors)

@@ -58,6 +58,13 @@ def test_hugging_faces_client_reads_the_card_of_a_run(once: Finished, evidence: 
     assert not [name for name in found if "null" in name and "nan" in name]
 
 
+def test_quality_is_told_where_no_time_may_be_believed(evidence: Evidence) -> None:
+    busy = tuple(replace(m, invalid_because="busy machine") for m in evidence.measurements)
+    told = hub.front_matter(replace(evidence, measurements=busy), BundleConfig(), ())
+    assert told == hub.front_matter(evidence, BundleConfig(), ())
+    assert "PSNR-Y, cpu int8" in told
+
+
 def test_what_a_run_cannot_know_is_taken_from_the_settings(evidence: Evidence) -> None:
     config = BundleConfig(base_model="me/edsr-x2", datasets=("eugenesiow/Div2k",))
     data = parsed(hub.front_matter(evidence, config, ()))
