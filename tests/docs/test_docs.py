@@ -17,6 +17,7 @@ import typer
 from typer.testing import CliRunner
 
 from pipeline import cli
+from pipeline.bench.latency import BenchSettings, find_doubt
 from pipeline.config import load
 
 ROOT = Path(__file__).parents[2]
@@ -91,9 +92,10 @@ NO_COMMANDS = {
 WORSE_THAN_BICUBIC = ("run --teacher ", "run --config ", "check runs/edsr", "collect ")
 # As `check` and as `run` have it.
 GATE = ("FAIL    student: gain over bicubic", "FAIL    better than bicubic, student: ")
-# What a busy machine may do to any latency.
+# What a busy machine may do to any latency: in a verdict, and as `bench` tells it.
 OF_TIME = re.compile(
-    r"(FAIL|INVALID) +(\S+ \S+: (latency|slowdown) at |latency at )|\S+ \S+: INVALID: latency"
+    r"(FAIL|INVALID) +(\S+ \S+: (latency|slowdown) at |latency at )"
+    r"|\S+ \S+: INVALID: (\d+ samples in|\d+ of \d+ samples are under|unstable: |busy machine: )"
 )
 
 # What readers have from earlier days: made from what the commands before have made.
@@ -245,6 +247,17 @@ def test_a_command_does_what_the_page_says(number: int, reader: Reader) -> None:
     assert [x.startswith(GATE) for x in rest] == ([True] if fails else []), ended
     assert ended.code in ((6,) if fails else (0, 6, 7) if of_time else (0,)), ended
     assert "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize(
+    "samples_s", [(0.1,) * 3, (0.01,) * 5 + (0.1,) * 20, (0.1,) * 20 + (3.0,) * 20]
+)
+def test_what_bench_says_of_a_busy_machine_is_known_here(samples_s: tuple[float, ...]) -> None:
+    assert OF_TIME.match(f"cpu int8: INVALID: {find_doubt(samples_s, BenchSettings())}")
+
+
+def test_a_model_whose_output_is_wrong_is_not_taken_for_a_busy_machine() -> None:
+    assert not OF_TIME.match("cpu int8: INVALID: output has values that are not finite")
 
 
 def is_worse_than_bicubic(line: str) -> bool:
