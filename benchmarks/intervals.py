@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mipkd.core.codec import decode
-from mipkd.core.study import SetScores
+from mipkd.core.study import SetScores, arm_name
 from pipeline.bench.stats import mean_over_seeds_and_images
 
 MOST = 0.10  # of the 95 % intervals may exclude 0
@@ -71,7 +71,7 @@ def rows_of(file: Path) -> list[Row]:
     study = json.loads(file.read_text())["study"]
     found = []
     for number, scores in enumerate(study["bicubic_scores"]):
-        for arm in dict.fromkeys(one["arm"] for one in study["trained"]):
+        for arm in _arms(study):
             psnr_SI = _psnr(study, arm, number)
             if len(psnr_SI) > 1:
                 found.append(_row(file.parent.name, Path(scores["source"]).name, arm, psnr_SI))
@@ -79,22 +79,32 @@ def rows_of(file: Path) -> list[Row]:
 
 
 def differences_of(file: Path) -> list[dict[str, Any]]:
-    """What each arm has over each other one in dB, by intervals over seeds and images."""
+    """What each arm has over each other one of as many seeds in dB, over seeds and images."""
     study = json.loads(file.read_text())["study"]
     found = []
     for number, scores in enumerate(study["bicubic_scores"]):
-        arms = list(dict.fromkeys(one["arm"] for one in study["trained"]))
-        for arm, other in permutations(arms, 2):
-            gained_SI = _psnr(study, arm, number) - _psnr(study, other, number)
-            interval = mean_over_seeds_and_images(gained_SI.tolist())
+        for arm, other in permutations(_arms(study), 2):
+            ours_SI, theirs_SI = _psnr(study, arm, number), _psnr(study, other, number)
+            if len(ours_SI) != len(theirs_SI):
+                continue
+            interval = mean_over_seeds_and_images((ours_SI - theirs_SI).tolist())
             names = {"test": Path(scores["source"]).name, "arm": arm, "over": other}
             found.append(names | {"db": asdict(interval)})
     return found
 
 
+def _arms(study: dict[str, Any]) -> list[str]:
+    return list(dict.fromkeys(map(_name, study["trained"])))
+
+
+def _name(trained: dict[str, Any]) -> str:
+    """At equal time an arm trained for other steps, and is another one."""
+    return arm_name(trained["arm"], trained.get("budget_s"))
+
+
 def _psnr(study: dict[str, Any], arm: str, number: int) -> Array:
     """PSNR-Y in dB, shape (seeds, images)."""
-    trained = [one for one in study["trained"] if one["arm"] == arm]
+    trained = [one for one in study["trained"] if _name(one) == arm]
     sets = [decode(SetScores, one["scores"][number]) for one in trained]
     return np.array([[score.psnr_y_db for score in found.images] for found in sets])
 
